@@ -1,0 +1,44 @@
+"""Every file in configs/ loads, by its kind, and names nothing that exists on one machine only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from videostr import config as config_module
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def is_coldstart(path: Path) -> bool:
+    return path.stem.endswith("coldstart")
+
+
+def test_there_are_configs() -> None:
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_loads_and_round_trips(path: Path, tmp_path: Path) -> None:
+    load = config_module.load_coldstart if is_coldstart(path) else config_module.load
+    config = load(path)
+    dumped = tmp_path / path.name
+    dumped.write_text(config_module.dump(config))
+    assert load(dumped) == config
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_has_neither_interpolations_nor_absolute_paths(path: Path) -> None:
+    file = OmegaConf.load(path)
+    assert isinstance(file, DictConfig)
+    values = _leaves(OmegaConf.to_container(file, resolve=False))
+    assert [v for v in values if isinstance(v, str) and ("${" in v or v.startswith(("/", "~")))] == []
+
+
+def _leaves(tree: object) -> list[object]:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    return [tree]

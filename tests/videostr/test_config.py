@@ -1,0 +1,206 @@
+"""The config tree: defaults, overrides, refusals, and the words of every rule between keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from videostr.config import ColdStartConfig, Config, dump, load, load_coldstart, validate
+from videostr.errors import ConfigError
+
+SPARSE = """
+model: {path: models/tiny}
+data: {train: data/train}
+rollout: {max_model_len: 4096}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write_text(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write_text
+
+
+def test_a_sparse_file_keeps_the_defaults(write: Callable[[str], Path]) -> None:
+    config = load(write(SPARSE))
+    expected = Config()
+    expected.model.path, expected.data.train, expected.rollout.max_model_len = (
+        "models/tiny",
+        "data/train",
+        4096,
+    )
+    assert config == expected
+    assert config.learner.betas == (0.9, 0.999)
+    assert isinstance(config, Config)
+
+
+def test_overrides_win_over_the_file_and_take_the_type_of_the_key(write: Callable[[str], Path]) -> None:
+    config = load(
+        write(SPARSE),
+        ["rollout.max_model_len=2048", "run.name=other", "learner.betas=[0.8,0.9]", "run.seed=7"],
+    )
+    assert config.rollout.max_model_len == 2048
+    assert config.run.name == "other"
+    assert config.run.seed == 7
+    assert config.learner.betas == (0.8, 0.9)
+
+
+def test_dump_and_load_give_the_same_config(write: Callable[[str], Path], tmp_path: Path) -> None:
+    config = load(write(SPARSE), ["learner.lr=3.5e-7", "loss.name=gspo", "learner.betas=[0.8,0.95]"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+    assert "lr: 3.5e-07" in again.read_text()
+
+
+def test_coldstart_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "x_coldstart.yaml"
+    path.write_text("data: d\nout: o\n")
+    config = load_coldstart(path, ["steps=2", "device=cuda"])
+    assert config == ColdStartConfig(data="d", out="o", steps=2, device="cuda")
+    path.write_text(dump(config))
+    assert load_coldstart(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("modle: {path: x}", [], ["modle"]),
+        ("model: {pth: x}", [], ["model.pth"]),
+        (SPARSE, ["train.stpes=3"], ["train.stpes"]),
+        (SPARSE, ["train.steps=many"], ["train.steps", "many"]),
+        (SPARSE, ["loss.name=reinforce"], ["loss.name", "reinforce"]),
+        (SPARSE, ["run.seed=1.5"], ["run.seed", "1.5"]),
+        (SPARSE, ["learner.betas=[0.9]"], ["length 1 does not match type hint length 2"]),
+        (SPARSE, ["train.steps"], ["train.steps", "key=value"]),
+        ("[1, 2]", [], ["must be a mapping"]),
+        ("model: {path: [", [], ["not readable as YAML"]),
+        ("model: {path: '${run.name}'}\ndata: {train: d}", [], ["model.path", "interpolation"]),
+    ],
+)
+def test_a_bad_key_or_value_is_refused_by_name(
+    write: Callable[[str], Path], text: str, overrides: list[str], words: list[str]
+) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    for word in [str(path), *words] if "=" in "".join(overrides) or not overrides else words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        load(tmp_path / "none.yaml")
+
+
+def valid() -> Config:
+    config = Config()
+    config.model.path, config.data.train = "m", "d"
+    return config
+
+
+def test_the_valid_config_is_valid() -> None:
+    validate(valid())
+
+
+# Keys set, and what the message must hold: each key, each value, the remedy.
+RULES: list[tuple[dict[str, object], list[str]]] = [
+    ({"model.path": ""}, ['model.path = ""', "set model.path=DIR"]),
+    ({"data.train": ""}, ['data.train = ""', "python -m videostr.data"]),
+    ({"sampling.group_size": 1}, ["sampling.group_size = 1", "set it to 2 or more"]),
+    (
+        {"sampling.max_tokens": 600, "rollout.max_model_len": 500},
+        ["sampling.max_tokens = 600", "rollout.max_model_len = 500", "raise max_model_len"],
+    ),
+    (
+        {"rollout.tensor_parallel_size": 2},
+        ["rollout.tensor_parallel_size = 2", "rollout.num_gpus = 0", "set rollout.num_gpus"],
+    ),
+    (
+        {"rollout.num_gpus": 2.0, "learner.num_gpus": 1.0},
+        ["rollout.num_gpus = 2.0", "rollout.tensor_parallel_size = 1", "one GPU per tensor-parallel rank"],
+    ),
+    (
+        {"learner.num_gpus": 1.0},
+        ["rollout.num_gpus = 0.0", "learner.num_gpus = 1.0", "both on GPUs or both on CPU"],
+    ),
+    ({"sync.backend": "nccl"}, ["sync.backend = nccl", "rollout.num_gpus = 0", "sync.backend=gloo"]),
+    (
+        {"reward.overlong_buffer": 1024},
+        ["reward.overlong_buffer = 1024", "sampling.max_tokens = 1024", "lower it"],
+    ),
+]
+RANGES: list[tuple[str, object]] = [
+    *[
+        (key, 0)
+        for key in ("sampling.temperature", "sampling.max_tokens", "rollout.num_workers", "learner.lr")
+    ],
+    *[
+        (key, 0)
+        for key in ("train.steps", "train.prompts_per_step", "train.keep_checkpoints", "evaluate.samples")
+    ],
+    *[(key, -1) for key in ("reward.deadline_s", "sync.timeout_s", "loss.eps_low", "learner.max_grad_norm")],
+    *[
+        (key, -1)
+        for key in ("loss.kl_coef", "evaluate.prompts", "train.checkpoint_every", "train.traces_every")
+    ],
+    *[(key, 1.5) for key in ("reward.node_weight", "data.max_bad_fraction")],
+    ("learner.zero_stage", 4),
+    ("learner.warmup_steps", -1),
+    ("learner.betas", [0.9, 1.0]),
+    ("reward.overlong_buffer", -1),
+]
+
+
+def with_values(values: dict[str, object]) -> Config:
+    config = valid()
+    for key, value in values.items():
+        section, name = key.split(".")
+        assert hasattr(getattr(config, section), name)
+        setattr(getattr(config, section), name, value)
+    return config
+
+
+@pytest.mark.parametrize(("values", "words"), RULES, ids=lambda value: "+".join(value))
+def test_a_broken_rule_names_keys_values_and_remedy(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(with_values(values))
+    (line,) = str(caught.value).splitlines()
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(("key", "value"), RANGES)
+def test_a_value_out_of_range_names_key_value_and_range(key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(with_values({key: value}))
+    assert any(line.startswith(f"{key} = {value}: must be ") for line in str(caught.value).splitlines())
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(with_values({"train.steps": 0, "model.path": "", "sampling.group_size": 1}))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["data=''"], 'data = ""'),
+        (["out=''"], 'out = ""'),
+        (["steps=0"], "coldstart.steps = 0"),
+        (["x=1"], "x"),
+    ],
+)
+def test_coldstart_rules(tmp_path: Path, overrides: list[str], word: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: d\nout: o\n")
+    with pytest.raises(ConfigError) as caught:
+        load_coldstart(path, overrides)
+    assert word in str(caught.value)

@@ -1,0 +1,447 @@
+"""The typed config tree: load a YAML, override by `key=value`, validate, dump.
+
+A file is sparse (what it leaves out has the default below) and complete (no interpolation, no inheritance).
+`load` returns plain dataclasses; unknown keys, wrong types and broken rules raise `ConfigError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from videostr.errors import ConfigError
+
+
+@dataclass
+class Run:
+    """Where a run lives and what it repeats."""
+
+    name: str = "run"
+    """Folder name below `dir`."""
+    dir: str = "runs"
+    """Parent of the run folder."""
+    seed: int = 0
+    """Seeds data order and sampling."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue when the folder has a checkpoint; never: refuse a folder that has one."""
+
+
+@dataclass
+class Model:
+    """The policy."""
+
+    path: str = ""
+    """Hugging Face folder (or hub id) of a Qwen2.5-VL."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and activations, in learner and engine."""
+    freeze_vision: bool = False
+    """True trains the language model only; the engines then keep their encoder caches across updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class Tabletop:
+    """The embedded world: builds the datasets that `data.train` and `data.heldout` name, where they do not exist yet."""
+
+    train_scenes: int = 0
+    """One record each; 0 builds nothing."""
+    heldout_scenes: int = 0
+    difficulty: Literal["easy", "full"] = "easy"
+    seed: int = 0
+
+
+@dataclass
+class Data:
+    """Record datasets: folders of Parquet shards, each with its videos."""
+
+    train: str = ""
+    heldout: str = ""
+    """Evaluated before and after; "" for none."""
+    frame_store: str = ""
+    """Folder for decoded frames; "" is `frames/` in the run folder."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of the training records is quarantined."""
+    tabletop: Tabletop = field(default_factory=Tabletop)
+
+
+@dataclass
+class Sampling:
+    """How groups are sampled."""
+
+    group_size: int = 8
+    """G, completions per prompt, at least 2."""
+    temperature: float = 1.0
+    max_tokens: int = 1024
+    """Longest completion, tokens."""
+
+
+@dataclass
+class RolloutConfig:
+    """vLLM engines; one per rollout worker."""
+
+    num_workers: int = 1
+    tensor_parallel_size: int = 1
+    """Accelerators per engine; 1 on CPU."""
+    num_cpus: float = 1.0
+    """Ray CPUs reserved per worker."""
+    num_gpus: float = 0.0
+    """Ray GPUs reserved per worker; 0 runs the CPU engine. Otherwise a multiple of tensor_parallel_size."""
+    max_model_len: int = 8192
+    """Prompt and completion together, tokens."""
+    max_num_seqs: int = 64
+    """Sequences decoded together."""
+    max_num_batched_tokens: int = 16384
+    """Tokens of one engine step; also the longest prompt on CPU, where chunked prefill is off."""
+    gpu_memory_utilization: float = 0.85
+    """Share of accelerator memory for the engine."""
+    kv_cache_gib: int = 1
+    """Key-value cache of a CPU engine, GiB."""
+    threads: int = 1
+    """OpenMP threads of a CPU engine."""
+    start_timeout_s: float = 900.0
+    """Longest engine start."""
+    request_timeout_s: float = 1800.0
+    """Longest time for one group."""
+
+
+@dataclass
+class RewardConfig:
+    """What completions are paid for, and where that is computed."""
+
+    rubric: Literal["default", "answer_only"] = "default"
+    num_workers: int = 1
+    num_cpus: float = 1.0
+    """Ray CPUs reserved per worker."""
+    deadline_s: float = 30.0
+    """Longest time for one group; a worker past it is killed and replaced."""
+    node_tolerance: float = 1.0
+    """Scale of the distance at which a node's credit reaches 0, in units of the scene's size."""
+    distance_tolerance: float = 0.5
+    """Relative error at which an edge's distance credit reaches 0."""
+    angle_tolerance: float = 60.0
+    """Error at which an edge's bearing credit reaches 0, degrees."""
+    node_weight: float = 0.5
+    """lambda: share of the node term in the graph reward, the edge term has the rest."""
+    edges: Literal["stated_or_derived", "derived", "stated"] = "stated_or_derived"
+    """Whether stated edges count, edges derived from node positions, or stated ones where stated."""
+    scale: Literal["absolute", "relative"] = "absolute"
+    """relative divides distances by their mean on each side."""
+    overlong_buffer: int = 0
+    """Tokens before the limit over which the length penalty falls from 0 to -1; 0 switches it off."""
+
+
+@dataclass
+class LearnerConfig:
+    """DeepSpeed ranks."""
+
+    num_ranks: int = 1
+    num_cpus: float = 1.0
+    """Ray CPUs reserved per rank."""
+    num_gpus: float = 0.0
+    """Ray GPUs reserved per rank; 0 trains on CPU over gloo."""
+    threads: int = 1
+    """OpenMP threads per CPU rank."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    """Linear warm-up of the learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up, over train.steps."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm is clipped to this."""
+    packing: Literal["group", "none"] = "group"
+    """group: one forward for the prompt and its G completions; none: one per completion (the reference)."""
+    max_row_tokens: int = 4096
+    """Tokens of one packed row; longer groups are split by completions, shorter ones share a row."""
+    timeout_s: float = 1800.0
+    """Longest time for one call on a rank."""
+
+
+@dataclass
+class LossConfig:
+    """Advantage and policy loss (method, section 5)."""
+
+    advantage: Literal["grpo", "dr_grpo"] = "grpo"
+    """grpo divides by the group's standard deviation, dr_grpo does not."""
+    name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
+    eps_low: float = 0.2
+    eps_high: float = 0.28
+    kl_coef: float = 0.0
+    """Weight of the k3 estimate of KL(policy || reference); above 0 a frozen reference model is kept."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    constant_length: int = 1024
+    """Divisor per sequence for aggregation `constant`, tokens."""
+    mask_truncated: bool = False
+    """Leave completions that hit the token limit out of the loss."""
+
+
+@dataclass
+class SyncConfig:
+    """Weight transfer from learner to engines."""
+
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """auto: nccl when the engines have GPUs, else gloo."""
+    timeout_s: float = 300.0
+    """Deadline of every control call of a transfer."""
+    verify: bool = False
+    """Compare checksums of every parameter after each transfer."""
+
+
+@dataclass
+class TrainConfig:
+    """Length and shape of the run."""
+
+    steps: int = 100
+    prompts_per_step: int = 16
+    """P, groups per update."""
+    checkpoint_every: int = 50
+    """Steps; the last step is always saved. 0 saves only the last."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    traces_every: int = 10
+    """Steps between trace dumps; 0 for none."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Held-out evaluation before and after training."""
+
+    prompts: int = 256
+    """Held-out prompts, the first of the dataset; 0 for no evaluation."""
+    samples: int = 4
+    """Sampled completions per prompt, at the training temperature; one greedy one is added."""
+    bootstrap: int = 2000
+    """Resamples for confidence intervals."""
+
+
+@dataclass
+class PlacementConfig:
+    """How the plan meets the cluster."""
+
+    wait_s: float = 0.0
+    """Seconds to wait for nodes that an autoscaler may bring; 0 refuses a plan that does not fit now."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    sampling: Sampling = field(default_factory=Sampling)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+
+
+@dataclass
+class ColdStartConfig:
+    """Supervised cold start on reference traces: `python -m videostr.coldstart`."""
+
+    data: str = ""
+    """Record dataset to learn from."""
+    heldout: str = ""
+    """Record dataset to measure on; "" for none."""
+    model: str = ""
+    """Folder of a Qwen2.5-VL to start from; "" makes the tabletop policy from random weights."""
+    out: str = ""
+    """Folder for the result, Hugging Face format."""
+    frame_store: str = ""
+    """Folder for decoded frames; "" is `frames/` in `data`."""
+    seed: int = 0
+    steps: int = 1000
+    """Optimizer steps; the learning rate falls to 0 over them, by a cosine."""
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    max_grad_norm: float = 1.0
+    freeze_vision: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    threads: int = 2
+    heldout_prompts: int = 128
+    """Held-out records that the final accuracy is measured on."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's config.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or broken rule; names the key and the remedy.
+    """
+    config: Config = _read(Config, path, overrides)
+    validate(config)
+    return config
+
+
+def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStartConfig:
+    """Read a cold start's config; raises as `load` does."""
+    config: ColdStartConfig = _read(ColdStartConfig, path, overrides)
+    _check_rules(_coldstart_rules(config))
+    return config
+
+
+def dump(config: Config | ColdStartConfig) -> str:
+    """The resolved config as YAML; `load` of it gives the same config."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def validate(config: Config) -> None:
+    """Check every rule between keys.
+
+    Raises:
+        ConfigError: one line for each broken rule: the keys, their values, the rule, the remedy.
+    """
+    _check_rules(_rules(config))
+
+
+def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+    try:
+        file = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/") from None
+    except Exception as error:  # PyYAML and OmegaConf share no base class
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(file, DictConfig):
+        raise ConfigError(
+            f"{path}: holds a {type(file).__name__}, must be a mapping of sections such as `model:`"
+        )
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError(f"override {text!r}: must be key=value, e.g. train.steps=10")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), file, OmegaConf.from_dotlist(list(overrides)))
+        _refuse_interpolation(path, OmegaConf.to_container(merged, resolve=False))
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path}: {key}: {first}; keys and types are listed in videostr/config.py"
+        ) from error
+
+
+def _refuse_interpolation(path: str | Path, tree: Any, key: str = "") -> None:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_interpolation(path, value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and "${" in tree:
+        raise ConfigError(f"{path}: {key} = {tree!r}: interpolation is not supported; write the value out")
+
+
+def _check_rules(rules: Sequence[tuple[bool, str]]) -> None:
+    broken = [message for holds, message in rules if not holds]
+    if broken:
+        raise ConfigError("\n".join(broken))
+
+
+def _positive(section: str, values: Any, *names: str) -> list[tuple[bool, str]]:
+    return [_bound(f"{section}.{name}", getattr(values, name), lambda v: v > 0, "above 0") for name in names]
+
+
+def _bound(key: str, value: float, holds: Callable[[float], bool], rule: str) -> tuple[bool, str]:
+    return holds(value), f"{key} = {value}: must be {rule}"
+
+
+def _rules(c: Config) -> list[tuple[bool, str]]:
+    gpu_rollout = c.rollout.num_gpus > 0
+    gpu_learner = c.learner.num_gpus > 0
+    return [
+        *_positive("sampling", c.sampling, "temperature", "max_tokens"),
+        *_positive(
+            "rollout", c.rollout, "num_workers", "tensor_parallel_size", "max_model_len", "max_num_seqs"
+        ),
+        *_positive(
+            "rollout",
+            c.rollout,
+            "num_cpus",
+            "kv_cache_gib",
+            "threads",
+            "start_timeout_s",
+            "request_timeout_s",
+        ),
+        *_positive("reward", c.reward, "num_workers", "num_cpus", "deadline_s", "node_tolerance"),
+        *_positive("reward", c.reward, "distance_tolerance", "angle_tolerance"),
+        *_positive(
+            "learner", c.learner, "num_ranks", "threads", "lr", "max_grad_norm", "max_row_tokens", "timeout_s"
+        ),
+        *_positive("loss", c.loss, "eps_low", "eps_high", "constant_length"),
+        *_positive("sync", c.sync, "timeout_s"),
+        *_positive("train", c.train, "steps", "prompts_per_step", "keep_checkpoints"),
+        *_positive("evaluate", c.evaluate, "samples", "bootstrap"),
+        _bound("reward.node_weight", c.reward.node_weight, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        _bound("reward.overlong_buffer", c.reward.overlong_buffer, lambda v: v >= 0, "at least 0"),
+        _bound("data.max_bad_fraction", c.data.max_bad_fraction, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        _bound("learner.zero_stage", c.learner.zero_stage, lambda v: v in (0, 1, 2, 3), "0, 1, 2 or 3"),
+        (
+            all(0 <= beta < 1 for beta in c.learner.betas),
+            f"learner.betas = {list(c.learner.betas)}: must be two numbers in [0, 1), e.g. [0.9, 0.999]",
+        ),
+        _bound("learner.warmup_steps", c.learner.warmup_steps, lambda v: v >= 0, "at least 0"),
+        _bound("loss.kl_coef", c.loss.kl_coef, lambda v: v >= 0, "at least 0"),
+        _bound("evaluate.prompts", c.evaluate.prompts, lambda v: v >= 0, "at least 0"),
+        _bound("train.checkpoint_every", c.train.checkpoint_every, lambda v: v >= 0, "at least 0"),
+        _bound("train.traces_every", c.train.traces_every, lambda v: v >= 0, "at least 0"),
+        (bool(c.model.path), 'model.path = "": must name the policy; set model.path=DIR'),
+        (
+            bool(c.data.train),
+            'data.train = "": must name a record dataset; build one with python -m videostr.data',
+        ),
+        (
+            c.sampling.group_size >= 2,
+            f"sampling.group_size = {c.sampling.group_size}: a group of one has no advantage; set it to 2 or more",
+        ),
+        (
+            c.sampling.max_tokens < c.rollout.max_model_len,
+            f"sampling.max_tokens = {c.sampling.max_tokens} must be below rollout.max_model_len = "
+            f"{c.rollout.max_model_len}, or no prompt fits; raise max_model_len",
+        ),
+        (
+            gpu_rollout or c.rollout.tensor_parallel_size == 1,
+            f"rollout.tensor_parallel_size = {c.rollout.tensor_parallel_size} needs GPUs, but rollout.num_gpus = 0; "
+            "set rollout.num_gpus to the same number",
+        ),
+        (
+            not gpu_rollout or c.rollout.num_gpus == c.rollout.tensor_parallel_size,
+            f"rollout.num_gpus = {c.rollout.num_gpus} must equal rollout.tensor_parallel_size = "
+            f"{c.rollout.tensor_parallel_size}: an engine has one GPU per tensor-parallel rank",
+        ),
+        (
+            gpu_rollout == gpu_learner,
+            f"rollout.num_gpus = {c.rollout.num_gpus} and learner.num_gpus = {c.learner.num_gpus}: engines and learner "
+            "must be both on GPUs or both on CPU, or weights have no common backend",
+        ),
+        (
+            not (c.sync.backend == "nccl" and not gpu_rollout),
+            "sync.backend = nccl needs GPUs, but rollout.num_gpus = 0; use sync.backend=gloo or auto",
+        ),
+        (
+            not (c.reward.overlong_buffer >= c.sampling.max_tokens),
+            f"reward.overlong_buffer = {c.reward.overlong_buffer} must be below sampling.max_tokens = "
+            f"{c.sampling.max_tokens}, or every completion is penalised; lower it",
+        ),
+    ]
+
+
+def _coldstart_rules(c: ColdStartConfig) -> list[tuple[bool, str]]:
+    return [
+        *_positive("coldstart", c, "steps", "batch_size", "lr", "max_grad_norm", "threads"),
+        (bool(c.data), 'data = "": must name a record dataset; build one with python -m videostr.data build'),
+        (bool(c.out), 'out = "": must name the folder for the result'),
+    ]

@@ -1,0 +1,70 @@
+"""Errors that a user can act on.
+
+    VideoStrError
+     +- ConfigError          a key, value or combination of values is not allowed
+     +- DataError            a dataset, record or video cannot be used
+     |   +- VideoError       a video file is missing, truncated or cannot be decoded
+     |   +- RecordError      a dataset row breaks the record schema
+     |   +- TooManyBadRecords  more than data.max_bad_fraction of the records are quarantined
+     +- ModelError           a checkpoint cannot be trained or served (no video support, tied embeddings, ...)
+     +- PlacementError       the plan does not fit the cluster
+     +- RunFolderError       the run folder belongs to another config, or its state cannot be read
+     +- RolloutError         a rollout engine is dead or refused a request
+     +- RewardError          a reward worker failed or ran past its deadline
+     +- TransferError        weights did not reach the engines
+     +- LearnerError         a learner rank failed
+
+Every message names the value, the rule it breaks and the remedy. All take one string, so they survive pickling.
+"""
+
+
+class VideoStrError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(VideoStrError):
+    """A key, value or combination of values is not allowed."""
+
+
+class DataError(VideoStrError):
+    """A dataset, record or video cannot be used."""
+
+
+class VideoError(DataError):
+    """A video file is missing, truncated or cannot be decoded."""
+
+
+class RecordError(DataError):
+    """A dataset row breaks the record schema."""
+
+
+class TooManyBadRecords(DataError):
+    """More than `data.max_bad_fraction` of the records are quarantined."""
+
+
+class ModelError(VideoStrError):
+    """A checkpoint cannot be trained or served."""
+
+
+class PlacementError(VideoStrError):
+    """The plan does not fit the cluster."""
+
+
+class RunFolderError(VideoStrError):
+    """The run folder belongs to another config, or its state cannot be read."""
+
+
+class RolloutError(VideoStrError):
+    """A rollout engine is dead or refused a request."""
+
+
+class RewardError(VideoStrError):
+    """A reward worker failed or ran past its deadline."""
+
+
+class TransferError(VideoStrError):
+    """Weights did not reach the engines."""
+
+
+class LearnerError(VideoStrError):
+    """A learner rank failed."""

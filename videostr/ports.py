@@ -1,0 +1,90 @@
+"""What the loop speaks to: four ports, implemented by Ray actors in `actors/` and by in-process objects in tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from videostr.types import Completion, Failure, LearnerBatch, Prompt, Record, Rollout, Update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Sample one group."""
+
+    prompt: Prompt
+    n: int
+    """G, completions to sample."""
+    temperature: float
+    """0 is greedy."""
+    max_tokens: int
+    seed: int
+    """Same seed, prompt and weights: same tokens, whatever else is in the engine's batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A sampled group, not yet scored."""
+
+    prompt_token_ids: np.ndarray
+    """[T] int32, the expanded prompt as the engine saw it."""
+    completions: tuple[Completion, ...]
+    """n of them."""
+
+
+class RolloutPool(Protocol):
+    """Samples groups on whichever engine has room."""
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        """One group; waits for a free place. Bad input is a `Failure`, a dead engine raises `RolloutError`."""
+        ...
+
+
+class RewardPool(Protocol):
+    """Parses and scores whole groups on CPU."""
+
+    failures: Counter[str]
+    """Workers lost so far, by cause."""
+
+    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
+        """Rollouts in the order of `completions`; a group that fails three times is a `Failure`."""
+        ...
+
+
+class Learner(Protocol):
+    """All ranks as one."""
+
+    async def update(self, batch: LearnerBatch) -> Update:
+        """One optimizer step on the batch; returns the new weight version."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write `policy/` (Hugging Face format) and `learner/` (optimizer and schedule) into `folder`."""
+        ...
+
+    async def load(self, folder: Path) -> int:
+        """Restore what `save` wrote; returns the weight version."""
+        ...
+
+
+class WeightSync(Protocol):
+    """Moves the learner's weights into every engine."""
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """Metrics (`sync/bytes`, `sync/seconds`, ...) once every engine serves `version`; raises `TransferError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Everything outside the loop."""
+
+    rollouts: RolloutPool
+    rewards: RewardPool
+    learner: Learner
+    sync: WeightSync

@@ -1,0 +1,315 @@
+"""The carriers, in the order in which data moves through the system.
+
+  record -> clip -> prompt -> rollout group -> trace -> score -> advantage -> learner batch -> update -> weights
+
+All are frozen dataclasses that hold plain Python values or NumPy arrays, never tensors or pixels, so that each
+can cross a process boundary cheaply. Shape letters: P prompts, G rollouts of a group, T tokens, F frames, N nodes.
+A failure is a value too: an enum whose member carries the sentence that the user reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+import numpy as np
+
+# ----------------------------------------------------------------------------------------------------- record
+
+
+class AnswerKind(StrEnum):
+    """What an answer is, and so which reward judges it."""
+
+    CHOICE = "choice"
+    """`value` is the letter of the right option ("A"..), the options stand in `Record.options`."""
+    NUMBER = "number"
+    """`value` is a float in `Answer.unit`."""
+    BOX2D = "box2d"
+    """`value` is (x1, y1, x2, y2), in px of 0..1000 of the frame unless `Answer.unit` says otherwise."""
+    BOX3D = "box3d"
+    """`value` is (x, y, z, dx, dy, dz, yaw), metres and radians."""
+    SPAN = "span"
+    """`value` is (start, end) in seconds."""
+    TRACK = "track"
+    """`value` is one box2d per asked time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The true answer of a record."""
+
+    kind: AnswerKind
+    """Which family of reward applies."""
+    value: str | float | tuple[float, ...] | tuple[tuple[float, ...], ...]
+    """The truth, of the type that `kind` names."""
+    unit: str = ""
+    """Unit of a number ("m", "s", "deg", "cells", ...), or "" when it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """An object at one time."""
+
+    id: str
+    """`label.number`; the number only tells instances of a label apart."""
+    label: str
+    """Category, the part that is matched."""
+    pos: tuple[float, ...]
+    """2 or 3 coordinates in the unit and frame of reference of the graph."""
+    size: tuple[float, ...] | None = None
+    """Extent along each axis, same unit, or None when unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """A stated relation between two nodes of one frame."""
+
+    a: str
+    """Node id."""
+    b: str
+    """Node id."""
+    dist: float | None
+    """Distance in the unit of the graph, or None when not stated."""
+    angle: float | None
+    """Bearing a -> b in the ground plane, degrees in (-180, 180], or None when not stated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFrame:
+    """The scene at one time."""
+
+    t: float
+    """Seconds from the start of the video."""
+    nodes: tuple[Node, ...]
+    """N objects, in any order."""
+    edges: tuple[Edge, ...] = ()
+    """Stated relations; empty means that they are derived from the nodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneGraph:
+    """Objects and their relations at the selected times (contract version 1)."""
+
+    unit: str
+    """"m", "px" (0..1000 of the frame's width and height) or "grid"."""
+    frame: str
+    """Frame of reference: "camera0", "floor" or "image"."""
+    frames: tuple[GraphFrame, ...]
+    """One per selected time, ascending in `t`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipSpec:
+    """Which frames of which video a prompt shows."""
+
+    video: str
+    """Path of the video file, absolute or relative to the dataset's folder."""
+    num_frames: int
+    """F, frames taken at equal spacing, first and last of the interval included."""
+    start_s: float = 0.0
+    """Start of the interval, seconds."""
+    end_s: float | None = None
+    """End of the interval, seconds; None is the end of the video."""
+    height: int | None = None
+    """Rows of the frames handed to the model, pixels; None keeps the video's."""
+    width: int | None = None
+    """Columns, pixels; None keeps the video's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One dataset row: a question about a video, its true answer and its true scene graph."""
+
+    id: str
+    """Unique within the dataset."""
+    source: str
+    """Where it comes from, e.g. "tabletop/easy"."""
+    family: str
+    """Question family, e.g. "counting"."""
+    question: str
+    """What is asked, without options and without instructions."""
+    options: tuple[str, ...]
+    """Texts of options A, B, ...; empty unless the answer is a choice."""
+    answer: Answer
+    """The truth."""
+    clip: ClipSpec
+    """The frames to show."""
+    labels: tuple[str, ...]
+    """Labels that a graph may use; may hold distractors."""
+    graph: SceneGraph | None
+    """The true scene, or None where the source has none."""
+    origin: str = ""
+    """"file:row" of the dataset row, for messages."""
+
+
+# -------------------------------------------------------------------------------------------- clip and prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """Selected frames of a video by name; the pixels stay in the frame store."""
+
+    digest: str
+    """Hex digest of video and sampling parameters: key in the frame store, and vLLM's multimodal uuid."""
+    spec: ClipSpec
+    """What was asked for, with an absolute path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the policy sees, before tokenisation."""
+
+    record_id: str
+    """Which record it was rendered from."""
+    text: str
+    """Chat text with one unexpanded video placeholder."""
+    clip: Clip
+    """The video that the placeholder stands for."""
+
+
+# ------------------------------------------------------------------------------------------ rollout and trace
+
+
+class FinishReason(Enum):
+    """Why a completion ended."""
+
+    STOP = "the end-of-turn token was sampled"
+    LENGTH = "the token limit was reached: the completion is truncated"
+    ABORT = "the engine gave the request up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Tokens [start, end) were sampled from weights `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled continuation of a prompt."""
+
+    text: str
+    """Decoded tokens without special tokens."""
+    token_ids: np.ndarray
+    """[T] int32, the end-of-turn token included when it was sampled."""
+    logprobs: np.ndarray
+    """[T] float32, log-probability under the sampling distribution (temperature applied), nats."""
+    finish_reason: FinishReason
+    """Why it ended."""
+    weight_versions: tuple[VersionSpan, ...]
+    """Which weights sampled which tokens; covers [0, T)."""
+
+
+class GraphAbsence(Enum):
+    """Why a trace has no usable graph."""
+
+    ABSENT = "no <graph> block inside <think>"
+    TOO_LARGE = "over a limit: 64 KiB of text, 16 frames, 64 nodes or 512 edges a frame, JSON depth 6"
+    BAD_JSON = "the <graph> block is not JSON"
+    BAD_SCHEMA = "the JSON does not follow the graph contract"
+    NON_FINITE = "a number is NaN, infinite or beyond 1e6"
+    DUPLICATE_ID = "two nodes of one frame share an id"
+    UNKNOWN_ID = "an edge names a node that its frame does not have"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A completion's text, parsed."""
+
+    think: str
+    """Text of the think block, "" when there is none."""
+    graph: SceneGraph | GraphAbsence
+    """The stated scene, or why there is none."""
+    answer: str
+    """Text of the answer block, stripped; "" when there is none."""
+    well_formed: bool
+    """True when the text matches the trace format exactly (method, section 1)."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the text, in words a user understands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a completion earned."""
+
+    total: float
+    """The scalar that the advantage is computed from."""
+    parts: Mapping[str, float]
+    """Parts by name: format, answer, graph, graph_node, graph_edge, length, ...; in [0, 1], length in [-1, 1]."""
+    notes: tuple[str, ...] = ()
+    """Why a part is low, in words a user understands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A completion with what was made of it."""
+
+    completion: Completion
+    trace: Trace
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The G rollouts of one prompt, kept together until packing."""
+
+    prompt: Prompt
+    """What was asked."""
+    prompt_token_ids: np.ndarray
+    """[T] int32, the expanded prompt as the rollout engine saw it: the canonical one."""
+    rollouts: tuple[Rollout, ...]
+    """G >= 2 of them."""
+
+
+# ----------------------------------------------------------------------------------------- learner and update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerBatch:
+    """The groups of one update with their advantages; what the driver hands to every learner rank."""
+
+    groups: tuple[RolloutGroup, ...]
+    """The P groups that carry a gradient."""
+    advantages: tuple[np.ndarray, ...]
+    """Per group [G] float32."""
+    temperature: float
+    """Sampling temperature, at which log-probabilities are taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one optimizer step did."""
+
+    version: int
+    """Weight version after the step; version 0 are the initial weights."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """loss, kl, ratio_max, clip_fraction, entropy, grad_norm, mismatch_kl, ...; means over completion tokens."""
+
+
+# --------------------------------------------------------------------------------------------------- failures
+
+
+class FailureKind(Enum):
+    """What went wrong with one record or group; counted under `failures/<name>` in the metrics."""
+
+    BAD_ROW = "the dataset row breaks the record schema"
+    BAD_VIDEO = "the video is missing or cannot be decoded"
+    PROMPT_TOO_LONG = "the expanded prompt leaves no room for a completion within rollout.max_model_len"
+    PLACEHOLDER_SAMPLED = "a vision placeholder token was sampled"
+    ENGINE = "the rollout engine failed on the request"
+    REWARD_ERROR = "a reward raised or returned a value that is not a finite number"
+    REWARD_TIMEOUT = "the reward worker did not answer within reward.deadline_s, in three tries"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A record or group that could not be used, and why."""
+
+    kind: FailureKind
+    record_id: str
+    detail: str
+    """What happened: file, row or message."""
