@@ -1,0 +1,159 @@
+"""Reward workers: parse and score whole groups on CPU, each in its own process.
+
+In: a record and its completions. Out: rollouts, in the same order. A worker that hangs or dies costs its process and
+one try of one group, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from rewards import Rubric, judge_group
+from videostr.config import RewardConfig
+from videostr.errors import RewardError
+from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
+
+_Actor = Any  # Ray's handle types do not follow `options`
+_TRIES = 3
+_START_TIMEOUT_S = 300.0  # a process that imports SciPy on a busy machine; not part of a group's deadline
+
+
+class RewardWorker:
+    """Scores one group after the other."""
+
+    def __init__(self, rubric: Rubric) -> None:
+        self.rubric = rubric
+
+    def ready(self) -> None:
+        """Returns once the process is up."""
+
+    def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
+        """Trace and score of every completion; raises `RewardError` for a record that no reward judges."""
+        return judge_group(completions, record, self.rubric)
+
+
+class RayRewardPool:
+    """`RewardPool` of Ray actors.
+
+    A worker has one group at a time and idle ones wait in a queue, so that a group goes to whoever is free and its
+    deadline starts when a worker takes it. `score` waits for an idle worker, and is unblocked by one that finishes or
+    by the replacement of one that was killed.
+    """
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        rubric: Rubric,
+        options: Mapping[str, Any] | None = None,
+        worker: type[RewardWorker] = RewardWorker,
+    ) -> None:
+        """Start the workers, without waiting for them.
+
+        Args:
+            config: section `reward`: number of workers, CPUs of each, deadline of a group.
+            rubric: what completions are paid for.
+            options: further Ray actor options, such as the scheduling strategy.
+            worker: class of the workers.
+        """
+        self.failures: Counter[str] = Counter()
+        """`reward_worker_timeout` and `reward_worker_died`: workers replaced so far, by cause."""
+        self._deadline_s = config.deadline_s
+        self._rubric = rubric
+        self._actor_class = ray.remote(worker).options(**{"num_cpus": config.num_cpus, **(options or {})})
+        self._idle: asyncio.Queue[_Actor] = asyncio.Queue()
+        self._actors: set[_Actor] = set()
+        self._started: set[_Actor] = set()
+        for _ in range(config.num_workers):
+            self._start_worker()
+
+    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
+        """Rollouts in the order of `completions`.
+
+        An exception in a reward comes back as `REWARD_ERROR` at once, since it would come again; a worker that runs
+        past the deadline or dies is replaced, and the third one to do so makes it `REWARD_TIMEOUT`.
+
+        Raises:
+            RewardError: a worker cannot be started.
+        """
+        problem = ""
+        for _ in range(_TRIES):
+            actor = await self._take_worker()
+            try:
+                judged = await _answer(actor.score.remote(record, completions), self._deadline_s)
+            except RayTaskError as error:  # first: it is also an instance of what the reward raised
+                self._idle.put_nowait(actor)
+                return Failure(
+                    kind=FailureKind.REWARD_ERROR, record_id=record.id, detail=_first_line(error.cause)
+                )
+            except TimeoutError:
+                problem = f"no score after reward.deadline_s = {self._deadline_s:g} s"
+                self._replace(actor, "reward_worker_timeout")
+            except RayActorError as error:
+                problem = f"the reward worker died: {_first_line(error)}"
+                self._replace(actor, "reward_worker_died")
+            except asyncio.CancelledError:
+                self._idle.put_nowait(actor)
+                raise
+            else:
+                self._idle.put_nowait(actor)
+                return tuple(
+                    Rollout(completion=completion, trace=trace, score=score)
+                    for completion, (trace, score) in zip(completions, judged, strict=True)
+                )
+        return Failure(
+            kind=FailureKind.REWARD_TIMEOUT,
+            record_id=record.id,
+            detail=f"{problem}, the last of {_TRIES} tries",
+        )
+
+    def close(self) -> None:
+        """Kill the workers; `score` must not be called again."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors.clear()
+
+    def _start_worker(self) -> None:
+        actor = self._actor_class.remote(self._rubric)
+        self._actors.add(actor)
+        self._idle.put_nowait(actor)
+
+    async def _take_worker(self) -> _Actor:
+        """An idle worker whose process is up."""
+        actor = await self._idle.get()
+        if actor in self._started:
+            return actor
+        try:
+            await _answer(actor.ready.remote(), _START_TIMEOUT_S)
+        except (TimeoutError, RayError) as error:
+            self._idle.put_nowait(actor)
+            raise RewardError(
+                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {_first_line(error)}; "
+                "check reward.num_workers and reward.num_cpus against the cluster"
+            ) from error
+        except asyncio.CancelledError:
+            self._idle.put_nowait(actor)
+            raise
+        self._started.add(actor)
+        return actor
+
+    def _replace(self, actor: _Actor, cause: str) -> None:
+        self.failures[cause] += 1
+        self._actors.discard(actor)
+        self._started.discard(actor)
+        ray.kill(actor)
+        self._start_worker()
+
+
+async def _answer(ref: Any, timeout_s: float) -> Any:
+    return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout_s)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

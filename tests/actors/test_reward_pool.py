@@ -1,0 +1,177 @@
+"""RayRewardPool on a real local Ray: order of results, hung and dead workers, exceptions in a reward."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.reward import RayRewardPool, RewardWorker
+from rewards import Rubric
+from videostr.config import RewardConfig
+from videostr.types import (
+    Answer,
+    AnswerKind,
+    ClipSpec,
+    Completion,
+    Failure,
+    FailureKind,
+    FinishReason,
+    Record,
+    Rollout,
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    # A separate number of CPUs: actors must be placed although the machine has only two.
+    # Not pytest's folder: the paths of Ray's sockets may have 107 characters at most.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        yield
+        ray.shutdown()
+
+
+def record(kind: AnswerKind = AnswerKind.CHOICE) -> Record:
+    return Record(
+        id="r1",
+        source="test",
+        family="test",
+        question="?",
+        options=("left", "right"),
+        answer=Answer(kind=kind, value="A"),
+        clip=ClipSpec(video="v.mp4", num_frames=2),
+        labels=(),
+        graph=None,
+    )
+
+
+def completion(text: str) -> Completion:
+    return Completion(
+        text=text,
+        token_ids=np.arange(5, dtype=np.int32),
+        logprobs=np.zeros(5, dtype=np.float32),
+        finish_reason=FinishReason.STOP,
+        weight_versions=(),
+    )
+
+
+GROUP = [completion(f"<think></think><answer>{letter}</answer>") for letter in "ABAB"]
+
+
+def hangs_once(flag: Path, misbehave: Callable[[], Any]) -> type[RewardWorker]:
+    """A worker class that misbehaves on the first group that any worker gets.
+
+    Defined in a function, so that Ray ships it by value: worker processes cannot import this module.
+    """
+
+    class Worker(RewardWorker):
+        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+            if not flag.exists():
+                flag.touch()
+                misbehave()
+            return super().score(record, completions)
+
+    return Worker
+
+
+def run_pool(
+    use: Callable[[RayRewardPool], Coroutine[Any, Any, Any]],
+    worker: type[RewardWorker] = RewardWorker,
+    num_workers: int = 1,
+    deadline_s: float = 60.0,
+) -> Any:
+    async def main() -> Any:
+        config = RewardConfig(num_workers=num_workers, deadline_s=deadline_s, num_cpus=0.5)
+        pool = RayRewardPool(config, Rubric(), {"max_restarts": 0}, worker)
+        try:
+            return await use(pool), pool.failures
+        finally:
+            pool.close()
+
+    return asyncio.run(main())
+
+
+def test_rollouts_come_in_order_with_the_completions_that_were_handed_in(cluster: None) -> None:
+    async def use(pool: RayRewardPool) -> list[Any]:
+        return await asyncio.gather(*(pool.score(record(), GROUP) for _ in range(20)))
+
+    groups, failures = run_pool(use, num_workers=2)
+    assert not failures
+    for rollouts in groups:
+        # default rubric: 0.2 for the format and 1 for the right letter A
+        assert [rollout.score.total for rollout in rollouts] == pytest.approx([1.2, 0.2, 1.2, 0.2])
+        assert [rollout.trace.answer for rollout in rollouts] == list("ABAB")
+        assert all(rollout.completion is given for rollout, given in zip(rollouts, GROUP, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_hanging_reward_costs_its_worker_and_not_the_group(
+    cluster: None, tmp_path: Path, num_workers: int
+) -> None:
+    async def use(pool: RayRewardPool) -> list[Any]:
+        return await asyncio.gather(*(pool.score(record(), GROUP) for _ in range(6)))
+
+    worker = hangs_once(tmp_path / "hung", lambda: time.sleep(3600))
+    groups, failures = run_pool(use, worker, num_workers, deadline_s=5.0)
+    assert [len(rollouts) for rollouts in groups] == [4] * 6
+    assert failures == {"reward_worker_timeout": 1}
+
+
+def test_a_dying_worker_is_replaced(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    worker = hangs_once(tmp_path / "died", lambda: os._exit(1))
+    rollouts, failures = run_pool(use, worker)
+    assert isinstance(rollouts[0], Rollout)
+    assert failures == {"reward_worker_died": 1}
+
+
+def test_a_group_that_hangs_three_times_is_a_failure(cluster: None) -> None:
+    class Worker(RewardWorker):
+        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+            time.sleep(3600)
+
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    failure, failures = run_pool(use, Worker, deadline_s=0.3)
+    assert isinstance(failure, Failure)
+    assert failure.kind is FailureKind.REWARD_TIMEOUT
+    assert failure.record_id == "r1"
+    assert "reward.deadline_s = 0.3 s" in failure.detail
+    assert failures == {"reward_worker_timeout": 3}
+
+
+def test_an_exception_in_a_reward_is_a_failure_and_keeps_the_worker(cluster: None) -> None:
+    class Worker(RewardWorker):
+        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+            raise TimeoutError("the judge is away")
+
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    failure, failures = run_pool(use, Worker)
+    assert failure == Failure(
+        kind=FailureKind.REWARD_ERROR, record_id="r1", detail="TimeoutError: the judge is away"
+    )
+    assert not failures
+
+
+def test_a_record_that_no_reward_judges_is_refused_by_name(cluster: None) -> None:
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(AnswerKind.BOX3D), GROUP)
+
+    failure, _ = run_pool(use)
+    assert failure.kind is FailureKind.REWARD_ERROR
+    assert "r1" in failure.detail
+    assert "'box3d'" in failure.detail

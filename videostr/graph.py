@@ -1,0 +1,282 @@
+"""Scene graphs: the JSON contract (version 1) and the geometry of nodes and edges.
+
+In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `GraphRefused` with the reason. The way back is
+`to_json`. Positions are [N, D] with D = 2 or 3, in the unit and frame of reference of the graph.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videostr.errors import DataError
+from videostr.types import Edge, GraphAbsence, GraphFrame, Node, SceneGraph
+
+UNITS = ("m", "px", "grid")
+FRAMES_OF_REFERENCE = ("camera0", "floor", "image")
+MAX_BYTES = 64 * 1024
+MAX_FRAMES = 16
+MAX_NODES = 64
+MAX_EDGES = 512
+MAX_DEPTH = 6
+MAX_ABS = 1e6
+
+# Possessive quantifiers and the optional closing quote keep this linear on text full of unclosed strings.
+_BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_ID = re.compile(r"(.+)\.[0-9]+")
+
+
+class GraphRefused(DataError):
+    """A graph breaks the contract."""
+
+    def __init__(self, reason: GraphAbsence, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.value}: {self.detail}"
+
+
+def from_json(text: str, *, frame: str = "", sizes: bool = False) -> SceneGraph:
+    """Read a graph written by a policy or stored in a dataset.
+
+    Args:
+        text: JSON as in method, section 2.
+        frame: frame of reference, which the contract leaves to the record; "" for a graph found in a trace.
+        sizes: read the nodes' `size`, an extension of the contract that only true graphs have.
+
+    Raises:
+        GraphRefused: with the reason and the first offence found.
+    """
+    if size_in_bytes(text) > MAX_BYTES:
+        raise GraphRefused(
+            GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
+        )
+    _check_depth(text)
+    try:
+        # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
+        value = json.loads(text, parse_int=float)
+    except ValueError as error:
+        raise GraphRefused(GraphAbsence.BAD_JSON, str(error)) from None
+    return from_value(value, frame=frame, sizes=sizes)
+
+
+def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneGraph:
+    """As `from_json`, for JSON that is already decoded into dicts, lists, strings and numbers."""
+    if not isinstance(value, dict):
+        raise _bad(f"the graph is {_brief(value)}, must be an object with unit and frames")
+    if frame and frame not in FRAMES_OF_REFERENCE:
+        raise _bad(f"frame of reference {frame!r} must be one of {', '.join(FRAMES_OF_REFERENCE)}")
+    unit = value.get("unit")
+    if unit not in UNITS:
+        raise _bad(f"unit is {_brief(unit)}, must be one of {', '.join(UNITS)}")
+    frames = [_frame(item, sizes) for item in _frame_values(value)]
+    dimensions = {len(node.pos) for item in frames for node in item.nodes}
+    if len(dimensions) > 1:
+        raise _bad("some positions have 2 coordinates and others 3")
+    if frame == "camera0" and 2 in dimensions:
+        raise _bad("positions have 2 coordinates, camera0 needs x, y and z")
+    return SceneGraph(unit=unit, frame=frame, frames=tuple(sorted(frames, key=lambda item: item.t)))
+
+
+def to_json(graph: SceneGraph, *, sizes: bool = False, decimals: int | None = None) -> str:
+    """Compact JSON of a graph: same graph, same text.
+
+    Args:
+        graph: what to write; edges are written where the graph has them, the frame of reference never is.
+        sizes: also write the nodes' extents, for datasets; reference traces leave them out.
+        decimals: digits kept after the point; None keeps every one, so that `from_json` gives the same graph.
+    """
+
+    def number(x: float) -> float | int:
+        kept = x if decimals is None else round(x, decimals)
+        return int(kept) if kept == int(kept) else kept
+
+    def node_value(node: Node) -> dict[str, Any]:
+        value: dict[str, Any] = {"id": node.id, "pos": [number(x) for x in node.pos]}
+        if sizes and node.size is not None:
+            value["size"] = [number(x) for x in node.size]
+        return value
+
+    def edge_value(edge: Edge) -> dict[str, Any]:
+        numbers = {"dist": edge.dist, "angle": edge.angle}
+        return {"a": edge.a, "b": edge.b} | {k: number(x) for k, x in numbers.items() if x is not None}
+
+    def frame_value(item: GraphFrame) -> dict[str, Any]:
+        value: dict[str, Any] = {"t": number(item.t), "nodes": [node_value(node) for node in item.nodes]}
+        if item.edges:
+            value["edges"] = [edge_value(edge) for edge in item.edges]
+        return value
+
+    value = {"unit": graph.unit, "frames": [frame_value(item) for item in graph.frames]}
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# ------------------------------------------------------------------------------------------------ geometry
+
+
+def ground_axes(frame: str) -> tuple[int, int]:
+    """Indices of the right and the forward coordinate: (x, z) in camera0, (x, y) otherwise."""
+    return (0, 2) if frame == "camera0" else (0, 1)
+
+
+def ground(positions: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
+    """Ground-plane coordinates (right, forward) of positions [..., D], as [..., 2]."""
+    return positions[..., list(ground_axes(frame))]
+
+
+def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Euclidean distance over all coordinates of positions [..., D], as [...]."""
+    difference = b - a
+    length: NDArray[np.float64] = np.sqrt(np.einsum("...d,...d->...", difference, difference))
+    return length
+
+
+def bearing(a: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
+    """Bearing a -> b: atan2(forward difference, right difference), degrees in (-180, 180]; 0 where both coincide."""
+    right, forward = ground_axes(frame)
+    return wrap(np.degrees(np.arctan2(b[..., forward] - a[..., forward], b[..., right] - a[..., right])))
+
+
+def wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same direction in (-180, 180]."""
+    return 180.0 - np.mod(180.0 - degrees, 360.0)
+
+
+def circular_mean(degrees: NDArray[np.float64]) -> float:
+    """Direction of the mean unit vector of angles [K], degrees; 0 where its length is below 1e-9 (or K = 0)."""
+    if degrees.size == 0:
+        return 0.0
+    radians = np.radians(degrees)
+    sine, cosine = float(np.sin(radians).mean()), float(np.cos(radians).mean())
+    return math.degrees(math.atan2(sine, cosine)) if math.hypot(sine, cosine) >= 1e-9 else 0.0
+
+
+# ------------------------------------------------------------------------------------------------ contract
+
+
+def size_in_bytes(text: str) -> int:
+    """Length of the text in UTF-8; lone surrogates, which a tokenizer may produce, count three bytes."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _bad(detail: str) -> GraphRefused:
+    return GraphRefused(GraphAbsence.BAD_SCHEMA, detail)
+
+
+def _brief(value: object) -> str:
+    """A value for a message: containers by type, so that a large one costs nothing."""
+    if value is None:
+        return "missing"
+    return f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"of type {type(value).__name__}"
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for token in _BRACKET_OR_STRING.findall(text):
+        if token in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise GraphRefused(GraphAbsence.TOO_LARGE, f"JSON nested deeper than {MAX_DEPTH}")
+        elif token in "]}":
+            depth -= 1
+
+
+def _items(value: object, name: str, limit: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise _bad(f"{name} is {_brief(value)}, must be a list")
+    if len(value) > limit:
+        raise GraphRefused(GraphAbsence.TOO_LARGE, f"{len(value)} {name}, at most {limit}")
+    return value
+
+
+def _frame_values(value: dict[str, Any]) -> list[Any]:
+    """The frames, or the one frame whose nodes and edges stand at top level; its `t` is then optional."""
+    if "frames" not in value:
+        return [{"t": 0.0} | value]
+    frames = _items(value["frames"], "frames", MAX_FRAMES)
+    if not frames:
+        raise _bad("frames is empty")
+    return frames
+
+
+def _frame(value: object, sizes: bool) -> GraphFrame:
+    if not isinstance(value, dict):
+        raise _bad(f"a frame is {_brief(value)}, must be an object with t and nodes")
+    t = _number(value.get("t"), "t of a frame")
+    nodes = tuple(_node(item, sizes) for item in _items(value.get("nodes"), "nodes", MAX_NODES))
+    ids = {node.id for node in nodes}
+    if len(ids) < len(nodes):
+        twice = next(node.id for i, node in enumerate(nodes) if node.id in {other.id for other in nodes[:i]})
+        raise GraphRefused(
+            GraphAbsence.DUPLICATE_ID, f"{_brief(twice)} stands twice in the frame at t = {t:g}"
+        )
+    edges = value.get("edges")
+    if not edges and (edges is None or isinstance(edges, list)):
+        return GraphFrame(t=t, nodes=nodes)
+    return GraphFrame(t=t, nodes=nodes, edges=_edges(edges, ids))
+
+
+def _node(value: object, sizes: bool) -> Node:
+    if not isinstance(value, dict):
+        raise _bad(f"a node is {_brief(value)}, must be an object with id and pos")
+    name = value.get("id")
+    match = _ID.fullmatch(name) if isinstance(name, str) and name.isprintable() else None
+    if match is None:
+        raise _bad(f"a node's id is {_brief(name)}, must be label.number such as car.1")
+    size = _vector(value["size"], "size") if sizes and value.get("size") is not None else None
+    return Node(id=match.group(), label=match.group(1), pos=_vector(value.get("pos"), "pos"), size=size)
+
+
+def _vector(value: object, name: str) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        raise _bad(f"a node's {name} is {_brief(value)}, must be a list of 2 or 3 numbers")
+    return tuple([_number(x, name) for x in value])
+
+
+def _edges(value: object, ids: set[str]) -> tuple[Edge, ...]:
+    edges = tuple(_edge(item, ids) for item in _items(value, "edges", MAX_EDGES))
+    if len({frozenset((edge.a, edge.b)) for edge in edges}) < len(edges):
+        raise _bad("two edges of one frame join the same two nodes")
+    return edges
+
+
+def _edge(value: object, ids: set[str]) -> Edge:
+    if not isinstance(value, dict):
+        raise _bad(f"an edge is {_brief(value)}, must be an object with a, b, dist and angle")
+    a, b = value.get("a"), value.get("b")
+    if not isinstance(a, str) or not isinstance(b, str):
+        raise _bad(f"an edge joins {_brief(a)} and {_brief(b)}, must be two node ids")
+    for name in (a, b):
+        if name not in ids:
+            raise GraphRefused(GraphAbsence.UNKNOWN_ID, f"an edge names {_brief(name)}")
+    if a == b:
+        raise _bad(f"an edge joins {_brief(a)} with itself")
+    dist, angle = value.get("dist"), value.get("angle")
+    return Edge(
+        a=a,
+        b=b,
+        dist=None if dist is None else _distance(dist),
+        angle=None if angle is None else float(wrap(np.array(_number(angle, "angle of an edge")))),
+    )
+
+
+def _distance(value: object) -> float:
+    number = _number(value, "dist of an edge")
+    if number < 0:
+        raise _bad(f"dist of an edge is {number:g}, must be 0 or more")
+    return number
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _bad(f"{name} is {_brief(value)}, must be a number")
+    if not -MAX_ABS <= value <= MAX_ABS:  # also False for NaN
+        raise GraphRefused(GraphAbsence.NON_FINITE, f"{name} is {float(value):g}")
+    return float(value)
