@@ -1,0 +1,120 @@
+"""The frame store on real files: which frames, once, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from videostr.errors import VideoError
+from videostr.types import Clip, ClipSpec
+from videostr.video import FrameStore, decode, name_clip
+
+
+def write_video(path: Path, frames: int = 20, fps: int = 10, size: int = 32) -> None:
+    """Frame i has brightness 10 i."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "0"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv444p"
+        for index in range(frames):
+            image = np.full((size, size, 3), 10 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "v.mp4"
+    write_video(path)
+    return path
+
+
+def brightness(pixels: np.ndarray) -> list[int]:
+    return [round(float(frame.mean()) / 10) for frame in pixels]
+
+
+def test_frames_at_equal_spacing_ends_included(video):
+    # 20 frames at 10/s end at 1.9 s; three frames lie at 0, 0.95 and 1.9 s, of which 0.95 has frames 9 and 10 nearest.
+    frames = decode(ClipSpec(video=str(video), num_frames=3))
+    assert frames.indices in ((0, 9, 19), (0, 10, 19))
+    assert brightness(frames.pixels) == list(frames.indices)
+    assert frames.pixels.shape == (3, 32, 32, 3)
+    assert frames.metadata["total_num_frames"] == 20
+    assert frames.metadata["duration"] == pytest.approx(2.0)
+
+
+def test_interval_and_size(video):
+    frames = decode(ClipSpec(video=str(video), num_frames=2, start_s=0.5, end_s=1.2, height=16, width=8))
+    assert frames.indices == (5, 12)
+    assert frames.times == pytest.approx((0.5, 1.2))
+    assert frames.pixels.shape == (2, 16, 8, 3)
+    assert brightness(frames.pixels) == [5, 12]
+
+
+def test_one_frame(video):
+    assert decode(ClipSpec(video=str(video), num_frames=1, start_s=0.7)).indices == (7,)
+
+
+def test_store_decodes_once_and_shares_read_only_memory(video, tmp_path):
+    store = FrameStore(tmp_path)
+    clip = name_clip(ClipSpec(video=video.name, num_frames=4), video.parent)
+    first = store.frames(clip)
+    (entry,) = tmp_path.glob("*.npy")
+    stamp = entry.stat().st_mtime_ns
+    again = FrameStore(tmp_path).frames(clip)
+    assert entry.stat().st_mtime_ns == stamp
+    assert isinstance(again.pixels, np.memmap)
+    assert not again.pixels.flags.writeable
+    assert np.array_equal(first.pixels, again.pixels)
+    assert (again.times, again.indices, again.fps) == (first.times, first.indices, first.fps)
+
+
+def _read(folder: Path, clip: Clip) -> float:
+    return float(FrameStore(folder).frames(clip).pixels.mean())
+
+
+def test_many_processes_at_once(video, tmp_path):
+    clip = name_clip(ClipSpec(video=video.name, num_frames=4), video.parent)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        means = pool.starmap(_read, [(tmp_path, clip)] * 6)
+    assert len(set(means)) == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+
+
+def test_digest_covers_file_and_sampling(video, tmp_path):
+    spec = ClipSpec(video=video.name, num_frames=4)
+    digest = name_clip(spec, video.parent).digest
+    assert name_clip(spec, video.parent).digest == digest
+    assert name_clip(ClipSpec(video=video.name, num_frames=5), video.parent).digest != digest
+    other = tmp_path / video.name
+    write_video(other, frames=19)
+    assert name_clip(spec, tmp_path).digest != digest
+
+
+def test_missing_truncated_and_foreign_files_are_named(video, tmp_path):
+    with pytest.raises(VideoError, match="gone.mp4.*cannot be read"):
+        name_clip(ClipSpec(video="gone.mp4", num_frames=2), tmp_path)
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(VideoError, match="text.mp4.*cannot be decoded"):
+        decode(ClipSpec(video=str(text), num_frames=2))
+    # Without its second half an MP4 written for streaming still opens; the frames at the end are missing.
+    whole = tmp_path / "whole.mp4"
+    with av.open(str(video)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size - 600])
+    with pytest.raises(VideoError, match=r"cut.mp4: (truncated|cannot be decoded)"):
+        decode(ClipSpec(video=str(cut), num_frames=4))
+    store = FrameStore(tmp_path / "store")
+    with pytest.raises(VideoError):
+        store.frames(Clip(digest="0" * 32, spec=ClipSpec(video=str(text), num_frames=2)))
+    assert list(store.folder.iterdir()) == []

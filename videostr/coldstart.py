@@ -1,0 +1,206 @@
+"""Supervised cold start: teach a Qwen2.5-VL the trace format on reference traces, before reinforcement learning.
+
+In: a record dataset with true graphs and answers, and a model folder (or none: then the tabletop policy starts from random
+weights). Out: a Hugging Face folder with `coldstart.json`, which holds the config and the figures reached.
+Run as `python -m videostr.coldstart --config configs/tabletop_coldstart.yaml [key=value ...]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from videostr import config as configs
+from videostr.data.records import index_at, read_records
+from videostr.errors import DataError, VideoStrError
+from videostr.prompt import encode_many, instruction, reference_trace, render
+from videostr.tabletop.policy import make_policy
+from videostr.types import Record
+from videostr.video import FrameStore, name_clip
+
+log = logging.getLogger(__name__)
+IGNORED = -100
+"""Label of positions without a loss, as in `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Teacher-forced accuracy on held-out records: share of trace tokens whose most likely value is the true one."""
+
+    tokens: float
+    """All tokens of the trace."""
+    digits: float
+    """Tokens that are one digit: positions, times, numbers."""
+    records: int
+    """How many records were measured."""
+
+
+class Examples:
+    """Records as padded training batches."""
+
+    def __init__(self, folder: str, frame_store: str, processor: Any) -> None:
+        self.folder = Path(folder)
+        self.records = [row for row in read_records(folder) if isinstance(row, Record)]
+        if not self.records:
+            raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
+        self.store = FrameStore(frame_store or self.folder / "frames")
+        self.processor = processor
+
+    def batch(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Model inputs and labels [B, T] of reference traces; only the trace and its end token have labels."""
+        tokenizer = self.processor.tokenizer
+        clips = [name_clip(record.clip, self.folder) for record in records]
+        prompts = [render(record, clip, self.processor) for record, clip in zip(records, clips, strict=True)]
+        videos = encode_many(prompts, [self.store.frames(clip) for clip in clips], self.processor)
+        ids, types, labels = [], [], []
+        for record, prompt in zip(records, videos, strict=True):
+            trace = tokenizer(reference_trace(record) + tokenizer.eos_token, return_tensors="pt")[
+                "input_ids"
+            ][0]
+            ids.append(torch.cat([prompt.input_ids, trace]))
+            types.append(torch.cat([prompt.mm_token_type_ids, torch.zeros_like(trace)]))
+            labels.append(torch.cat([torch.full_like(prompt.input_ids, IGNORED), trace]))
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+        lengths = torch.tensor([len(row) for row in ids])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            "mm_token_type_ids": pad_sequence(types, batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            "pixel_values_videos": torch.cat([v.pixel_values_videos for v in videos]),
+            "video_grid_thw": torch.cat([v.video_grid_thw for v in videos]),
+            "second_per_grid_ts": torch.cat([v.second_per_grid_ts for v in videos]),
+        }
+
+    def draw(self, batch_size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Endless batches in a seeded order."""
+        position = 0
+        while True:
+            chosen = range(position, position + batch_size)
+            yield self.batch([self.records[index_at(p, len(self.records), seed)] for p in chosen])
+            position += batch_size
+
+
+def train(config: configs.ColdStartConfig) -> Accuracy | None:
+    """Run the cold start; returns the held-out accuracy, None without held-out records."""
+    torch.manual_seed(config.seed)
+    if config.device == "cpu":
+        torch.set_num_threads(config.threads)
+    out = Path(config.out)
+    source = config.model or _new_policy(config, out)
+    processor = AutoProcessor.from_pretrained(source)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, config.dtype))
+    model.to(config.device)
+    model.model.visual.requires_grad_(not config.freeze_vision)
+    examples = Examples(config.data, config.frame_store, processor)
+    started = time.monotonic()
+    _fit(model, examples, config)
+    seconds = time.monotonic() - started
+    accuracy = None
+    if config.heldout:
+        heldout = Examples(config.heldout, "", processor)
+        accuracy = measure(model, heldout, heldout.records[: config.heldout_prompts], config)
+        log.info("held-out: %s", accuracy)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    about = {
+        "config": asdict(config),
+        "records": len(examples.records),
+        "seconds": round(seconds),
+        "heldout": accuracy and asdict(accuracy),
+    }
+    (out / "coldstart.json").write_text(json.dumps(about, indent=2) + "\n")
+    return accuracy
+
+
+@torch.no_grad()
+def measure(
+    model: Any, examples: Examples, records: Sequence[Record], config: configs.ColdStartConfig
+) -> Accuracy:
+    """Teacher-forced accuracy on `records`."""
+    vocabulary = examples.processor.tokenizer.get_vocab()
+    digit_ids = torch.tensor([vocabulary[str(d)] for d in range(10) if str(d) in vocabulary])
+    right = total = digits_right = digits = 0
+    model.eval()
+    for start in range(0, len(records), config.batch_size):
+        inputs = _to(examples.batch(records[start : start + config.batch_size]), config.device)
+        labels = inputs.pop("labels")[:, 1:]
+        hit = model(**inputs).logits[:, :-1].argmax(-1) == labels
+        counted = labels != IGNORED
+        digit = torch.isin(labels.cpu(), digit_ids).to(labels.device)
+        right += int((hit & counted).sum())
+        total += int(counted.sum())
+        digits_right += int((hit & digit).sum())
+        digits += int(digit.sum())
+    model.train()
+    return Accuracy(tokens=right / total, digits=digits_right / max(digits, 1), records=len(records))
+
+
+def _fit(model: Any, examples: Examples, config: configs.ColdStartConfig) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    model.train()
+    batches = examples.draw(config.batch_size, config.seed)
+    started = time.monotonic()
+    for step in range(1, config.steps + 1):
+        loss = model(**_to(next(batches), config.device)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0 or step == config.steps:
+            left = (time.monotonic() - started) / step * (config.steps - step)
+            log.info("step %d/%d loss %.4f, %.0f s left", step, config.steps, loss.item(), left)
+
+
+def _rate(step: int, config: configs.ColdStartConfig) -> float:
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _new_policy(config: configs.ColdStartConfig, out: Path) -> str:
+    records = [row for row in read_records(config.data) if isinstance(row, Record)][:4000]
+    texts = [text for record in records for text in (instruction(record), reference_trace(record))]
+    make_policy(out, config.seed, texts)
+    return str(out)
+
+
+def _to(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m videostr.coldstart", description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        train(configs.load_coldstart(options.config, options.overrides))
+    except VideoStrError as error:
+        log.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Record datasets: a folder of Parquet shards `records-*.parquet` beside the videos that they name.
+
+In: records from a builder. Out: records in file order, each broken row as a `Failure` that names file, row and rule, and
+a seeded order over them that any process can compute for any position (so that a resumed run continues where it was).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videostr import graph as graphs
+from videostr.errors import DataError, RecordError
+from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
+
+SCHEMA_VERSION = "1"
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("family", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("options", pa.list_(pa.string()), nullable=False),
+        pa.field("answer", pa.struct([("kind", pa.string()), ("value", pa.string()), ("unit", pa.string())])),
+        pa.field(
+            "clip",
+            pa.struct(
+                [
+                    ("video", pa.string()),
+                    ("num_frames", pa.int32()),
+                    ("start_s", pa.float64()),
+                    ("end_s", pa.float64()),
+                    ("height", pa.int32()),
+                    ("width", pa.int32()),
+                ]
+            ),
+        ),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("graph", pa.string()),
+        pa.field("graph_frame", pa.string()),
+    ],
+    metadata={"videostr.schema": SCHEMA_VERSION},
+)
+"""`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
+stands in `graph_frame`."""
+
+NUMBERS_IN_BOX = {AnswerKind.BOX2D: 4, AnswerKind.BOX3D: 7, AnswerKind.SPAN: 2}
+
+
+def write_records(records: Iterable[Record], path: Path) -> int:
+    """Write one shard; returns the number of rows."""
+    rows = [_to_row(record) for record in records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+    return len(rows)
+
+
+def read_records(folder: str | Path) -> Iterator[Record | Failure]:
+    """Rows of all shards in order of name; a row that breaks the schema is a `Failure`.
+
+    Raises:
+        DataError: the folder has no shard, or a shard is not readable as Parquet or of another schema.
+    """
+    shards = sorted(Path(folder).glob("records-*.parquet"))
+    if not shards:
+        raise DataError(
+            f"{folder}: no records-*.parquet in this folder; build a dataset with "
+            f"python -m videostr.data build --source tabletop --out {folder}"
+        )
+    seen: set[str] = set()
+    for shard in shards:
+        for number, row in enumerate(_rows(shard)):
+            origin = f"{shard}:{number}"
+            try:
+                record = _from_row(row, origin)
+                if record.id in seen:
+                    raise RecordError(
+                        f"{origin}: id = {record.id!r} stands in an earlier row; ids must be unique"
+                    )
+            except RecordError as error:
+                yield Failure(kind=FailureKind.BAD_ROW, record_id=str(row.get("id")), detail=str(error))
+                continue
+            seen.add(record.id)
+            yield record
+
+
+def index_at(position: int, count: int, seed: int) -> int:
+    """Index of the record at a position of the seeded order; every epoch of `count` positions is a new permutation."""
+    epoch, offset = divmod(position, count)
+    return int(np.random.default_rng([seed, epoch]).permutation(count)[offset])
+
+
+def _rows(shard: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(shard) as file:
+            found = (file.schema_arrow.metadata or {}).get(b"videostr.schema", b"none").decode()
+            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+            if found != SCHEMA_VERSION or missing:
+                raise DataError(
+                    f"{shard}: record schema {found}, columns missing: {sorted(missing) or 'none'}; this version reads "
+                    f"schema {SCHEMA_VERSION}: build the dataset again"
+                )
+            for batch in file.iter_batches(1024):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{shard}: not readable as Parquet ({error}); build or copy the shard again"
+        ) from error
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    clip = record.clip
+    return {
+        "id": record.id,
+        "source": record.source,
+        "family": record.family,
+        "question": record.question,
+        "options": list(record.options),
+        "answer": {
+            "kind": record.answer.kind.value,
+            "value": json.dumps(record.answer.value),
+            "unit": record.answer.unit,
+        },
+        "clip": {
+            "video": clip.video,
+            "num_frames": clip.num_frames,
+            "start_s": clip.start_s,
+            "end_s": clip.end_s,
+            "height": clip.height,
+            "width": clip.width,
+        },
+        "labels": list(record.labels),
+        "graph": None if record.graph is None else graphs.to_json(record.graph, sizes=True),
+        "graph_frame": None if record.graph is None else record.graph.frame,
+    }
+
+
+def _from_row(row: dict[str, Any], origin: str) -> Record:
+    for name in SCHEMA.names:
+        if not name.startswith("graph") and row[name] is None:
+            raise RecordError(f"{origin}: {name} is missing; every column but the graph's must have a value")
+    for name in ("id", "question"):
+        if not row[name].strip():
+            raise RecordError(f"{origin}: {name} is empty; it must hold text")
+    options = tuple(row["options"])
+    return Record(
+        id=row["id"],
+        source=row["source"],
+        family=row["family"],
+        question=row["question"],
+        options=options,
+        answer=_answer(row["answer"], options, origin),
+        clip=_clip(row["clip"], origin),
+        labels=tuple(row["labels"]),
+        graph=_graph(row, origin),
+        origin=origin,
+    )
+
+
+def _answer(row: dict[str, Any], options: tuple[str, ...], origin: str) -> Answer:
+    kinds = [kind.value for kind in AnswerKind]
+    if row["kind"] not in kinds:
+        raise RecordError(f"{origin}: answer.kind = {row['kind']!r}: must be one of {', '.join(kinds)}")
+    kind = AnswerKind(row["kind"])
+    try:
+        value = json.loads(row["value"])
+    except (TypeError, ValueError):
+        raise RecordError(f"{origin}: answer.value = {row['value']!r}: must be JSON") from None
+    problem = _value_problem(kind, value, options)
+    if problem:
+        raise RecordError(f"{origin}: answer.value = {value!r} of kind {kind.value}: must be {problem}")
+    if isinstance(value, list):
+        value = tuple(tuple(v) if isinstance(v, list) else float(v) for v in value)
+    return Answer(
+        kind=kind, value=float(value) if kind is AnswerKind.NUMBER else value, unit=row["unit"] or ""
+    )
+
+
+def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> str:
+    if kind is AnswerKind.CHOICE:
+        letters = [chr(ord("A") + i) for i in range(len(options))]
+        good = len(options) >= 2 and value in letters
+        return "" if good else "the letter of one of at least two options"
+    if kind is AnswerKind.NUMBER:
+        return "" if _finite([value], 1) else "a finite number"
+    if kind is AnswerKind.TRACK:
+        good = isinstance(value, list) and bool(value) and all(_finite(box, 4) for box in value)
+        return "" if good else "a list of boxes of 4 finite numbers"
+    count = NUMBERS_IN_BOX[kind]
+    return "" if _finite(value, count) else f"{count} finite numbers"
+
+
+def _finite(values: Any, count: int) -> bool:
+    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+    return numbers and len(values) == count and bool(np.isfinite(values).all())
+
+
+def _clip(row: dict[str, Any], origin: str) -> ClipSpec:
+    if not row["video"]:
+        raise RecordError(f"{origin}: clip.video is empty; it must name a file")
+    if not row["num_frames"] or row["num_frames"] < 1:
+        raise RecordError(f"{origin}: clip.num_frames = {row['num_frames']}: must be at least 1")
+    start = row["start_s"] or 0.0
+    if row["end_s"] is not None and row["end_s"] < start:
+        raise RecordError(f"{origin}: clip.end_s = {row['end_s']} lies before clip.start_s = {start}")
+    return ClipSpec(
+        video=row["video"],
+        num_frames=row["num_frames"],
+        start_s=start,
+        end_s=row["end_s"],
+        height=row["height"],
+        width=row["width"],
+    )
+
+
+def _graph(row: dict[str, Any], origin: str) -> SceneGraph | None:
+    if row["graph"] is None:
+        return None
+    if not row["graph_frame"]:
+        raise RecordError(f"{origin}: graph_frame is missing; a graph needs its frame of reference")
+    try:
+        graph = graphs.from_json(row["graph"], frame=row["graph_frame"], sizes=True)
+    except graphs.GraphRefused as error:
+        raise RecordError(f"{origin}: graph: {error}") from None
+    unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row["labels"])
+    if unknown:
+        raise RecordError(
+            f"{origin}: graph uses labels {sorted(unknown)} that the column labels lacks; add them there"
+        )
+    return graph

@@ -1,0 +1,139 @@
+"""Record + frames -> what the policy sees: chat text with one video placeholder, then token ids and vision inputs.
+
+`render` writes the text (no pixels needed); `encode` turns text and frames into the tensors of a forward pass, exactly as the
+rollout engine does: its expanded prompt ids and ours must be equal. `reference_trace` is the answer a perfect policy would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from videostr import graph as graphs
+from videostr.types import Answer, AnswerKind, Clip, GraphFrame, Node, Prompt, Record, SceneGraph
+from videostr.video import ClipFrames
+
+AXES = {
+    "floor": "x to the right, y away from the camera, on the floor",
+    "camera0": "x right, y down, z forward, seen from the camera at the first time",
+    "image": "x right, y down, in the image",
+}
+ASKS = {
+    AnswerKind.CHOICE: "the letter of the right option",
+    AnswerKind.NUMBER: "a number",
+    AnswerKind.BOX2D: "a box [x1,y1,x2,y2] in px, 0 to 1000 of the image's width and height",
+    AnswerKind.BOX3D: "a box [x,y,z,dx,dy,dz,yaw] in m and rad",
+    AnswerKind.SPAN: "a span [start,end] in s",
+    AnswerKind.TRACK: "a list of boxes [x1,y1,x2,y2] in px, 0 to 1000 of the image's width and height",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptInputs:
+    """A prompt as the model takes it; T prompt tokens, U vision patches."""
+
+    input_ids: torch.Tensor
+    """[T] int64, the video placeholder expanded."""
+    mm_token_type_ids: torch.Tensor
+    """[T] int64, 0 text, 2 video."""
+    pixel_values_videos: torch.Tensor
+    """[U, channels * temporal patch * patch * patch] float32."""
+    video_grid_thw: torch.Tensor
+    """[1, 3] int64, patches in time, height, width."""
+    second_per_grid_ts: torch.Tensor
+    """[1] float32, seconds per temporal patch; scales the temporal axis of M-RoPE."""
+
+
+def render(record: Record, clip: Clip, processor: Any) -> Prompt:
+    """Chat text of a record, with the processor's chat template; ends where the completion begins."""
+    messages = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": instruction(record)}]}
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return Prompt(record_id=record.id, text=text, clip=clip)
+
+
+def instruction(record: Record) -> str:
+    """What the policy is told: the question, the graph's contract for this scene, the form of the answer."""
+    lines = [record.question]
+    lines += [f"{chr(ord('A') + i)}) {option}" for i, option in enumerate(record.options)]
+    if record.graph is None:
+        lines.append("Reason inside <think></think>.")
+    else:
+        graph = record.graph
+        times = ", ".join(f"{frame.t:g}" for frame in graph.frames)
+        lines += [
+            "Inside <think></think>, draw the scene as JSON inside <graph></graph>, then reason.",
+            f"Unit: {graph.unit}. Positions: {AXES[graph.frame]}. Times: {times} s. Labels: {', '.join(record.labels)}.",
+            "Edges (dist; angle of a to b in degrees, 0 right, 90 away) may be left out.",
+            f"Example of another scene: {_example(graph)}",
+        ]
+    unit = (
+        f" in {record.answer.unit}" if record.answer.kind is AnswerKind.NUMBER and record.answer.unit else ""
+    )
+    lines.append(f"Then write {ASKS[record.answer.kind]}{unit} inside <answer></answer>.")
+    return "\n".join(lines)
+
+
+def reference_trace(record: Record) -> str:
+    """The trace that earns 1 everywhere: the true graph and the true answer."""
+    graph = "" if record.graph is None else f"<graph>{graphs.to_json(record.graph)}</graph>"
+    return f"<think>{graph}</think><answer>{answer_text(record.answer)}</answer>"
+
+
+def answer_text(answer: Answer) -> str:
+    """The true answer as a policy would write it."""
+    if isinstance(answer.value, str):
+        return answer.value
+    if isinstance(answer.value, float):
+        return f"{answer.value:g}"
+    return _brackets(answer.value)
+
+
+def encode(prompt: Prompt, frames: ClipFrames, processor: Any) -> PromptInputs:
+    """Tensors of a prompt, on CPU."""
+    return encode_many([prompt], [frames], processor)[0]
+
+
+def encode_many(prompts: Sequence[Prompt], clips: Sequence[ClipFrames], processor: Any) -> list[PromptInputs]:
+    """As `encode`, several at once: cheaper, because equal video shapes are processed together."""
+    metadata = [{k: v for k, v in clip.metadata.items() if k != "do_sample_frames"} for clip in clips]
+    inputs = processor(
+        text=[prompt.text for prompt in prompts],
+        videos=[np.array(clip.pixels) for clip in clips],  # a copy: torch warns of read-only memory
+        videos_kwargs={"video_metadata": metadata, "do_sample_frames": False},
+    )
+    grids = torch.as_tensor(inputs["video_grid_thw"])
+    pixels = torch.as_tensor(inputs["pixel_values_videos"]).split(grids.prod(-1).tolist())
+    return [
+        PromptInputs(
+            input_ids=torch.tensor(inputs["input_ids"][i]),
+            mm_token_type_ids=torch.tensor(inputs["mm_token_type_ids"][i]),
+            pixel_values_videos=pixels[i],
+            video_grid_thw=grids[i : i + 1],
+            second_per_grid_ts=torch.tensor([inputs["second_per_grid_ts"][i]], dtype=torch.float32),
+        )
+        for i in range(len(prompts))
+    ]
+
+
+def _brackets(value: Sequence[Any] | float) -> str:
+    if isinstance(value, Sequence):
+        return "[" + ",".join(_brackets(v) for v in value) + "]"
+    return f"{value:g}"
+
+
+def _example(graph: SceneGraph) -> str:
+    """A graph of a scene that does not exist, in the unit and the dimensions asked for."""
+    dimensions = len(next((node.pos for frame in graph.frames for node in frame.nodes), (0, 0)))
+    nodes = (
+        Node(id="lamp.1", label="lamp", pos=(4.0, 7.0, 1.0)[:dimensions]),
+        Node(id="sofa.1", label="sofa", pos=(1.0, 3.0, 5.0)[:dimensions]),
+    )
+    return graphs.to_json(
+        SceneGraph(unit=graph.unit, frame=graph.frame, frames=(GraphFrame(t=0.0, nodes=nodes),))
+    )

@@ -1,0 +1,167 @@
+"""Clip -> selected frames with times. Each video is decoded once, into a frame store that every process reads.
+
+In: a `ClipSpec` (video file, interval, number of frames, size). Out: a `Clip` (a name, no pixels) and, where a worker needs
+them, `ClipFrames` memory-mapped from the store, so that rollout and learner share pages and nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from videostr.errors import VideoError
+from videostr.types import Clip, ClipSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFrames:
+    """The frames of a clip."""
+
+    pixels: np.ndarray
+    """[F, H, W, 3] uint8 RGB, read-only."""
+    times: tuple[float, ...]
+    """[F] seconds from the start of the video."""
+    indices: tuple[int, ...]
+    """[F] frame numbers in the video."""
+    fps: float
+    """Frame rate of the video, frames per second."""
+    total_frames: int
+    """Frames in the video."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Video metadata under the names that transformers and vLLM share."""
+        return {
+            "fps": self.fps,
+            "duration": self.total_frames / self.fps,
+            "total_num_frames": self.total_frames,
+            "frames_indices": list(self.indices),
+            "video_backend": "pyav",
+            "do_sample_frames": False,
+        }
+
+
+def name_clip(spec: ClipSpec, root: Path) -> Clip:
+    """Name a clip without opening the video; `root` is the dataset's folder.
+
+    The digest covers path, size and modification time of the file and the sampling parameters.
+
+    Raises:
+        VideoError: the file is missing.
+    """
+    path = (root / spec.video).resolve()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise VideoError(
+            f"{path}: video cannot be read ({error.strerror}); restore it or drop its rows"
+        ) from None
+    absolute = replace(spec, video=str(path))
+    identity = [stat.st_size, stat.st_mtime_ns, asdict(absolute)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return Clip(digest=digest, spec=absolute)
+
+
+class FrameStore:
+    """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def frames(self, clip: Clip) -> ClipFrames:
+        """The frames of a clip, decoded when no process did so before.
+
+        Raises:
+            VideoError: the video is missing, truncated or cannot be decoded.
+        """
+        pixels = self.folder / f"{clip.digest}.npy"
+        if not pixels.exists():
+            self._store(clip.digest, decode(clip.spec))
+        about = json.loads(pixels.with_suffix(".json").read_text())
+        about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
+        return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
+
+    def _store(self, digest: str, frames: ClipFrames) -> None:
+        about = asdict(replace(frames, pixels=np.empty(0)))
+        del about["pixels"]
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-") as scratch:
+            temporary = Path(scratch)
+            (temporary / "about.json").write_text(json.dumps(about))
+            np.save(temporary / "pixels.npy", frames.pixels)
+            # The pixels come last: their presence says that the entry is complete.
+            (temporary / "about.json").replace(self.folder / f"{digest}.json")
+            (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
+
+
+def decode(spec: ClipSpec) -> ClipFrames:
+    """Decode the F frames nearest to F equally spaced times of the interval.
+
+    Raises:
+        VideoError: missing, without a video stream, truncated, or shorter than the interval.
+    """
+    try:
+        with av.open(spec.video) as container:
+            return _select(container, spec)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{spec.video}: cannot be decoded ({error}); re-encode the file or drop its rows"
+        ) from error
+
+
+def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrames:
+    if not container.streams.video:
+        raise VideoError(f"{spec.video}: has no video stream; re-encode the file or drop its rows")
+    stream = container.streams.video[0]
+    # The store is filled by several processes at once; starting threads in each costs more than it saves.
+    stream.codec_context.thread_count = 1
+    if stream.average_rate is None or stream.time_base is None:
+        raise VideoError(f"{spec.video}: states no frame rate; re-encode it, e.g. ffmpeg -i IN -r 30 OUT.mp4")
+    fps = float(stream.average_rate)
+    total = stream.frames or round(float((stream.duration or 0) * stream.time_base) * fps)
+    last = (total - 1) / fps
+    end = last if spec.end_s is None else min(spec.end_s, last)
+    targets = np.linspace(spec.start_s, end, spec.num_frames)
+    if spec.start_s > 0:
+        container.seek(int(spec.start_s / stream.time_base), stream=stream)
+    nearest = _nearest(container, stream, targets, fps)
+    far = [target for target, (distance, _, _) in zip(targets, nearest, strict=True) if distance > 1 / fps]
+    if far:
+        raise VideoError(
+            f"{spec.video}: truncated: states {total} frames, but has none near {far[0]:.2f} s; "
+            "restore the file or drop its rows"
+        )
+    pixels = [
+        frame.to_ndarray(format="rgb24", height=spec.height, width=spec.width) for _, _, frame in nearest
+    ]
+    times = tuple(t for _, t, _ in nearest)
+    return ClipFrames(
+        pixels=np.stack(pixels),
+        times=times,
+        indices=tuple(round(t * fps) for t in times),
+        fps=fps,
+        total_frames=total,
+    )
+
+
+def _nearest(
+    container: av.container.InputContainer, stream: av.VideoStream, targets: np.ndarray, fps: float
+) -> list[tuple[float, float, av.VideoFrame | None]]:
+    """For every target time the frame nearest to it, as (distance, time, frame)."""
+    nearest: list[tuple[float, float, av.VideoFrame | None]] = [(np.inf, 0.0, None)] * len(targets)
+    origin = float((stream.start_time or 0) * stream.time_base)
+    for frame in container.decode(stream):
+        t = float(frame.time or 0.0) - origin
+        if t > targets[-1] + 1 / fps:
+            break
+        for i, target in enumerate(targets):
+            if abs(t - target) < nearest[i][0]:
+                nearest[i] = (abs(t - float(target)), t, frame)
+    return nearest
