@@ -1,0 +1,438 @@
+"""The learner: a `LearnerBatch` in, one optimizer step and a new weight version out.
+
+`LearnerWorker` is one DeepSpeed rank, a plain class; `RayLearner` runs one per rank as Ray actors and speaks for all of
+them. Every rank gets the whole batch, plans the same rows, and encodes and computes its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor
+from transformers import AutoProcessor
+
+from videostr.config import Config
+from videostr.errors import LearnerError, VideoStrError
+from videostr.grpo.batch import Group, RopeGrid, Row, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.logprobs import PolicyLogprobs
+from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
+from videostr.grpo.schedule import learning_rate
+from videostr.model import check_model, load_policy
+from videostr.prompt import encode
+from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
+from videostr.video import FrameStore
+
+CHECKPOINT_TAG = "state"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LearnerWorker:
+    """One DeepSpeed rank.
+
+    Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
+    The learner draws no random numbers (Qwen2.5-VL has no dropout), so its state is weights, optimizer and version.
+
+    Attributes:
+        rank: number of this rank.
+        version: weight version, the number of updates done.
+        policy: the Hugging Face model, with parameters under Hugging Face names.
+        engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
+    """
+
+    def __init__(self, rank: int, config: Config, frame_store: str) -> None:
+        self.rank = rank
+        self.config = config
+        self.frames = FrameStore(frame_store)
+        self.version = 0
+        self.on_gpu = config.learner.num_gpus > 0
+        self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+
+    # ------------------------------------------------------------------------------------------------- start
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address of this node and a free port on it, for rank 0 to listen at."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def connect(self, address: str, port: int, world_size: int) -> None:
+        """Form the process group; returns when all ranks have joined."""
+        # DeepSpeed reads these when it is imported and when it starts; Ray shows each actor its own GPU as number 0.
+        os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+        if not self.on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            torch.set_num_threads(self.config.learner.threads)
+        dist.init_process_group(
+            "nccl" if self.on_gpu else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=self.rank,
+            world_size=world_size,
+            device_id=self.device if self.on_gpu else None,
+        )
+
+    def start(self) -> None:
+        """Load the policy and build the engine.
+
+        Raises:
+            ModelError: the checkpoint cannot be trained.
+        """
+        import deepspeed  # its import settles the accelerator, so it comes after `connect`
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        model = self.config.model
+        check_model(model.path, cpu=not self.on_gpu)
+        self.processor = AutoProcessor.from_pretrained(model.path)
+        self.policy = load_policy(model.path, DTYPES[model.dtype])
+        self._prepare_training()
+        self.grid = RopeGrid.of(self.policy.config)
+        self.reference = self._load_reference()
+        wrapped = PolicyLogprobs(self.policy)
+        trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+        learner = self.config.learner
+        optimizer = torch.optim.AdamW(
+            trained, lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+        )
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=wrapped, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
+        )
+
+    def _prepare_training(self) -> None:
+        self.policy.train()
+        visual = self.policy.model.visual
+        visual.requires_grad_(not self.config.model.freeze_vision)
+        if self.config.model.gradient_checkpointing:
+            # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
+            reentrant = self.config.learner.zero_stage == 3
+            self.policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            self.policy.enable_input_require_grads()
+
+    def _load_reference(self) -> PolicyLogprobs | None:
+        """The frozen initial policy for the KL term, whole on every rank; None without such a term."""
+        if self.config.loss.kl_coef == 0:
+            return None
+        reference = load_policy(self.config.model.path, DTYPES[self.config.model.dtype])
+        return PolicyLogprobs(reference).requires_grad_(False).eval().to(self.device)
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,  # rows differ from update to update: the boundary is set by hand
+            "gradient_clipping": self.config.learner.max_grad_norm,
+            "bf16": {"enabled": self.config.model.dtype == "bfloat16"},
+            "zero_optimization": {"stage": self.config.learner.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }
+
+    # ------------------------------------------------------------------------------------------------- update
+
+    def update(self, batch: LearnerBatch) -> Update:
+        """One optimizer step on the batch; the same result on every rank.
+
+        Raises:
+            LearnerError: an encoded prompt differs from the one that the engine saw, or the batch is empty.
+        """
+        rate = learning_rate(self.config.learner, self.version, self.config.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums = self.accumulate(batch)
+        norm = self._local_gradient_norm() if self.config.learner.zero_stage == 0 else None
+        self.engine.step()
+        self.version += 1
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm())
+        return Update(version=self.version, metrics={**sums.metrics(), "grad_norm": norm, "lr": rate})
+
+    def accumulate(self, batch: LearnerBatch) -> LossSums:
+        """Forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks."""
+        lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
+        plan, counts = self._plan(batch, lengths), count(lengths)
+        sums = LossSums()
+        for number, row in enumerate(self._rows(plan, batch)):
+            self.engine.set_gradient_accumulation_boundary(number == len(plan) - 1)
+            loss, row_sums = self._row_loss(row, batch.temperature, counts)
+            # DeepSpeed averages gradients over ranks, the loss is a sum over them.
+            self.engine.backward(loss * dist.get_world_size())
+            sums = sums.plus(row_sums)
+        return self._reduce(sums)
+
+    def _row_loss(self, row: Row, temperature: float, counts: Counts) -> tuple[Tensor, LossSums]:
+        logprobs, entropy = self.engine(**row.model_inputs(), temperature=temperature)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = self.reference(**row.model_inputs(), temperature=temperature)
+        return policy_loss(row, logprobs, entropy, self.config.loss, counts, reference)
+
+    def _plan(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> tuple[RowPlan, ...]:
+        """This rank's rows."""
+        rows = plan_rows(
+            [len(group.prompt_token_ids) for group in batch.groups],
+            lengths,
+            max_row_tokens=self.config.learner.max_row_tokens,
+            packing=self.config.learner.packing,
+        )
+        if not rows:
+            raise LearnerError(
+                f"a batch of {len(batch.groups)} groups has no completion to learn from: all are flat, empty or masked "
+                "out; allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false"
+            )
+        return deal(rows, dist.get_world_size())[self.rank]
+
+    def _rows(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
+        """The planned rows, one at a time: only one row's pixels are held."""
+        for row in plan:
+            groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
+            yield build_row(row, groups, self.grid).to(self.device)
+
+    def _encode(self, batch: LearnerBatch, index: int) -> Group:
+        group = batch.groups[index]
+        inputs = encode(group.prompt, self.frames.frames(group.prompt.clip), self.processor)
+        _check_prompt(group, inputs.input_ids)
+        completions = [rollout.completion for rollout in group.rollouts]
+        return Group(
+            prompt=inputs,
+            completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
+            behaviour_logprobs=tuple(torch.from_numpy(c.logprobs.astype(np.float32)) for c in completions),
+            advantages=torch.from_numpy(batch.advantages[index].astype(np.float32)),
+        )
+
+    def _reduce(self, sums: LossSums) -> LossSums:
+        """Sums over all ranks."""
+        values = asdict(sums)
+        largest = torch.tensor([values.pop("ratio_max")], dtype=torch.float64, device=self.device)
+        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return LossSums(**dict(zip(values, total.tolist(), strict=True)), ratio_max=largest.item())
+
+    def _local_gradient_norm(self) -> float:
+        """2-norm of the reduced gradients, which without ZeRO every rank holds whole."""
+        norms = [parameter.grad.float().norm() for parameter in self._trained() if parameter.grad is not None]
+        return float(torch.stack(norms).norm())
+
+    def _trained(self) -> Iterator[torch.nn.Parameter]:
+        return (parameter for parameter in self.policy.parameters() if parameter.requires_grad)
+
+    # ------------------------------------------------------------------------------------- inspection
+
+    def logprobs(self, batch: LearnerBatch) -> list[tuple[int, int, np.ndarray]]:
+        """This rank's part of the learner's log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
+        found = []
+        with torch.no_grad():
+            for row in self._rows(self._plan(batch, _lengths(batch)), batch):
+                logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
+                if not row.idle:
+                    parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
+                    found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
+        return found
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter whole, by Hugging Face name, in the same order on all ranks; gathered one at a time.
+
+        A tensor is valid until the next is asked for. All ranks must take all of them.
+        """
+        import deepspeed
+
+        for name, parameter in self.policy.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
+                yield name, parameter.detach()
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every parameter's bytes, by Hugging Face name."""
+        return {name: digest(tensor) for name, tensor in self.full_parameters()}
+
+    def send_weights(self, init: dict[str, Any]) -> dict[str, float]:
+        """Take part in a weight transfer to the engines; rank 0 sends."""
+        from actors.transfer import send_from_learner
+
+        return send_from_learner(self.engine, self.policy, self.rank, init)
+
+    # ------------------------------------------------------------------------------------- save and load
+
+    def save(self, folder: str) -> None:
+        """Write `policy/` and `learner/` into `folder`, which all ranks share."""
+        self._save_policy(Path(folder) / "policy")
+        client = {"version": self.version}
+        self.engine.save_checkpoint(
+            str(Path(folder) / "learner"), tag=CHECKPOINT_TAG, client_state=client, save_latest=False
+        )
+        dist.barrier()
+
+    def _save_policy(self, folder: Path) -> None:
+        weights = {}
+        for name, tensor in self.full_parameters():
+            if self.rank == 0:
+                weights[name] = tensor.to("cpu", copy=True)
+        if self.rank == 0:
+            self.policy.save_pretrained(folder, state_dict=weights)
+            self.processor.save_pretrained(folder)
+
+    def load(self, folder: str) -> int:
+        """Restore what `save` wrote with the same number of ranks and the same ZeRO stage; returns the version.
+
+        Raises:
+            LearnerError: there is no such checkpoint.
+        """
+        learner = Path(folder) / "learner"
+        if not (learner / CHECKPOINT_TAG).is_dir():
+            raise LearnerError(f"{learner}: no learner checkpoint; give a folder that `save` has written")
+        _, client = self.engine.load_checkpoint(str(learner), tag=CHECKPOINT_TAG)
+        self.version = client["version"]
+        return self.version
+
+
+def _lengths(batch: LearnerBatch) -> list[list[int]]:
+    return [[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in batch.groups]
+
+
+def _truncated(batch: LearnerBatch) -> list[list[bool]]:
+    return [
+        [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in group.rollouts]
+        for group in batch.groups
+    ]
+
+
+def _check_prompt(group: RolloutGroup, encoded: Tensor) -> None:
+    seen = torch.from_numpy(group.prompt_token_ids.astype(np.int64))
+    if torch.equal(seen, encoded):
+        return
+    shared = min(len(seen), len(encoded))
+    differs = (seen[:shared] != encoded[:shared]).nonzero()
+    place = int(differs[0]) if len(differs) else shared
+    raise LearnerError(
+        f"prompt of record {group.prompt.record_id}: the engine saw {len(seen)} tokens, the learner encodes "
+        f"{len(encoded)}, first difference at token {place}; both must render and expand the prompt alike: use the "
+        "same processor (model.path) and frame store for both"
+    )
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+class RayLearner:
+    """All ranks as one; implements `videostr.ports.Learner`.
+
+    Calls every rank at once and waits for all of them, `learner.timeout_s` at the longest. A rank that fails leaves the
+    others waiting in a collective: after a `LearnerError` the learner is of no more use; `close` it and start another.
+    """
+
+    def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
+        self.workers = tuple(workers)
+        """Actor handles, by rank."""
+        self.timeout_s = timeout_s
+
+    @classmethod
+    async def start(
+        cls,
+        config: Config,
+        frame_store: str | Path,
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[LearnerWorker] = LearnerWorker,
+    ) -> RayLearner:
+        """Start the ranks and load the policy.
+
+        Args:
+            config: the run's config.
+            frame_store: folder that all ranks read frames from.
+            options: Ray actor options of each rank, e.g. its place in a placement group.
+            worker_class: what to run as a rank.
+        """
+        c = config.learner
+        remote = ray.remote(worker_class)
+        workers = [
+            remote.options(
+                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(options[rank] if options else {})
+            ).remote(rank, config, str(frame_store))
+            for rank in range(c.num_ranks)
+        ]
+        learner = cls(workers, c.timeout_s)
+        try:
+            (address, port), *_ = await learner.call("rendezvous")
+            await learner.call("connect", address, port, c.num_ranks)
+            await learner.call("start")
+        except BaseException:
+            learner.close()
+            raise
+        return learner
+
+    async def update(self, batch: LearnerBatch) -> Update:
+        """One optimizer step on the batch, which is put into the object store once."""
+        updates: list[Update] = await self.call("update", ray.put(batch))
+        return updates[0]
+
+    async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:
+        """The learner's log-probabilities, per group and completion [T] float32."""
+        parts = await self.call("logprobs", ray.put(batch))
+        found = {(group, completion): values for part in parts for group, completion, values in part}
+        empty = np.empty(0, dtype=np.float32)
+        return [
+            tuple(found.get((index, completion), empty) for completion in range(len(group.rollouts)))
+            for index, group in enumerate(batch.groups)
+        ]
+
+    async def checksums(self) -> dict[str, str]:
+        """SHA-256 of every parameter's bytes, by Hugging Face name."""
+        sums: list[dict[str, str]] = await self.call("checksums")
+        return sums[0]
+
+    async def save(self, folder: Path) -> None:
+        """Write `policy/` (Hugging Face format) and `learner/` (optimizer and version) into `folder`."""
+        await self.call("save", str(folder))
+
+    async def load(self, folder: Path) -> int:
+        """Restore what `save` wrote; returns the weight version."""
+        versions: list[int] = await self.call("load", str(folder))
+        return versions[0]
+
+    def close(self) -> None:
+        """End all ranks."""
+        for worker in self.workers:
+            ray.kill(worker)
+
+    async def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method on every rank; results by rank.
+
+        Raises:
+            LearnerError: a rank died, raised, or did not answer in time. Errors of ours keep their type.
+        """
+        calls = [
+            asyncio.ensure_future(self._ask(rank, method, arguments)) for rank in range(len(self.workers))
+        ]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*calls), self.timeout_s)
+        except TimeoutError:
+            late = [rank for rank, call in enumerate(calls) if call.cancelled() or not call.done()]
+            raise LearnerError(
+                f"learner ranks {late} did not finish `{method}` within learner.timeout_s = {self.timeout_s:g} s; "
+                "see their logs, or raise the limit if the step is simply long"
+            ) from None
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def _ask(self, rank: int, method: str, arguments: Sequence[Any]) -> Any:
+        try:
+            return await getattr(self.workers[rank], method).remote(*arguments)
+        except RayTaskError as error:
+            cause = error.cause
+            kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError
+            raise kind(f"learner rank {rank} failed in `{method}`: {cause!r}") from error
+        except RayError as error:
+            raise LearnerError(f"learner rank {rank} died in `{method}`: {error}") from error

@@ -1,0 +1,335 @@
+"""The learner on real DeepSpeed ranks in Ray actors: gradients, resume, checkpoint, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from actors.learner import LearnerWorker, RayLearner, digest
+from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
+from videostr.errors import LearnerError
+from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
+from videostr.grpo.logprobs import PolicyLogprobs
+from videostr.grpo.loss import completion_lengths, count, policy_loss
+from videostr.prompt import encode
+from videostr.tabletop.policy import make_policy
+from videostr.types import (
+    ClipSpec,
+    Completion,
+    FinishReason,
+    GraphAbsence,
+    LearnerBatch,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Score,
+    Trace,
+)
+from videostr.video import FrameStore, name_clip
+
+T = TypeVar("T")
+LOSS = LossConfig(mask_truncated=True, kl_coef=0.1)
+SHAPES = (
+    ((9, 4, 12), "where is it?"),
+    ((3, 8), "how many are there in all?"),
+    ((6, 6, 1, 7), "left or right?"),
+)
+"""Completion lengths and question of each group; the last completion of the first group is truncated."""
+
+
+class Bench(LearnerWorker):
+    """A rank that can be built anew in its process, and shows its gradients."""
+
+    def rebuild(self, config: Config) -> None:
+        self.config, self.version = config, 0
+        self.start()
+
+    def gradients(self, batch: LearnerBatch) -> tuple[float, dict[str, np.ndarray]]:
+        """Global loss and gradients by Hugging Face name, after a step that throws them away."""
+        from deepspeed.utils import safe_get_full_grad
+
+        loss = self.accumulate(batch).loss
+        whole = self.config.learner.zero_stage > 0
+        grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in self.policy.named_parameters()}
+        found = {n: g.float().numpy().copy() for n, g in grads.items() if g is not None}
+        self.engine.step()
+        return loss, found
+
+
+class Stage:
+    """A policy, a frame store and a batch of groups that show videos."""
+
+    def __init__(self, folder: Path) -> None:
+        self.policy = folder / "policy"
+        self.frames = folder / "frames"
+        make_policy(self.policy, seed=0, texts=["where is the red_ball?", "<think>left</think>"])
+        self.processor = AutoProcessor.from_pretrained(self.policy)
+        self.batch = LearnerBatch(
+            groups=tuple(self._group(folder, seed, *shape) for seed, shape in enumerate(SHAPES)),
+            advantages=tuple(
+                np.random.default_rng(seed).normal(size=len(lengths)).astype(np.float32)
+                for seed, (lengths, _) in enumerate(SHAPES)
+            ),
+            temperature=0.9,
+        )
+
+    def config(self, **learner: Any) -> Config:
+        return Config(
+            model=Model(path=str(self.policy), dtype="float32"),
+            learner=LearnerConfig(
+                **{"num_cpus": 0.1, "lr": 1e-3, "timeout_s": 300.0, "max_row_tokens": 90, **learner}
+            ),
+            loss=LOSS,
+            train=TrainConfig(steps=10),
+        )
+
+    def _group(self, folder: Path, seed: int, lengths: tuple[int, ...], question: str) -> RolloutGroup:
+        video = folder / f"{seed}.mp4"
+        write_video(video, seed)
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = Prompt(
+            record_id=f"r{seed}", text=text, clip=name_clip(ClipSpec(video=video.name, num_frames=4), folder)
+        )
+        inputs = encode(prompt, FrameStore(self.frames).frames(prompt.clip), self.processor)
+        draw = np.random.default_rng(seed)
+        return RolloutGroup(
+            prompt=prompt,
+            prompt_token_ids=inputs.input_ids.numpy().astype(np.int32),
+            rollouts=tuple(rollout(draw, n, truncated=seed == 0 and n == 12) for n in lengths),
+        )
+
+
+def write_video(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for image in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+
+
+def rollout(draw: np.random.Generator, length: int, truncated: bool) -> Rollout:
+    return Rollout(
+        completion=Completion(
+            text="",
+            token_ids=draw.integers(8, 200, length).astype(np.int32),
+            logprobs=draw.normal(-5.6, 0.3, length).astype(np.float32),
+            finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
+            weight_versions=(),
+        ),
+        trace=Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False),
+        score=Score(total=0.0, parts={}),
+    )
+
+
+def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tuple[int, int], np.ndarray]]:
+    """Loss, gradients and log-probabilities in this process, without DeepSpeed, one completion at a time."""
+    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(stage.policy, attn_implementation="sdpa")
+    model, grid = PolicyLogprobs(policy), RopeGrid.of(policy.config)
+    batch, store = stage.batch, FrameStore(stage.frames)
+    groups = {
+        index: Group(
+            prompt=encode(group.prompt, store.frames(group.prompt.clip), stage.processor),
+            completions=tuple(torch.from_numpy(r.completion.token_ids).long() for r in group.rollouts),
+            behaviour_logprobs=tuple(torch.from_numpy(r.completion.logprobs) for r in group.rollouts),
+            advantages=torch.from_numpy(batch.advantages[index]),
+        )
+        for index, group in enumerate(batch.groups)
+    }
+    lengths = [[len(c) for c in group.completions] for group in groups.values()]
+    cut = [[r.completion.finish_reason is FinishReason.LENGTH for r in g.rollouts] for g in batch.groups]
+    taking_part = completion_lengths(lengths, cut, LOSS)
+    prompts = [len(group.prompt_token_ids) for group in batch.groups]
+    total, found = 0.0, {}
+    for plan in plan_rows(prompts, lengths, max_row_tokens=1, packing="none"):
+        row = build_row(plan, groups, grid)
+        ((group, completion),) = row.origins
+        logprobs, entropy = model(**row.model_inputs(), temperature=batch.temperature)
+        found[group, completion] = logprobs.detach().numpy()
+        if taking_part[group][completion]:
+            reference = logprobs.detach()  # the reference is the policy itself
+            loss, sums = policy_loss(row, logprobs, entropy, LOSS, count(taking_part), reference)
+            loss.backward()
+            total += sums.loss
+    gradients = {n: p.grad.numpy() for n, p in policy.named_parameters() if p.grad is not None}
+    return total, gradients, found
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("learner"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Awaitable[T]], T]]:
+    """Run a coroutine while a local Ray is up."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield asyncio.run  # type: ignore[misc]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dict[int, RayLearner]]:
+    """One rank alone, and two together."""
+    started = {
+        ranks: run(RayLearner.start(stage.config(num_ranks=ranks), stage.frames, worker_class=Bench))
+        for ranks in (1, 2)
+    }
+    yield started
+    for learner in started.values():
+        learner.close()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "max_row_tokens"),
+    [(1, 0, 1000), (1, 2, 40), (2, 0, 90), (2, 1, 90), (2, 2, 60), (2, 3, 90), (2, 3, 1000)],
+)
+def test_loss_and_gradients_do_not_depend_on_ranks_stage_and_cut(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    ranks: int,
+    zero_stage: int,
+    max_row_tokens: int,
+) -> None:
+    expected_loss, expected, _ = plain_gradients(stage)
+    config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
+    run(learners[ranks].call("rebuild", config))
+    for loss, gradients in run(learners[ranks].call("gradients", stage.batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, expected[name], atol=1e-5, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_resume_is_bit_identical_and_the_policy_loads(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    learner, config = (
+        learners[2],
+        stage.config(num_ranks=2, zero_stage=zero_stage, warmup_steps=3, schedule="cosine"),
+    )
+    run(learner.call("rebuild", config))
+    first = run(learner.update(stage.batch))
+    assert first.version == 1
+    assert first.metrics["lr"] == pytest.approx(1e-3 / 3)
+    run(learner.save(tmp_path))
+    saved = run(learner.checksums())
+    second = run(learner.update(stage.batch))
+    run(learner.update(stage.batch))
+    gone_on = run(learner.checksums())
+    assert gone_on != saved
+
+    run(learner.call("rebuild", config))
+    assert run(learner.load(tmp_path)) == 1
+    assert run(learner.checksums()) == saved
+    assert run(learner.update(stage.batch)) == second
+    run(learner.update(stage.batch))
+    assert run(learner.checksums()) == gone_on
+
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
+    assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
+    assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+def test_metrics_and_learning(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
+) -> None:
+    run(learners[2].call("rebuild", stage.config(num_ranks=2, zero_stage=3)))
+    expected_loss, gradients, logprobs = plain_gradients(stage)
+    ours = run(learners[2].logprobs(stage.batch))
+    for (group, completion), expected in logprobs.items():
+        np.testing.assert_allclose(ours[group][completion], expected, atol=1e-5)
+    updates = [run(learners[2].update(stage.batch)) for _ in range(3)]
+    assert [update.version for update in updates] == [1, 2, 3]
+    metrics = updates[0].metrics
+    assert metrics["loss"] == pytest.approx(expected_loss, abs=1e-5)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(
+        np.sqrt(sum((g**2).sum() for g in gradients.values())), rel=1e-4
+    )
+    assert 0 < metrics["entropy"] < np.log(640)
+    assert updates[2].metrics["kl"] > 0
+    assert updates[2].metrics["loss"] < metrics["loss"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_frozen_vision_gradient_checkpointing_and_bfloat16(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], zero_stage: int
+) -> None:
+    config = stage.config(num_ranks=2, zero_stage=zero_stage)
+    model = replace(config.model, freeze_vision=True, gradient_checkpointing=True)
+    run(learners[2].call("rebuild", replace(config, model=model)))
+    before = run(learners[2].checksums())
+    _, expected, _ = plain_gradients(stage)
+    _, gradients = run(learners[2].call("gradients", stage.batch))[0]
+    assert gradients.keys() == {name for name in expected if "visual" not in name}
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected[name], atol=1e-5, rtol=0, err_msg=name)
+    after = run(learners[2].checksums())
+    assert {name for name in after if after[name] != before[name]} == gradients.keys()
+
+    run(learners[2].call("rebuild", replace(config, model=replace(config.model, dtype="bfloat16"))))
+    update = run(learners[2].update(stage.batch))
+    assert update.metrics["grad_norm"] == pytest.approx(
+        np.sqrt(sum((g**2).sum() for g in expected.values())), rel=0.05
+    )
+
+
+def test_prompt_that_the_engine_saw_otherwise_is_refused(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
+) -> None:
+    group = stage.batch.groups[0]
+    ids = group.prompt_token_ids.copy()
+    ids[5] += 1
+    wrong = replace(stage.batch, groups=(replace(group, prompt_token_ids=ids), *stage.batch.groups[1:]))
+    run(learners[1].call("rebuild", stage.config()))
+    with pytest.raises(LearnerError, match=r"learner rank 0 .*record r0: .* first difference at token 5"):
+        run(learners[1].update(wrong))
+
+
+def test_batch_without_completions_is_refused(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
+) -> None:
+    with pytest.raises(LearnerError, match="no completion to learn from"):
+        run(learners[1].update(replace(stage.batch, groups=(), advantages=())))
+
+
+def test_checkpoint_that_is_not_there_is_refused(
+    run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    with pytest.raises(LearnerError, match="no learner checkpoint"):
+        run(learners[1].load(tmp_path))
+
+
+def test_late_and_dead_ranks_are_named(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
+) -> None:
+    """Last: it ends the lone rank."""
+    hasty = RayLearner(learners[1].workers, timeout_s=0.01)
+    with pytest.raises(
+        LearnerError, match=r"ranks \[0\] did not finish `update` within learner\.timeout_s = 0\.01 s"
+    ):
+        run(hasty.update(stage.batch))
+    learners[1].close()
+    with pytest.raises(LearnerError, match="learner rank 0 died in `checksums`"):
+        run(learners[1].checksums())

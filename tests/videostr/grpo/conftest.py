@@ -1,0 +1,72 @@
+"""A tiny Qwen2.5-VL and prompts with real video inputs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from videostr.grpo.batch import Group
+from videostr.prompt import PromptInputs, encode
+from videostr.tabletop.policy import make_policy
+from videostr.types import Clip, ClipSpec, Prompt
+from videostr.video import ClipFrames
+
+MakeGroup = Callable[..., Group]
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, seed=0, texts=["where is the red_ball?", "<think>left</think><answer>A</answer>"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy(policy_folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(policy_folder, attn_implementation="sdpa")
+
+
+@pytest.fixture(scope="session")
+def make_inputs(policy_folder: Path) -> Callable[[str, int, float], PromptInputs]:
+    processor = AutoProcessor.from_pretrained(policy_folder)
+
+    def make(question: str, num_frames: int, fps: float) -> PromptInputs:
+        """A prompt whose video shows noise at `fps` frames per second."""
+        pixels = np.random.default_rng(num_frames).integers(0, 256, (num_frames, 32, 48, 3), dtype=np.uint8)
+        frames = ClipFrames(
+            pixels=pixels,
+            times=tuple(i / fps for i in range(num_frames)),
+            indices=tuple(range(num_frames)),
+            fps=fps,
+            total_frames=num_frames,
+        )
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        clip = Clip(digest="0", spec=ClipSpec(video="noise.mp4", num_frames=num_frames))
+        return encode(Prompt(record_id="r", text=text, clip=clip), frames, processor)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_group(make_inputs: Callable[[str, int, float], PromptInputs]) -> MakeGroup:
+    def make(
+        seed: int, lengths: tuple[int, ...], question: str = "where?", num_frames: int = 4, fps: float = 4.0
+    ) -> Group:
+        """Completions of random tokens, behaviour log-probabilities near those of a fresh policy."""
+        draw = torch.Generator().manual_seed(seed)
+        return Group(
+            prompt=make_inputs(question, num_frames, fps),
+            completions=tuple(torch.randint(8, 200, (n,), generator=draw) for n in lengths),
+            behaviour_logprobs=tuple(-5.6 + 0.3 * torch.randn(n, generator=draw) for n in lengths),
+            advantages=torch.randn(len(lengths), generator=draw),
+        )
+
+    return make

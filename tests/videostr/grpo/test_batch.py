@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from videostr.grpo.batch import (
+    Group,
+    Piece,
+    RopeGrid,
+    RowPlan,
+    attention_mask,
+    build_row,
+    deal,
+    plan_rows,
+    prompt_positions,
+)
+from videostr.prompt import PromptInputs
+
+GRID = RopeGrid(merge_size=2, tokens_per_second=2)
+
+
+def toy_prompt(length: int = 16, seconds: float = 2.0) -> PromptInputs:
+    """Two text tokens, a video of 3 x 2 x 2 merged patches, then text."""
+    return PromptInputs(
+        input_ids=torch.arange(100, 100 + length),
+        mm_token_type_ids=torch.tensor([0, 0] + [2] * 12 + [0] * (length - 14)),
+        pixel_values_videos=torch.full((48, 8), float(length)),
+        video_grid_thw=torch.tensor([[3, 4, 4]]),
+        second_per_grid_ts=torch.tensor([seconds]),
+    )
+
+
+def toy_group(*lengths: int) -> Group:
+    return Group(
+        prompt=toy_prompt(),
+        completions=tuple(torch.arange(n) + 10 * i for i, n in enumerate(lengths, 1)),
+        behaviour_logprobs=tuple(-torch.arange(n) / 10 for n in lengths),
+        advantages=torch.arange(len(lengths)).float(),
+    )
+
+
+def test_text_after_a_video_continues_from_its_largest_position() -> None:
+    # 2 s a patch at 2 positions a second: times 0, 4, 8 after the 2 text tokens; so text goes on at 2 + 8 + 1 = 11
+    positions = prompt_positions(toy_prompt(), GRID)
+    assert positions[:, :2].tolist() == [[0, 1]] * 3
+    assert positions[0, 2:14].tolist() == [2] * 4 + [6] * 4 + [10] * 4
+    assert positions[1, 2:14].tolist() == [2, 2, 3, 3] * 3
+    assert positions[2, 2:14].tolist() == [2, 3] * 6
+    assert positions[:, 14:].tolist() == [[11, 12]] * 3
+
+
+def test_fractional_seconds_are_rounded_down_after_the_product() -> None:
+    # 0.75 s a patch: 0, 1.5, 3 -> 0, 1, 3
+    assert prompt_positions(toy_prompt(seconds=0.75), GRID)[0, 2:14:4].tolist() == [2, 3, 5]
+
+
+def test_positions_equal_transformers_where_a_video_is_wider_than_long(
+    policy: Qwen2_5_VLForConditionalGeneration, make_inputs: Callable[[str, int, float], PromptInputs]
+) -> None:
+    inputs = make_inputs("where is it?", 4, 4.0)
+    theirs, _ = policy.model.get_rope_index(
+        inputs.input_ids[None],
+        inputs.mm_token_type_ids[None],
+        video_grid_thw=inputs.video_grid_thw,
+        second_per_grid_ts=inputs.second_per_grid_ts,
+    )
+    assert torch.equal(prompt_positions(inputs, GRID), theirs[:, 0])
+
+
+def test_group_is_one_row_with_the_prompt_once() -> None:
+    (plan,) = plan_rows([16], [[3, 1, 2]], max_row_tokens=100)
+    assert plan == RowPlan(pieces=(Piece(group=0, completions=(0, 1, 2)),), tokens=16 + 2 + 0 + 1)
+    row = build_row(plan, {0: toy_group(3, 1, 2)}, GRID)
+    # inputs: the prompt, then each completion without its last token
+    assert row.input_ids[16:].tolist() == [10, 11, 30]
+    # every completion continues from position 12 of the prompt's last token
+    assert row.position_ids[:, 16:].tolist() == [[13, 14, 13]] * 3
+    assert row.completion_ids.tolist() == [0] * 16 + [1, 1, 3]
+    # the prompt's last token (15) predicts every first token
+    assert row.predictors.tolist() == [15, 16, 17, 15, 15, 18]
+    assert row.targets.tolist() == [10, 11, 12, 20, 30, 31]
+    assert row.sequence_ids.tolist() == [0, 0, 0, 1, 2, 2]
+    assert row.behaviour_logprobs.tolist() == pytest.approx([0, -0.1, -0.2, 0, 0, -0.1])
+    assert row.advantages.tolist() == [0, 1, 2]
+    assert row.origins == ((0, 0), (0, 1), (0, 2))
+
+
+def test_two_groups_share_a_row() -> None:
+    (plan,) = plan_rows([16, 16], [[2], [2]], max_row_tokens=34)
+    row = build_row(plan, {0: toy_group(2), 1: toy_group(2)}, GRID)
+    assert row.prompt_ids.tolist() == [0] * 17 + [1] * 17
+    assert row.completion_ids.tolist() == [0] * 16 + [1] + [0] * 16 + [2]
+    assert row.predictors.tolist() == [15, 16, 32, 33]
+    assert row.position_ids[0, 17] == 0
+    assert row.video_grid_thw.tolist() == [[3, 4, 4]] * 2
+    assert row.pixel_values_videos.shape == (96, 8)
+    assert len(plan_rows([16, 16], [[2], [2]], max_row_tokens=33)) == 2
+
+
+def test_long_group_is_split_by_completions() -> None:
+    plan = plan_rows([10], [[5, 5, 5, 5, 40]], max_row_tokens=20)
+    # 10 + 4 + 4 = 18 fits, a third 4 does not; 40 does not fit at all and stands alone
+    assert [row.pieces[0].completions for row in plan] == [(4,), (0, 1), (2, 3)]
+    assert [row.tokens for row in plan] == [49, 18, 18]
+
+
+def test_packing_none_is_one_row_per_completion() -> None:
+    plan = plan_rows([10, 4], [[3, 2], [1, 0]], max_row_tokens=100, packing="none")
+    assert [(row.pieces, row.tokens) for row in plan] == [
+        ((Piece(group=0, completions=(0,)),), 12),
+        ((Piece(group=0, completions=(1,)),), 11),
+        ((Piece(group=1, completions=(0,)),), 4),
+    ]
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 20), max_size=6)), max_size=6),
+    limit=st.integers(1, 60),
+    num_ranks=st.integers(1, 5),
+)
+def test_every_completion_is_computed_once_and_ranks_have_equally_many_rows(
+    lengths: list[tuple[int, list[int]]], limit: int, num_ranks: int
+) -> None:
+    prompts, completions = [p for p, _ in lengths], [c for _, c in lengths]
+    rows = plan_rows(prompts, completions, max_row_tokens=limit)
+    found = sorted((p.group, c) for row in rows for p in row.pieces for c in p.completions)
+    assert found == [(g, c) for g, group in enumerate(completions) for c, n in enumerate(group) if n > 0]
+    for row in rows:
+        whole = sum(
+            prompts[p.group] + sum(completions[p.group][c] - 1 for c in p.completions) for p in row.pieces
+        )
+        assert row.tokens == whole
+        assert whole <= limit or len(row.pieces) == len(row.pieces[0].completions) == 1
+    if rows:
+        dealt = deal(rows, num_ranks)
+        assert len({len(part) for part in dealt}) == 1
+        live = [row for part in dealt for row in part if not row.idle]
+        assert sorted(live, key=repr) == sorted(rows, key=repr)
+
+
+def test_attention_mask() -> None:
+    # [p p c1 c2 c2] [p c3]
+    mask = attention_mask(torch.tensor([0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 2, 2, 0, 3]))
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from videostr.errors import ModelError
+from videostr.model import check_model, load_policy, untie
+from videostr.tabletop.policy import make_policy
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, seed=0, texts=["where is the red_ball?"])
+    return folder
+
+
+def write_config(folder: Path, **config: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_untied_video_policy_is_accepted_and_loads(policy_folder: Path) -> None:
+    check_model(policy_folder, cpu=True)
+    policy = load_policy(policy_folder, torch.bfloat16)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"there is no config\.json; give the folder"):
+        check_model(tmp_path, cpu=True)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        check_model(tmp_path, cpu=True)
+
+
+def test_text_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model_type 'qwen2', so it takes no video here; use a Qwen2\.5-VL"):
+        check_model(write_config(tmp_path, model_type="qwen2"), cpu=False)
+    with pytest.raises(ModelError, match="no vision_config"):
+        check_model(write_config(tmp_path, model_type="qwen2_5_vl"), cpu=False)
+
+
+def test_tied_embeddings_are_refused_on_cpu_only_and_untie_cures_them(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(policy_folder)
+    policy.config.tie_word_embeddings = True
+    policy.tie_weights()
+    tied, untied = tmp_path / "tied", tmp_path / "untied"
+    policy.save_pretrained(tied)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
+        (tied / name).write_bytes((policy_folder / name).read_bytes())
+    check_model(tied, cpu=False)
+    with pytest.raises(ModelError, match=rf"tie_word_embeddings is true.*videostr\.model untie {tied} DIR"):
+        check_model(tied, cpu=True)
+
+    untie(tied, untied)
+    check_model(untied, cpu=True)
+    ids = torch.arange(20)[None]
+    before = Qwen2_5_VLForConditionalGeneration.from_pretrained(tied).eval()
+    after = Qwen2_5_VLForConditionalGeneration.from_pretrained(untied).eval()
+    assert after.lm_head.weight is not after.get_input_embeddings().weight
+    with torch.no_grad():
+        torch.testing.assert_close(after(ids).logits, before(ids).logits, atol=0, rtol=0)
+
+
+def test_tying_stated_the_old_way_is_seen(tmp_path: Path) -> None:
+    """Before transformers 5 it stood in the text section."""
+    folder = write_config(
+        tmp_path, model_type="qwen2_5_vl", vision_config={}, text_config={"tie_word_embeddings": True}
+    )
+    with pytest.raises(ModelError, match="tie_word_embeddings"):
+        check_model(folder, cpu=True)
