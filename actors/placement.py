@@ -1,0 +1,118 @@
+"""Where actors go: three placement groups (rollout, learner, reward), each sized from the config.
+
+In: a config and a running Ray. Out: Ray actor options for every actor, or `PlacementError` that says what is missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from videostr.config import Config
+from videostr.errors import PlacementError
+
+READY_S = 30.0
+"""A plan that fits the totals but not the nodes is refused after this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One kind of actor in the plan."""
+
+    name: str
+    count: int
+    bundle: Mapping[str, float]
+    """Resources of one actor."""
+    strategy: str
+    """Ray placement strategy."""
+
+
+def plan(config: Config) -> list[Role]:
+    """The actors a config asks for."""
+    rollout, learner, reward = config.rollout, config.learner, config.reward
+    return [
+        Role("rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus), "PACK"),
+        Role("learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus), "PACK"),
+        Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0), "SPREAD"),
+    ]
+
+
+class Placement:
+    """The placement groups of a run."""
+
+    def __init__(self, config: Config) -> None:
+        """Reserve the plan.
+
+        Raises:
+            PlacementError: it does not fit, now or within `placement.wait_s`.
+        """
+        roles = plan(config)
+        wait_s = config.placement.wait_s
+        missing = lacking(roles, ray.cluster_resources())
+        if missing and wait_s == 0:
+            raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
+        self._groups: dict[str, PlacementGroup] = {
+            role.name: placement_group([dict(role.bundle)] * role.count, strategy=role.strategy)
+            for role in roles
+        }
+        waiting = {group.ready(): name for name, group in self._groups.items()}
+        _, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=wait_s or READY_S)
+        if late:
+            self.close()
+            names = ", ".join(sorted(waiting[ref] for ref in late))
+            missing = (
+                missing
+                or "the totals suffice, but no node has room for one of its actors, or another job holds it"
+            )
+            raise PlacementError(f"no place for {names} after {wait_s or READY_S:g} s: {missing}; {REMEDY}")
+
+    def options(self, role: str) -> list[dict[str, Any]]:
+        """Ray actor options of every actor of a role ("rollout", "learner", "reward")."""
+        group = self._groups[role]
+        return [
+            {
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=index
+                )
+            }
+            for index in range(group.bundle_count)
+        ]
+
+    def anywhere(self, role: str) -> dict[str, Any]:
+        """Ray actor options for any place of a role, for actors that come and go."""
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[role])}
+
+    def close(self) -> None:
+        """Give the places back."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+
+
+REMEDY = (
+    "lower num_workers, num_ranks, num_cpus or num_gpus of the sections rollout, learner and reward, add nodes, or let an "
+    "autoscaler bring them by placement.wait_s"
+)
+
+
+def lacking(roles: list[Role], cluster: Mapping[str, float]) -> str:
+    """What the cluster's totals lack for a plan, "" when they suffice."""
+    needed: Counter[str] = Counter()
+    for role in roles:
+        for name, amount in role.bundle.items():
+            needed[name] += role.count * amount  # type: ignore[assignment]  # fractions of a CPU
+    short = []
+    for name, amount in sorted(needed.items()):
+        if amount > cluster.get(name, 0) + 1e-6:
+            uses = ", ".join(f"{r.name} {r.count} x {r.bundle[name]:g}" for r in roles if r.bundle.get(name))
+            short.append(f"needs {amount:g} {name} ({uses}), the cluster has {cluster.get(name, 0):g}")
+    return "; ".join(short)
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}

@@ -1,0 +1,408 @@
+"""Prompts in, sampled groups out: one vLLM engine per `RolloutWorker`, all of them behind `RayRolloutPool`.
+
+`RolloutWorker` takes a `SampleRequest`, reads the clip's frames from the frame store and samples its G completions
+with one request (n = G), so that prompt and video are encoded once. `RayRolloutPool` sends each request to the engine
+with the least work. vLLM is imported in the workers only: its import takes 20 s and reads the environment that a
+worker sets before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from videostr.config import Config
+from videostr.errors import RolloutError, VideoError, VideoStrError
+from videostr.model import check_model
+from videostr.ports import Sampled, SampleRequest
+from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
+from videostr.video import FrameStore
+
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Tokens that stand for vision inputs; one of them in a completion breaks the learner's pass (verl issue 1640)."""
+BAN = -100.0
+"""Added to a placeholder's logit, the largest bias vLLM takes: leaves it a probability below 1e-40."""
+FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+CLOSE_S = 30.0
+"""Longest time for a worker to end its engine."""
+
+
+class RolloutWorker:
+    """One vLLM engine; lives in a process of its own, whose output it sends to `log_file`.
+
+    Log-probabilities are those of the sampling distribution: temperature applied, placeholders banned and the rest
+    renormalised. The learner takes a plain log-softmax over the whole vocabulary, which is lower by -log(1 - p), where
+    p is the probability that the policy gives to the four placeholders at that token: tiny for a policy that has seen
+    any training; 0.002 nats on average for one with random weights and 640 tokens (1e-6 with the ban in both).
+    """
+
+    def __init__(self, index: int, config: Config, frame_store: str, log_file: str) -> None:
+        self.name = f"engine {index}"
+        self.config = config
+        self.frames = FrameStore(frame_store)
+        self.log_file = log_file
+        self.on_gpu = config.rollout.num_gpus > 0
+        self._engine: Any = None
+        self._receiver: Any = None
+        self._banned: dict[int, float] = {}
+
+    # ------------------------------------------------------------------------------------------------- start
+
+    async def start(self) -> None:
+        """Start the engine; it then serves weight version 0.
+
+        Raises:
+            ModelError: the checkpoint cannot be served.
+            RolloutError: the engine does not start; the reason is in the log file.
+        """
+        check_model(self.config.model.path, cpu=not self.on_gpu)
+        _send_output_to(self.log_file)
+        os.environ.update(self._environment())
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from actors.transfer import WeightReceiver
+
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()))
+        except (RuntimeError, ValueError) as error:
+            raise RolloutError(f"{self.name} did not start: {error}; see {self.log_file}") from error
+        self._receiver = WeightReceiver(self._engine)
+        vocabulary = self._engine.get_tokenizer().get_vocab()
+        self._banned = {vocabulary[token]: BAN for token in PLACEHOLDERS if token in vocabulary}
+        await self._engine.update_weight_version("0")
+
+    def _environment(self) -> dict[str, str]:
+        environment = {"VLLM_NO_USAGE_STATS": "1"}
+        if Path(self.config.model.path).is_dir():
+            environment["HF_HUB_OFFLINE"] = "1"
+        if not self.on_gpu:
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(self.config.rollout.kv_cache_gib)
+            # Engines may outnumber cores: a thread bound to a core would wait behind another engine's.
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            environment["OMP_NUM_THREADS"] = str(self.config.rollout.threads)
+            # Lets the CPU engine compute in its own process; else vLLM starts one more, only to bind threads to cores.
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        return environment
+
+    def _engine_args(self) -> dict[str, Any]:
+        from vllm.config import WeightTransferConfig
+
+        config, rollout = self.config, self.config.rollout
+        automatic = "nccl" if self.on_gpu else "gloo"
+        backend = automatic if config.sync.backend == "auto" else config.sync.backend
+        arguments = {
+            "model": config.model.path,
+            "dtype": config.model.dtype,
+            "seed": config.run.seed,
+            "max_model_len": rollout.max_model_len,
+            "max_num_seqs": rollout.max_num_seqs,
+            "max_num_batched_tokens": rollout.max_num_batched_tokens,
+            "tensor_parallel_size": rollout.tensor_parallel_size,
+            "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "limit_mm_per_prompt": {"image": 0, "video": 1},
+            # A clip returns once an epoch: its preprocessed pixels would only fill memory. And a rejected request
+            # would leave the two halves of that cache at odds.
+            "mm_processor_cache_gb": 0,
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": WeightTransferConfig(backend=backend),
+            "worker_extension_cls": "actors.transfer.EngineExtension",
+            # Left to itself, vLLM would spread a tensor-parallel engine over Ray actors of its own.
+            "distributed_executor_backend": "uni" if rollout.tensor_parallel_size == 1 else "mp",
+            "disable_log_stats": True,
+        }
+        if not self.on_gpu:
+            arguments["enforce_eager"] = True
+            # A seeded request whose prompt is prefilled in chunks kills the CPU engine.
+            arguments["enable_chunked_prefill"] = False
+        return arguments
+
+    # ------------------------------------------------------------------------------------------------- sample
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        """Sample one group; input that cannot be used comes back as a `Failure`.
+
+        The process ends when the engine has died: a live actor around a dead engine would take retries for ever (ray
+        issue 60088).
+        """
+        from vllm.exceptions import VLLMError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        prompt = request.prompt
+        try:
+            frames = await asyncio.to_thread(self.frames.frames, prompt.clip)
+            return await self._sample(request, frames.pixels, frames.metadata)
+        except VideoError as error:
+            return Failure(kind=FailureKind.BAD_VIDEO, record_id=prompt.record_id, detail=str(error))
+        except EngineDeadError:
+            logging.getLogger(__name__).exception("%s is dead, its worker ends", self.name)
+            self._engine.shutdown()
+            os._exit(1)
+        except (VLLMError, ValueError) as error:
+            return Failure(
+                kind=FailureKind.ENGINE, record_id=prompt.record_id, detail=f"{self.name}: {error}"
+            )
+
+    async def _sample(
+        self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]
+    ) -> Sampled | Failure:
+        rendered = await self._render(request, pixels, metadata)
+        length, limit = len(rendered["prompt_token_ids"]), self.config.rollout.max_model_len
+        if length >= limit:
+            return Failure(
+                kind=FailureKind.PROMPT_TOO_LONG,
+                record_id=request.prompt.record_id,
+                detail=f"{length} prompt tokens, rollout.max_model_len = {limit}; raise it or show fewer frames",
+            )
+        output = await self._generate(rendered, request)
+        completions = tuple(_completion(part) for part in output.outputs)
+        sampled = {int(token) for completion in completions for token in completion.token_ids}
+        if not sampled.isdisjoint(self._banned):
+            return Failure(
+                kind=FailureKind.PLACEHOLDER_SAMPLED,
+                record_id=request.prompt.record_id,
+                detail=f"{self.name} sampled {sorted(sampled & self._banned.keys())} in spite of the ban",
+            )
+        return Sampled(
+            prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32), completions=completions
+        )
+
+    async def _render(self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]) -> Any:
+        """Token ids and vision inputs of a prompt, in vLLM's form."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        prompt = {
+            "prompt": request.prompt.text,
+            "multi_modal_data": {"video": [(pixels, dict(metadata))]},
+            # The clip's name instead of a hash over its pixels, for prefix and encoder cache.
+            "multi_modal_uuids": {"video": [request.prompt.clip.digest]},
+        }
+        renderer = self._engine.renderer
+        # Without a limit here: the limit is for the expanded prompt, and is ours to report.
+        params = replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
+        parsed = parse_model_prompt(self._engine.model_config, prompt)
+        (rendered,) = await renderer.render_cmpl_async([parsed], params)
+        return rendered
+
+    async def _generate(self, rendered: Any, request: SampleRequest) -> Any:
+        """vLLM's `RequestOutput` of a group."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=request.n,
+            seed=engine_seed(request.seed),
+            temperature=request.temperature,
+            top_p=1.0,
+            top_k=0,
+            max_tokens=request.max_tokens,
+            logprobs=0,
+            logit_bias=self._banned,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        outputs = self._engine.generate(rendered, params, request_id=uuid.uuid4().hex)
+        final = None
+        async for output in outputs:
+            final = output
+        return final
+
+    # ------------------------------------------------------------------------------------- weights and end
+
+    async def transfer(self, phase: str, *arguments: Any) -> Any:
+        """A control call of a weight transfer: a method of `actors.transfer.WeightReceiver`."""
+        return await getattr(self._receiver, phase)(*arguments)
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        if self._engine is not None:
+            self._engine.shutdown()
+
+
+def engine_seed(seed: int) -> int:
+    """Spread a request's seed over 56 bits.
+
+    vLLM gives completion i of a group the seed `seed + i`: groups with neighbouring seeds would share random streams.
+    """
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=7).digest())
+
+
+def _completion(output: Any) -> Completion:
+    """From vLLM's `CompletionOutput`."""
+    chosen = [at[token].logprob for at, token in zip(output.logprobs, output.token_ids, strict=True)]
+    spans = [VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions]
+    return Completion(
+        text=output.text,
+        token_ids=np.asarray(output.token_ids, dtype=np.int32),
+        logprobs=np.asarray(chosen, dtype=np.float32),
+        finish_reason=FINISH[output.finish_reason],
+        weight_versions=tuple(spans),
+    )
+
+
+def _send_output_to(log_file: str) -> None:
+    """Let this process and all it starts write to a file what they would write to the terminal."""
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    os.close(log)
+
+
+# ----------------------------------------------------------------------------------------------------- pool
+
+
+@dataclass
+class _Engine:
+    """A worker as the pool sees it."""
+
+    index: int
+    handle: Any
+    log_file: Path
+    sequences: int = 0
+    """Completions in flight."""
+    alive: bool = True
+
+
+class RayRolloutPool:
+    """All engines as one; implements `videostr.ports.RolloutPool`.
+
+    `sample` takes a place on the engine with the fewest completions in flight and gives it back when the group is
+    there; it waits while every engine has `max_num_seqs` completions and one more group, whose video is made ready
+    meanwhile.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        frame_store: str | Path,
+        log_folder: str | Path,
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[RolloutWorker] = RolloutWorker,
+    ) -> None:
+        """Name the engines; `start` starts them.
+
+        Args:
+            config: the run's config.
+            frame_store: folder that all engines read frames from.
+            log_folder: gets one `engine_N.log` per engine.
+            options: Ray actor options of each engine, e.g. its place in a placement group.
+            worker_class: what to run as a worker.
+        """
+        self.config = config
+        self.frame_store = str(frame_store)
+        self.log_folder = Path(log_folder)
+        self.options = options
+        self.worker_class = worker_class
+        self._engines: list[_Engine] = []
+        self._freed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Start all engines at once and wait for all of them.
+
+        Raises:
+            RolloutError: an engine failed or is not ready within `rollout.start_timeout_s`; names it and its log file.
+            ModelError: the checkpoint cannot be served.
+        """
+        self._engines = [self._launch(index) for index in range(self.config.rollout.num_workers)]
+        limit = self.config.rollout.start_timeout_s
+        try:
+            await asyncio.gather(*(self._call(engine, "start", limit=limit) for engine in self._engines))
+        except BaseException:
+            self.close()
+            raise
+
+    def handles(self) -> list[Any]:
+        """Actor handles of the engines that live."""
+        return [engine.handle for engine in self._engines if engine.alive]
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        """One group; waits for a free place.
+
+        Raises:
+            RolloutError: the engine died, or did not answer within `rollout.request_timeout_s`; no engine is left.
+        """
+        engine = await self._take(request.n)
+        try:
+            answer: Sampled | Failure = await self._call(
+                engine, "sample", request, limit=self.config.rollout.request_timeout_s
+            )
+            return answer
+        finally:
+            engine.sequences -= request.n
+            async with self._freed:
+                self._freed.notify_all()
+
+    def close(self) -> None:
+        """End all engines."""
+        engines, self._engines = self._engines, []
+        closing = [engine.handle.close.remote() for engine in engines]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+        for engine in engines:
+            ray.kill(engine.handle)
+
+    def _launch(self, index: int) -> _Engine:
+        rollout = self.config.rollout
+        log_file = self.log_folder / f"engine_{index}.log"
+        options = self.options[index] if self.options else {}
+        actor = ray.remote(self.worker_class).options(
+            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **options
+        )
+        handle = actor.remote(index, self.config, self.frame_store, str(log_file))
+        return _Engine(index=index, handle=handle, log_file=log_file)
+
+    async def _take(self, n: int) -> _Engine:
+        """Reserve n completions on the least loaded engine that has room."""
+        async with self._freed:
+            while True:
+                living = [engine for engine in self._engines if engine.alive]
+                if not living:
+                    raise RolloutError(
+                        "no rollout engine is left; see the engine logs, then run the same command again"
+                    )
+                engine = min(living, key=lambda e: e.sequences)
+                if engine.sequences < self.config.rollout.max_num_seqs + n:
+                    engine.sequences += n
+                    return engine
+                await self._freed.wait()
+
+    async def _call(self, engine: _Engine, method: str, *arguments: Any, limit: float) -> Any:
+        ref = getattr(engine.handle, method).remote(*arguments)
+        try:
+            return await asyncio.wait_for(_result(ref), limit)
+        except TimeoutError:
+            raise RolloutError(
+                f"engine {engine.index} did not finish `{method}` within {limit:g} s; see {engine.log_file}, or raise "
+                f"rollout.{'start' if method == 'start' else 'request'}_timeout_s"
+            ) from None
+        except RayTaskError as error:
+            cause = error.cause
+            kind = type(cause) if isinstance(cause, VideoStrError) else RolloutError
+            raise kind(
+                f"engine {engine.index} failed in `{method}`: {cause}; see {engine.log_file}"
+            ) from error
+        except RayError as error:
+            engine.alive = False
+            raise RolloutError(f"engine {engine.index} died in `{method}`; see {engine.log_file}") from error
+
+
+async def _result(ref: Any) -> Any:
+    """The value of a Ray reference; cancels the task with the wait."""
+    try:
+        return await ref
+    except asyncio.CancelledError:
+        ray.cancel(ref)
+        raise

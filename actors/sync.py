@@ -1,0 +1,63 @@
+"""`RayWeightSync`: one publication of the learner's weights to all engines, as the driver asks for it.
+
+In: a weight version. Out: metrics, when every engine serves that version. The work is done between learner ranks and
+rollout actors (`actors/transfer.py`); the driver only starts it and waits, and so never imports vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.learner import RayLearner
+from videostr.config import Config
+from videostr.errors import TransferError
+
+CONTROL_CALLS = 6
+"""Calls of a publication that each may take `sync.timeout_s`: init, start, update, finish, digests; one to spare."""
+
+
+class RayWeightSync:
+    """Moves the learner's weights into every engine; implements `videostr.ports.WeightSync`.
+
+    After a `TransferError` the engines have no usable weights and must be restarted; the learner goes on.
+    """
+
+    def __init__(self, config: Config, learner: RayLearner, engines: Callable[[], Sequence[Any]]) -> None:
+        self.config = config
+        self.learner = learner
+        self.engines = engines
+        """Gives the rollout actors that live now, e.g. `RayRolloutPool.handles`."""
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """Returns `sync/bytes`, `sync/broadcast_seconds`, `sync/seconds` when every engine serves `version`.
+
+        Raises:
+            TransferError: names engine and phase, or the parameter that did not arrive (`sync.verify`).
+        """
+        start = time.monotonic()
+        limit = CONTROL_CALLS * self.config.sync.timeout_s
+        try:
+            ranks = await asyncio.wait_for(self.learner.call("send_weights", self._init(version)), limit)
+        except TimeoutError:
+            raise TransferError(
+                f"weights of version {version} did not reach the engines within {limit:g} s ({CONTROL_CALLS} times "
+                "sync.timeout_s); restart learner and engines, or raise the limit if the model is simply large"
+            ) from None
+        return {**ranks[0], "sync/seconds": time.monotonic() - start}
+
+    def _init(self, version: int) -> dict[str, Any]:
+        config = self.config
+        on_gpu = config.rollout.num_gpus > 0
+        automatic = "nccl" if on_gpu else "gloo"
+        return {
+            "engines": tuple(self.engines()),
+            "ranks_per_engine": config.rollout.tensor_parallel_size,
+            "backend": automatic if config.sync.backend == "auto" else config.sync.backend,
+            "version": version,
+            "timeout_s": config.sync.timeout_s,
+            "verify": config.sync.verify,
+            "reset_encoder_cache": not config.model.freeze_vision,
+        }

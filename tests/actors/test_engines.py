@@ -1,0 +1,524 @@
+"""Rollout and weight transfer on real vLLM engines: a tiny random policy, a synthetic video, two engines, one sender.
+
+The engines start once for the whole module; the tests run in the order of the file, and the last ones destroy engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from actors.learner import RayLearner
+from actors.rollout import BAN, PLACEHOLDERS, RayRolloutPool, engine_seed
+from actors.sync import RayWeightSync
+from videostr.config import Config
+from videostr.errors import RolloutError, TransferError
+from videostr.model import load_policy
+from videostr.ports import Sampled, SampleRequest
+from videostr.prompt import PromptInputs, encode, instruction, reference_trace, render
+from videostr.tabletop.policy import make_policy
+from videostr.tabletop.questions import make_records
+from videostr.tabletop.render import write_mp4
+from videostr.tabletop.world import Difficulty, make_scene
+from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt, VersionSpan
+from videostr.video import FrameStore, name_clip
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+
+TEMPERATURE = 0.8
+AGREEMENT = 0.02
+"""Largest mean absolute difference between vLLM's and transformers' log-probabilities, nats."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A policy and prompts about two videos."""
+
+    config: Config
+    frames: FrameStore
+    prompts: tuple[Prompt, ...]
+    """Two questions about the first video, one about the second."""
+
+
+class Sender:
+    """A learner rank without DeepSpeed: holds weights that differ from the engines' in every parameter."""
+
+    def __init__(self, path: str) -> None:
+        torch.set_num_threads(1)
+        self.path = path
+        self.policy = load_policy(path, torch.float32)
+
+    def perturb(self, seed: int, only: str = "") -> list[str]:
+        """Add noise to every parameter whose name contains `only`."""
+        generator = torch.Generator().manual_seed(seed)
+        changed = []
+        for name, parameter in self.policy.named_parameters():
+            if only in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data += 0.2 * max(float(parameter.std()), 0.02) * noise
+                changed.append(name)
+        return changed
+
+    def freeze_vision(self, frozen: bool) -> None:
+        self.policy.model.visual.requires_grad_(not frozen)
+
+    def save(self, folder: str) -> None:
+        self.policy.save_pretrained(folder)
+
+    def send_weights(self, init: dict[str, Any]) -> dict[str, float]:
+        from actors.transfer import send_from_learner
+
+        return send_from_learner(None, self.policy, 0, init)
+
+    def favour_placeholders(self) -> None:
+        """Make the four placeholders the likeliest tokens."""
+        tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
+        rows = tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))
+        self.policy.lm_head.weight.data[rows] *= 5
+
+    def send_without(self, name: str, init: dict[str, Any]) -> dict[str, float]:
+        """Send all but one parameter, and compare all."""
+        from actors import transfer
+
+        class Forgetful(transfer.LearnerWeights):
+            def __init__(self, module: torch.nn.Module, *, with_digests: bool) -> None:
+                super().__init__(module, with_digests=with_digests)
+                self.parameters = [(key, p) for key, p in self.parameters if key != name]
+                self.digests[name] = transfer.digest(module.get_parameter(name).detach())
+
+        complete, transfer.LearnerWeights = transfer.LearnerWeights, Forgetful  # type: ignore[misc]
+        try:
+            return self.send_weights(init)
+        finally:
+            transfer.LearnerWeights = complete  # type: ignore[misc]
+
+
+class Learner(RayLearner):
+    """Stands where a learner stands: one rank, the sender."""
+
+    def __init__(self, sender: Any, forget: str = "") -> None:
+        super().__init__([sender], timeout_s=120)
+        self.forget = forget
+
+    async def call(self, method: str, *arguments: Any) -> list[Any]:
+        if self.forget:
+            return await super().call("send_without", self.forget, *arguments)
+        return await super().call(method, *arguments)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    scenes = [make_scene(seed, Difficulty.EASY) for seed in (1, 2)]
+    records = []
+    for number, scene in enumerate(scenes):
+        write_mp4(scene, folder / f"{number}.mp4")
+        records.append(make_records(scene, f"{number}.mp4", f"scene-{number}", 2))
+    texts = [text for of in records for r in of for text in (instruction(r), reference_trace(r))]
+    make_policy(folder / "policy", 0, texts)
+    _sharpen(folder / "policy")
+    processor = AutoProcessor.from_pretrained(folder / "policy")
+    chosen = (records[0][0], records[0][1], records[1][0])
+    prompts = tuple(render(r, name_clip(r.clip, folder), processor) for r in chosen)
+    config = Config()
+    config.model.path, config.model.dtype = str(folder / "policy"), "float32"
+    config.rollout.num_workers, config.rollout.num_cpus = 2, 1
+    config.rollout.max_model_len, config.rollout.max_num_batched_tokens = 1024, 4096
+    config.rollout.start_timeout_s, config.rollout.request_timeout_s = 400, 120
+    config.sync.timeout_s, config.sync.verify = 60, True
+    return World(config=config, frames=FrameStore(folder / "frames"), prompts=prompts)
+
+
+def _sharpen(folder: Path) -> None:
+    """Scale random weights so that tokens have different probabilities, and depend on the video."""
+    policy = load_policy(folder, torch.float32)
+    with torch.no_grad():
+        policy.lm_head.weight *= 8
+        policy.model.visual.merger.mlp[2].weight *= 20
+        for layer in policy.model.language_model.layers:
+            layer.self_attn.o_proj.weight *= 5
+            layer.self_attn.v_proj.weight *= 5
+    policy.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run[Any]]:
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(world: World, run: Run[Any], cluster: None) -> Iterator[RayRolloutPool]:
+    before = _descendants()
+    logs = world.frames.folder.parent / "logs"
+    pool = RayRolloutPool(world.config, world.frames.folder, logs)
+    run(pool.start())
+    yield pool
+    pool.close()
+    deadline = time.monotonic() + 30
+    while (
+        left := [p for p in _descendants() - before if "EngineCore" in p.name()]
+    ) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def sender(world: World, cluster: None) -> Any:
+    return ray.remote(Sender).options(num_cpus=1).remote(world.config.model.path)
+
+
+def _descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _request(prompt: Prompt, seed: int = 7, n: int = 8, **changes: Any) -> SampleRequest:
+    request = SampleRequest(prompt=prompt, n=n, temperature=TEMPERATURE, max_tokens=24, seed=seed)
+    return replace(request, **changes)
+
+
+def _direct(run: Run[Any], pool: RayRolloutPool, engine: int, request: SampleRequest) -> Sampled:
+    sampled = run(_await(pool.handles()[engine].sample.remote(request)))
+    assert isinstance(sampled, Sampled)
+    return sampled
+
+
+async def _await(ref: Any) -> Any:
+    return await ref
+
+
+def _difference(
+    world: World, path: str | Path, prompt: Prompt, sampled: Sampled, *, banned: bool = True
+) -> float:
+    """Mean absolute difference to transformers' log-probabilities of the same tokens, float32."""
+    policy = load_policy(path, torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(world.config.model.path)
+    inputs = encode(prompt, world.frames.frames(prompt.clip), processor)
+    bias = torch.zeros(policy.config.text_config.vocab_size)
+    if banned:
+        bias[processor.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = BAN
+    parts = [np.abs(c.logprobs - _logprobs(policy, inputs, c.token_ids, bias)) for c in sampled.completions]
+    return float(np.concatenate(parts).mean())
+
+
+def _logprobs(
+    policy: Qwen2_5_VLForConditionalGeneration, inputs: PromptInputs, tokens: np.ndarray, bias: torch.Tensor
+) -> np.ndarray:
+    completion = torch.from_numpy(tokens.astype(np.int64))
+    ids = torch.cat([inputs.input_ids, completion])[None]
+    with torch.no_grad():
+        logits = policy(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=torch.cat([inputs.mm_token_type_ids, torch.zeros_like(completion)])[None],
+            pixel_values_videos=inputs.pixel_values_videos,
+            video_grid_thw=inputs.video_grid_thw,
+            second_per_grid_ts=inputs.second_per_grid_ts,
+        ).logits[0, len(inputs.input_ids) - 1 : -1]
+    logprobs = torch.log_softmax((logits + bias) / TEMPERATURE, -1)
+    return logprobs.gather(-1, completion[:, None])[:, 0].numpy()
+
+
+def _tokens(sampled: Sampled) -> list[list[int]]:
+    return [completion.token_ids.tolist() for completion in sampled.completions]
+
+
+async def _together(pool: RayRolloutPool, *requests: SampleRequest) -> list[Any]:
+    return await asyncio.gather(*(pool.sample(request) for request in requests))
+
+
+def _publish(
+    world: World, run: Run[Any], engines: list[Any], learner: Learner, version: int
+) -> dict[str, float]:
+    metrics: dict[str, float] = run(RayWeightSync(world.config, learner, lambda: engines).publish(version))
+    return metrics
+
+
+def _engine_process(engine: Any) -> psutil.Process:
+    """The process in which an engine computes."""
+    pid = ray.get(engine.__ray_call__.remote(lambda worker: os.getpid()))
+    (core,) = (child for child in psutil.Process(pid).children() if "EngineCore" in " ".join(child.cmdline()))
+    return core
+
+
+# ------------------------------------------------------------------------------------------------------ sampling
+
+
+def test_group_agrees_with_transformers(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    prompt = world.prompts[0]
+    sampled = run(pool.sample(_request(prompt)))
+    assert isinstance(sampled, Sampled)
+    processor = AutoProcessor.from_pretrained(world.config.model.path)
+    encoded = encode(prompt, world.frames.frames(prompt.clip), processor)
+    assert sampled.prompt_token_ids.dtype == np.int32
+    assert sampled.prompt_token_ids.tolist() == encoded.input_ids.tolist()
+    assert len({tuple(tokens) for tokens in _tokens(sampled)}) == 8
+    for completion in sampled.completions:
+        _check(completion, processor.tokenizer.eos_token_id)
+    logprobs = np.concatenate([c.logprobs for c in sampled.completions])
+    assert logprobs.std() > 0.5  # otherwise agreement would say nothing
+    assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
+    # With random weights, 4 of about 640 tokens are banned: the learner's plain log-softmax is lower by about 4 / 640.
+    assert _difference(world, world.config.model.path, prompt, sampled, banned=False) <= AGREEMENT
+
+
+def _check(completion: Completion, eos: int) -> None:
+    length = len(completion.token_ids)
+    assert completion.token_ids.dtype == np.int32
+    assert completion.logprobs.dtype == np.float32
+    assert completion.logprobs.shape == (length,)
+    stopped = bool(completion.token_ids[-1] == eos)
+    assert completion.finish_reason is (FinishReason.STOP if stopped else FinishReason.LENGTH)
+    assert stopped or length == 24
+    assert completion.weight_versions == (VersionSpan(version=0, start=0, end=length),)
+
+
+def test_video_matters(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    """The tests below could not see a stale vision tower otherwise."""
+    first, _, other = world.prompts
+    swapped = replace(first, clip=other.clip)
+    sampled = _direct(run, pool, 0, _request(first))
+    assert _difference(world, world.config.model.path, swapped, sampled) > 5 * AGREEMENT
+
+
+def test_seed_fixes_tokens_alone_in_a_batch_and_on_either_engine(
+    world: World, run: Run[Any], pool: RayRolloutPool
+) -> None:
+    request = _request(world.prompts[0], seed=3)
+    alone = [_direct(run, pool, engine, request) for engine in (0, 1)]
+    crowd = [_request(prompt, seed=50 + i) for i, prompt in enumerate(world.prompts)]
+    batched = run(_together(pool, *crowd, request, *crowd, request, *crowd))
+    repeats = [*alone, batched[3], batched[7]]
+    assert all(_tokens(sampled) == _tokens(alone[0]) for sampled in repeats)
+    assert all(
+        np.array_equal(a.logprobs, b.logprobs)
+        for sampled in alone
+        for a, b in zip(sampled.completions, alone[0].completions, strict=True)
+    )
+
+
+def test_neighbouring_seeds_share_no_stream(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    """vLLM seeds completion i with seed + i, so groups of seeds 3 and 4 would have 7 completions in common."""
+    groups = run(_together(pool, *(_request(world.prompts[0], seed=seed) for seed in (3, 4))))
+    first, second = ({tuple(tokens) for tokens in _tokens(group)} for group in groups)
+    assert not first & second
+    assert engine_seed(3) == engine_seed(3)
+    assert 0 <= engine_seed(3) < 2**56
+
+
+def test_greedy(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    request = _request(world.prompts[0], n=1, temperature=0.0)
+    groups = run(_together(pool, request, replace(request, seed=8)))
+    assert _tokens(groups[0]) == _tokens(groups[1])
+    assert len(groups[0].completions) == 1
+
+
+def test_output_of_engines_goes_to_log_files(world: World, pool: RayRolloutPool) -> None:
+    logs = world.frames.folder.parent / "logs"
+    for engine in (0, 1):
+        assert "Initializing a V1 LLM engine" in (logs / f"engine_{engine}.log").read_text()
+
+
+def test_late_group_is_aborted(
+    world: World, run: Run[Any], pool: RayRolloutPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = _request(world.prompts[0], max_tokens=600)
+    monkeypatch.setattr(pool.config.rollout, "request_timeout_s", 0.2)
+    with pytest.raises(RolloutError, match=r"within 0.2 s; .*rollout.request_timeout_s"):
+        run(pool.sample(request))
+    monkeypatch.undo()
+    assert len(pool.handles()) == 2
+    assert isinstance(run(pool.sample(replace(request, max_tokens=8))), Sampled)
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+def test_corrupt_video(world: World, run: Run[Any], pool: RayRolloutPool, tmp_path: Path) -> None:
+    whole = Path(world.prompts[0].clip.spec.video).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    clip = name_clip(replace(world.prompts[0].clip.spec, video="cut.mp4"), tmp_path)
+    failure = run(pool.sample(_request(replace(world.prompts[0], record_id="cut", clip=clip))))
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.record_id) == (FailureKind.BAD_VIDEO, "cut")
+    assert "cut.mp4" in failure.detail
+
+
+def test_prompt_too_long(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    prompt = world.prompts[2]
+    long = replace(prompt, text=prompt.text + "\n" * world.config.rollout.max_model_len)
+    for engine in (0, 1):
+        failure = run(_await(pool.handles()[engine].sample.remote(_request(long))))
+        assert failure.kind is FailureKind.PROMPT_TOO_LONG
+        assert "rollout.max_model_len = 1024" in failure.detail
+        # The refused request leaves no trace: the same clip is sampled from as ever.
+        assert isinstance(_direct(run, pool, engine, _request(prompt, n=2)), Sampled)
+
+
+# ------------------------------------------------------------------------------------------------------ transfer
+
+
+def test_weights_reach_one_engine(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
+) -> None:
+    prompt = world.prompts[0]
+    assert len(ray.get(sender.perturb.remote(1))) > 50
+    ray.get(sender.save.remote(str(tmp_path)))
+    metrics = _publish(world, run, pool.handles()[:1], Learner(sender), 1)
+    size = sum(p.numel() * 4 for p in load_policy(tmp_path, torch.float32).parameters())
+    assert metrics["sync/bytes"] == size
+    assert 0 < metrics["sync/broadcast_seconds"] <= metrics["sync/seconds"] < 60
+    new, old = (_direct(run, pool, engine, _request(prompt)) for engine in (0, 1))
+    assert {span.version for c in new.completions for span in c.weight_versions} == {1}
+    assert {span.version for c in old.completions for span in c.weight_versions} == {0}
+    assert _difference(world, tmp_path, prompt, new) <= AGREEMENT
+    assert _difference(world, tmp_path, prompt, old) > 5 * AGREEMENT
+
+
+@pytest.mark.parametrize(
+    ("version", "group"), [(2, ""), (3, "visual"), (4, "embed_tokens"), (5, "lm_head"), (6, "layers")]
+)
+def test_weights_reach_two_engines(
+    world: World,
+    run: Run[Any],
+    pool: RayRolloutPool,
+    sender: Any,
+    tmp_path: Path,
+    version: int,
+    group: str,
+) -> None:
+    """Each group of weights alone, sampled from a clip and a prompt that the engine's caches know."""
+    assert ray.get(sender.perturb.remote(version, group))
+    ray.get(sender.save.remote(str(tmp_path)))
+    prompt = world.prompts[1]
+    before = _direct(run, pool, 0, _request(prompt))
+    metrics = _publish(world, run, pool.handles(), Learner(sender), version)
+    assert metrics["sync/seconds"] < 60
+    assert _difference(world, tmp_path, prompt, before) > 2 * AGREEMENT
+    for engine in (0, 1):
+        after = _direct(run, pool, engine, _request(prompt))
+        assert {span.version for c in after.completions for span in c.weight_versions} == {version}
+        assert _difference(world, tmp_path, prompt, after) <= AGREEMENT
+
+
+def test_frozen_vision_tower_is_not_sent(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
+) -> None:
+    config = replace(world.config, model=replace(world.config.model, freeze_vision=True))
+    ray.get(sender.freeze_vision.remote(True))
+    ray.get(sender.perturb.remote(7, "language_model"))
+    ray.get(sender.save.remote(str(tmp_path)))
+    metrics = _publish(replace(world, config=config), run, pool.handles(), Learner(sender), 7)
+    ray.get(sender.freeze_vision.remote(False))
+    parameters = load_policy(tmp_path, torch.float32).named_parameters()
+    assert metrics["sync/bytes"] == sum(p.numel() * 4 for name, p in parameters if "visual" not in name)
+    for engine, prompt in ((0, world.prompts[1]), (1, world.prompts[2])):
+        after = _direct(run, pool, engine, _request(prompt))
+        assert _difference(world, tmp_path, prompt, after) <= AGREEMENT
+
+
+def test_banned_placeholders(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
+) -> None:
+    ray.get(sender.favour_placeholders.remote())
+    ray.get(sender.save.remote(str(tmp_path)))
+    _publish(world, run, pool.handles(), Learner(sender), 8)
+    prompt = world.prompts[0]
+    sampled = run(pool.sample(_request(prompt)))
+    assert isinstance(sampled, Sampled)  # and not a Failure
+    tokenizer = AutoProcessor.from_pretrained(world.config.model.path).tokenizer
+    banned = set(tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)))
+    assert not banned & {token for tokens in _tokens(sampled) for token in tokens}
+    assert _difference(world, tmp_path, prompt, sampled) <= AGREEMENT
+    # The policy wants them: without the ban, other tokens are far less likely.
+    assert _difference(world, tmp_path, prompt, sampled, banned=False) > 5 * AGREEMENT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head.weight",
+        "model.language_model.layers.1.self_attn.k_proj.weight",
+        "model.language_model.layers.2.mlp.up_proj.weight",
+        "model.visual.blocks.0.attn.qkv.bias",
+    ],
+)
+def test_missing_parameter_is_named(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, name: str
+) -> None:
+    ray.get(sender.perturb.remote(9))
+    with pytest.raises(TransferError, match=f"engine 0: {name} differs .*version 9") as raised:
+        _publish(world, run, pool.handles(), Learner(sender, forget=name), 9)
+    assert "restart" in str(raised.value)
+
+
+def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
+    """Two DeepSpeed ranks, each with half of every parameter, bring both engines back to the initial weights."""
+    config = replace(world.config, learner=replace(world.config.learner, num_ranks=2, zero_stage=3))
+    learner = run(RayLearner.start(config, world.frames.folder))
+    try:
+        for version in (20, 21):
+            metrics = run(RayWeightSync(config, learner, pool.handles).publish(version))
+            assert metrics["sync/bytes"] > 1e6
+    finally:
+        learner.close()
+    for engine, prompt in ((0, world.prompts[1]), (1, world.prompts[2])):
+        sampled = _direct(run, pool, engine, _request(prompt))
+        assert {span.version for c in sampled.completions for span in c.weight_versions} == {21}
+        assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
+
+
+def test_dead_engine_is_left_out(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
+) -> None:
+    """Its requests fail; sampling and transfer go on without it."""
+    living, dying = pool.handles()
+    _engine_process(dying).kill()
+    crowd = [_request(world.prompts[i % 3], seed=i) for i in range(4)]
+    answers = run(_gather_errors(pool, crowd))
+    assert any(isinstance(answer, RolloutError) for answer in answers)
+    assert all(isinstance(answer, Sampled | RolloutError) for answer in answers)
+    assert pool.handles() == [living]
+    ray.get(sender.save.remote(str(tmp_path)))
+    _publish(world, run, pool.handles(), Learner(sender), 30)
+    sampled = run(pool.sample(crowd[0]))
+    assert _difference(world, tmp_path, world.prompts[0], sampled) <= AGREEMENT
+
+
+async def _gather_errors(pool: RayRolloutPool, requests: list[SampleRequest]) -> list[Any]:
+    return await asyncio.gather(*(pool.sample(request) for request in requests), return_exceptions=True)
+
+
+def test_stalled_engine_is_named_in_time(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
+) -> None:
+    config = replace(world.config, sync=replace(world.config.sync, timeout_s=3.0))
+    core = _engine_process(pool.handles()[0])
+    core.send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(TransferError, match=r"engine 0: `start` did not end within sync\.timeout_s = 3 s"):
+        _publish(replace(world, config=config), run, pool.handles(), Learner(sender), 31)
+    assert time.monotonic() - start < 15
+    core.send_signal(signal.SIGCONT)
