@@ -1,0 +1,104 @@
+"""What the documents say exists: make targets, modules, configs with their overrides, linked files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from videostr.config import load, load_coldstart
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL_BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+PLACEHOLDER = re.compile(r"^\[|[A-Z]{2,}|\.\.\.|/X\.")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every command in the shell blocks, `&&` and continuation lines taken apart."""
+    for block in SHELL_BLOCK.findall(text):
+        for line in re.split(r"\n|&&|;", block.replace("\\\n", " ")):
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words:
+                yield words
+
+
+def complaints(words: list[str]) -> list[str]:
+    """What a command names that is not there."""
+    found = []
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        found += [
+            f"make {word}: no such target" for word in words[1:] if "=" not in word and word not in targets
+        ]
+    for flag, module in pairwise(words):
+        if flag == "-m" and module.split(".")[0] in {"videostr", "rewards", "actors"}:
+            found += [] if is_runnable(module) else [f"python -m {module}: no such module"]
+    if "--config" in words:
+        found += config_complaints(words[words.index("--config") + 1 :])
+    return found
+
+
+def is_runnable(module: str) -> bool:
+    names = [module, f"{module}.__main__"]
+    try:
+        specs = [importlib.util.find_spec(name) for name in names[:1]]
+        is_package = specs[0] is not None and specs[0].submodule_search_locations is not None
+        return specs[0] is not None and (not is_package or importlib.util.find_spec(names[1]) is not None)
+    except ModuleNotFoundError:
+        return False
+
+
+def config_complaints(words: list[str]) -> list[str]:
+    name, overrides = words[0], [word for word in words[1:] if "=" in word]
+    if PLACEHOLDER.search(name):
+        return []
+    if not (ROOT / name).is_file():
+        return [f"--config {name}: no such file"]
+    reader = load_coldstart if Path(name).stem.endswith("coldstart") else load
+    reader(ROOT / name, [word for word in overrides if not PLACEHOLDER.search(word)])
+    return []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_exist(path: Path) -> None:
+    found = [line for words in commands(path.read_text()) for line in complaints(words)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_resolve(path: Path) -> None:
+    targets = [link for link in LINK.findall(path.read_text()) if "://" not in link and link[:7] != "mailto:"]
+    missing = [target for target in targets if not (path.parent / target).exists()]
+    assert not missing, f"{path.name} links to files that are not there: {missing}"
+
+
+def test_the_readme_shows_commands() -> None:
+    assert ["make", "demo"] in list(commands((ROOT / "README.md").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("make demi", "make demi: no such target"),
+        ("make demo SEED=1", None),
+        ("python -m videostr.lunch --help", "python -m videostr.lunch: no such module"),
+        ("python -m videostr.grpo", "python -m videostr.grpo: no such module"),
+        ("python -m videostr.data build --source tabletop", None),
+        (
+            "python -m videostr.launch_it --config configs/none.yaml",
+            "--config configs/none.yaml: no such file",
+        ),
+        ("python -m videostr.data --config configs/X.yaml", None),
+    ],
+)
+def test_a_wrong_command_is_caught(command: str, complaint: str | None) -> None:
+    (words,) = commands(f"```bash\n{command}  # what it does\n```\n")
+    found = complaints(words)
+    assert (complaint in found) if complaint else found == []

@@ -1,0 +1,283 @@
+"""Composition root: reads the config, starts the actors, evaluates, trains, evaluates again, reports.
+
+`python -m videostr.launch --config configs/X.yaml [key=value ...]`, also through `ray job submit --`. Resumes when the run
+folder has a checkpoint. Exit status: 0 done, 1 the run failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import ray
+from transformers import AutoProcessor
+
+from actors.learner import RayLearner
+from actors.placement import Placement
+from actors.reward import RayRewardPool
+from actors.rollout import RayRolloutPool
+from actors.sync import RayWeightSync
+from rewards import Rubric
+from videostr import config as configs
+from videostr.checkpoint import Ledger, RunState, write_json
+from videostr.config import Config
+from videostr.data.source import RecordSource
+from videostr.errors import ConfigError, DataError, ModelError, PlacementError, RunFolderError, VideoStrError
+from videostr.evaluate.heldout import Evaluation, evaluate, summary, table
+from videostr.loop import train, unless
+from videostr.metrics import duration
+from videostr.model import check_model
+from videostr.ports import Ports
+from videostr.report.page import write_report
+from videostr.runfolder import RunFolder
+from videostr.tabletop.build import Split, build
+from videostr.tabletop.world import Difficulty
+
+log = logging.getLogger("videostr.launch")
+BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError)
+
+
+class Stopped(Exception):
+    """The user asked to stop outside training, where there is nothing to checkpoint."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status as in the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m videostr.launch", description=__doc__)
+    parser.add_argument("--config", required=True, help="a file such as configs/tabletop_cpu.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=10")
+    options = parser.parse_args(arguments)
+    _log_to_console()
+    try:
+        config = configs.load(options.config, options.overrides)
+        return asyncio.run(run(config))
+    except BAD_INPUT as error:
+        log.error("error: %s", error)
+        return 2
+    except VideoStrError as error:
+        log.error("error: %s", error)
+        return 1
+    except Stopped:
+        log.info("stopped; the same command goes on from here")
+        return 130
+
+
+async def run(config: Config) -> int:
+    """One run, from the config to the report."""
+    began = time.monotonic()
+    build_tabletop(config)
+    check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
+    folder = RunFolder(config)
+    _log_to_file(folder.path / "logs" / "driver.log")
+    log.info("run folder %s", folder.path)
+    stop = _stop_on_signal()
+    source, heldout = _sources(config, folder)
+    async with cluster(config, folder, stop) as ports:
+        state = await resume(config, source, ports, folder)
+        seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
+        log.info("ready after %s", duration(seconds["startup"]))
+
+        started = time.monotonic()
+        before = await _evaluation(
+            config, heldout, ports, folder, RunState(step=0, version=0, ledger=state.ledger), stop
+        )
+        seconds["evaluate"] += time.monotonic() - started
+
+        started = time.monotonic()
+        state = await train(config, source, ports, folder, state, stop)
+        seconds["train"] = time.monotonic() - started
+        if stop.is_set():
+            log.info(
+                "stopped after step %d with a checkpoint; the same command goes on from here", state.step
+            )
+            write_report(folder.path)
+            return 130
+
+        started = time.monotonic()
+        after = await _evaluation(config, heldout, ports, folder, state, stop)
+        seconds["evaluate"] += time.monotonic() - started
+    folder.close()
+    if before is not None and after is not None:
+        values = summary(config, before, after, {name: round(value, 1) for name, value in seconds.items()})
+        write_json(folder.path / "summary.json", values)
+        log.info("\n%s", table(values))
+    write_report(folder.path)
+    log.info("report: %s", folder.path / "report.html")
+    log.info("policy: %s", folder.checkpoints.latest())
+    return 0
+
+
+def build_tabletop(config: Config) -> None:
+    """Build the embedded datasets that the config asks for and that do not exist yet."""
+    tabletop = config.data.tabletop
+    for path, scenes, split in (
+        (config.data.train, tabletop.train_scenes, Split.TRAIN),
+        (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
+    ):
+        if scenes == 0 or list(Path(path).glob("records-*.parquet")):
+            continue
+        log.info("building %s: %d scenes", path, scenes)
+        build(
+            Path(path),
+            scenes=scenes,
+            seed=tabletop.seed,
+            split=split,
+            difficulty=Difficulty(tabletop.difficulty),
+            questions=1,
+            workers=os.cpu_count() or 1,
+        )
+
+
+@contextlib.asynccontextmanager
+async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> AsyncIterator[Ports]:
+    """Ray and all actors, started together; ended together, whatever happens.
+
+    Raises:
+        PlacementError: the plan does not fit.
+        Stopped: `stop` was set meanwhile.
+    """
+    _start_ray()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(ray.shutdown)
+        placement = Placement(config)
+        cleanup.callback(placement.close)
+        config = _absolute(config)
+        rollouts = RayRolloutPool(
+            config, folder.frame_store, folder.path / "logs", placement.options("rollout")
+        )
+        cleanup.callback(rollouts.close)
+        log.info("starting %d rollout, %d learner, %d reward workers", *_counts(config))
+        started = await unless(
+            stop,
+            asyncio.gather(
+                rollouts.start(),
+                RayLearner.start(config, folder.frame_store, placement.options("learner")),
+            ),
+        )
+        if started is None:
+            raise Stopped
+        learner = started[1]
+        cleanup.callback(learner.close)
+        rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
+        rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"))
+        cleanup.callback(rewards.close)
+        sync = RayWeightSync(config, learner, rollouts.handles)
+        yield Ports(rollouts=rollouts, rewards=rewards, learner=learner, sync=sync)
+
+
+async def resume(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:
+    """The state of the latest checkpoint, loaded everywhere; a fresh one where there is none."""
+    latest = folder.checkpoints.latest()
+    if latest is None:
+        folder.rewind(0)
+        return RunState(step=0, version=0, ledger=Ledger(seed=config.run.seed, records=len(source.records)))
+    state = folder.checkpoints.state(latest)
+    if state.ledger.records != len(source.records):
+        raise RunFolderError(
+            f"{folder.path}: was trained on {state.ledger.records} records, {config.data.train} now has "
+            f"{len(source.records)}; restore the dataset, or choose another run.name"
+        )
+    await ports.learner.load(latest)
+    await ports.sync.publish(state.version)
+    folder.rewind(state.step)
+    log.info("resumed after step %d from %s", state.step, latest)
+    return state
+
+
+def _sources(config: Config, folder: RunFolder) -> tuple[RecordSource, RecordSource | None]:
+    processor = AutoProcessor.from_pretrained(config.model.path)
+    source = RecordSource(config.data.train, processor, config.run.seed)
+    folder.quarantine.records = len(source.records) + len(source.bad_rows)
+    for failure in source.bad_rows:
+        folder.quarantine.add(failure)
+    evaluating = config.data.heldout and config.evaluate.prompts
+    return source, RecordSource(config.data.heldout, processor, config.run.seed) if evaluating else None
+
+
+async def _evaluation(
+    config: Config,
+    heldout: RecordSource | None,
+    ports: Ports,
+    folder: RunFolder,
+    state: RunState,
+    stop: asyncio.Event,
+) -> Evaluation | None:
+    """The evaluation after a step: read when it was done before, else done now."""
+    if heldout is None:
+        return None
+    path = folder.path / "eval" / f"step_{state.step:06d}.json"
+    if path.exists():
+        return Evaluation.read(path)
+    prompts = heldout.first(config.evaluate.prompts)
+    log.info("evaluating %d held-out prompts after step %d", len(prompts), state.step)
+    found = await unless(stop, evaluate(config, prompts, ports, state.version))
+    if found is None:
+        raise Stopped
+    found.write(path)
+    return found
+
+
+def _absolute(config: Config) -> Config:
+    """Actors run in other folders: local paths are made absolute for them."""
+    path = Path(config.model.path)
+    model = dataclasses.replace(
+        config.model, path=str(path.resolve()) if path.exists() else config.model.path
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def _counts(config: Config) -> tuple[int, int, int]:
+    return config.rollout.num_workers, config.learner.num_ranks, config.reward.num_workers
+
+
+def _start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine."""
+    joins = "RAY_ADDRESS" in os.environ
+    ray.init(
+        log_to_driver=False, logging_level=logging.ERROR, **({} if joins else {"include_dashboard": False})
+    )
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def handle() -> None:
+        if not stop.is_set():
+            log.info("stopping after a checkpoint; again to stop at once")
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, handle)
+    loop.add_signal_handler(signal.SIGTERM, handle)
+    return stop
+
+
+def _log_to_console() -> None:
+    """The project's own lines on standard output, everything else in the run's log files."""
+    logging.captureWarnings(True)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("videostr")
+    ours.setLevel(logging.INFO)
+    ours.handlers = [console]
+
+
+def _log_to_file(path: Path) -> None:
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a step says of itself: one flat row of numbers for `metrics.jsonl`, and one line for the user."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from videostr.checkpoint import RunState
+from videostr.types import FinishReason, RolloutGroup, Update
+
+log = logging.getLogger(__name__)
+
+
+def step_metrics(
+    state: RunState, groups: Sequence[RolloutGroup], update: Update, failures: Counter[str]
+) -> dict[str, float]:
+    """The metrics of a step, times and sync left out; `failures` are counted since the process started."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = {"reward/total": float(np.mean([r.score.total for r in rollouts]))}
+    for name in sorted({name for r in rollouts for name in r.score.parts}):
+        values = [r.score.parts[name] for r in rollouts if name in r.score.parts]
+        rewards[f"reward/{name}"] = float(np.mean(values))
+    oldest = [
+        min(span.version for r in group.rollouts for span in r.completion.weight_versions) for group in groups
+    ]
+    before = update.version - 1 if update.metrics else update.version
+    return {
+        "step": state.step,
+        "version": state.version,
+        **rewards,
+        **update.metrics,
+        "tokens/prompt": sum(len(group.prompt_token_ids) for group in groups),
+        "tokens/completion": completion_tokens(groups),
+        "truncated_fraction": float(
+            np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])
+        ),
+        "zero_variance_groups": sum(len({r.score.total for r in group.rollouts}) == 1 for group in groups),
+        "staleness/mean": float(np.mean([before - version for version in oldest])),
+        "staleness/max": max(before - version for version in oldest),
+        **{f"failures/{kind}": count for kind, count in sorted(failures.items())},
+    }
+
+
+def completion_tokens(groups: Sequence[RolloutGroup]) -> int:
+    """Sampled tokens of all completions."""
+    return sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+
+
+class Progress:
+    """One line a step, the same on a terminal and in a log file."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps = steps
+        self.first = done
+        self.started = time.monotonic()
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """Log a step."""
+        step = int(metrics["step"])
+        left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
+        parts = "  ".join(
+            f"{name} {metrics[f'reward/{name}']:.3f}"
+            for name in ("total", "format", "answer", "graph")
+            if f"reward/{name}" in metrics
+        )
+        log.info(
+            "step %*d/%d  %s  %6.0f tokens/s  %5.1f s  %s left",
+            len(str(self.steps)),
+            step,
+            self.steps,
+            parts,
+            metrics["rollout/tokens_per_s"],
+            metrics["time/step"],
+            duration(left),
+        )
+
+
+def duration(seconds: float) -> str:
+    """ "1 h 05 min", "3 min 20 s" or "12 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,244 @@
+"""Scene graphs as SVG views from above, and frames as data URLs.
+
+In: true and predicted `SceneGraph` of one clip. Out: for every selected time one picture of the truth and one of the
+prediction at the same scale, with the truth's places left visible as hollow circles.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image
+
+from videostr.graph import GraphRefused, from_json, ground_axes
+from videostr.types import GraphFrame, Node, SceneGraph
+
+SIDE = 170
+MARGIN = 5
+RADIUS = 5
+LETTER = 5.1
+MAX_TIMES = 8
+MAX_DRAWN_EDGES = 60
+MAX_PIXELS = 240
+_DIGEST = re.compile(r"[0-9a-zA-Z_-]+")
+_COLORS = {
+    "red": "#e03131",
+    "green": "#2f9e44",
+    "blue": "#3b5bdb",
+    "yellow": "#f2c200",
+    "white": "#ffffff",
+    "black": "#212529",
+    "orange": "#f08c00",
+    "purple": "#9c36b5",
+    "gray": "#868e96",
+    "grey": "#868e96",
+    "brown": "#8b5e34",
+    "pink": "#e64980",
+    "cyan": "#1098ad",
+}
+_OTHER_COLORS = ("#1c7ed6", "#d9480f", "#0ca678", "#ae3ec9", "#e67700", "#c2255c", "#5c940d", "#6741d9")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The square of the ground that all pictures of a clip show."""
+
+    right: float
+    """Coordinate at the left border."""
+    forward: float
+    """Coordinate at the lower border."""
+    extent: float
+    """Length of a side, in the unit of the graph."""
+    axes: tuple[int, int]
+    """Indices of the right and the forward coordinate."""
+    downward: bool
+    """Whether the forward coordinate grows towards the bottom, as in images."""
+
+    def place(self, pos: Sequence[float]) -> tuple[float, float, bool]:
+        """Where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
+        x = (pos[self.axes[0]] - self.right) / self.extent
+        y = (pos[self.axes[1]] - self.forward) / self.extent
+        inside = -0.01 <= x <= 1.01 and -0.01 <= y <= 1.01
+        x, y = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
+        side = SIDE - 2 * MARGIN
+        return round(MARGIN + side * x, 1), round(MARGIN + side * (y if self.downward else 1 - y), 1), inside
+
+
+def read_graph(text: str, reference: str) -> SceneGraph | None:
+    """A graph out of a trace dump; None when it is "" or breaks the contract."""
+    if not text:
+        return None
+    try:
+        return from_json(text, frame=reference, sizes=True)
+    except GraphRefused:
+        return None
+
+
+def view_of(graphs: Sequence[SceneGraph], reference: str) -> View:
+    """The view for a clip: the whole grid or image where the unit has one, else what the first graph spans.
+
+    Args:
+        graphs: the true graph first, when there is one; at least one graph.
+        reference: frame of reference, "" where unknown.
+    """
+    axes, unit = ground_axes(reference), graphs[0].unit
+    points = np.array(
+        [[n.pos[axes[0]], n.pos[axes[1]]] for f in graphs[0].frames for n in f.nodes if len(n.pos) > axes[1]]
+    )
+    downward = reference == "image" or unit == "px"
+    if unit == "px":
+        return View(right=0, forward=0, extent=1000, axes=axes, downward=downward)
+    if unit == "grid" and (not points.size or (points.min() >= 0 and points.max() <= 9)):
+        return View(right=-0.5, forward=-0.5, extent=10, axes=axes, downward=downward)
+    if not points.size:
+        return View(right=-1, forward=-1, extent=2, axes=axes, downward=downward)
+    middle = (points.min(0) + points.max(0)) / 2
+    extent = max(float((points.max(0) - points.min(0)).max()) * 1.4, 1e-3)
+    return View(
+        right=float(middle[0]) - extent / 2,
+        forward=float(middle[1]) - extent / 2,
+        extent=extent,
+        axes=axes,
+        downward=downward,
+    )
+
+
+def frame_at(graph: SceneGraph | None, t: float, tolerance: float) -> GraphFrame | None:
+    """The stated frame nearest to `t` seconds, None when none is within `tolerance` seconds."""
+    if graph is None or not graph.frames:
+        return None
+    nearest = min(graph.frames, key=lambda frame: abs(frame.t - t))
+    return nearest if abs(nearest.t - t) <= tolerance + 1e-9 else None
+
+
+def half_spacing(times: Sequence[float]) -> float:
+    """Half the smallest gap between selected times, seconds; without a gap any stated time will do."""
+    gaps = np.diff(np.asarray(times, dtype=float))
+    return float(gaps.min()) / 2 if gaps.size else float("inf")
+
+
+def draw(frame: GraphFrame | None, view: View, ghosts: GraphFrame | None = None) -> Markup:
+    """One picture; `ghosts` are drawn hollow beneath it. Without a frame the picture says so."""
+    parts = [_floor()]
+    parts += [_ghost(node, view) for node in (ghosts.nodes if ghosts else ()) if _drawable(node, view)]
+    if frame is None:
+        middle = SIDE / 2
+        parts.append(f'<text class="none" x="{middle}" y="{middle}" text-anchor="middle">not stated</text>')
+    else:
+        nodes = {node.id: node for node in frame.nodes if _drawable(node, view)}
+        parts += [
+            _edge(nodes[e.a], nodes[e.b], view)
+            for e in frame.edges[:MAX_DRAWN_EDGES]
+            if {e.a, e.b} <= nodes.keys()
+        ]
+        parts += [_node(node, view) for node in nodes.values()]
+        parts += _names(list(nodes.values()), view)
+    return Markup(f'<svg class="scene" viewBox="0 0 {SIDE} {SIDE}" role="img">{"".join(parts)}</svg>')
+
+
+def label_color(label: str) -> str:
+    """The colour that a label names, else one that depends on the label only."""
+    for word in re.split(r"[^a-z]+", label.lower()):
+        if word in _COLORS:
+            return _COLORS[word]
+    return _OTHER_COLORS[sum(label.encode()) % len(_OTHER_COLORS)]
+
+
+def chosen(count: int) -> list[int]:
+    """At most MAX_TIMES of `count` indices, equally spaced, first and last included."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_TIMES))})
+
+
+def frame_images(store: Path, digest: str, indices: Sequence[int]) -> list[str]:
+    """Frames of a clip as data URLs; empty when the frame store does not have them."""
+    file = store / f"{digest}.npy"
+    if not _DIGEST.fullmatch(digest) or not file.exists():
+        return []
+    try:
+        pixels = np.load(file, mmap_mode="r")
+    except (ValueError, OSError):
+        return []
+    if pixels.ndim != 4 or max(indices, default=0) >= len(pixels):
+        return []
+    return [_data_url(np.asarray(pixels[index])) for index in indices]
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+def _drawable(node: Node, view: View) -> bool:
+    return len(node.pos) > max(view.axes)
+
+
+def _floor() -> str:
+    side = SIDE - 2 * MARGIN
+    lines = [
+        f'<path class="mesh" d="M{at} {MARGIN}v{side}M{MARGIN} {at}h{side}"/>'
+        for at in (round(MARGIN + side * i / 5, 1) for i in range(1, 5))
+    ]
+    return f'<rect class="floor" x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}" rx="3"/>{"".join(lines)}'
+
+
+def _ghost(node: Node, view: View) -> str:
+    x, y, _ = view.place(node.pos)
+    return f'<circle class="ghost" cx="{x}" cy="{y}" r="6.5" style="stroke:{label_color(node.label)}"/>'
+
+
+def _node(node: Node, view: View) -> str:
+    x, y, inside = view.place(node.pos)
+    where = ", ".join(f"{v:g}" for v in node.pos)
+    return (
+        f'<g class="node{"" if inside else " outside"}"><title>{escape(node.id)} ({where})</title>'
+        f'<circle cx="{x}" cy="{y}" r="{RADIUS}" style="fill:{label_color(node.label)}"/></g>'
+    )
+
+
+def _names(nodes: Sequence[Node], view: View) -> list[str]:
+    """Ids beside their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
+    places = [view.place(node.pos)[:2] for node in nodes]
+    taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places]
+    texts = []
+    for node, (x, y) in zip(nodes, places, strict=True):
+        name = node.id if len(node.id) <= 18 else node.id[:17] + "…"
+        width = LETTER * len(name)
+        beside, middle = RADIUS + 3, -width / 2
+        candidates = [(beside, -4.5), (-beside - width, -4.5), (middle, beside - 1), (middle, -beside - 8)]
+        for dx, dy in candidates:
+            box = (x + dx, y + dy, x + dx + width, y + dy + 9)
+            within = min(box) >= 0 and max(box) <= SIDE
+            if within and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                texts.append(
+                    f'<text class="name" x="{box[0]:.1f}" y="{box[3] - 1.5:.1f}">{escape(name)}</text>'
+                )
+                break
+    return texts
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _edge(a: Node, b: Node, view: View) -> str:
+    (ax, ay, _), (bx, by, _) = view.place(a.pos), view.place(b.pos)
+    return f'<line class="edge" x1="{ax}" y1="{ay}" x2="{bx}" y2="{by}"/>'
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    small = max(image.size) <= 96
+    image.thumbnail((MAX_PIXELS, MAX_PIXELS))
+    buffer = io.BytesIO()
+    if small:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=80)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

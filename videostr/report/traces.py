@@ -1,0 +1,134 @@
+"""Trace dumps: groups with their scores as one Parquet file per dumped step.
+
+In: rollout groups, their advantages and records. Out: `traces/step_XXXXXX.parquet`, one row per rollout, readable
+with any Parquet tool; `read_traces` gives the rows back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videostr.errors import DataError
+from videostr.graph import to_json
+from videostr.types import GraphAbsence, Record, RolloutGroup, SceneGraph
+
+
+class TraceRow(TypedDict):
+    """One rollout."""
+
+    step: int
+    record_id: str
+    question: str
+    family: str
+    prompt: str
+    """Chat text, before tokenisation."""
+    rollout: int
+    """Index within the group."""
+    text: str
+    """The completion."""
+    total: float
+    parts: str
+    """JSON object: score parts by name."""
+    notes: str
+    """JSON list of sentences."""
+    advantage: float
+    tokens: int
+    """Completion length."""
+    finish_reason: str
+    """Name of a `FinishReason`."""
+    true_answer: str
+    true_graph: str
+    """JSON of the graph contract with sizes, "" where the record has none."""
+    predicted_graph: str
+    """JSON of the graph contract, "" where the trace has none."""
+    absence: str
+    """Name of a `GraphAbsence`, "" where the trace has a graph."""
+    reference: str
+    """Frame of reference of both graphs: "camera0", "floor", "image" or ""."""
+    clip: str
+    """Digest: key in the frame store."""
+
+
+_ARROW = {int: pa.int32(), float: pa.float32(), str: pa.string()}
+_TYPES = {"step": int, "rollout": int, "tokens": int, "total": float, "advantage": float}
+SCHEMA = pa.schema([(name, _ARROW[_TYPES.get(name, str)]) for name in TraceRow.__annotations__])
+
+
+def trace_rows(
+    step: int,
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[np.ndarray],
+    records: Mapping[str, Record],
+) -> list[TraceRow]:
+    """The rows of a step.
+
+    Args:
+        step: which step the groups were learned in.
+        groups: P groups.
+        advantages: per group [G].
+        records: the groups' records by id.
+    """
+    return [
+        _row(step, group, index, float(advantage), records[group.prompt.record_id])
+        for group, advantages_G in zip(groups, advantages, strict=True)
+        for index, advantage in enumerate(advantages_G)
+    ]
+
+
+def _row(step: int, group: RolloutGroup, index: int, advantage: float, record: Record) -> TraceRow:
+    rollout = group.rollouts[index]
+    predicted = rollout.trace.graph
+    return TraceRow(
+        step=step,
+        record_id=record.id,
+        question=record.question,
+        family=record.family,
+        prompt=group.prompt.text,
+        rollout=index,
+        text=rollout.completion.text,
+        total=rollout.score.total,
+        parts=json.dumps(dict(rollout.score.parts)),
+        notes=json.dumps(list(rollout.score.notes)),
+        advantage=advantage,
+        tokens=len(rollout.completion.token_ids),
+        finish_reason=rollout.completion.finish_reason.name,
+        true_answer=f"{record.answer.value} {record.answer.unit}".strip(),
+        true_graph=to_json(record.graph, sizes=True) if record.graph else "",
+        predicted_graph=to_json(predicted) if isinstance(predicted, SceneGraph) else "",
+        absence=predicted.name if isinstance(predicted, GraphAbsence) else "",
+        reference=record.graph.frame if record.graph else "",
+        clip=group.prompt.clip.digest,
+    )
+
+
+def write_traces(path: str | Path, rows: Sequence[TraceRow]) -> None:
+    """Write a dump; a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), scratch, compression="zstd")
+    scratch.replace(path)
+
+
+def read_traces(path: str | Path) -> list[TraceRow]:
+    """Read a dump.
+
+    Raises:
+        DataError: not a trace dump, or not readable.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not readable as Parquet ({error}); delete it or restore it") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: a trace dump has the columns {SCHEMA.names}, this one lacks {missing}")
+    return cast("list[TraceRow]", table.select(SCHEMA.names).to_pylist())

@@ -1,0 +1,156 @@
+"""The folder of one run: resolved config, metrics, TensorBoard, traces, quarantine, evaluations, logs.
+
+In: what the loop reports. Out: files that `python -m videostr.report` and people read, written as the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from videostr.checkpoint import Checkpoints
+from videostr.config import Config, dump
+from videostr.errors import RunFolderError, TooManyBadRecords
+from videostr.types import Failure, FailureKind
+
+log = logging.getLogger(__name__)
+
+FREE_SECTIONS = frozenset({"evaluate", "placement"})
+FREE_KEYS = frozenset(
+    {
+        "run.resume",
+        "run.dir",
+        "train.steps",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.traces_every",
+    }
+)
+"""What may change between the starts of one run; everything else changes what the run computes."""
+LASTING = frozenset(
+    {FailureKind.BAD_ROW, FailureKind.BAD_VIDEO, FailureKind.PROMPT_TOO_LONG, FailureKind.REWARD_ERROR}
+)
+"""Faults of the record itself: drawing it again would fail again."""
+
+
+class Quarantine:
+    """`quarantine.jsonl`: every record that could not be used, with the reason; one line per record and kind."""
+
+    def __init__(self, path: Path, max_bad_fraction: float) -> None:
+        self.path = path
+        self.max_bad_fraction = max_bad_fraction
+        self.records = 0
+        """Rows of the training set; set by the record source."""
+        self.counts: Counter[str] = Counter()
+        """Failures of this process by kind, repeated ones too."""
+        self._known: dict[tuple[str, str], bool] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._known[row["record_id"], row["kind"]] = FailureKind[row["kind"]] in LASTING
+
+    def add(self, failure: Failure) -> None:
+        """Note a failure.
+
+        Raises:
+            TooManyBadRecords: more than `data.max_bad_fraction` of the records are quarantined.
+        """
+        self.counts[failure.kind.name.lower()] += 1
+        key = (failure.record_id, failure.kind.name)
+        if key not in self._known:
+            self._known[key] = failure.kind in LASTING
+            row = {"kind": failure.kind.name, "record_id": failure.record_id, "detail": failure.detail}
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            log.warning("quarantined %s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
+        bad = len({record_id for record_id, _ in self._known})
+        if bad > self.max_bad_fraction * self.records:
+            raise TooManyBadRecords(
+                f"{bad} of {self.records} records are quarantined, more than data.max_bad_fraction = "
+                f"{self.max_bad_fraction}; the reasons stand in {self.path}; repair the data, or raise the limit"
+            )
+
+    def __contains__(self, record_id: str) -> bool:
+        """Whether the record itself is known to be unusable."""
+        return any(self._known.get((record_id, kind.name), False) for kind in LASTING)
+
+
+class RunFolder:
+    """`runs/NAME` and its files."""
+
+    def __init__(self, config: Config) -> None:
+        """Make the folder, or open it again.
+
+        Raises:
+            RunFolderError: it belongs to another config, or has a checkpoint and `run.resume` is never.
+        """
+        self.path = (Path(config.run.dir) / config.run.name).resolve()
+        self.checkpoints = Checkpoints(self.path / "checkpoints", config.train.keep_checkpoints)
+        self._check(config)
+        for name in ("tensorboard", "traces", "checkpoints", "eval", "logs"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(dump(config))
+        self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
+        self.frame_store = config.data.frame_store or str(self.path / "frames")
+        self._tensorboard: SummaryWriter | None = None
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics after `step`, which a resumed run writes anew."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in kept))
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Append one step."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, int(values["step"]))
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _check(self, config: Config) -> None:
+        path = self.path / "config.yaml"
+        if not path.exists():
+            return
+        old = dict(_flat(yaml.safe_load(path.read_text()) or {}))
+        new = dict(_flat(asdict(config)))
+        differing = [
+            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+            and key not in FREE_KEYS
+            and key.split(".")[0] not in FREE_SECTIONS
+        ]
+        if differing:
+            raise RunFolderError(
+                f"{self.path}: belongs to a run with another config: {'; '.join(differing)}; "
+                "choose another run.name, or delete the folder"
+            )
+        if config.run.resume == "never" and self.checkpoints.latest():
+            raise RunFolderError(
+                f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
+                "run.name, or delete the folder"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
