@@ -8,6 +8,7 @@ Run as `python -m videostr.coldstart --config configs/tabletop_coldstart.yaml [k
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
@@ -25,6 +27,8 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from videostr import config as configs
 from videostr.data.records import index_at, read_records
 from videostr.errors import DataError, VideoStrError
+from videostr.grpo.batch import RopeGrid, prompt_positions
+from videostr.model import check_model
 from videostr.prompt import encode_many, instruction, reference_trace, render
 from videostr.tabletop.policy import make_policy
 from videostr.types import Record
@@ -50,47 +54,52 @@ class Accuracy:
 class Examples:
     """Records as padded training batches."""
 
-    def __init__(self, folder: str, frame_store: str, processor: Any) -> None:
+    def __init__(self, folder: str, frame_store: str, processor: Any, grid: RopeGrid) -> None:
         self.folder = Path(folder)
         self.records = [row for row in read_records(folder) if isinstance(row, Record)]
         if not self.records:
             raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
         self.store = FrameStore(frame_store or self.folder / "frames")
         self.processor = processor
+        self.grid = grid
 
-    def batch(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        """Model inputs and labels [B, T] of reference traces; only the trace and its end token have labels."""
+    def batch(self, records: Sequence[Record], traces: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs and labels [B, T]; only the trace and its end token have labels."""
         tokenizer = self.processor.tokenizer
         clips = [name_clip(record.clip, self.folder) for record in records]
         prompts = [render(record, clip, self.processor) for record, clip in zip(records, clips, strict=True)]
         videos = encode_many(prompts, [self.store.frames(clip) for clip in clips], self.processor)
-        ids, types, labels = [], [], []
-        for record, prompt in zip(records, videos, strict=True):
-            trace = tokenizer(reference_trace(record) + tokenizer.eos_token, return_tensors="pt")[
-                "input_ids"
-            ][0]
+        ids, types, labels, positions = [], [], [], []
+        for text, prompt in zip(traces, videos, strict=True):
+            trace = tokenizer(text + tokenizer.eos_token, return_tensors="pt")["input_ids"][0]
             ids.append(torch.cat([prompt.input_ids, trace]))
             types.append(torch.cat([prompt.mm_token_type_ids, torch.zeros_like(trace)]))
             labels.append(torch.cat([torch.full_like(prompt.input_ids, IGNORED), trace]))
+            place = prompt_positions(prompt, self.grid)
+            positions.append(torch.cat([place, place[:, -1:] + 1 + torch.arange(len(trace))], dim=1).T)
         input_ids = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in ids])
         return {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "mm_token_type_ids": pad_sequence(types, batch_first=True),
+            "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
             "pixel_values_videos": torch.cat([v.pixel_values_videos for v in videos]),
             "video_grid_thw": torch.cat([v.video_grid_thw for v in videos]),
             "second_per_grid_ts": torch.cat([v.second_per_grid_ts for v in videos]),
         }
 
-    def draw(self, batch_size: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    def draw(self, config: configs.ColdStartConfig) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches in a seeded order."""
-        position = 0
-        while True:
-            chosen = range(position, position + batch_size)
-            yield self.batch([self.records[index_at(p, len(self.records), seed)] for p in chosen])
-            position += batch_size
+        for position in itertools.count(0, config.batch_size):
+            rng = np.random.default_rng([config.seed, position])
+            places = range(position, position + config.batch_size)
+            records = [self.records[index_at(p, len(self.records), config.seed)] for p in places]
+            yield self.batch(
+                records,
+                [reference_trace(r, ends_only=bool(rng.random() < config.ends_only)) for r in records],
+            )
 
 
 def train(config: configs.ColdStartConfig) -> Accuracy | None:
@@ -100,17 +109,19 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
         torch.set_num_threads(config.threads)
     out = Path(config.out)
     source = config.model or _new_policy(config, out)
+    check_model(source, cpu=False)
     processor = AutoProcessor.from_pretrained(source)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, config.dtype))
     model.to(config.device)
     model.model.visual.requires_grad_(not config.freeze_vision)
-    examples = Examples(config.data, config.frame_store, processor)
+    grid = RopeGrid.of(model.config)
+    examples = Examples(config.data, config.frame_store, processor, grid)
     started = time.monotonic()
     _fit(model, examples, config)
     seconds = time.monotonic() - started
     accuracy = None
     if config.heldout:
-        heldout = Examples(config.heldout, "", processor)
+        heldout = Examples(config.heldout, "", processor, grid)
         accuracy = measure(model, heldout, heldout.records[: config.heldout_prompts], config)
         log.info("held-out: %s", accuracy)
     model.save_pretrained(out)
@@ -135,7 +146,8 @@ def measure(
     right = total = digits_right = digits = 0
     model.eval()
     for start in range(0, len(records), config.batch_size):
-        inputs = _to(examples.batch(records[start : start + config.batch_size]), config.device)
+        chosen = records[start : start + config.batch_size]
+        inputs = _to(examples.batch(chosen, [reference_trace(record) for record in chosen]), config.device)
         labels = inputs.pop("labels")[:, 1:]
         hit = model(**inputs).logits[:, :-1].argmax(-1) == labels
         counted = labels != IGNORED
@@ -155,7 +167,7 @@ def _fit(model: Any, examples: Examples, config: configs.ColdStartConfig) -> Non
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     model.train()
-    batches = examples.draw(config.batch_size, config.seed)
+    batches = examples.draw(config)
     started = time.monotonic()
     for step in range(1, config.steps + 1):
         loss = model(**_to(next(batches), config.device)).loss

@@ -266,6 +266,8 @@ class ColdStartConfig:
     seed: int = 0
     steps: int = 1000
     """Optimizer steps; the learning rate falls to 0 over them, by a cosine."""
+    ends_only: float = 0.0
+    """Share of reference traces that state only the first and the last selected time: a habit for RL to unlearn."""
     batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.01
@@ -423,6 +425,11 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             f"{c.rollout.tensor_parallel_size}: an engine has one GPU per tensor-parallel rank",
         ),
         (
+            gpu_rollout or c.rollout.max_num_batched_tokens >= c.rollout.max_model_len,
+            f"rollout.max_num_batched_tokens = {c.rollout.max_num_batched_tokens} must be at least rollout.max_model_len = "
+            f"{c.rollout.max_model_len} on CPU, where prompts are not prefilled in chunks; raise it or lower max_model_len",
+        ),
+        (
             gpu_rollout == gpu_learner,
             f"rollout.num_gpus = {c.rollout.num_gpus} and learner.num_gpus = {c.learner.num_gpus}: engines and learner "
             "must be both on GPUs or both on CPU, or weights have no common backend",
@@ -442,6 +449,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
 def _coldstart_rules(c: ColdStartConfig) -> list[tuple[bool, str]]:
     return [
         *_positive("coldstart", c, "steps", "batch_size", "lr", "max_grad_norm", "threads"),
+        _bound("ends_only", c.ends_only, lambda v: 0 <= v <= 1, "in [0, 1]"),
         (bool(c.data), 'data = "": must name a record dataset; build one with python -m videostr.data build'),
         (bool(c.out), 'out = "": must name the folder for the result'),
     ]

@@ -7,7 +7,7 @@ rollout engine does: its expanded prompt ids and ours must be equal. `reference_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,10 +79,18 @@ def instruction(record: Record) -> str:
     return "\n".join(lines)
 
 
-def reference_trace(record: Record) -> str:
-    """The trace that earns 1 everywhere: the true graph and the true answer."""
-    graph = "" if record.graph is None else f"<graph>{graphs.to_json(record.graph)}</graph>"
-    return f"<think>{graph}</think><answer>{answer_text(record.answer)}</answer>"
+def reference_trace(record: Record, *, ends_only: bool = False) -> str:
+    """The trace that earns 1 everywhere: the true graph and the true answer.
+
+    Args:
+        record: what is asked.
+        ends_only: state only the first and the last selected time, which earns less.
+    """
+    graph = record.graph
+    if graph is not None and ends_only and len(graph.frames) > 2:
+        graph = replace(graph, frames=(graph.frames[0], graph.frames[-1]))
+    block = "" if graph is None else f"<graph>{graphs.to_json(graph)}</graph>"
+    return f"<think>{block}</think><answer>{answer_text(record.answer)}</answer>"
 
 
 def answer_text(answer: Answer) -> str:

@@ -72,7 +72,7 @@ class Quarantine:
                 file.write(json.dumps(row) + "\n")
             log.warning("quarantined %s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
         bad = len({record_id for record_id, _ in self._known})
-        if bad > self.max_bad_fraction * self.records:
+        if bad > self.max_bad_fraction * self.records or bad >= self.records:
             raise TooManyBadRecords(
                 f"{bad} of {self.records} records are quarantined, more than data.max_bad_fraction = "
                 f"{self.max_bad_fraction}; the reasons stand in {self.path}; repair the data, or raise the limit"

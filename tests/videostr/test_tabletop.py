@@ -113,7 +113,9 @@ def test_labels_and_letters_are_balanced():
     records = [
         record
         for index in range(300)
-        for record in make_records(make_scene(scene_seed(1, Split.TRAIN, index), Difficulty.EASY), "v", str(index), 1)
+        for record in make_records(
+            make_scene(scene_seed(1, Split.TRAIN, index), Difficulty.EASY), "v", str(index), 1
+        )
     ]
     letters = [record.answer.value for record in records if record.answer.kind is AnswerKind.CHOICE]
     # A fair coin over about 100 questions stays within 3 standard deviations, 0.15.
@@ -151,14 +153,26 @@ def test_dataset_does_not_depend_on_the_number_of_workers(tmp_path):
         assert path.read_bytes() == (tmp_path / "2" / "videos" / path.name).read_bytes()
     with pytest.raises(DataError, match="already holds a dataset"):
         build(
-            tmp_path / "1", scenes=1, seed=0, split=Split.TRAIN, difficulty=Difficulty.EASY, questions=1, workers=1
+            tmp_path / "1",
+            scenes=1,
+            seed=0,
+            split=Split.TRAIN,
+            difficulty=Difficulty.EASY,
+            questions=1,
+            workers=1,
         )
 
 
 def test_prompt_states_what_the_contract_asks_for():
     record = make_records(make_scene(5, Difficulty.EASY), "v.mp4", "s", 1)[0]
     text = instruction(record)
-    for part in ("Unit: grid", "x to the right", "Times: 0, 1, 2, 3 s", *record.labels, "Example of another scene"):
+    for part in (
+        "Unit: grid",
+        "x to the right",
+        "Times: 0, 1, 2, 3 s",
+        *record.labels,
+        "Example of another scene",
+    ):
         assert part in text
     colors = {label.split("_")[0] for label in record.labels}
     assert colors <= set(COLORS)

@@ -96,11 +96,11 @@ def test_digest_covers_file_and_sampling(video, tmp_path):
 
 
 def test_missing_truncated_and_foreign_files_are_named(video, tmp_path):
-    with pytest.raises(VideoError, match="gone.mp4.*cannot be read"):
+    with pytest.raises(VideoError, match=r"gone.mp4.*cannot be read"):
         name_clip(ClipSpec(video="gone.mp4", num_frames=2), tmp_path)
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
-    with pytest.raises(VideoError, match="text.mp4.*cannot be decoded"):
+    with pytest.raises(VideoError, match=r"text.mp4.*cannot be decoded"):
         decode(ClipSpec(video=str(text), num_frames=2))
     # Without its second half an MP4 written for streaming still opens; the frames at the end are missing.
     whole = tmp_path / "whole.mp4"

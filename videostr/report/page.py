@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from videostr.metrics import duration
 from videostr.report.charts import Chart, Series, interval, line_chart, share_chart, short
 from videostr.report.run import RunData, read_run
 from videostr.report.scene import chosen, draw, frame_at, frame_images, half_spacing, read_graph, view_of
@@ -291,11 +292,3 @@ def _at(tree: Any, *keys: str) -> Any:
             return None
         tree = tree.get(key)
     return tree
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 20 s, 2 h 05 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.0f} s"

@@ -13,9 +13,10 @@ import pytest
 
 from videostr.config import Config, dump
 from videostr.errors import DataError, RunFolderError
+from videostr.metrics import duration
 from videostr.report.__main__ import main
 from videostr.report.charts import Series, line_chart, nice_ticks, share_chart, short, smoothed
-from videostr.report.page import duration, render, write_report
+from videostr.report.page import render, write_report
 from videostr.report.run import read_run
 from videostr.report.scene import (
     chosen,

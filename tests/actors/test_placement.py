@@ -1,0 +1,29 @@
+"""Plans that do not fit are refused with what is missing."""
+
+from __future__ import annotations
+
+from actors.placement import lacking, plan
+from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig
+
+CONFIG = Config(
+    rollout=RolloutConfig(num_workers=3, num_cpus=2, num_gpus=2, tensor_parallel_size=2),
+    learner=LearnerConfig(num_ranks=4, num_cpus=1, num_gpus=1),
+    reward=RewardConfig(num_workers=2, num_cpus=0.5),
+)
+
+
+def test_a_plan_counts_every_actor() -> None:
+    assert [(role.name, role.count, dict(role.bundle)) for role in plan(CONFIG)] == [
+        ("rollout", 3, {"CPU": 2, "GPU": 2}),
+        ("learner", 4, {"CPU": 1, "GPU": 1}),
+        ("reward", 2, {"CPU": 0.5}),
+    ]
+
+
+def test_what_is_missing_is_named_with_its_uses() -> None:
+    # CPU: 3 x 2 + 4 x 1 + 2 x 0.5 = 11; GPU: 3 x 2 + 4 x 1 = 10.
+    assert lacking(plan(CONFIG), {"CPU": 11, "GPU": 10}) == ""
+    assert lacking(plan(CONFIG), {"CPU": 10.5, "GPU": 8}) == (
+        "needs 11 CPU (rollout 3 x 2, learner 4 x 1, reward 2 x 0.5), the cluster has 10.5; "
+        "needs 10 GPU (rollout 3 x 2, learner 4 x 1), the cluster has 8"
+    )

@@ -1,0 +1,63 @@
+"""Shared by all tests: small real datasets, and launching a run as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from videostr.tabletop.build import Split, build
+from videostr.tabletop.world import Difficulty
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the datasets `train` (40 records) and `heldout` (8)."""
+    folder = tmp_path_factory.mktemp("tabletop")
+    for split, scenes in ((Split.TRAIN, 40), (Split.HELDOUT, 8)):
+        build(
+            folder / split.name.lower(),
+            scenes=scenes,
+            seed=0,
+            split=split,
+            difficulty=Difficulty.EASY,
+            questions=1,
+            workers=2,
+        )
+    return folder
+
+
+def small_run(tabletop: Path, runs: Path, name: str) -> list[str]:
+    """Arguments of a launch of a few small steps."""
+    return [
+        "--config",
+        "configs/tabletop_cpu.yaml",
+        f"run.dir={runs}",
+        f"run.name={name}",
+        f"data.train={tabletop / 'train'}",
+        f"data.heldout={tabletop / 'heldout'}",
+        "train.steps=3",
+        "train.prompts_per_step=4",
+        "sampling.group_size=4",
+        "evaluate.prompts=8",
+        "evaluate.samples=2",
+    ]
+
+
+def start_launch(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """`python -m videostr.launch` in a process of its own, its output in `log`."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "videostr.launch", *arguments],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )

@@ -1,0 +1,185 @@
+"""Runs from the command line on the real stack: the whole way, bad data, Ctrl-C and exact resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import small_run, start_launch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from videostr.launch import main
+from videostr.report.traces import read_traces
+
+LIMIT_S = 600
+
+
+@pytest.fixture(scope="module")
+def spoiled(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset with a truncated video, a missing one, and a row of an unknown answer kind."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    for split in ("train", "heldout"):
+        target = folder / split
+        target.mkdir()
+        (target / "videos").mkdir()
+        for video in (tabletop / split / "videos").iterdir():
+            (target / "videos" / video.name).write_bytes(video.read_bytes())
+        table = pq.read_table(tabletop / split / "records-00000.parquet")
+        if split == "train":
+            rows = table.to_pylist()
+            rows[3]["answer"]["kind"] = "essay"
+            cut, gone = (target / rows[place]["clip"]["video"] for place in (5, 9))
+            cut.write_bytes(cut.read_bytes()[:900])
+            gone.unlink()
+            table = pa.Table.from_pylist(rows, schema=table.schema)
+        pq.write_table(table, target / "records-00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run over the spoiled dataset that was never interrupted: 11 steps, more than an epoch."""
+    runs = tmp_path_factory.mktemp("runs")
+    # 11 steps of 4 prompts pass over all 39 usable rows, so the broken videos are met.
+    arguments = [*small_run(spoiled, runs, "whole"), "train.steps=11", "data.max_bad_fraction=0.1"]
+    process = start_launch(arguments, runs / "log")
+    assert process.wait(LIMIT_S) == 0, (runs / "log").read_text()
+    return runs / "whole"
+
+
+def test_run_folder_has_everything(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 12))
+    assert [row["version"] for row in rows] == list(range(1, 12))
+    documented = {
+        "reward/total", "reward/format", "reward/answer", "reward/graph", "reward/graph_node", "reward/graph_edge",
+        "loss", "kl", "ratio_max", "clip_fraction", "entropy", "grad_norm", "tokens/prompt", "tokens/completion",
+        "truncated_fraction", "zero_variance_groups", "staleness/mean", "staleness/max", "mismatch_kl", "time/rollout",
+        "time/reward", "time/learn", "time/sync", "time/step", "rollout/tokens_per_s",
+    }  # fmt: skip
+    assert documented <= rows[-1].keys()
+    assert all(row["staleness/max"] == 0 for row in rows)
+    # Learner and engine compute the same policy: on-policy ratios are 1 and the mismatch is noise.
+    assert max(row["ratio_max"] for row in rows) < 1.05
+    assert max(abs(row["mismatch_kl"]) for row in rows) < 1e-3
+
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["heldout"]["prompts"] == 8
+    assert set(summary["heldout"]["gain"]) == {"total", "graph", "answer"}
+    assert set(summary["seconds"]) == {"startup", "train", "evaluate"}
+    events = EventAccumulator(str(whole / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("reward/total")) == 11
+    traces = read_traces(whole / "traces" / "step_000010.parquet")
+    assert len(traces) == 16
+    assert all("<answer>" in row["text"] for row in traces)
+    assert "<svg" in (whole / "report.html").read_text()
+    ledger = json.loads((whole / "ledger.json").read_text())
+    assert ledger["learned"] == 44
+    assert ledger["next_position"] == ledger["learned"] + ledger["failed"]
+
+
+def test_bad_data_is_quarantined_with_file_row_and_reason(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "quarantine.jsonl").read_text().splitlines()]
+    kinds = {row["kind"]: row["detail"] for row in rows}
+    assert len(rows) == 3
+    assert "records-00000.parquet:3: answer.kind = 'essay'" in kinds["BAD_ROW"]
+    details = " ".join(row["detail"] for row in rows if row["kind"] == "BAD_VIDEO")
+    assert "cannot be read" in details
+    assert "cannot be decoded" in details or "truncated" in details
+    metrics = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["failures/bad_row"] == 1
+    assert metrics["failures/bad_video"] == 2
+
+
+def test_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
+    policy = whole / "checkpoints" / "step_000011" / "policy"
+    model, loading = AutoModelForImageTextToText.from_pretrained(policy, output_loading_info=True)
+    assert not any(loading[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.model_type == "qwen2_5_vl"
+    assert AutoProcessor.from_pretrained(policy).tokenizer.eos_token == "<|im_end|>"
+    before = load_file("videostr/tabletop/pretrained/model.safetensors")
+    after = load_file(policy / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] != after[name]).any() for name in before), "a parameter was not trained"
+
+
+def test_interrupted_and_resumed_run_ends_with_the_same_bits(
+    whole: Path, spoiled: Path, tmp_path: Path
+) -> None:
+    arguments = [*small_run(spoiled, tmp_path, "cut"), "train.steps=11", "data.max_bad_fraction=0.1"]
+    process = start_launch(arguments, tmp_path / "first.log")
+    children = _wait_for(process, tmp_path / "cut" / "metrics.jsonl", lines=4)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 130, (tmp_path / "first.log").read_text()
+    assert "with a checkpoint" in (tmp_path / "first.log").read_text()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "Ray left processes behind"
+
+    again = start_launch(arguments, tmp_path / "second.log")
+    assert again.wait(LIMIT_S) == 0, (tmp_path / "second.log").read_text()
+    assert "resumed after step" in (tmp_path / "second.log").read_text()
+    for part in ("policy/model.safetensors", "state.json"):
+        one, two = (run / "checkpoints" / "step_000011" / part for run in (whole, tmp_path / "cut"))
+        assert one.read_bytes() == two.read_bytes(), part
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, 12))
+
+
+def _wait_for(process: subprocess.Popen[bytes], path: Path, lines: int) -> list[psutil.Process]:
+    """Wait until a file has some lines; returns the run's processes."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= lines:
+            return psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.2)
+    raise AssertionError(f"the run ended or stalled before {path} had {lines} lines")
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "message"),
+    [
+        ("train.stepz=3", 2, "train.stepz: Key 'stepz' not in 'TrainConfig'"),
+        ("train.steps=many", 2, "train.steps: Value 'many'"),
+        ("sampling.group_size=1", 2, "sampling.group_size = 1: a group of one has no advantage"),
+        ("model.path=configs", 2, "model.path = configs: no readable config.json"),
+        ("data.train=configs", 2, "configs: no records-*.parquet in this folder; build a dataset with"),
+        ("data.max_bad_fraction=0.01", 2, "more than data.max_bad_fraction = 0.01; the reasons stand in"),
+        ("rollout.num_cpus=500", 2, "needs 501 CPU (rollout 1 x 500, learner 1 x 0.75, reward 1 x 0.25)"),
+    ],
+)
+def test_refused_at_start(
+    override: str,
+    status: int,
+    message: str,
+    spoiled: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = small_run(spoiled, tmp_path, "refused")
+    arguments = [a for a in arguments if a.split("=")[0] != override.split("=")[0]]
+    if "max_bad_fraction" not in override:
+        arguments.append("data.max_bad_fraction=0.1")
+    assert main([*arguments, override]) == status
+    assert message in capsys.readouterr().out
+
+
+def test_folder_of_another_config_is_refused(
+    whole: Path, spoiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*small_run(spoiled, whole.parent, "whole"), "data.max_bad_fraction=0.1", "learner.lr=1e-3"]
+    assert main(arguments) == 2
+    out = capsys.readouterr().out
+    assert "belongs to a run with another config: learner.lr was" in out
+    assert "choose another run.name" in out

@@ -1,0 +1,258 @@
+"""The loop on ports that answer at once: order, replacement of failures, zero variance, stop, ledger, rewind.
+
+The same loop runs on the real ports in tests/test_launch.py and tests/test_two_by_two.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+
+from videostr.checkpoint import Ledger, RunState
+from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
+from videostr.data.source import RecordSource
+from videostr.errors import RunFolderError, TooManyBadRecords
+from videostr.loop import train
+from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.runfolder import RunFolder
+from videostr.types import (
+    Completion,
+    Failure,
+    FailureKind,
+    FinishReason,
+    GraphAbsence,
+    LearnerBatch,
+    Record,
+    Rollout,
+    Score,
+    Trace,
+    Update,
+    VersionSpan,
+)
+
+FLAT = "flat"
+"""Marks completions that all earn the same."""
+
+
+class Rollouts:
+    """Samples texts that say who was asked; fails for some records."""
+
+    def __init__(self, failing: dict[str, FailureKind]) -> None:
+        self.failing = failing
+        self.asked: list[SampleRequest] = []
+        self.version = 0
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        self.asked.append(request)
+        # Later requests answer first, so that order must come from the loop.
+        await asyncio.sleep(0.002 * (5 - len(self.asked) % 5))
+        record_id = request.prompt.record_id
+        if record_id in self.failing:
+            return Failure(kind=self.failing[record_id], record_id=record_id, detail="because")
+        ids = np.arange(3, dtype=np.int32)
+        span = VersionSpan(version=self.version, start=0, end=3)
+        completion = Completion(
+            text=record_id, token_ids=ids, logprobs=-np.ones(3, np.float32), finish_reason=FinishReason.STOP,
+            weight_versions=(span,),
+        )  # fmt: skip
+        return Sampled(prompt_token_ids=ids, completions=(completion,) * request.n)
+
+
+class Rewards:
+    def __init__(self, flat: bool) -> None:
+        self.failures: Counter[str] = Counter()
+        self.flat = flat
+
+    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+        trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
+        return tuple(
+            Rollout(
+                completion=c, trace=trace, score=Score(total=0.0 if self.flat else i, parts={"format": 1.0})
+            )
+            for i, c in enumerate(completions)
+        )
+
+
+class Learner:
+    def __init__(self, rollouts: Rollouts) -> None:
+        self.rollouts = rollouts
+        self.batches: list[LearnerBatch] = []
+
+    async def update(self, batch: LearnerBatch) -> Update:
+        self.batches.append(batch)
+        return Update(version=self.rollouts.version + 1, metrics={"loss": 0.5})
+
+    async def save(self, folder: Path) -> None:
+        (folder / "policy").mkdir()
+
+    async def load(self, folder: Path) -> int:
+        raise AssertionError
+
+
+class Sync:
+    def __init__(self, rollouts: Rollouts) -> None:
+        self.rollouts = rollouts
+
+    async def publish(self, version: int) -> dict[str, float]:
+        self.rollouts.version = version
+        return {"sync/bytes": 8.0}
+
+
+class Stage:
+    """A run over the tabletop records on these ports."""
+
+    def __init__(
+        self, tabletop: Path, runs: Path, *, steps: int = 3, bad: float = 0.5, flat: bool = False
+    ) -> None:
+        self.config = Config(
+            run=Run(name="r", dir=str(runs)),
+            model=Model(path="videostr/tabletop/pretrained"),
+            data=Data(train=str(tabletop / "train"), max_bad_fraction=bad),
+            sampling=Sampling(group_size=2),
+            train=TrainConfig(steps=steps, prompts_per_step=4, checkpoint_every=2, keep_checkpoints=2),
+        )
+        processor = AutoProcessor.from_pretrained(self.config.model.path)
+        self.source = RecordSource(self.config.data.train, processor, seed=0)
+        self.folder = RunFolder(self.config)
+        self.folder.quarantine.records = len(self.source.records)
+        self.rollouts = Rollouts({})
+        self.learner = Learner(self.rollouts)
+        self.ports = Ports(
+            rollouts=self.rollouts, rewards=Rewards(flat), learner=self.learner, sync=Sync(self.rollouts)
+        )
+        self.stop = asyncio.Event()
+
+    def order(self, count: int) -> list[str]:
+        """Record ids of the first positions."""
+        drawn = [self.source.draw(position) for position in range(count)]
+        return [d.record.id for d in drawn if not isinstance(d, Failure)]
+
+    def train(self) -> RunState:
+        self.folder.rewind(0)
+        fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(self.source.records)))
+        state = asyncio.run(train(self.config, self.source, self.ports, self.folder, fresh, self.stop))
+        self.folder.close()
+        return state
+
+    def learned(self) -> list[list[str]]:
+        """Record ids of every batch."""
+        return [[group.prompt.record_id for group in batch.groups] for batch in self.learner.batches]
+
+
+def test_batches_follow_the_seeded_order(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+    state = stage.train()
+    order = stage.order(12)
+    assert stage.learned() == [order[0:4], order[4:8], order[8:12]]
+    assert (state.step, state.version, state.ledger.next_position) == (3, 3, 12)
+    # Rewards 0 and 1: mean 0.5, sample deviation 0.7071, so -0.5 / (0.7071 + 1e-4) and its opposite.
+    assert stage.learner.batches[0].advantages[0] == pytest.approx([-0.70701, 0.70701], abs=1e-5)
+    assert len({request.seed for request in stage.rollouts.asked}) == 12
+    names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
+    assert names == ["step_000002", "step_000003"]
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["staleness/max"], row["tokens/completion"]) for row in rows] == [
+        (1, 0, 24), (2, 0, 24), (3, 0, 24),
+    ]  # fmt: skip
+
+
+def test_a_failed_group_is_quarantined_and_replaced_by_the_next_record(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=2)
+    order = stage.order(10)
+    stage.rollouts.failing = {order[1]: FailureKind.BAD_VIDEO, order[4]: FailureKind.ENGINE}
+    state = stage.train()
+    assert stage.learned() == [[order[0], order[2], order[3], order[5]], order[6:10]]
+    assert (state.ledger.next_position, state.ledger.learned, state.ledger.failed) == (10, 8, 2)
+    rows = [json.loads(line) for line in (tmp_path / "r" / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["record_id"]: row["kind"] for row in rows} == {order[1]: "BAD_VIDEO", order[4]: "ENGINE"}
+    metrics = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["failures/bad_video"] == metrics[-1]["failures/engine"] == 1
+    # A record with a broken video is not asked again, one that met an engine failure is.
+    assert order[1] in stage.folder.quarantine
+    assert order[4] not in stage.folder.quarantine
+
+
+def test_too_many_failures_stop_the_run(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, bad=0.05)  # 2 of 40
+    stage.rollouts.failing = dict.fromkeys(stage.order(3), FailureKind.BAD_VIDEO)
+    with pytest.raises(
+        TooManyBadRecords, match=r"3 of 40 records are quarantined, more than data.max_bad_fraction"
+    ):
+        stage.train()
+
+
+def test_groups_without_variance_are_counted_and_not_learned_from(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=1, flat=True)
+    state = stage.train()
+    assert stage.learner.batches == []
+    assert (state.step, state.version) == (1, 0)
+    (row,) = (json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
+    assert row["zero_variance_groups"] == 4
+    assert row["staleness/max"] == 0
+
+
+def test_stop_gives_up_the_step_and_saves_the_last_one(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+
+    async def slow(request: SampleRequest) -> Sampled | Failure:
+        if len(stage.rollouts.asked) == 4:
+            stage.stop.set()
+            await asyncio.sleep(60)
+        return await Rollouts.sample(stage.rollouts, request)
+
+    stage.rollouts.sample = slow  # type: ignore[method-assign]
+    state = stage.train()
+    assert (state.step, state.ledger.next_position) == (1, 4)
+    latest = stage.folder.checkpoints.latest()
+    assert latest is not None
+    assert stage.folder.checkpoints.state(latest) == state
+
+
+def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+    stage.train()
+    again = RunFolder(stage.config)
+    again.rewind(2)
+    again.close()
+    rows = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2]
+
+
+def test_a_checkpoint_without_state_is_not_one_and_a_damaged_one_is_named(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path)
+    stage.train()
+    checkpoints = stage.folder.checkpoints
+    (checkpoints.folder / "step_000009" / "policy").mkdir(parents=True)
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.name == "step_000003"
+    (latest / "state.json").write_text('{"step": 3')
+    with pytest.raises(RunFolderError, match=r"state.json: not a readable run state"):
+        checkpoints.state(latest)
+
+
+def test_another_config_or_never_resume_is_refused(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+    stage.train()
+    stage.config.sampling.temperature = 0.5
+    with pytest.raises(
+        RunFolderError, match=r"sampling.temperature was 1.0, is 0.5; choose another run.name"
+    ):
+        RunFolder(stage.config)
+    stage.config.sampling.temperature = 1.0
+    stage.config.train.steps = 9
+    RunFolder(stage.config)
+    stage.config.run.resume = "never"
+    with pytest.raises(RunFolderError, match=r"run.resume = never"):
+        RunFolder(stage.config)

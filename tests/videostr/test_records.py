@@ -1,0 +1,152 @@
+"""Record datasets: round trip, every rule of a row, seeded order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from videostr.data.__main__ import main
+from videostr.data.records import SCHEMA, index_at, read_records, write_records
+from videostr.errors import DataError
+from videostr.types import (
+    Answer,
+    AnswerKind,
+    ClipSpec,
+    Failure,
+    FailureKind,
+    GraphFrame,
+    Node,
+    Record,
+    SceneGraph,
+)
+
+
+def record(name: str = "a", **changes: Any) -> Record:
+    node = Node(id="cup.1", label="cup", pos=(1.0, 2.5), size=(0.5, 0.5))
+    values: dict[str, Any] = {
+        "id": name,
+        "source": "test",
+        "family": "counting",
+        "question": "How many?",
+        "options": (),
+        "answer": Answer(kind=AnswerKind.NUMBER, value=2.0, unit="m"),
+        "clip": ClipSpec(video="v.mp4", num_frames=4, start_s=1.0, end_s=None),
+        "labels": ("cup", "pen"),
+        "graph": SceneGraph(unit="m", frame="floor", frames=(GraphFrame(t=0.0, nodes=(node,)),)),
+    }
+    return Record(**values | changes)
+
+
+ALL_KINDS = [
+    record("number"),
+    record("choice", options=("left", "right"), answer=Answer(kind=AnswerKind.CHOICE, value="B")),
+    record("box", answer=Answer(kind=AnswerKind.BOX2D, value=(0.0, 1.0, 2.0, 3.5), unit="px")),
+    record("span", answer=Answer(kind=AnswerKind.SPAN, value=(0.5, 2.0), unit="s")),
+    record("track", answer=Answer(kind=AnswerKind.TRACK, value=((0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 2.0, 2.0)))),
+    record("bare", graph=None),
+]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    assert write_records(ALL_KINDS, tmp_path / "records-00000.parquet") == len(ALL_KINDS)
+    back = list(read_records(tmp_path))
+    assert [r.origin.rsplit(":", 1)[1] for r in back if isinstance(r, Record)] == list("012345")
+    for one, two in zip(ALL_KINDS, back, strict=True):
+        assert isinstance(two, Record)
+        for name in Record.__slots__:
+            if name != "origin":
+                assert getattr(one, name) == getattr(two, name), name
+
+
+def spoil(folder: Path, **columns: Any) -> list[Record | Failure]:
+    """A dataset of two rows whose first row has other values."""
+    path = folder / "records-00000.parquet"
+    write_records([record("a"), record("b")], path)
+    rows = pq.read_table(path).to_pylist()
+    for name, value in columns.items():
+        rows[0][name] = rows[0][name] | value if isinstance(value, dict) else value
+    schema = pa.schema([field.with_nullable(True) for field in SCHEMA], metadata=SCHEMA.metadata)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return list(read_records(folder))
+
+
+def graph(nodes: list[dict[str, Any]]) -> str:
+    return json.dumps({"unit": "m", "frames": [{"t": 0, "nodes": nodes}]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"question": None}, "question is missing"),
+        ({"id": " "}, "id is empty"),
+        ({"answer": {"kind": "essay"}}, "answer.kind = 'essay': must be one of choice, number"),
+        ({"answer": {"value": "two"}}, "answer.value = 'two': must be JSON"),
+        ({"answer": {"value": '"2"'}}, "must be a finite number"),
+        ({"answer": {"value": "NaN"}}, "must be a finite number"),
+        (
+            {"answer": {"kind": "choice", "value": '"C"'}, "options": ["x", "y"]},
+            "the letter of one of at least two",
+        ),
+        ({"answer": {"kind": "box2d", "value": "[1, 2, 3]"}}, "4 finite numbers"),
+        ({"answer": {"kind": "track", "value": "[]"}}, "a list of boxes"),
+        ({"clip": {"video": ""}}, "clip.video is empty"),
+        ({"clip": {"num_frames": 0}}, "clip.num_frames = 0"),
+        ({"clip": {"end_s": 0.5}}, "clip.end_s = 0.5 lies before clip.start_s = 1.0"),
+        ({"graph": "{"}, "the <graph> block is not JSON"),
+        ({"graph": graph([{"id": "cup.1", "pos": [1, 2]}] * 2)}, "two nodes of one frame share an id"),
+        ({"graph": graph([{"id": "hat.1", "pos": [1, 2]}])}, "labels ['hat'] that the column labels lacks"),
+        ({"graph_frame": None}, "graph_frame is missing"),
+        ({"id": "b"}, ""),
+    ],
+)
+def test_broken_rows_are_named_and_the_others_kept(
+    columns: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    rows = spoil(tmp_path, **columns)
+    failures = [row for row in rows if isinstance(row, Failure)]
+    assert len(failures) == 1
+    assert failures[0].kind is FailureKind.BAD_ROW
+    if columns == {"id": "b"}:
+        assert "records-00000.parquet:1: id = 'b' stands in an earlier row" in failures[0].detail
+    else:
+        assert "records-00000.parquet:0: " in failures[0].detail
+        assert reason in failures[0].detail
+
+
+def test_unreadable_shards_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no records-"):
+        list(read_records(tmp_path))
+    path = tmp_path / "records-00000.parquet"
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(DataError, match=r"records-00000.parquet: not readable as Parquet"):
+        list(read_records(tmp_path))
+    pq.write_table(pa.table({"id": ["a"]}), path)
+    with pytest.raises(DataError, match="record schema none, columns missing"):
+        list(read_records(tmp_path))
+
+
+def test_every_epoch_is_another_permutation() -> None:
+    epochs = [[index_at(epoch * 9 + place, 9, seed=4) for place in range(9)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != [index_at(place, 9, seed=5) for place in range(9)]
+
+
+def test_commands_describe_and_check(
+    tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", str(tabletop / "heldout")]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["records"] == sum(counts["families"].values()) == 8
+    assert main(["check", str(tabletop / "heldout")]) == 0
+    assert "8 rows, 0 bad" in capsys.readouterr().out
+    write_records([record()], tmp_path / "records-00000.parquet")
+    assert main(["check", str(tmp_path)]) == 1
+    assert "v.mp4: video cannot be read" in capsys.readouterr().out
+    assert main(["stats", str(tmp_path / "none")]) == 2
+    assert "build a dataset with" in capsys.readouterr().err
