@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 
 ROOT = Path(__file__).parents[1]
+SmallRun = Callable[[Path, Path, str], list[str]]
+StartLaunch = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture(scope="session")
@@ -33,31 +35,41 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_run(tabletop: Path, runs: Path, name: str) -> list[str]:
-    """Arguments of a launch of a few small steps."""
-    return [
-        "--config",
-        "configs/tabletop_cpu.yaml",
-        f"run.dir={runs}",
-        f"run.name={name}",
-        f"data.train={tabletop / 'train'}",
-        f"data.heldout={tabletop / 'heldout'}",
-        "train.steps=3",
-        "train.prompts_per_step=4",
-        "sampling.group_size=4",
-        "evaluate.prompts=8",
-        "evaluate.samples=2",
-    ]
+@pytest.fixture(scope="session")
+def small_run() -> SmallRun:
+    """Arguments of a launch of a few small steps: `small_run(tabletop, runs, name)`."""
+
+    def arguments(tabletop: Path, runs: Path, name: str) -> list[str]:
+        return [
+            "--config",
+            "configs/tabletop_cpu.yaml",
+            f"run.dir={runs}",
+            f"run.name={name}",
+            f"data.train={tabletop / 'train'}",
+            f"data.heldout={tabletop / 'heldout'}",
+            "train.steps=3",
+            "train.prompts_per_step=4",
+            "sampling.group_size=4",
+            "evaluate.prompts=8",
+            "evaluate.samples=2",
+        ]
+
+    return arguments
 
 
-def start_launch(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """`python -m videostr.launch` in a process of its own, its output in `log`."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "videostr.launch", *arguments],
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+@pytest.fixture(scope="session")
+def start_launch() -> StartLaunch:
+    """`python -m videostr.launch` in a process of its own: `start_launch(arguments, log)`."""
+
+    def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "videostr.launch", *arguments],
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    return start

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, small_run
 
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
 
 
@@ -48,7 +48,9 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         subprocess.run(["rm", "-rf", str(temporary)], check=True)
 
 
-def test_submitted_job_trains(head: tuple[str, dict[str, str]], tabletop: Path, tmp_path: Path) -> None:
+def test_submitted_job_trains(
+    head: tuple[str, dict[str, str]], small_run, tabletop: Path, tmp_path: Path
+) -> None:
     address, environment = head
     arguments = [*small_run(tabletop, tmp_path / "runs", "job"), "train.steps=1", "evaluate.prompts=0"]
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]

@@ -12,7 +12,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_run, start_launch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -46,7 +45,7 @@ def spoiled(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(spoiled: Path, small_run, start_launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run over the spoiled dataset that was never interrupted: 11 steps, more than an epoch."""
     runs = tmp_path_factory.mktemp("runs")
     # 11 steps of 4 prompts pass over all 39 usable rows, so the broken videos are met.
@@ -114,7 +113,7 @@ def test_checkpoint_is_a_hugging_face_folder(whole: Path) -> None:
 
 
 def test_interrupted_and_resumed_run_ends_with_the_same_bits(
-    whole: Path, spoiled: Path, tmp_path: Path
+    whole: Path, spoiled: Path, small_run, start_launch, tmp_path: Path
 ) -> None:
     arguments = [*small_run(spoiled, tmp_path, "cut"), "train.steps=11", "data.max_bad_fraction=0.1"]
     process = start_launch(arguments, tmp_path / "first.log")
@@ -164,6 +163,7 @@ def test_refused_at_start(
     status: int,
     message: str,
     spoiled: Path,
+    small_run,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -176,7 +176,7 @@ def test_refused_at_start(
 
 
 def test_folder_of_another_config_is_refused(
-    whole: Path, spoiled: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, spoiled: Path, small_run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*small_run(spoiled, whole.parent, "whole"), "data.max_bad_fraction=0.1", "learner.lr=1e-3"]
     assert main(arguments) == 2

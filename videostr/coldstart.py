@@ -112,7 +112,7 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
     check_model(source, cpu=False)
     processor = AutoProcessor.from_pretrained(source)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, config.dtype))
-    model.to(config.device)
+    model.to(device=config.device)  # type: ignore[call-arg]  # wrapped without its signature
     model.model.visual.requires_grad_(not config.freeze_vision)
     grid = RopeGrid.of(model.config)
     examples = Examples(config.data, config.frame_store, processor, grid)

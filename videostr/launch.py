@@ -241,10 +241,8 @@ def _counts(config: Config) -> tuple[int, int, int]:
 
 def _start_ray() -> None:
     """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine."""
-    joins = "RAY_ADDRESS" in os.environ
-    ray.init(
-        log_to_driver=False, logging_level=logging.ERROR, **({} if joins else {"include_dashboard": False})
-    )
+    dashboard = None if "RAY_ADDRESS" in os.environ else False
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
 def _stop_on_signal() -> asyncio.Event:

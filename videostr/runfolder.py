@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from videostr.checkpoint import Checkpoints
@@ -127,7 +127,7 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.exists():
             return
-        old = dict(_flat(yaml.safe_load(path.read_text()) or {}))
+        old = dict(_flat(OmegaConf.to_container(OmegaConf.load(path))))
         new = dict(_flat(asdict(config)))
         differing = [
             f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
@@ -148,7 +148,7 @@ class RunFolder:
             )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -132,16 +132,17 @@ def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrame
     if spec.start_s > 0:
         container.seek(int(spec.start_s / stream.time_base), stream=stream)
     nearest = _nearest(container, stream, targets, fps)
-    far = [target for target, (distance, _, _) in zip(targets, nearest, strict=True) if distance > 1 / fps]
+    far = [t for i, t in enumerate(targets) if i not in nearest or nearest[i][0] > 1 / fps]
     if far:
         raise VideoError(
             f"{spec.video}: truncated: states {total} frames, but has none near {far[0]:.2f} s; "
             "restore the file or drop its rows"
         )
+    chosen = [nearest[i] for i in range(spec.num_frames)]
     pixels = [
-        frame.to_ndarray(format="rgb24", height=spec.height, width=spec.width) for _, _, frame in nearest
+        frame.to_ndarray(format="rgb24", height=spec.height, width=spec.width) for _, _, frame in chosen
     ]
-    times = tuple(t for _, t, _ in nearest)
+    times = tuple(t for _, t, _ in chosen)
     return ClipFrames(
         pixels=np.stack(pixels),
         times=times,
@@ -153,15 +154,16 @@ def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrame
 
 def _nearest(
     container: av.container.InputContainer, stream: av.VideoStream, targets: np.ndarray, fps: float
-) -> list[tuple[float, float, av.VideoFrame | None]]:
-    """For every target time the frame nearest to it, as (distance, time, frame)."""
-    nearest: list[tuple[float, float, av.VideoFrame | None]] = [(np.inf, 0.0, None)] * len(targets)
-    origin = float((stream.start_time or 0) * stream.time_base)
+) -> dict[int, tuple[float, float, av.VideoFrame]]:
+    """For every target, by its place, the frame nearest to it, as (distance, time, frame)."""
+    nearest: dict[int, tuple[float, float, av.VideoFrame]] = {}
+    origin = (stream.start_time or 0) * float(stream.time_base or 0)
     for frame in container.decode(stream):
         t = float(frame.time or 0.0) - origin
         if t > targets[-1] + 1 / fps:
             break
         for i, target in enumerate(targets):
-            if abs(t - target) < nearest[i][0]:
-                nearest[i] = (abs(t - float(target)), t, frame)
+            distance = abs(t - float(target))
+            if i not in nearest or distance < nearest[i][0]:
+                nearest[i] = (distance, t, frame)
     return nearest

@@ -91,7 +91,7 @@ def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    ids = {token: tokenizer.get_vocab()[token] for token in SPECIAL}
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
