@@ -6,6 +6,7 @@ a seeded order over them that any process can compute for any position (so that 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -93,7 +94,12 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
 def index_at(position: int, count: int, seed: int) -> int:
     """Index of the record at a position of the seeded order; every epoch of `count` positions is a new permutation."""
     epoch, offset = divmod(position, count)
-    return int(np.random.default_rng([seed, epoch]).permutation(count)[offset])
+    return int(_permutation(epoch, count, seed)[offset])
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(epoch: int, count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any]]:
