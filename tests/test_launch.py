@@ -24,7 +24,7 @@ LIMIT_S = 600
 
 @pytest.fixture(scope="module")
 def spoiled(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset with a truncated video, a missing one, and a row of an unknown answer kind."""
+    """The dataset with a truncated video, a missing one, a row of an unknown answer kind, and a damaged shard of one row."""
     folder = tmp_path_factory.mktemp("spoiled")
     for split in ("train", "heldout"):
         target = folder / split
@@ -39,7 +39,13 @@ def spoiled(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             cut, gone = (target / rows[place]["clip"]["video"] for place in (5, 9))
             cut.write_bytes(cut.read_bytes()[:900])
             gone.unlink()
-            table = pa.Table.from_pylist(rows, schema=table.schema)
+            table = pa.Table.from_pylist(rows[:-1], schema=table.schema)
+            last = pa.Table.from_pylist(rows[-1:], schema=table.schema)
+            damaged = target / "records-00001.parquet"
+            pq.write_table(last, damaged, write_page_checksum=True)
+            content = bytearray(damaged.read_bytes())
+            content[40] ^= 1
+            damaged.write_bytes(content)
         pq.write_table(table, target / "records-00000.parquet")
     return folder
 
@@ -48,7 +54,7 @@ def spoiled(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(spoiled: Path, small_run, start_launch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run over the spoiled dataset that was never interrupted: 11 steps, more than an epoch."""
     runs = tmp_path_factory.mktemp("runs")
-    # 11 steps of 4 prompts pass over all 39 usable rows, so the broken videos are met.
+    # 11 steps of 4 prompts pass over all 38 usable rows, so the broken videos are met.
     arguments = [*small_run(spoiled, runs, "whole"), "train.steps=11", "data.max_bad_fraction=0.1"]
     process = start_launch(arguments, runs / "log")
     assert process.wait(LIMIT_S) == 0, (runs / "log").read_text()
@@ -90,13 +96,14 @@ def test_run_folder_has_everything(whole: Path) -> None:
 def test_bad_data_is_quarantined_with_file_row_and_reason(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "quarantine.jsonl").read_text().splitlines()]
     kinds = {row["kind"]: row["detail"] for row in rows}
-    assert len(rows) == 3
+    assert len(rows) == 4
+    assert "records-00001.parquet: not readable as Parquet" in kinds["BAD_SHARD"]
     assert "records-00000.parquet:3: answer.kind = 'essay'" in kinds["BAD_ROW"]
     details = " ".join(row["detail"] for row in rows if row["kind"] == "BAD_VIDEO")
     assert "cannot be read" in details
     assert "cannot be decoded" in details or "truncated" in details
     metrics = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
-    assert metrics["failures/bad_row"] == 1
+    assert metrics["failures/bad_row"] == metrics["failures/bad_shard"] == 1
     assert metrics["failures/bad_video"] == 2
 
 

@@ -196,8 +196,8 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
 def _sources(config: Config, folder: RunFolder) -> tuple[RecordSource, RecordSource | None]:
     processor = AutoProcessor.from_pretrained(config.model.path)
     source = RecordSource(config.data.train, processor, config.run.seed)
-    folder.quarantine.records = len(source.records) + len(source.bad_rows)
-    for failure in source.bad_rows:
+    folder.quarantine.records = len(source.records) + sum(failure.records for failure in source.failures)
+    for failure in source.failures:
         folder.quarantine.add(failure)
     evaluating = config.data.heldout and config.evaluate.prompts
     return source, RecordSource(config.data.heldout, processor, config.run.seed) if evaluating else None

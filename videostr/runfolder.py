@@ -36,7 +36,13 @@ FREE_KEYS = frozenset(
 )
 """What may change between the starts of one run; everything else changes what the run computes."""
 LASTING = frozenset(
-    {FailureKind.BAD_ROW, FailureKind.BAD_VIDEO, FailureKind.PROMPT_TOO_LONG, FailureKind.REWARD_ERROR}
+    {
+        FailureKind.BAD_SHARD,
+        FailureKind.BAD_ROW,
+        FailureKind.BAD_VIDEO,
+        FailureKind.PROMPT_TOO_LONG,
+        FailureKind.REWARD_ERROR,
+    }
 )
 """Faults of the record itself: drawing it again would fail again."""
 
@@ -51,11 +57,12 @@ class Quarantine:
         """Rows of the training set; set by the record source."""
         self.counts: Counter[str] = Counter()
         """Failures of this process by kind, repeated ones too."""
-        self._known: dict[tuple[str, str], bool] = {}
+        self._known: dict[tuple[str, str], int] = {}
+        """Records lost, by id and kind."""
         if path.exists():
             for line in path.read_text().splitlines():
                 row = json.loads(line)
-                self._known[row["record_id"], row["kind"]] = FailureKind[row["kind"]] in LASTING
+                self._known[row["record_id"], row["kind"]] = row["records"]
 
     def add(self, failure: Failure) -> None:
         """Note a failure.
@@ -66,12 +73,12 @@ class Quarantine:
         self.counts[failure.kind.name.lower()] += 1
         key = (failure.record_id, failure.kind.name)
         if key not in self._known:
-            self._known[key] = failure.kind in LASTING
-            row = {"kind": failure.kind.name, "record_id": failure.record_id, "detail": failure.detail}
+            self._known[key] = failure.records
+            row = {**asdict(failure), "kind": failure.kind.name}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             log.warning("quarantined %s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
-        bad = len({record_id for record_id, _ in self._known})
+        bad = sum({record_id: records for (record_id, _), records in self._known.items()}.values())
         if bad > self.max_bad_fraction * self.records or bad >= self.records:
             raise TooManyBadRecords(
                 f"{bad} of {self.records} records are quarantined, more than data.max_bad_fraction = "
@@ -80,7 +87,7 @@ class Quarantine:
 
     def __contains__(self, record_id: str) -> bool:
         """Whether the record itself is known to be unusable."""
-        return any(self._known.get((record_id, kind.name), False) for kind in LASTING)
+        return any((record_id, kind.name) in self._known for kind in LASTING)
 
 
 class RunFolder:

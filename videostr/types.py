@@ -296,6 +296,7 @@ class Update:
 class FailureKind(Enum):
     """What went wrong with one record or group; counted under `failures/<name>` in the metrics."""
 
+    BAD_SHARD = "the dataset's Parquet file cannot be read"
     BAD_ROW = "the dataset row breaks the record schema"
     BAD_VIDEO = "the video is missing or cannot be decoded"
     PROMPT_TOO_LONG = "the expanded prompt leaves no room for a completion within rollout.max_model_len"
@@ -313,3 +314,5 @@ class Failure:
     record_id: str
     detail: str
     """What happened: file, row or message."""
+    records: int = 1
+    """How many records are lost by it; more than one where a file of them cannot be read."""

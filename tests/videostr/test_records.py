@@ -12,7 +12,9 @@ import pytest
 
 from videostr.data.__main__ import main
 from videostr.data.records import SCHEMA, index_at, read_records, write_records
-from videostr.errors import DataError
+from videostr.data.source import RecordSource
+from videostr.errors import DataError, TooManyBadRecords
+from videostr.runfolder import Quarantine
 from videostr.types import (
     Answer,
     AnswerKind,
@@ -123,11 +125,43 @@ def test_unreadable_shards_are_named(tmp_path: Path) -> None:
         list(read_records(tmp_path))
     path = tmp_path / "records-00000.parquet"
     path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(DataError, match=r"records-00000.parquet: not readable as Parquet"):
-        list(read_records(tmp_path))
+    with pytest.raises(
+        DataError, match=r"no usable record: .*records-00000.parquet: not readable as Parquet"
+    ):
+        RecordSource(str(tmp_path), processor=None, seed=0)
     pq.write_table(pa.table({"id": ["a"]}), path)
     with pytest.raises(DataError, match="record schema none, columns missing"):
         list(read_records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        # The footer lies at the end: without it the shard counts as the mean of the others, (2 + 4) / 2.
+        (lambda content: content[: len(content) // 2], 3),
+        # A flipped bit among the pages fails their checksum; the footer still says how many rows there were.
+        (lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:], 6),
+    ],
+)
+def test_an_unreadable_shard_is_one_failure_of_many_records(damage: Any, lost: int, tmp_path: Path) -> None:
+    for place, count in enumerate((2, 6, 4)):
+        rows = [record(f"{place}.{number}") for number in range(count)]
+        write_records(rows, tmp_path / f"records-{place:05}.parquet")
+    path = tmp_path / "records-00001.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    source = RecordSource(str(tmp_path), processor=None, seed=0)
+    assert [r.id for r in source.records] == ["0.0", "0.1", "2.0", "2.1", "2.2", "2.3"]
+    (failure,) = source.failures
+    assert (failure.kind, failure.record_id, failure.records) == (FailureKind.BAD_SHARD, path.name, lost)
+    assert f"{path}: not readable as Parquet (" in failure.detail
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_bad_fraction=(lost - 1) / 12)
+    quarantine.records = 12
+    with pytest.raises(TooManyBadRecords, match=f"{lost} of 12 records are quarantined"):
+        quarantine.add(failure)
+    again = Quarantine(tmp_path / "quarantine.jsonl", max_bad_fraction=lost / 12)
+    again.records = 12
+    again.add(failure)
+    assert json.loads((tmp_path / "quarantine.jsonl").read_text())["records"] == lost
 
 
 def test_every_epoch_is_another_permutation() -> None:

@@ -64,7 +64,7 @@ def _stats(options: argparse.Namespace) -> int:
         json.dumps(
             {
                 "records": len(records),
-                "bad_rows": len(rows) - len(records),
+                "unusable": sum(row.records for row in rows if isinstance(row, Failure)),
                 "videos": len({record.clip.video for record in records}),
                 "sources": Counter(record.source for record in records),
                 "families": Counter(record.family for record in records),
@@ -83,10 +83,12 @@ def _check(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store = FrameStore(scratch)
         for row in read_records(options.folder):
-            total += 1
-            problem = row.detail if isinstance(row, Failure) else _video_problem(row, options.folder, store)
+            failed = isinstance(row, Failure)
+            problem = row.detail if failed else _video_problem(row, options.folder, store)
+            lost = row.records if failed else 1
+            total += lost
             if problem:
-                bad += 1
+                bad += lost
                 print(problem)
     print(f"{options.folder}: {total} rows, {bad} bad")
     return 1 if bad else 0

@@ -58,15 +58,20 @@ def write_records(records: Iterable[Record], path: Path) -> int:
     """Write one shard; returns the number of rows."""
     rows = [_to_row(record) for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd", write_page_checksum=True
+    )
     return len(rows)
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Failure]:
-    """Rows of all shards in order of name; a row that breaks the schema is a `Failure`.
+    """Rows of all shards in order of name; a row that breaks the schema is a `Failure`, an unreadable shard is one too.
+
+    An unreadable shard stands for the rows that its footer promises and that were not read; where the footer itself is lost,
+    for as many as the other shards hold on average.
 
     Raises:
-        DataError: the folder has no shard, or a shard is not readable as Parquet or of another schema.
+        DataError: the folder has no shard, or a shard follows another schema.
     """
     shards = sorted(Path(folder).glob("records-*.parquet"))
     if not shards:
@@ -74,9 +79,19 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
             f"{folder}: no records-*.parquet in this folder; build a dataset with "
             f"python -m videostr.data build --source tabletop --out {folder}"
         )
+    promised = {shard: rows for shard in shards if (rows := _promised_rows(shard)) is not None}
+    typical = round(np.mean(list(promised.values()))) if promised else 1
     seen: set[str] = set()
     for shard in shards:
         for number, row in enumerate(_rows(shard)):
+            if isinstance(row, Exception):
+                yield Failure(
+                    kind=FailureKind.BAD_SHARD,
+                    record_id=shard.name,
+                    detail=f"{shard}: not readable as Parquet ({row}); build or copy the shard again",
+                    records=max(1, promised.get(shard, typical) - number),
+                )
+                break
             origin = f"{shard}:{number}"
             try:
                 record = _from_row(row, origin)
@@ -102,9 +117,18 @@ def _permutation(epoch: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _rows(shard: Path) -> Iterator[dict[str, Any]]:
+def _promised_rows(shard: Path) -> int | None:
+    """Rows according to the footer; None where it cannot be read."""
     try:
-        with pq.ParquetFile(shard) as file:
+        return int(pq.read_metadata(shard).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
+    """The rows; where reading them fails, the error in place of the rest."""
+    try:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             found = (file.schema_arrow.metadata or {}).get(b"videostr.schema", b"none").decode()
             missing = set(SCHEMA.names) - set(file.schema_arrow.names)
             if found != SCHEMA_VERSION or missing:
@@ -114,10 +138,8 @@ def _rows(shard: Path) -> Iterator[dict[str, Any]]:
                 )
             for batch in file.iter_batches(1024):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{shard}: not readable as Parquet ({error}); build or copy the shard again"
-        ) from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        yield error
 
 
 def _to_row(record: Record) -> dict[str, Any]:

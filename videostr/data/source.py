@@ -35,9 +35,11 @@ class RecordSource:
         self.seed = seed
         rows = list(read_records(folder))
         self.records = [row for row in rows if isinstance(row, Record)]
-        self.bad_rows = [row for row in rows if isinstance(row, Failure)]
+        self.failures = [row for row in rows if isinstance(row, Failure)]
+        """Rows and shards that cannot be used."""
         if not self.records:
-            raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
+            reasons = "; ".join(failure.detail for failure in self.failures[:3])
+            raise DataError(f"{folder}: has no usable record: {reasons or 'its shards have no rows'}")
 
     def draw(self, position: int) -> Drawn | Failure:
         """The record at a position of the endless seeded order; every epoch is a new permutation."""
