@@ -83,9 +83,10 @@ def _check(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store = FrameStore(scratch)
         for row in read_records(options.folder):
-            failed = isinstance(row, Failure)
-            problem = row.detail if failed else _video_problem(row, options.folder, store)
-            lost = row.records if failed else 1
+            if isinstance(row, Failure):
+                problem, lost = row.detail, row.records
+            else:
+                problem, lost = _video_problem(row, options.folder, store), 1
             total += lost
             if problem:
                 bad += lost
