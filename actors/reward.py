@@ -7,8 +7,10 @@ one try of one group, nothing else.
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,14 +29,23 @@ _START_TIMEOUT_S = 300.0  # a process that imports SciPy on a busy machine; not 
 class RewardWorker:
     """Scores one group after the other."""
 
-    def __init__(self, rubric: Rubric) -> None:
+    def __init__(self, rubric: Rubric, memory_gib: float) -> None:
         self.rubric = rubric
+        self.memory_gib = memory_gib
 
     def ready(self) -> None:
-        """Returns once the process is up."""
+        """Returns once the process is up, and limits the memory that rewards can take (Linux only)."""
+        status = Path("/proc/self/status")
+        if status.exists():
+            held_kib = next(
+                int(line.split()[1]) for line in status.read_text().splitlines() if "VmData" in line
+            )
+            limit = held_kib * 1024 + int(self.memory_gib * 2**30)
+            # Not RLIMIT_AS: Ray maps its whole object store into every worker.
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
-        """Trace and score of every completion; raises `RewardError` for a record that no reward judges."""
+        """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
         return judge_group(completions, record, self.rubric)
 
 
@@ -65,6 +76,7 @@ class RayRewardPool:
         """`reward_worker_timeout` and `reward_worker_died`: workers replaced so far, by cause."""
         self._deadline_s = config.deadline_s
         self._rubric = rubric
+        self._memory_gib = config.memory_gib
         self._actor_class = ray.remote(worker).options(**{"num_cpus": config.num_cpus, **(options or {})})
         self._idle: asyncio.Queue[_Actor] = asyncio.Queue()
         self._actors: set[_Actor] = set()
@@ -119,7 +131,7 @@ class RayRewardPool:
         self._actors.clear()
 
     def _start_worker(self) -> None:
-        actor = self._actor_class.remote(self._rubric)
+        actor = self._actor_class.remote(self._rubric, self._memory_gib)
         self._actors.add(actor)
         self._idle.put_nowait(actor)
 

@@ -13,8 +13,8 @@ _BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 _LETTER = re.compile(
     r"(?:option\s+)?(?:\(([A-Z])\)|([A-Z])(?=[).:]|$))[).:]?(.*)", re.DOTALL | re.IGNORECASE | re.ASCII
 )
-# "a" and "i" are words.
-_LONE_LETTER = re.compile(r"(?<![\w'’])[A-Zb-hj-z](?![\w'’])")
+# "a" and "i" are words, unless a bracket, full stop or colon follows, or nothing.
+_LONE_LETTER = re.compile(r"(?<![\w'’])(?:[A-Zb-hj-z](?![\w'’])|[ai](?=[).:]|$))")
 
 
 def reward(answer: str, record: Record) -> tuple[float, str]:

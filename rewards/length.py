@@ -1,8 +1,13 @@
-"""Length terms: what a completion pays for running into the token limit."""
+"""Length terms: what a completion pays for running into the token limit, or earns for a wanted length."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from videostr.types import Completion, FinishReason
+
+_RIGHT = 0.1  # answers that earn more count as right
+_BONUS = 0.2
 
 
 def overlong(completion: Completion, max_tokens: int, buffer: int) -> float:
@@ -14,3 +19,18 @@ def overlong(completion: Completion, max_tokens: int, buffer: int) -> float:
         return -1.0
     over = len(completion.token_ids) - (max_tokens - buffer)
     return -min(max(over / buffer, 0.0), 1.0)
+
+
+def band(answers: Sequence[float], tokens: Sequence[int], limits: tuple[int, int]) -> list[float]:
+    """Bonus of 0.2 for each right answer of a wanted length, where at least two of the group are right (arXiv 2503.21776).
+
+    Args:
+        answers: [G] answer rewards.
+        tokens: [G] lengths of the completions.
+        limits: fewest and most tokens that earn it.
+    """
+    several = sum(answer > _RIGHT for answer in answers) >= 2
+    return [
+        _BONUS if several and answer > _RIGHT and limits[0] <= count <= limits[1] else 0.0
+        for answer, count in zip(answers, tokens, strict=True)
+    ]

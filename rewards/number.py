@@ -28,27 +28,46 @@ _WORDS = (
         "twenty",
     ),
 )
+# Words that make a number of other words, or one beyond twenty: what they stand beside is not the number meant.
+_BEYOND = re.compile(
+    r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|millions?|billions?|dozens?|half|halves)\b",
+    re.IGNORECASE | re.ASCII,
+)
 _NUMBER = re.compile(
     r"(?<![\w.])(?:"
-    r"(?P<digits>[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|[-+−]?\.\d+)(?P<exponent>e[-+]?\d+)?"
+    # Atomic, so that nothing is read of "1,234.5.6" or "10_000".
+    r"(?P<digits>(?>[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|[-+−]?\.\d+))(?!\.?\d|_)"
+    r"(?P<exponent>e[-+]?\d+)?"
     rf"|(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?!\w)"
-    r")\s*(?P<unit>[a-z°%]+(?:/[a-z]+)?(?:\^?[23²³])?)?",
+    r")\s*\(?(?P<unit>[a-z°%]+(?:/[a-z]+)?(?:\^?[23²³])?)?",
     re.IGNORECASE | re.ASCII,
 )
 _EQUALS = re.compile(r"=|\bis\b", re.IGNORECASE)
+_PER = re.compile(r"\s+per\s+|\s*/\s*", re.IGNORECASE)
+
+_LENGTHS = (
+    (1.0, "m meter meters metre metres"),
+    (1e-3, "mm millimeter millimeters millimetre millimetres"),
+    (1e-2, "cm centimeter centimeters centimetre centimetres"),
+    (1e3, "km kilometer kilometers kilometre kilometres"),
+)
+_TIMES = ((1.0, "s sec second seconds"), (3600.0, "h hr hour hours"))
 
 # Unit -> (what it measures, size in that quantity's first unit). Only units of the same quantity convert.
 _UNITS: dict[str, tuple[str, float]] = {
     alias: (quantity, size)
     for quantity, size, aliases in (
-        ("length", 1.0, "m meter meters metre metres"),
-        ("length", 1e-3, "mm millimeter millimeters millimetre millimetres"),
-        ("length", 1e-2, "cm centimeter centimeters centimetre centimetres"),
-        ("length", 1e3, "km kilometer kilometers kilometre kilometres"),
+        *(("length", size, aliases) for size, aliases in _LENGTHS),
+        *(
+            ("speed", length / time, f"{name}/{clock}")
+            for length, names in _LENGTHS
+            for time, clocks in _TIMES
+            for name in names.split()
+            for clock in clocks.split()
+        ),
+        ("speed", 1 / 3.6, "kph kmh"),
         ("time", 1.0, "s sec second seconds"),
         ("time", 1e-3, "ms millisecond milliseconds"),
-        ("speed", 1.0, "m/s"),
-        ("speed", 1 / 3.6, "km/h kph"),
         ("angle", 1.0, "deg degree degrees °"),
         ("angle", 180 / math.pi, "rad radian radians"),
         ("acceleration", 1.0, "m/s2 m/s^2 m/s²"),
@@ -59,8 +78,11 @@ _UNITS: dict[str, tuple[str, float]] = {
         ("percent", 1.0, "% percent"),
         ("feet", 1.0, "ft foot feet"),
         ("inches", 1.0, "inch inches"),
+        ("yards", 1.0, "yd yard yards"),
+        ("miles", 1.0, "mi mile miles"),
+        ("miles an hour", 1.0, "mph"),
         ("minutes", 1.0, "min minute minutes"),
-        ("hours", 1.0, "h hour hours"),
+        ("hours", 1.0, "h hr hour hours"),
         ("mass", 1.0, "kg"),
     )
     for alias in aliases.split()
@@ -89,12 +111,16 @@ def mean_relative_accuracy(said: float, truth: float) -> float:
 def stated_number(answer: str, unit: str = "") -> float | None:
     """The only number in an answer, or the last one that follows "=" or "is", in `unit`.
 
-    None where there is no number, several without "=" or "is" before one of them, a number that is not finite, or a
-    unit that does not convert. A number without a unit is in `unit`; a word that is no unit says nothing.
+    None where there is no number, several without "=" or "is" before one of them, a number that is not finite, a number
+    word beyond twenty, or a unit that does not convert. A number without a unit is in `unit`; a word that is no unit says
+    nothing.
     """
-    found = list(_NUMBER.finditer(answer))
+    if _BEYOND.search(answer):
+        return None
+    text = _PER.sub("/", answer)
+    found = list(_NUMBER.finditer(text))
     if len(found) > 1:
-        marker = _EQUALS.search(answer)
+        marker = _EQUALS.search(text)
         found = [match for match in found if marker is not None and match.start() >= marker.end()][-1:]
     if len(found) != 1:
         return None
@@ -111,8 +137,10 @@ def _value(match: re.Match[str]) -> float:
 def _conversion(said: str | None, wanted: str) -> float:
     """Factor from the unit said to the unit wanted; NaN where there is none."""
     said = (said or "").lower()
-    if said not in _UNITS or said == wanted.lower():
+    if said == wanted.lower():
         return 1.0
+    if said not in _UNITS:
+        return math.nan if "/" in said else 1.0
     quantity, size = _UNITS[said]
     wanted_quantity, wanted_size = _UNITS.get(wanted.lower(), ("", 1.0))
     return size / wanted_size if quantity == wanted_quantity else math.nan

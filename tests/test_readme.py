@@ -15,14 +15,15 @@ from videostr.config import load, load_coldstart
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHELL_BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+SHELLS = {"", "bash", "sh", "shell", "console"}
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
 PLACEHOLDER = re.compile(r"^\[|[A-Z]{2,}|\.\.\.|/X\.")
 
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words of every command in the shell blocks, `&&` and continuation lines taken apart."""
-    for block in SHELL_BLOCK.findall(text):
+    for block in (match["text"] for match in BLOCK.finditer(text) if match["language"] in SHELLS):
         for line in re.split(r"\n|&&|;", block.replace("\\\n", " ")):
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words:

@@ -114,12 +114,22 @@ class RolloutConfig:
 class RewardConfig:
     """What completions are paid for, and where that is computed."""
 
-    rubric: Literal["default", "answer_only"] = "default"
+    rubric: Literal["default", "paper", "spacer", "answer_only"] = "default"
+    """Preset of weights, gate, graph score and length term (method, section 4)."""
+    w_format: float | None = None
+    """Weight of the format; null takes the preset's, as in the next two."""
+    w_answer: float | None = None
+    w_graph: float | None = None
+    custom: str = ""
+    """A reward of your own, `package.module:function`: (Trace, Record) -> float in [0, 1]; gated as the answer is."""
+    w_custom: float = 1.0
     num_workers: int = 1
     num_cpus: float = 1.0
     """Ray CPUs reserved per worker."""
     deadline_s: float = 30.0
     """Longest time for one group; a worker past it is killed and replaced."""
+    memory_gib: float = 4.0
+    """What a worker may take beyond what it starts with; a reward that wants more fails."""
     node_tolerance: float = 1.0
     """Scale of the distance at which a node's credit reaches 0, in units of the scene's size."""
     distance_tolerance: float = 0.5
@@ -130,10 +140,22 @@ class RewardConfig:
     """lambda: share of the node term in the graph reward, the edge term has the rest."""
     edges: Literal["stated_or_derived", "derived", "stated"] = "stated_or_derived"
     """Whether stated edges count, edges derived from node positions, or stated ones where stated."""
+    angle: Literal["bearing", "interior"] = "bearing"
+    """bearing: of edges, up to one rotation of the clip about the vertical; interior: of triples, up to any rotation."""
     scale: Literal["absolute", "relative"] = "absolute"
     """relative divides distances by their mean on each side."""
+    length: Literal["preset", "overlong", "band", "none"] = "preset"
+    """overlong: a penalty before the limit; band: a bonus of 0.2 for right answers of a wanted length."""
+    band: tuple[int, int] = (320, 512)
+    """Fewest and most tokens that earn the bonus."""
     overlong_buffer: int = 0
     """Tokens before the limit over which the length penalty falls from 0 to -1; 0 switches it off."""
+    endpoint: str = ""
+    """HOST:PORT of a reward service that scores in place of workers of this run."""
+    token_file: str = ""
+    """File with the service's bearer token."""
+    ca_file: str = ""
+    """PEM file of the authority that signed the service's certificate; set, the connection is TLS."""
 
 
 @dataclass
@@ -378,7 +400,9 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "start_timeout_s",
             "request_timeout_s",
         ),
-        *_positive("reward", c.reward, "num_workers", "num_cpus", "deadline_s", "node_tolerance"),
+        *_positive(
+            "reward", c.reward, "num_workers", "num_cpus", "deadline_s", "memory_gib", "node_tolerance"
+        ),
         *_positive("reward", c.reward, "distance_tolerance", "angle_tolerance"),
         *_positive(
             "learner", c.learner, "num_ranks", "threads", "lr", "max_grad_norm", "max_row_tokens", "timeout_s"
@@ -389,6 +413,14 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         *_positive("evaluate", c.evaluate, "samples", "bootstrap"),
         _bound("reward.node_weight", c.reward.node_weight, lambda v: 0 <= v <= 1, "in [0, 1]"),
         _bound("reward.overlong_buffer", c.reward.overlong_buffer, lambda v: v >= 0, "at least 0"),
+        *(
+            _bound(f"reward.{name}", getattr(c.reward, name) or 0.0, lambda v: v >= 0, "at least 0")
+            for name in ("w_format", "w_answer", "w_graph", "w_custom")
+        ),
+        (
+            0 <= c.reward.band[0] <= c.reward.band[1],
+            f"reward.band = {list(c.reward.band)}: must be two numbers of tokens, the smaller first, e.g. [320, 512]",
+        ),
         _bound("data.max_bad_fraction", c.data.max_bad_fraction, lambda v: 0 <= v <= 1, "in [0, 1]"),
         _bound("learner.zero_stage", c.learner.zero_stage, lambda v: v in (0, 1, 2, 3), "0, 1, 2 or 3"),
         (

@@ -7,7 +7,6 @@ In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `GraphRefuse
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
@@ -28,7 +27,6 @@ MAX_ABS = 1e6
 
 # Possessive quantifiers and the optional closing quote keep this linear on text full of unclosed strings.
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
-_ID = re.compile(r"(.+)\.[0-9]+")
 
 
 class GraphRefused(DataError):
@@ -58,13 +56,17 @@ def from_json(text: str, *, frame: str = "", sizes: bool = False) -> SceneGraph:
         raise GraphRefused(
             GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
         )
-    _check_depth(text)
     try:
         # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
-        value = json.loads(text, parse_int=float)
-    except ValueError as error:
+        graph = from_value(json.loads(text, parse_int=float), frame=frame, sizes=sizes)
+    except (ValueError, RecursionError, GraphRefused) as error:
+        _check_depth(text)
+        if isinstance(error, GraphRefused):
+            raise
         raise GraphRefused(GraphAbsence.BAD_JSON, str(error)) from None
-    return from_value(value, frame=frame, sizes=sizes)
+    if text.count("[") + text.count("{") != _brackets(graph):  # there is more in it than the contract names
+        _check_depth(text)
+    return graph
 
 
 def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneGraph:
@@ -149,13 +151,13 @@ def wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
     return 180.0 - np.mod(180.0 - degrees, 360.0)
 
 
-def circular_mean(degrees: NDArray[np.float64]) -> float:
-    """Direction of the mean unit vector of angles [K], degrees; 0 where its length is below 1e-9 (or K = 0)."""
-    if degrees.size == 0:
-        return 0.0
+def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Direction [...] of the mean unit vector of angles [..., K] that are not NaN, degrees; 0 where its length is below 1e-9."""
     radians = np.radians(degrees)
-    sine, cosine = float(np.sin(radians).mean()), float(np.cos(radians).mean())
-    return math.degrees(math.atan2(sine, cosine)) if math.hypot(sine, cosine) >= 1e-9 else 0.0
+    known = ~np.isnan(radians)
+    sine, cosine = (np.sum(part(radians), axis=-1, where=known) for part in (np.sin, np.cos))
+    length = np.hypot(sine, cosine) / np.maximum(known.sum(axis=-1), 1)
+    return np.where(length >= 1e-9, np.degrees(np.arctan2(sine, cosine)), 0.0)
 
 
 # ------------------------------------------------------------------------------------------------ contract
@@ -175,6 +177,11 @@ def _brief(value: object) -> str:
     if value is None:
         return "missing"
     return f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"of type {type(value).__name__}"
+
+
+def _brackets(graph: SceneGraph) -> int:
+    """How many objects and lists the contract needs for a graph: no more, and nothing is nested deeper than it allows."""
+    return 2 + sum(2 + 2 * len(item.nodes) + bool(item.edges) + len(item.edges) for item in graph.frames)
 
 
 def _check_depth(text: str) -> None:
@@ -227,17 +234,25 @@ def _node(value: object, sizes: bool) -> Node:
     if not isinstance(value, dict):
         raise _bad(f"a node is {_brief(value)}, must be an object with id and pos")
     name = value.get("id")
-    match = _ID.fullmatch(name) if isinstance(name, str) and name.isprintable() else None
-    if match is None:
+    if not isinstance(name, str) or not (label := _label(name)):
         raise _bad(f"a node's id is {_brief(name)}, must be label.number such as car.1")
     size = _vector(value["size"], "size") if sizes and value.get("size") is not None else None
-    return Node(id=match.group(), label=match.group(1), pos=_vector(value.get("pos"), "pos"), size=size)
+    return Node(id=name, label=label, pos=_vector(value.get("pos"), "pos"), size=size)
+
+
+def _label(name: str) -> str:
+    """The label of a node's id, "" where it has none."""
+    label, _, number = name.rpartition(".")
+    return label if number.isdigit() and number.isascii() and name.isprintable() else ""
 
 
 def _vector(value: object, name: str) -> tuple[float, ...]:
     if not isinstance(value, list) or len(value) not in (2, 3):
         raise _bad(f"a node's {name} is {_brief(value)}, must be a list of 2 or 3 numbers")
-    return tuple([_number(x, name) for x in value])
+    for x in value:  # the usual case without a call: these are most of what is read
+        if type(x) is not float or not -MAX_ABS <= x <= MAX_ABS:
+            return tuple([_number(x, name) for x in value])
+    return tuple(value)
 
 
 def _edges(value: object, ids: set[str]) -> tuple[Edge, ...]:

@@ -40,14 +40,14 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def record(kind: AnswerKind = AnswerKind.CHOICE) -> Record:
+def record() -> Record:
     return Record(
         id="r1",
         source="test",
         family="test",
         question="?",
         options=("left", "right"),
-        answer=Answer(kind=kind, value="A"),
+        answer=Answer(kind=AnswerKind.CHOICE, value="A"),
         clip=ClipSpec(video="v.mp4", num_frames=2),
         labels=(),
         graph=None,
@@ -88,10 +88,11 @@ def run_pool(
     worker: type[RewardWorker] = RewardWorker,
     num_workers: int = 1,
     deadline_s: float = 60.0,
+    rubric: Rubric | None = None,
 ) -> Any:
     async def main() -> Any:
-        config = RewardConfig(num_workers=num_workers, deadline_s=deadline_s, num_cpus=0.5)
-        pool = RayRewardPool(config, Rubric(), {"max_restarts": 0}, worker)
+        config = RewardConfig(num_workers=num_workers, deadline_s=deadline_s, num_cpus=0.5, memory_gib=1.0)
+        pool = RayRewardPool(config, rubric or Rubric(), {"max_restarts": 0}, worker)
         try:
             return await use(pool), pool.failures
         finally:
@@ -167,11 +168,26 @@ def test_an_exception_in_a_reward_is_a_failure_and_keeps_the_worker(cluster: Non
     assert not failures
 
 
-def test_a_record_that_no_reward_judges_is_refused_by_name(cluster: None) -> None:
+def test_a_custom_reward_that_raises_is_a_failure_with_record_and_reward(cluster: None) -> None:
     async def use(pool: RayRewardPool) -> Any:
-        return await pool.score(record(AnswerKind.BOX3D), GROUP)
+        return await pool.score(record(), GROUP)
 
-    failure, _ = run_pool(use)
+    failure, _ = run_pool(use, rubric=Rubric(custom="json:loads"))
     assert failure.kind is FailureKind.REWARD_ERROR
-    assert "r1" in failure.detail
-    assert "'box3d'" in failure.detail
+    assert "record r1 : reward.custom = json:loads raised TypeError" in failure.detail
+
+
+def test_a_reward_that_eats_memory_is_stopped(cluster: None) -> None:
+    class Worker(RewardWorker):
+        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+            eaten = []
+            while True:
+                eaten.append(bytearray(64 << 20))
+
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    failure, failures = run_pool(use, Worker)
+    assert failure.kind is FailureKind.REWARD_ERROR
+    assert "MemoryError" in failure.detail
+    assert not failures

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rewards import choice, number, region
 from rewards.length import overlong
@@ -30,7 +35,8 @@ RIGHT = [
 ]  # fmt: skip
 WRONG = [
     "", "A", "E", "B or C", "B, C", "B) or C)", "B. c", "(B) (C)", "B B", "the answer is B", "B is right",
-    "A car", "B) left of it", "left of it", "right", "BB", "-", "B\nC", r"\boxed{B} \boxed{C}", "Ｂ", "ſ",
+    "A car", "B) a", "(B) (a)", "B: A.", "I think B",
+    "Not B", "B, I think", "B) left of it", "left of it", "right", "BB", "-", "B\nC", r"\boxed{B} \boxed{C}", "Ｂ", "ſ",
 ]  # fmt: skip
 
 
@@ -92,6 +98,19 @@ def test_mean_relative_accuracy(said: float, truth: float, value: float) -> None
         ("2.5", "m", 2.5),
         ("1500 ms", "s", 1.5),
         ("36 km/h", "m/s", 10.0),
+        ("36 km / h", "m/s", 10.0),
+        ("36 kilometers per hour", "m/s", 10.0),
+        ("10 m/s", "km/h", 36.0),
+        ("150 cm/s", "m/s", 1.5),
+        ("0.5 s", "ms", 500.0),
+        ("12 mm", "cm", 1.2),
+        ("180 deg", "rad", math.pi),
+        ("5 (cm)", "m", 0.05),
+        ("-1,234,567.5", "", -1234567.5),
+        ("+5E2", "", 500.0),
+        ("Twenty", "", 20.0),
+        ("zero", "", 0.0),
+        ("It is 5 m wide and 3 m long", "m", 3.0),
         ("3.141592653589793 rad", "deg", 180.0),
         ("90°", "deg", 90.0),
         ("4 cells", "cells", 4.0),
@@ -115,6 +134,16 @@ def test_numbers_that_are_read(answer: str, unit: str, value: float) -> None:
         ("1,2", ""),
         ("1/2", ""),
         ("twenty-one", ""),
+        ("thirty-five", ""),
+        ("it is thirty five", ""),
+        ("one hundred", ""),
+        ("1.2.3", ""),
+        ("1,234.5.6", ""),
+        ("10_000", ""),
+        ("5 miles", "m"),
+        ("5 mph", "m/s"),
+        ("5 m per minute", "m"),
+        ("50%", ""),
         ("5 kg", "m"),
         ("5 s", "m"),
         ("5 ft", "m"),
@@ -158,9 +187,62 @@ def test_number_reward_converts_and_says_what_the_truth_is() -> None:
     ],
 )
 def test_box_iou(answer: str, value: float) -> None:
-    assert region.reward(answer, record(AnswerKind.BOX2D, (100.0, 100.0, 300.0, 300.0)))[0] == pytest.approx(
+    assert region.box2d(answer, record(AnswerKind.BOX2D, (100.0, 100.0, 300.0, 300.0)))[0] == pytest.approx(
         value
     )
+
+
+# Digits, signs, brackets and words that the parsers know: random text made of these reaches deep into them.
+_HOSTILE = st.text(
+    st.sampled_from("0123456789.,-+−eE/=_ ()[]{}\"'°%²ABCabims\\\n\ud800ſＢ٣"), max_size=1000
+) | st.lists(
+    st.sampled_from(
+        ["one", "is", "=", " per ", "\\boxed{", "option ", "null", "km/h", "1e999", "9" * 300, " "]
+    ),
+    max_size=100,
+).map(lambda words: "".join(words)[:1000])
+
+
+@given(_HOSTILE | st.text(max_size=200))
+def test_no_answer_raises_or_earns_outside_0_to_1(answer: str) -> None:
+    for value, _ in (
+        choice.reward(answer, record(AnswerKind.CHOICE, "B")),
+        number.reward(answer, record(AnswerKind.NUMBER, -3.0, "m")),
+        number.reward(answer, record(AnswerKind.NUMBER, 0.0)),
+        number.reward(answer, record(AnswerKind.NUMBER, 5e-324, "m/s")),
+        region.box2d(answer, record(AnswerKind.BOX2D, (1.0, 2.0, 3.0, 4.0))),
+    ):
+        assert 0.0 <= value <= 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        " " * 1000,
+        "1" + " " * 999,
+        "1" * 1000,
+        "1," * 500,
+        "1 " * 500,
+        "1e" * 500,
+        "-" * 1000,
+        "one" * 333,
+        "one " * 250,
+        "is " * 333,
+        "=" * 1000,
+        "\\boxed{" * 140,
+        "option " * 140,
+        "B) " * 333,
+        "(" * 1000,
+        "1/" * 500,
+    ],
+)
+def test_the_longest_answers_that_are_read_take_milliseconds(answer: str) -> None:
+    start = time.process_time()
+    for _ in range(10):
+        choice.reward(answer, record(AnswerKind.CHOICE, "B"))
+        number.reward(answer, record(AnswerKind.NUMBER, 3.0, "m"))
+    # Measured: at most 0.1 s for ten; a parser with backtracking takes minutes.
+    assert time.process_time() - start < 3.0
 
 
 @pytest.mark.parametrize(

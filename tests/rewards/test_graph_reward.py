@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
-from rewards.graph import GraphRule, GraphScore, prepare, reward
-from videostr.types import Edge, GraphFrame, Node, SceneGraph
+from rewards.graph import GraphRule, GraphScore, prepare, reward, reward_group
+from videostr.types import Edge, GraphAbsence, GraphFrame, Node, SceneGraph
 
 Positions = dict[str, tuple[float, ...]]
 
@@ -34,7 +35,8 @@ def graph(*frames: GraphFrame, reference: str = "floor", unit: str = "m") -> Sce
 
 
 def judge(predicted: SceneGraph, truth: SceneGraph, **rule: object) -> GraphScore:
-    return reward(predicted, prepare(truth), GraphRule(**rule))  # type: ignore[arg-type]
+    chosen = GraphRule(**rule)  # type: ignore[arg-type]
+    return reward(predicted, prepare(truth, chosen), chosen)
 
 
 # ------------------------------------------------------------------------------------------- golden values
@@ -72,6 +74,60 @@ def test_the_edge_term_of_a_moved_node() -> None:
     assert angle == pytest.approx(-10.3048, abs=1e-4)
     assert score.edge == pytest.approx(expected)
     assert score.graph == pytest.approx(0.5 * score.node + 0.5 * expected)
+
+
+def test_the_edge_term_by_interior_angles() -> None:
+    # Distances as above. Angles of the truth: 90, 53.13, 36.87 degrees; with b at (2, 0): 90, 63.435, 26.565.
+    d = (1 - (1 / 3) / 0.5, 1 - (5 - math.sqrt(20)) / 5 / 0.5, 1.0)
+    off = math.degrees(math.atan(4 / 2)) - math.degrees(math.atan(4 / 3))
+    angles = (1.0, 1 - off / 60, 1 - off / 60)
+    moved = graph(frame(TRIANGLE | {"b.1": (2.0, 0.0)}))
+    expected = 0.5 * sum(d) / 3 + 0.5 * sum(angles) / 3
+    assert judge(moved, graph(frame(TRIANGLE)), angle="interior").edge == pytest.approx(expected)
+    # A fourth node: one true triple of four, three pairs of six.
+    four = graph(frame(TRIANGLE | {"b.1": (2.0, 0.0), "x.1": (9.0, 9.0)}))
+    expected = 0.5 * sum(d) / 6 + 0.5 * (sum(angles) / 3) / 4
+    assert judge(four, graph(frame(TRIANGLE)), angle="interior").edge == pytest.approx(expected)
+
+
+def test_interior_angles_need_three_nodes_of_a_frame() -> None:
+    pair: Positions = {"a.1": (0.0, 0.0), "b.1": (4.0, 0.0)}
+    truth = graph(frame(pair, 0.0), frame(TRIANGLE, 1.0))
+    said = graph(frame(pair | {"b.1": (3.0, 0.0)}, 0.0), frame(TRIANGLE, 1.0))
+    # First frame: distance 3 for 4, credit 0.5; second frame: 1.
+    assert judge(said, truth, angle="interior").edge == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("edges", ["stated_or_derived", "stated"])
+def test_interior_angles_follow_from_stated_sides(edges: str) -> None:
+    sides = (("a.1", "b.1", 3.0), ("b.1", "c.1", 5.0), ("c.1", "a.1", 4.0))
+    said = tuple(Edge(a=a, b=b, dist=d, angle=None) for a, b, d in sides)
+    scrambled = TRIANGLE | {"c.1": (9.0, 9.0)}
+    assert judge(graph(frame(scrambled)), graph(frame(TRIANGLE)), angle="interior").edge < 0.6
+    score = judge(graph(frame(scrambled, edges=said)), graph(frame(TRIANGLE)), angle="interior", edges=edges)
+    assert score.edge == pytest.approx(1.0)
+    two = judge(
+        graph(frame(scrambled, edges=said[:2])), graph(frame(TRIANGLE)), angle="interior", edges="stated"
+    )
+    assert two.edge == pytest.approx(0.5 * 2 / 3)  # two distances of three, and a triangle needs three
+
+
+def test_a_group_scores_as_its_graphs_do_one_by_one() -> None:
+    truth = scene(7, "aabbc", "camera0")
+    group = [
+        noisy(truth, 1, 0.5),
+        GraphAbsence.ABSENT,
+        scene(8, "abc", "camera0"),
+        replace(truth, unit="px"),
+        noisy(scene(7, "aabbcc", "camera0"), 2, 2.0),
+        truth,
+    ]
+    for angle in ("bearing", "interior"):
+        rule = GraphRule(angle=angle)  # type: ignore[arg-type]
+        target = prepare(truth, rule)
+        scores = reward_group(group, target, rule)
+        assert scores == [reward(one, target, rule) for one in group]
+        assert [score.graph for score in scores[1:6:2]] == [0.0, 0.0, 1.0]
 
 
 def test_missing_extra_and_invented_nodes_all_cost() -> None:
@@ -232,6 +288,29 @@ def test_edges_do_not_depend_on_the_viewpoint(
     predicted = noisy(truth, seed + 1, sigma)
     turned = change(predicted, lambda p: turn(degrees, reference)(p) + shift)
     assert judge(turned, truth).edge == pytest.approx(judge(predicted, truth).edge, abs=1e-9)
+
+
+@given(seeds, labels, st.sampled_from([0.0, 0.5, 3.0]), st.sampled_from(["absolute", "relative"]))
+@many
+def test_edges_by_interior_angles_do_not_depend_on_any_rotation(
+    seed: int, labels: str, sigma: float, scale: str
+) -> None:
+    truth = scene(seed, labels, "camera0")
+    predicted = noisy(truth, seed + 1, sigma)
+    rotation = Rotation.random(rng=np.random.default_rng(seed))
+    turned = change(predicted, lambda p: rotation.apply(p) + np.array([3.0, -40.0, 7.0]))
+    before, after = (judge(p, truth, angle="interior", scale=scale).edge for p in (predicted, turned))
+    assert after == pytest.approx(before, abs=1e-9)
+    if sigma == 0:
+        assert after == pytest.approx(1.0, abs=1e-9)
+
+
+@given(seeds, st.sampled_from(["abc", "abcd", "abcde"]))
+@many
+def test_interior_angles_do_not_tell_a_mirror_image(seed: int, labels: str) -> None:
+    truth = scene(seed, labels, "camera0")
+    mirrored = change(truth, lambda p: p * np.array([-1.0, 1.0, 1.0]))
+    assert judge(mirrored, truth, angle="interior").edge == pytest.approx(1.0, abs=1e-9)
 
 
 @given(seeds, st.floats(-720, 720))

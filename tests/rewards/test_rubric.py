@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +14,7 @@ from hypothesis import strategies as st
 
 from rewards import Rubric, judge_group, score, score_group
 from videostr.config import RewardConfig
-from videostr.errors import RewardError
+from videostr.errors import ConfigError, RewardError
 from videostr.graph import to_json
 from videostr.types import (
     Answer,
@@ -86,6 +91,131 @@ def test_totals_of_the_default_rubric(text: str, expected: float) -> None:
     assert total(text) == pytest.approx(expected)
 
 
+def test_a_text_and_the_name_of_a_preset_do() -> None:
+    assert score(RIGHT, record()) == score(completion(RIGHT), record(), Rubric())
+    assert score_group([RIGHT, ""], record(), "answer_only")[0].total == pytest.approx(1.2)
+    with pytest.raises(
+        ConfigError, match="rubric 'papre': must be one of default, paper, spacer, answer_only"
+    ):
+        score(RIGHT, record(), "papre")
+
+
+# b one to the left: graph 0.625 (as above). On the map of the truth's box, [0, 4] is [0, 10], so b is off by 2.5:
+# credits 1 and 1 - 2.5 / (10 sqrt 2), weighted alike.
+MOVED = RIGHT.replace("[4,0]", "[3,0]")
+MAP_MOVED = (1 + 1 - 2.5 / (10 * 2**0.5)) / 2
+
+
+@pytest.mark.parametrize(
+    ("rubric", "text", "expected"),
+    [
+        ("paper", RIGHT, 3.0),
+        ("paper", MOVED, 2.625),
+        ("paper", RIGHT + " so there", 2.0),  # no gate
+        ("spacer", RIGHT, 3.0),
+        ("spacer", MOVED, 2.0 + MAP_MOVED),
+        ("spacer", MOVED.replace(">B<", ">A<"), 1.0),  # wrong: the map is not paid
+        ("spacer", "<think></think><answer>B</answer>", 2.0),  # no map: the plain answer reward
+        (
+            "spacer",
+            RIGHT.replace("a.1", "c.1").replace("b.1", "d.1"),
+            1.0,
+        ),  # a map worth 0 takes the answer's reward
+    ],
+)
+def test_totals_of_the_other_presets(rubric: str, text: str, expected: float) -> None:
+    assert score(text, record(), rubric).total == pytest.approx(expected)
+
+
+def test_a_half_right_number_earns_no_map() -> None:
+    asked = replace(record(), answer=Answer(kind=AnswerKind.NUMBER, value=10.0), options=())
+    # Off by 25 %: six of ten thresholds; by 30 %: five, which is not above 0.5.
+    assert score(RIGHT.replace(">B<", ">7.5<"), asked, "spacer").total == pytest.approx(1 + 0.6 + 1)
+    assert score(RIGHT.replace(">B<", ">7<"), asked, "spacer").total == pytest.approx(1 + 0.5)
+
+
+def test_the_band_pays_right_answers_of_a_wanted_length_if_there_are_two() -> None:
+    wrong = RIGHT.replace(">B<", ">A<")
+    group = [completion(RIGHT, 320), completion(RIGHT, 512), completion(RIGHT, 319), completion(wrong, 400)]
+    parts = [earned.parts["length"] for earned in score_group(group, record(), "paper")]
+    assert parts == [0.2, 0.2, 0.0, 0.0]
+    alone = score_group([group[0], group[3]], record(), "paper")
+    assert [earned.parts["length"] for earned in alone] == [0.0, 0.0]
+    assert [earned.total for earned in score_group(group, record(), "paper")] == pytest.approx(
+        [3.2, 3.2, 3.0, 2.0]
+    )
+
+
+def test_a_text_without_tokens_has_no_length_term() -> None:
+    earned = score(RIGHT, record(), "paper")
+    assert "length" not in earned.parts
+    assert earned.notes == ("length: not judged, the completion came without its tokens",)
+
+
+def test_the_config_sets_weights_angle_and_length() -> None:
+    config = RewardConfig(rubric="paper", w_graph=0.5, w_format=0.0, length="none", angle="interior")
+    rubric = Rubric.from_config(config, max_tokens=100)
+    assert (rubric.w_format, rubric.w_answer, rubric.w_graph, rubric.length) == (0.0, 1.0, 0.5, "none")
+    assert rubric.graph_rule.angle == "interior"
+    assert score(completion(RIGHT, 400), record(), rubric).total == pytest.approx(1.5)
+
+
+CUSTOM = """
+def says_wall(trace, record): return float("wall" in trace.think)
+def raises(trace, record): return 1 / 0
+def too_much(trace, record): return 1.5
+def nothing(trace, record): return None
+not_callable = 3
+"""
+
+
+@pytest.fixture
+def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a module with rewards of a user."""
+    (tmp_path / "their_rewards.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their_rewards", raising=False)
+    return "their_rewards"
+
+
+def test_a_custom_reward_is_paid_behind_the_gate(custom: str) -> None:
+    rubric = Rubric.from_config(RewardConfig(custom=f"{custom}:says_wall", w_custom=0.5), max_tokens=100)
+    wall = RIGHT.replace("<think>", "<think>by the wall ")
+    earned = score_group([wall, RIGHT, wall + " so there"], record(), rubric)
+    assert [one.parts["custom"] for one in earned] == [1.0, 0.0, 1.0]
+    assert [one.total for one in earned] == pytest.approx([2.7, 2.2, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raises", "their_rewards:raises raised ZeroDivisionError: division by zero"),
+        ("too_much", "their_rewards:too_much returned 1.5, must be a number in"),
+        ("nothing", "their_rewards:nothing returned None, must be a number in"),
+    ],
+)
+def test_a_custom_reward_that_fails_is_no_silent_zero(custom: str, function: str, message: str) -> None:
+    rubric = Rubric.from_config(RewardConfig(custom=f"{custom}:{function}"), max_tokens=100)
+    with pytest.raises(RewardError, match=rf"record r1 part-0.parquet:1: reward.custom = {message}"):
+        score(RIGHT, record(), rubric)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("their_rewards", "must be package.module:function"),
+        ("their_rewards:none", "their_rewards has no function none"),
+        ("their_rewards:not_callable", "their_rewards has no function not_callable"),
+        ("no_such_module:f", "importing no_such_module raised ModuleNotFoundError"),
+    ],
+)
+def test_a_custom_reward_that_does_not_import_is_refused_at_start(
+    custom: str, name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Rubric.from_config(RewardConfig(custom=name), max_tokens=100)
+
+
 def test_answer_only_reports_the_graph_and_does_not_pay_it() -> None:
     rubric = Rubric.from_config(RewardConfig(rubric="answer_only"), max_tokens=100)
     earned = score(completion(RIGHT), record(), rubric)
@@ -139,11 +269,22 @@ def test_a_group_keeps_its_order_and_gives_the_traces() -> None:
     assert [earned.total for _, earned in judged] == pytest.approx([2.2, 0.0, 1.2])
 
 
-def test_a_record_of_a_kind_without_a_reward_is_refused() -> None:
-    with pytest.raises(
-        RewardError, match=r"record r1 part-0.parquet:1: no reward judges answers of kind 'box3d'"
-    ):
-        score_group([completion(RIGHT)], record(kind=AnswerKind.BOX3D), Rubric())
+@pytest.mark.parametrize(
+    ("kind", "value", "right"),
+    [
+        (AnswerKind.CHOICE, "B", "B"),
+        (AnswerKind.NUMBER, 4.0, "4"),
+        (AnswerKind.BOX2D, (0.0, 0.0, 2.0, 2.0), "[0, 0, 2, 2]"),
+        (AnswerKind.BOX3D, (0.0, 0.0, 9.0, 2.0, 2.0, 4.0, 0.5), "[0, 0, 9, 2, 2, 4, 0.5]"),
+        (AnswerKind.SPAN, (1.0, 2.5), "[1, 2.5]"),
+        (AnswerKind.TRACK, ((0.0, 0.0, 2.0, 2.0), (1.0, 1.0, 3.0, 3.0)), "[[0, 0, 2, 2], [1, 1, 3, 3]]"),
+    ],
+)
+def test_every_kind_of_answer_is_judged(kind: AnswerKind, value: Any, right: str) -> None:
+    asked = replace(record(), answer=Answer(kind=kind, value=value))
+    right_one, wrong_one = (f"<think></think><answer>{text}</answer>" for text in (right, "no"))
+    parts = [earned.parts["answer"] for earned in score_group([right_one, wrong_one], asked)]
+    assert parts == pytest.approx([1.0, 0.0])
 
 
 def test_an_endless_answer_is_not_read() -> None:

@@ -56,7 +56,7 @@ NUMBERS_IN_BOX = {AnswerKind.BOX2D: 4, AnswerKind.BOX3D: 7, AnswerKind.SPAN: 2}
 
 def write_records(records: Iterable[Record], path: Path) -> int:
     """Write one shard; returns the number of rows."""
-    rows = [_to_row(record) for record in records]
+    rows = [record_to_row(record) for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
         pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd", write_page_checksum=True
@@ -94,7 +94,7 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
                 break
             origin = f"{shard}:{number}"
             try:
-                record = _from_row(row, origin)
+                record = record_from_row(row, origin)
                 if record.id in seen:
                     raise RecordError(
                         f"{origin}: id = {record.id!r} stands in an earlier row; ids must be unique"
@@ -142,7 +142,8 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
         yield error
 
 
-def _to_row(record: Record) -> dict[str, Any]:
+def record_to_row(record: Record) -> dict[str, Any]:
+    """A record as a row of `SCHEMA`, in values that JSON has too."""
     clip = record.clip
     return {
         "id": record.id,
@@ -169,7 +170,12 @@ def _to_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _from_row(row: dict[str, Any], origin: str) -> Record:
+def record_from_row(row: dict[str, Any], origin: str) -> Record:
+    """The record of a row, as `record_to_row` wrote it.
+
+    Raises:
+        RecordError: the row breaks the schema; names `origin`, column and rule.
+    """
     for name in SCHEMA.names:
         if not name.startswith("graph") and row[name] is None:
             raise RecordError(f"{origin}: {name} is missing; every column but the graph's must have a value")

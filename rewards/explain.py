@@ -1,0 +1,199 @@
+"""Why a trace scored as it did: its parts, the notes, and a picture of the stated graph over the true one.
+
+`python -m rewards.explain --data DIR --id RECORD --trace FILE [--rubric NAME] [--picture OUT.svg]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from rewards.match import Floats
+from rewards.probes import moved, trace
+from rewards.rubric import judge_group, score
+from videostr.data.records import read_records
+from videostr.errors import DataError, VideoStrError
+from videostr.graph import to_json
+from videostr.prompt import answer_text
+from videostr.report.scene import SIDE, draw, frame_at, half_spacing, view_of
+from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph, Score
+
+GAP = 10
+TITLE = 42
+STYLE = """
+text { font: 13px sans-serif; fill: #212529; } .soft { fill: #6c757d; font-size: 11.5px; }
+.floor { fill: #f8f9fa; stroke: #ced4da; } .mesh { stroke: #e9ecef; fill: none; }
+.node circle { stroke: #212529; stroke-width: .8; } .node.outside circle { stroke-dasharray: 2 1.5; }
+.name { font-size: 9px; } .none { font-size: 11px; fill: #6c757d; }
+.ghost { fill: none; stroke-width: 1.4; stroke-dasharray: 2.5 2; } .edge { stroke: #868e96; stroke-width: .8; }
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One trace in a picture."""
+
+    title: str
+    remark: str
+    truth: SceneGraph
+    stated: SceneGraph | None
+
+
+def picture(rows: Sequence[Row]) -> str:
+    """SVG: for every trace its title and, at every selected time, the view from above; hollow circles are the truth."""
+    columns = max(len(row.truth.frames) for row in rows)
+    width, height = GAP + columns * (SIDE + GAP), len(rows) * (TITLE + SIDE + GAP)
+    parts = [part for k, row in enumerate(rows) for part in _row(row, k * (TITLE + SIDE + GAP))]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<style>{STYLE}</style><rect width="{width}" height="{height}" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def _row(row: Row, top: int) -> list[str]:
+    reference = row.truth.frame
+    view = view_of([row.truth], reference)
+    reach = half_spacing([item.t for item in row.truth.frames])
+    parts = [
+        f'<text x="{GAP}" y="{top + 18}">{escape(row.title)}</text>',
+        f'<text class="soft" x="{GAP}" y="{top + 34}">{escape(row.remark)}</text>',
+    ]
+    for k, true in enumerate(row.truth.frames):
+        scene = str(draw(frame_at(row.stated, true.t, reach), view, ghosts=true))
+        place = f'x="{GAP + k * (SIDE + GAP)}" y="{top + TITLE}" width="{SIDE}" height="{SIDE}"'
+        parts.append(scene.replace("<svg ", f"<svg {place} ", 1))
+    return parts
+
+
+def remark(earned: Score) -> str:
+    """The parts in one line."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in earned.parts.items())
+
+
+# ------------------------------------------------------------------------------------------------- examples
+
+_AT = {
+    "cup.1": [(1, 1), (3, 2), (5, 3)],
+    "pen.1": [(8, 2), (8, 4), (8, 6)],
+    "box.1": [(4, 8), (4, 7), (3, 7)],
+}
+EXAMPLE = Record(
+    id="example",
+    source="docs",
+    family="counting",
+    question="How many objects move?",
+    options=(),
+    answer=Answer(kind=AnswerKind.NUMBER, value=3.0),
+    clip=ClipSpec(video="example.mp4", num_frames=3),
+    labels=("box", "cup", "hat", "pen"),
+    graph=SceneGraph(
+        unit="m",
+        frame="floor",
+        frames=tuple(
+            GraphFrame(
+                t=float(t),
+                nodes=tuple(
+                    Node(id=name, label=name[:-2], pos=(float(at[t][0]), float(at[t][1])))
+                    for name, at in _AT.items()
+                ),
+            )
+            for t in range(3)
+        ),
+    ),
+)
+
+
+def _about_middle(move: Floats, pos: Floats) -> Floats:
+    """Positions under a linear map about (4.5, 4.5)."""
+    changed: Floats = (pos - 4.5) @ move.T + 4.5
+    return changed
+
+
+def examples() -> list[tuple[str, SceneGraph]]:
+    """Five traces of `EXAMPLE`: what is wrong with each, and its graph."""
+    truth = EXAMPLE.graph
+    assert truth is not None
+    shift = np.array([[0.6, -0.5], [-0.7, 0.4], [0.3, 0.8]])
+    quarter, mirror = np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([[-1.0, 0.0], [0.0, 1.0]])
+    hat = replace(truth.frames[0].nodes[0], id="hat.1", label="hat", pos=(6.0, 6.0))
+    swapped = tuple(replace(item, nodes=(*item.nodes[:2], hat)) for item in truth.frames[:2])
+    return [
+        ("slightly off everywhere", moved(truth, lambda _, pos: pos + shift)),
+        ("box missing, hat invented, last frame not stated", replace(truth, frames=swapped)),
+        ("turned by 90 degrees", moved(truth, lambda _, pos: _about_middle(quarter, pos))),
+        ("mirrored", moved(truth, lambda _, pos: _about_middle(mirror, pos))),
+        ("everything at the centroid", moved(truth, lambda _, pos: np.tile(pos.mean(axis=0), (len(pos), 1)))),
+    ]
+
+
+def example_rows() -> tuple[str, str]:
+    """Picture (SVG) and Markdown table of the five examples."""
+    assert EXAMPLE.graph is not None
+    rows, lines = [], ["| trace | graph_node | graph_edge | graph |", "| --- | ---: | ---: | ---: |"]
+    for title, graph in examples():
+        parts = score(trace(to_json(graph), answer_text(EXAMPLE.answer)), EXAMPLE).parts
+        terms = {name: parts[name] for name in ("graph_node", "graph_edge", "graph")}
+        text = ", ".join(f"{name} {value:.2f}" for name, value in terms.items())
+        rows.append(Row(title=title, remark=text, truth=EXAMPLE.graph, stated=replace(graph, frame="floor")))
+        lines.append(f"| {title} | {' | '.join(f'{value:.2f}' for value in terms.values())} |")
+    return picture(rows), "\n".join(lines) + "\n"
+
+
+# -------------------------------------------------------------------------------------------------- command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m rewards.explain", description=__doc__)
+    parser.add_argument("--data", type=Path, help="a record dataset")
+    parser.add_argument("--id", help="which record")
+    parser.add_argument("--trace", type=Path, help="file with the completion's text")
+    parser.add_argument("--rubric", default="default", help="preset")
+    parser.add_argument("--picture", type=Path, help="write the graph over the true one as SVG")
+    parser.add_argument(
+        "--examples", type=Path, help="instead: write the picture of docs/rewards.md there, print its table"
+    )
+    options = parser.parse_args(arguments)
+    if options.examples:
+        drawn, table = example_rows()
+        options.examples.write_text(drawn)
+        sys.stdout.write(table)
+        return 0
+    if not (options.data and options.id and options.trace):
+        parser.error("--data, --id and --trace are needed")
+    try:
+        _explain(options)
+    except (VideoStrError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> None:
+    record = next(
+        (r for r in read_records(options.data) if isinstance(r, Record) and r.id == options.id), None
+    )
+    if record is None:
+        raise DataError(f"{options.data}: has no usable record with id = {options.id!r}")
+    ((parsed, earned),) = judge_group([options.trace.read_text()], record, options.rubric)
+    lines = [
+        f"total {earned.total:.3f}",
+        *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),
+    ]
+    sys.stdout.write("\n".join([*lines, *(f"- {note}" for note in earned.notes)]) + "\n")
+    if options.picture and record.graph is not None:
+        stated = (
+            replace(parsed.graph, frame=record.graph.frame) if isinstance(parsed.graph, SceneGraph) else None
+        )
+        row = Row(title=record.question, remark=remark(earned), truth=record.graph, stated=stated)
+        options.picture.write_text(picture([row]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
