@@ -20,7 +20,8 @@ say() { echo "setup: $*" >&2; }
 refuse() { say "$*"; exit 2; }
 
 [[ $extra == cpu || $extra == gpu ]] || refuse "EXTRA=$extra: must be cpu or gpu"
-wanted="$extra $(cat pyproject.toml deploy/setup.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py | sha256sum | cut -d' ' -f1)"
+wanted="$extra $(cat pyproject.toml deploy/setup.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py \
+  rewards/service/reward.proto | sha256sum | cut -d' ' -f1)"
 [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 
 make_venv() {
@@ -72,8 +73,7 @@ install_packages() {
 
 # See deploy/torchvision_ops.py. -S leaves .pth files out, so that an earlier cure does not hide the illness.
 cure_torchvision() {
-  local site failure
-  site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  local failure
   if failure=$(PYTHONPATH=$site "$venv/bin/python" -S -c 'import torchvision' 2>&1); then
     rm -f "$site/torchvision_ops.py" "$site/torchvision_ops.pth"
   elif [[ $failure == *"operator torchvision::nms does not exist"* ]]; then
@@ -85,6 +85,17 @@ cure_torchvision() {
   fi
 }
 
+# The messages of the reward service become a package of the environment, not files of the tree: Ray leaves out of its copy of
+# the working directory what git ignores.
+compile_reward_proto() {
+  local package=videostr_reward_api
+  rm -rf "${site:?}/$package"
+  mkdir "$site/$package"
+  touch "$site/$package/__init__.py" "$site/$package/py.typed"
+  "$venv/bin/python" -m grpc_tools.protoc -I "$package=rewards/service" --python_out="$site" --pyi_out="$site" \
+    "$package/reward.proto"
+}
+
 # The two builds of vLLM put the same files in place, so one cannot follow the other.
 [[ -f $stamp && $(cut -d' ' -f1 "$stamp") != "$extra" ]] && { say "$venv is for another EXTRA, making it anew"; rm -rf "$venv"; }
 [[ -x $venv/bin/python ]] || make_venv
@@ -92,5 +103,7 @@ say "installing packages into $venv (EXTRA=$extra)"
 find_links=$(pip_setting find-links)
 adopt_pip_settings
 install_packages
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cure_torchvision
+compile_reward_proto
 echo "$wanted" >"$stamp"

@@ -1,0 +1,264 @@
+"""Clients of the reward service: `RewardClient` for asyncio, `BlockingRewardClient` for everything else.
+
+In: completions and their record. Out: what `rewards.score_group` gives in this process, or one of
+
+    RewardServiceError       the call cannot succeed: wrong token, wrong service, message too long
+     +- GroupRefused         the group cannot be scored; the same again would end the same
+     +- ServiceTimeout       no answer within the caller's time
+     +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
+
+A call that did not reach the service, or that the service was too busy to take, is tried again within the caller's time: after
+a random wait whose bound doubles from 0.1 to 5 s. Scoring changes nothing, so a group scored twice does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from rewards.service import reward_pb2 as pb
+from rewards.service.address import parse_address, read_pem, read_token
+from rewards.service.messages import SERVICE, Code, read_scores, request_message
+from videostr.errors import ConfigError, RewardError
+from videostr.types import Completion, Record, Score
+
+Group = tuple[Sequence[Completion | str], Record]
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_REFUSED = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
+
+
+class RewardServiceError(RewardError):
+    """The call cannot succeed."""
+
+
+class GroupRefused(RewardServiceError):
+    """The group cannot be scored."""
+
+
+class ServiceTimeout(RewardServiceError):
+    """No answer within the caller's time."""
+
+
+class ServiceUnavailable(RewardServiceError):
+    """The service could not be reached, or was too busy, for all of the caller's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """Where the service is and how to speak to it."""
+
+    target: str
+    credentials: grpc.ChannelCredentials | None
+    metadata: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, endpoint: str, token_file: str, ca_file: str) -> _Endpoint:
+        address = parse_address(endpoint, "endpoint")
+        secure = bool(ca_file) or not address.is_loopback
+        if secure and not ca_file:
+            raise ConfigError(
+                f"endpoint = {endpoint}: other machines see what goes to this address, so it needs TLS; name the PEM file "
+                "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1"
+            )
+        return cls(
+            target=str(address),
+            credentials=grpc.ssl_channel_credentials(read_pem(ca_file)) if secure else None,
+            metadata=(("authorization", f"Bearer {read_token(token_file)}"),) if token_file else (),
+            options=(
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_reconnect_backoff_ms", 5000),  # the default grows to two minutes
+                ("grpc.enable_http_proxy", int(not address.is_loopback)),
+            ),
+        )
+
+
+class RewardClient:
+    """For asyncio; make and use it in one event loop, and close it there."""
+
+    def __init__(self, endpoint: str, *, token_file: str = "", ca_file: str = "") -> None:
+        """Nothing is sent yet.
+
+        Args:
+            endpoint: `host:port`.
+            token_file: file with the bearer token; it is sent over TLS or to this machine only.
+            ca_file: PEM file of the authority that signed the service's certificate; "" for no TLS, on this machine only.
+
+        Raises:
+            ConfigError: the endpoint is not loopback and has no ca_file, or a file cannot be used.
+        """
+        self._endpoint = _Endpoint.of(endpoint, token_file, ca_file)
+        where, options = self._endpoint.target, self._endpoint.options
+        if self._endpoint.credentials is None:
+            self._channel = grpc.aio.insecure_channel(where, options)
+        else:
+            self._channel = grpc.aio.secure_channel(where, self._endpoint.credentials, options)
+
+    async def score_group(
+        self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
+    ) -> list[Score]:
+        """Scores of the completions of one record, in their order.
+
+        Args:
+            completions: [G]; a text alone has no length term.
+            record: what was asked.
+            timeout_s: for all tries together.
+
+        Raises:
+            RewardServiceError: see the module's docstring.
+        """
+        request = request_message(completions, record).SerializeToString()
+        response = await self._call("ScoreGroup", request, timeout_s)
+        return read_scores(pb.ScoreGroupResponse.FromString(response))
+
+    async def score_groups(
+        self, groups: Iterable[Group], *, timeout_s: float | None = None
+    ) -> AsyncIterator[tuple[int, list[Score] | GroupRefused | ServiceTimeout]]:
+        """Scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
+
+        The stream is not tried again: what was not answered when it broke is the caller's to send once more.
+
+        Args:
+            groups: completions and record of each; drawn as fast as the service takes them.
+            timeout_s: for the whole stream; None waits for ever.
+
+        Raises:
+            RewardServiceError: see the module's docstring.
+        """
+        method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            f"/{SERVICE}/ScoreGroups"
+        )
+        call = method(_requests(groups), timeout=timeout_s, metadata=self._endpoint.metadata)
+        try:
+            async for body in call:
+                response = pb.ScoreGroupResponse.FromString(body)
+                yield response.id, _outcome(response)
+        except grpc.aio.AioRpcError as error:
+            raise _translate(error, self._endpoint.target) from None
+        finally:
+            call.cancel()
+
+    async def info(self, *, timeout_s: float = 10.0) -> pb.InfoResponse:
+        """Rubric and limits of the service; raises as `score_group` does."""
+        return pb.InfoResponse.FromString(await self._call("Info", b"", timeout_s))
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/{SERVICE}/{method}"
+        )
+        tries = _Tries(self._endpoint.target, timeout_s)
+        while True:
+            try:
+                return await call(request, timeout=tries.remaining_s, metadata=self._endpoint.metadata)
+            except grpc.aio.AioRpcError as error:
+                await asyncio.sleep(tries.wait_after(error))
+
+
+class BlockingRewardClient:
+    """The same without asyncio; may be shared by threads, but not carried over a fork."""
+
+    def __init__(self, endpoint: str, *, token_file: str = "", ca_file: str = "") -> None:
+        """As `RewardClient`."""
+        self._endpoint = _Endpoint.of(endpoint, token_file, ca_file)
+        where, options = self._endpoint.target, self._endpoint.options
+        if self._endpoint.credentials is None:
+            self._channel = grpc.insecure_channel(where, options)
+        else:
+            self._channel = grpc.secure_channel(where, self._endpoint.credentials, options)
+
+    def score_group(
+        self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
+    ) -> list[Score]:
+        """As `RewardClient.score_group`."""
+        request = request_message(completions, record).SerializeToString()
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/ScoreGroup")
+        tries = _Tries(self._endpoint.target, timeout_s)
+        while True:
+            try:
+                body = call(request, timeout=tries.remaining_s, metadata=self._endpoint.metadata)
+                return read_scores(pb.ScoreGroupResponse.FromString(body))
+            except grpc.RpcError as error:
+                time.sleep(tries.wait_after(error))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+
+class _Tries:
+    """How long and how often one call is tried."""
+
+    def __init__(self, target: str, timeout_s: float) -> None:
+        self._target = target
+        self._until = time.monotonic() + timeout_s
+        self._bound_s = _FIRST_WAIT_S
+
+    @property
+    def remaining_s(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    def wait_after(self, error: Any) -> float:
+        """Seconds to wait before the next try; raises what the error means when there must be none."""
+        passing = error.code() is grpc.StatusCode.UNAVAILABLE or _is_overload(error)
+        wait_s = random.uniform(0.0, self._bound_s)
+        if not passing or wait_s >= self.remaining_s:
+            raise _translate(error, self._target) from None
+        self._bound_s = min(2 * self._bound_s, _LONGEST_WAIT_S)
+        return wait_s
+
+
+def _is_overload(error: Any) -> bool:
+    """A refusal that will pass; without the push-back the same status says that the message is too long."""
+    pushed_back = any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and pushed_back
+
+
+def _translate(error: Any, target: str) -> RewardServiceError:
+    """The exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
+    code, detail = error.code().name, error.details()
+    if code in _REFUSED:
+        return GroupRefused(detail)
+    if code == "DEADLINE_EXCEEDED":
+        return ServiceTimeout(f"the reward service at {target} gave no score in time: {detail}")
+    if code == "UNAVAILABLE":
+        return ServiceUnavailable(
+            f"the reward service at {target} was not reached in time; start it with `python -m rewards.service`, or name "
+            f"another ({detail})"
+        )
+    if _is_overload(error):
+        return ServiceUnavailable(
+            f"the reward service at {target} was too busy all the time; give it more --workers or a greater --max-groups "
+            f"({detail})"
+        )
+    return RewardServiceError(f"the reward service at {target} refused the call ({code}): {detail}")
+
+
+def _requests(groups: Iterable[Group]) -> Iterator[bytes]:
+    for index, (completions, record) in enumerate(groups):
+        yield request_message(completions, record, index).SerializeToString()
+
+
+def _outcome(response: pb.ScoreGroupResponse) -> list[Score] | GroupRefused | ServiceTimeout:
+    if not response.HasField("error"):
+        return read_scores(response)
+    kind = ServiceTimeout if response.error.code == Code.DEADLINE_EXCEEDED else GroupRefused
+    return kind(response.error.message)
