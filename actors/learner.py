@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from transformers import AutoProcessor
 
 from videostr.config import Config
 from videostr.errors import LearnerError, VideoStrError
-from videostr.grpo.batch import Group, RopeGrid, Row, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.attention import Kernel
+from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
-from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
+from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_of, count, policy_loss
 from videostr.grpo.schedule import learning_rate
+from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
 from videostr.prompt import encode
 from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
@@ -44,11 +47,12 @@ class LearnerWorker:
 
     Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
     The learner draws no random numbers (Qwen2.5-VL has no dropout), so its state is weights, optimizer and version.
+    A frozen vision tower is no part of the engine: every rank holds it whole and runs it when it meets a new clip.
 
     Attributes:
         rank: number of this rank.
         version: weight version, the number of updates done.
-        policy: the Hugging Face model, with parameters under Hugging Face names.
+        policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
     """
 
@@ -99,8 +103,9 @@ class LearnerWorker:
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self._prepare_training()
         self.grid = RopeGrid.of(self.policy.config)
+        self.cost = RowCost.of(self.policy.config, freeze_vision=model.freeze_vision)
         self.reference = self._load_reference()
-        wrapped = PolicyLogprobs(self.policy)
+        wrapped = PolicyLogprobs(self.policy, self.attention)
         trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         learner = self.config.learner
         optimizer = torch.optim.AdamW(
@@ -110,22 +115,49 @@ class LearnerWorker:
             model=wrapped, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
         )
 
+    @property
+    def attention(self) -> Kernel:
+        """Kernel of the language model."""
+        chosen = self.config.learner.attention
+        if chosen == "auto":
+            return "flex" if self.on_gpu else "sdpa"
+        return chosen
+
     def _prepare_training(self) -> None:
         self.policy.train()
         visual = self.policy.model.visual
         visual.requires_grad_(not self.config.model.freeze_vision)
+        self.features: VisionFeatures | None = None
+        if self.config.model.freeze_vision:
+            limit = int(self.config.learner.vision_cache_gib * 2**30)
+            self.features = VisionFeatures(visual.eval().to(self.device), limit)
+            # DeepSpeed would cut it up, and gather it on all ranks for each run
+            self.policy.model.visual = None
         if self.config.model.gradient_checkpointing:
             # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
             reentrant = self.config.learner.zero_stage == 3
             self.policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            self.policy.enable_input_require_grads()
+
+    @contextmanager
+    def _whole_policy(self) -> Iterator[None]:
+        """With its tower, frozen or not."""
+        if self.features is None:
+            yield
+            return
+        self.policy.model.visual = self.features.tower
+        try:
+            yield
+        finally:
+            self.policy.model.visual = None
 
     def _load_reference(self) -> PolicyLogprobs | None:
         """The frozen initial policy for the KL term, whole on every rank; None without such a term."""
         if self.config.loss.kl_coef == 0:
             return None
         reference = load_policy(self.config.model.path, DTYPES[self.config.model.dtype])
-        return PolicyLogprobs(reference).requires_grad_(False).eval().to(self.device)
+        if self.features is not None:
+            reference.model.visual = None  # the policy's own is the same
+        return PolicyLogprobs(reference, self.attention).requires_grad_(False).eval().to(self.device)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {
@@ -155,7 +187,8 @@ class LearnerWorker:
         self.version += 1
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
-        return Update(version=self.version, metrics={**sums.metrics(), "grad_norm": norm, "lr": rate})
+        metrics = {**sums.metrics(), "grad_norm": norm, "lr": rate, **self._vision_metrics()}
+        return Update(version=self.version, metrics=metrics)
 
     def accumulate(self, batch: LearnerBatch) -> LossSums:
         """Forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks."""
@@ -176,7 +209,9 @@ class LearnerWorker:
         if self.reference is not None:
             with torch.no_grad():
                 reference, _ = self.reference(**row.model_inputs(), temperature=temperature)
-        return policy_loss(row, logprobs, entropy, self.config.loss, counts, reference)
+        return policy_loss(
+            row, logprobs, entropy, self.config.loss, counts, reference, correction_of(self.config)
+        )
 
     def _plan(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> tuple[RowPlan, ...]:
         """This rank's rows."""
@@ -185,6 +220,8 @@ class LearnerWorker:
             lengths,
             max_row_tokens=self.config.learner.max_row_tokens,
             packing=self.config.learner.packing,
+            patches=[self._patches(group) for group in batch.groups],
+            cost=self.cost,
         )
         if not rows:
             raise LearnerError(
@@ -193,22 +230,34 @@ class LearnerWorker:
             )
         return deal(rows, dist.get_world_size())[self.rank]
 
+    def _patches(self, group: RolloutGroup) -> int:
+        """Vision patches of a group's prompt."""
+        placeholders = group.prompt_token_ids == self.policy.config.video_token_id
+        return int(placeholders.sum()) * self.grid.merge_size**2
+
     def _rows(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
         """The planned rows, one at a time: only one row's pixels are held."""
         for row in plan:
             groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
             yield build_row(row, groups, self.grid).to(self.device)
+        if self.features is not None:
+            self.features.trim()
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
         inputs = encode(group.prompt, self.frames.frames(group.prompt.clip), self.processor)
         _check_prompt(group, inputs.input_ids)
+        features = None
+        if self.features is not None:
+            features = self.features.of(group.prompt.clip.digest, inputs)
+            inputs = replace(inputs, pixel_values_videos=inputs.pixel_values_videos[:0])
         completions = [rollout.completion for rollout in group.rollouts]
         return Group(
             prompt=inputs,
             completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
             behaviour_logprobs=tuple(torch.from_numpy(c.logprobs.astype(np.float32)) for c in completions),
             advantages=torch.from_numpy(batch.advantages[index].astype(np.float32)),
+            video_features=features,
         )
 
     def _reduce(self, sums: LossSums) -> LossSums:
@@ -219,6 +268,16 @@ class LearnerWorker:
         dist.all_reduce(total)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return LossSums(**dict(zip(values, total.tolist(), strict=True)), ratio_max=largest.item())
+
+    def _vision_metrics(self) -> dict[str, float]:
+        """Clips whose features were known and clips that the frozen tower ran for, of all ranks since the last call."""
+        if self.features is None:
+            return {}
+        counts = torch.tensor([self.features.hits, self.features.misses], device=self.device)
+        self.features.hits = self.features.misses = 0
+        dist.all_reduce(counts)
+        hits, misses = counts.tolist()
+        return {"vision/hits": hits, "vision/misses": misses}
 
     def _local_gradient_norm(self) -> float:
         """2-norm of the reduced gradients, which without ZeRO every rank holds whole."""
@@ -248,7 +307,9 @@ class LearnerWorker:
         """
         import deepspeed
 
-        for name, parameter in self.policy.named_parameters():
+        with self._whole_policy():
+            parameters = list(self.policy.named_parameters())
+        for name, parameter in parameters:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.learner.zero_stage == 3):
                 yield name, parameter.detach()
 
@@ -279,7 +340,8 @@ class LearnerWorker:
             if self.rank == 0:
                 weights[name] = tensor.to("cpu", copy=True)
         if self.rank == 0:
-            self.policy.save_pretrained(folder, state_dict=weights)
+            with self._whole_policy():
+                self.policy.save_pretrained(folder, state_dict=weights)
             self.processor.save_pretrained(folder)
 
     def load(self, folder: str) -> int:
@@ -330,13 +392,28 @@ class RayLearner:
     """All ranks as one; implements `videostr.ports.Learner`.
 
     Calls every rank at once and waits for all of them, `learner.timeout_s` at the longest. A rank that fails leaves the
-    others waiting in a collective: after a `LearnerError` the learner is of no more use; `close` it and start another.
+    others waiting in a collective: after a `LearnerError` all of them are of no more use; `restart` starts them anew.
     """
 
-    def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
-        self.workers = tuple(workers)
+    def __init__(
+        self,
+        config: Config,
+        frame_store: str | Path,
+        options: Sequence[Mapping[str, Any]],
+        worker_class: type[LearnerWorker],
+    ) -> None:
+        """Use `start`."""
+        self.config = config
+        self.frame_store = str(frame_store)
+        self.options = options
+        self.worker_class = worker_class
+        self.timeout_s = config.learner.timeout_s
+        self.workers: tuple[Any, ...] = ()
         """Actor handles, by rank."""
-        self.timeout_s = timeout_s
+        self.version = 0
+        """Of the weights that the ranks hold."""
+        self.updating = asyncio.Lock()
+        """Held while the weights change."""
 
     @classmethod
     async def start(
@@ -354,27 +431,35 @@ class RayLearner:
             options: Ray actor options of each rank, e.g. its place in a placement group.
             worker_class: what to run as a rank.
         """
-        c = config.learner
-        remote = ray.remote(worker_class)
-        workers = [
-            remote.options(
-                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(options[rank] if options else {})
-            ).remote(rank, config, str(frame_store))
-            for rank in range(c.num_ranks)
-        ]
-        learner = cls(workers, c.timeout_s)
-        try:
-            (address, port), *_ = await learner.call("rendezvous")
-            await learner.call("connect", address, port, c.num_ranks)
-            await learner.call("start")
-        except BaseException:
-            learner.close()
-            raise
+        learner = cls(config, frame_store, options, worker_class)
+        await learner.restart()
         return learner
+
+    async def restart(self) -> None:
+        """Start all ranks anew, with the initial weights."""
+        self.close()
+        c = self.config.learner
+        remote = ray.remote(self.worker_class)
+        self.workers = tuple(
+            remote.options(
+                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(self.options[rank] if self.options else {})
+            ).remote(rank, self.config, self.frame_store)
+            for rank in range(c.num_ranks)
+        )
+        try:
+            (address, port), *_ = await self.call("rendezvous")
+            await self.call("connect", address, port, c.num_ranks)
+            await self.call("start")
+        except BaseException:
+            self.close()
+            raise
+        self.version = 0
 
     async def update(self, batch: LearnerBatch) -> Update:
         """One optimizer step on the batch, which is put into the object store once."""
-        updates: list[Update] = await self.call("update", ray.put(batch))
+        async with self.updating:
+            updates: list[Update] = await self.call("update", ray.put(batch))
+            self.version = updates[0].version
         return updates[0]
 
     async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:
@@ -398,12 +483,15 @@ class RayLearner:
 
     async def load(self, folder: Path) -> int:
         """Restore what `save` wrote; returns the weight version."""
-        versions: list[int] = await self.call("load", str(folder))
+        async with self.updating:
+            versions: list[int] = await self.call("load", str(folder))
+            self.version = versions[0]
         return versions[0]
 
     def close(self) -> None:
         """End all ranks."""
-        for worker in self.workers:
+        workers, self.workers = self.workers, ()
+        for worker in workers:
             ray.kill(worker)
 
     async def call(self, method: str, *arguments: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from transformers import (
 from videostr.errors import ModelError
 
 MODEL_TYPE = "qwen2_5_vl"
+QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"
 
 
@@ -28,7 +29,7 @@ def check_model(path: str | Path, *, cpu: bool) -> None:
         cpu: whether the engines run on CPU, where tied embeddings do not survive a weight update.
 
     Raises:
-        ModelError: no config.json, no video support, or tied embeddings with `cpu`.
+        ModelError: no config.json, no video support, an attention that cannot be packed, or tied embeddings with `cpu`.
     """
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
@@ -37,12 +38,24 @@ def check_model(path: str | Path, *, cpu: bool) -> None:
     if not raw:
         raise ModelError(f"model.path = {path}: there is no config.json; {WANTED}")
     kind = raw.get("model_type")
+    if kind in QWEN3:
+        raise ModelError(
+            f"model.path = {path}: a Qwen3-VL ({kind}) cannot be trained yet: it writes a time in front of every frame and "
+            "feeds features of several tower layers into the language model, while positions and features here are those "
+            "of Qwen2.5-VL; use one, such as Qwen/Qwen2.5-VL-7B-Instruct"
+        )
     if kind != MODEL_TYPE or "vision_config" not in raw:
         lack = "no vision_config" if kind == MODEL_TYPE else f"model_type {kind!r}"
         raise ModelError(
             f"model.path = {path}: {lack}, so it takes no video here; use a Qwen2.5-VL (model_type {MODEL_TYPE!r})"
         )
-    if cpu and Qwen2_5_VLConfig.from_dict(raw).tie_word_embeddings:
+    config: Any = Qwen2_5_VLConfig.from_dict(raw)
+    if "sliding_attention" in config.text_config.layer_types:
+        raise ModelError(
+            f"model.path = {path}: use_sliding_window is true, but packed rows attend without a window; if the checkpoint "
+            "was trained without one, as those of Qwen are, set it to false in config.json"
+        )
+    if cpu and config.tie_word_embeddings:
         raise ModelError(
             f"model.path = {path}: tie_word_embeddings is true, but vLLM's CPU engine keeps its packed copy of a tied "
             "output layer through a weight update and would sample from a mixture of old and new weights; untie it "

@@ -38,7 +38,7 @@ from videostr.types import (
 from videostr.video import FrameStore, name_clip
 
 T = TypeVar("T")
-LOSS = LossConfig(mask_truncated=True, kl_coef=0.1)
+LOSS = LossConfig(mask_truncated=True, kl_coef=0.1, correction="ratio")
 SHAPES = (
     ((9, 4, 12), "where is it?"),
     ((3, 8), "how many are there in all?"),
@@ -64,6 +64,14 @@ class Bench(LearnerWorker):
         found = {n: g.float().numpy().copy() for n, g in grads.items() if g is not None}
         self.engine.step()
         return loss, found
+
+    def forget(self, rank: int) -> None:
+        """Empty one rank's cache of vision features; all count from 0."""
+        self.features.hits = self.features.misses = 0
+        if self.rank == rank:
+            limit, self.features.max_bytes = self.features.max_bytes, 0
+            self.features.trim()
+            self.features.max_bytes = limit
 
 
 class Stage:
@@ -195,8 +203,17 @@ def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dic
 
 
 @pytest.mark.parametrize(
-    ("ranks", "zero_stage", "max_row_tokens"),
-    [(1, 0, 1000), (1, 2, 40), (2, 0, 90), (2, 1, 90), (2, 2, 60), (2, 3, 90), (2, 3, 1000)],
+    ("ranks", "zero_stage", "max_row_tokens", "checkpointing"),
+    [
+        (1, 0, 1000, False),
+        (1, 2, 40, False),
+        (1, 3, 90, False),
+        (2, 0, 90, True),
+        (2, 1, 90, False),
+        (2, 2, 60, False),
+        (2, 3, 90, False),
+        (2, 3, 1000, True),
+    ],
 )
 def test_loss_and_gradients_do_not_depend_on_ranks_stage_and_cut(
     stage: Stage,
@@ -205,15 +222,23 @@ def test_loss_and_gradients_do_not_depend_on_ranks_stage_and_cut(
     ranks: int,
     zero_stage: int,
     max_row_tokens: int,
+    checkpointing: bool,
 ) -> None:
     expected_loss, expected, _ = plain_gradients(stage)
     config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
+    config.model.gradient_checkpointing = checkpointing
     run(learners[ranks].call("rebuild", config))
     for loss, gradients in run(learners[ranks].call("gradients", stage.batch)):
         assert loss == pytest.approx(expected_loss, abs=1e-5)
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
-            np.testing.assert_allclose(gradient, expected[name], atol=1e-5, rtol=0, err_msg=name)
+            assert_close(gradient, expected[name], name)
+
+
+def assert_close(gradient: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """To 1e-4 of the norm; gradients that are zero but for rounding (biases of keys) to 1e-6."""
+    error = np.linalg.norm(gradient - expected)
+    assert error <= max(1e-4 * np.linalg.norm(expected), 1e-6), f"{name}: {error}"
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -274,9 +299,14 @@ def test_metrics_and_learning(
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_frozen_vision_gradient_checkpointing_and_bfloat16(
-    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], zero_stage: int
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    zero_stage: int,
+    tmp_path: Path,
 ) -> None:
-    config = stage.config(num_ranks=2, zero_stage=zero_stage)
+    # no two completions fit a row of 1 token: 2, 2 and 4 rows show the three clips
+    config = stage.config(num_ranks=2, zero_stage=zero_stage, max_row_tokens=1, vision_cache_gib=0.001)
     model = replace(config.model, freeze_vision=True, gradient_checkpointing=True)
     run(learners[2].call("rebuild", replace(config, model=model)))
     before = run(learners[2].checksums())
@@ -284,9 +314,26 @@ def test_frozen_vision_gradient_checkpointing_and_bfloat16(
     _, gradients = run(learners[2].call("gradients", stage.batch))[0]
     assert gradients.keys() == {name for name in expected if "visual" not in name}
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(gradient, expected[name], atol=1e-5, rtol=0, err_msg=name)
+        assert_close(gradient, expected[name], name)
     after = run(learners[2].checksums())
     assert {name for name in after if after[name] != before[name]} == gradients.keys()
+
+    run(learners[2].save(tmp_path))
+    run(learners[2].call("forget", 1))
+    first, second = (run(learners[2].update(stage.batch)).metrics for _ in range(2))
+    # rank 1 runs the tower once for each of its clips, while rank 0 has them all and does not wait
+    assert 1 <= first["vision/misses"] <= 3
+    assert (second["vision/hits"], second["vision/misses"]) == (8, 0)
+    assert first["vision/hits"] + first["vision/misses"] == 8
+    gone_on = run(learners[2].checksums())
+    assert {n: d for n, d in gone_on.items() if "visual" in n} == {
+        n: d for n, d in before.items() if "visual" in n
+    }
+    assert run(learners[2].load(tmp_path)) == 0
+    assert run(learners[2].checksums()) == after
+    for _ in range(2):
+        run(learners[2].update(stage.batch))
+    assert run(learners[2].checksums()) == gone_on
 
     run(learners[2].call("rebuild", replace(config, model=replace(config.model, dtype="bfloat16"))))
     update = run(learners[2].update(stage.batch))
@@ -325,11 +372,12 @@ def test_late_and_dead_ranks_are_named(
     stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
 ) -> None:
     """Last: it ends the lone rank."""
-    hasty = RayLearner(learners[1].workers, timeout_s=0.01)
+    learners[1].timeout_s = 0.01
     with pytest.raises(
         LearnerError, match=r"ranks \[0\] did not finish `update` within learner\.timeout_s = 0\.01 s"
     ):
-        run(hasty.update(stage.batch))
-    learners[1].close()
+        run(learners[1].update(stage.batch))
+    learners[1].timeout_s = 300.0
+    ray.kill(learners[1].workers[0])
     with pytest.raises(LearnerError, match="learner rank 0 died in `checksums`"):
         run(learners[1].checksums())

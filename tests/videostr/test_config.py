@@ -130,6 +130,14 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         {"learner.num_gpus": 1.0},
         ["rollout.num_gpus = 0.0", "learner.num_gpus = 1.0", "both on GPUs or both on CPU"],
     ),
+    (
+        {"learner.attention": "flex"},
+        ["learner.attention = flex", "learner.num_gpus = 0", "use learner.attention=auto"],
+    ),
+    (
+        {"learner.vision_cache_gib": 2.0},
+        ["learner.vision_cache_gib = 2", "model.freeze_vision=true", "set learner.vision_cache_gib=0"],
+    ),
     ({"sync.backend": "nccl"}, ["sync.backend = nccl", "rollout.num_gpus = 0", "sync.backend=gloo"]),
     (
         {"reward.overlong_buffer": 1024},
@@ -153,6 +161,7 @@ RANGES: list[tuple[str, object]] = [
     *[(key, 1.5) for key in ("reward.node_weight", "data.max_bad_fraction")],
     ("learner.zero_stage", 4),
     ("learner.warmup_steps", -1),
+    ("learner.vision_cache_gib", -1),
     ("learner.betas", [0.9, 1.0]),
     ("reward.overlong_buffer", -1),
 ]

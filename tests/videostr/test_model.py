@@ -45,6 +45,24 @@ def test_text_model_is_refused(tmp_path: Path) -> None:
         check_model(write_config(tmp_path, model_type="qwen2_5_vl"), cpu=False)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen3_vl_moe"])
+def test_qwen3_vl_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = write_config(tmp_path, model_type=kind, vision_config={"deepstack_visual_indexes": [5, 11, 17]})
+    with pytest.raises(
+        ModelError, match=rf"a Qwen3-VL \({kind}\) cannot be trained yet: .* use one, such as Qwen/Qwen2\.5"
+    ):
+        check_model(folder, cpu=False)
+
+
+def test_sliding_window_is_refused(tmp_path: Path) -> None:
+    text = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 0}
+    folder = write_config(tmp_path, model_type="qwen2_5_vl", vision_config={}, text_config=text)
+    with pytest.raises(
+        ModelError, match="use_sliding_window is true, but packed rows attend without a window"
+    ):
+        check_model(folder, cpu=False)
+
+
 def test_tied_embeddings_are_refused_on_cpu_only_and_untie_cures_them(
     policy_folder: Path, tmp_path: Path
 ) -> None:

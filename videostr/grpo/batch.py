@@ -9,7 +9,7 @@ plans alike and encodes no prompt but its own. The last token of a completion is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -28,6 +28,10 @@ class Piece:
     """Index of the group in the batch."""
     completions: tuple[int, ...]
     """Indices of the completions within the group."""
+    tokens: int
+    """T, input tokens."""
+    cost: float
+    """Estimated work, in the unit of `RowCost`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +39,71 @@ class RowPlan:
     """What one row will hold."""
 
     pieces: tuple[Piece, ...]
-    tokens: int
-    """T, input tokens of the row."""
     idle: bool = False
     """Fills up a rank that has fewer rows than another: computed, but without weight in loss and metrics."""
+
+    @property
+    def tokens(self) -> int:
+        """T, input tokens of the row."""
+        return sum(piece.tokens for piece in self.pieces)
+
+    @property
+    def cost(self) -> float:
+        """Estimated work, in the unit of `RowCost`."""
+        return sum(piece.cost for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCost:
+    """Estimated work of a row, forward and backward, as a sum over what it holds; by default its number of tokens."""
+
+    token: float = 1.0
+    """Per input token: matrices of the language model."""
+    pair: float = 0.0
+    """Per pair of tokens of which one attends to the other."""
+    target: float = 0.0
+    """Per completion token: the output layer."""
+    patch: float = 0.0
+    """Per vision patch: the tower."""
+
+    @classmethod
+    def of(cls, config: Any, *, freeze_vision: bool) -> RowCost:
+        """Floating-point operations for a Qwen2.5-VL.
+
+        A weight costs 2 operations a token forward and 4 backward; attention 4 h a pair forward and 8 h backward, in
+        each of L layers of width h. With m the width of the MLP, g = (key-value heads) / (heads), V the vocabulary:
+          token = 6 L (2 h^2 + 2 g h^2 + 3 h m),  pair = 12 L h,  target = 8 h V (its logits are computed twice).
+        The tower, with L, h, m of its own, windows of w patches and s patches merged into one token of width o:
+          patch = f (L (4 h^2 + 3 h m + 2 h w) + s h^2 + o h),  f = 6, or 2 when frozen,
+        which takes its few layers that attend to whole frames for windowed ones.
+        """
+        text, vision = config.text_config, config.vision_config
+        h, layers = text.hidden_size, text.num_hidden_layers
+        shared = text.num_key_value_heads / text.num_attention_heads
+        v, merged = vision.hidden_size, vision.spatial_merge_size**2
+        window = (vision.window_size // vision.patch_size) ** 2
+        block = 4 * v**2 + 3 * v * vision.intermediate_size + 2 * v * window
+        tower = vision.depth * block + merged * v**2 + vision.out_hidden_size * v
+        return cls(
+            token=6.0 * layers * (2 * h**2 + 2 * shared * h**2 + 3 * h * text.intermediate_size),
+            pair=12.0 * layers * h,
+            target=8.0 * h * text.vocab_size,
+            patch=(2.0 if freeze_vision else 6.0) * tower,
+        )
+
+    def piece(self, prompt: int, completions: Sequence[int], patches: int) -> float:
+        """Work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
+        contexts = [length - 1 for length in completions]
+        pairs = prompt * (prompt + 1) / 2 + sum(c * prompt + c * (c + 1) / 2 for c in contexts)
+        return (
+            self.token * (prompt + sum(contexts))
+            + self.pair * pairs
+            + self.target * sum(completions)
+            + self.patch * patches
+        )
+
+
+TOKENS_ONLY = RowCost()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +117,8 @@ class Group:
     """G of [T] float32, log mu of each token."""
     advantages: Tensor
     """[G] float32."""
+    video_features: Tensor | None = None
+    """[merged patches, D] from the frozen vision tower, which then stand for the prompt's pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +153,8 @@ class Row:
     """[patches, values] of all the row's videos, in order."""
     video_grid_thw: Tensor
     """[videos, 3] int64."""
+    video_features: Tensor | None = None
+    """[merged patches, D] of all videos, in order, where they are known: no pixels are needed then."""
     predictors: Tensor
     """[N] int64, index of the input token whose hidden state predicts each target."""
     targets: Tensor
@@ -101,7 +170,7 @@ class Row:
     idle: bool
     """Without weight; see `RowPlan`."""
 
-    def model_inputs(self) -> dict[str, Tensor]:
+    def model_inputs(self) -> dict[str, Tensor | None]:
         """Arguments of `PolicyLogprobs.forward`, temperature aside."""
         return {
             "input_ids": self.input_ids,
@@ -110,6 +179,7 @@ class Row:
             "completion_ids": self.completion_ids,
             "pixel_values_videos": self.pixel_values_videos,
             "video_grid_thw": self.video_grid_thw,
+            "video_features": self.video_features,
             "predictors": self.predictors,
             "targets": self.targets,
         }
@@ -132,60 +202,105 @@ def plan_rows(
     *,
     max_row_tokens: int,
     packing: Literal["group", "none"] = "group",
+    patches: Sequence[int] | None = None,
+    cost: RowCost = TOKENS_ONLY,
 ) -> tuple[RowPlan, ...]:
-    """Rows, longest first, for P groups of given lengths in tokens; a completion of length 0 is left out.
+    """Rows, dearest first, for P groups; a completion of length 0 is left out.
 
     A prompt with a single completion may exceed `max_row_tokens`: it cannot be split further.
+
+    Args:
+        prompt_lengths: [P] tokens.
+        completion_lengths: [P][G] tokens.
+        max_row_tokens: limit of a row.
+        packing: group, or none for one row per completion.
+        patches: [P] vision patches of each prompt; none when left out.
+        cost: what work is estimated by.
     """
+    counts = [0] * len(prompt_lengths) if patches is None else patches
+    limit = max_row_tokens if packing == "group" else 0
     pieces = [
-        piece
-        for group, (prompt, lengths) in enumerate(zip(prompt_lengths, completion_lengths, strict=True))
-        for piece in _split(group, prompt, lengths, max_row_tokens if packing == "group" else 0)
+        Piece(
+            group=group,
+            completions=part,
+            tokens=prompt + sum(lengths[c] - 1 for c in part),
+            cost=cost.piece(prompt, [lengths[c] for c in part], count),
+        )
+        for group, (prompt, lengths, count) in enumerate(
+            zip(prompt_lengths, completion_lengths, counts, strict=True)
+        )
+        for part in _split(prompt, lengths, limit)
     ]
-    pieces.sort(key=lambda row: -row.tokens)
-    return tuple(pieces if packing == "none" else _share_rows(pieces, max_row_tokens))
+    rows = [(piece,) for piece in pieces] if packing == "none" else _share_rows(pieces, max_row_tokens)
+    return _dearest_first(RowPlan(pieces=row) for row in rows)
 
 
-def _split(group: int, prompt: int, lengths: Sequence[int], limit: int) -> list[RowPlan]:
-    """Cut a group, in order, into rows of one piece with at most `limit` tokens or one completion."""
-    rows: list[RowPlan] = []
+def _split(prompt: int, lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
+    """Cut a group's completions, in order, into parts of at most `limit` tokens with the prompt, or one completion."""
+    parts: list[tuple[int, ...]] = []
     taken: tuple[int, ...] = ()
     tokens = prompt
     for completion, length in enumerate(lengths):
         if length == 0:
             continue
         if taken and tokens + length - 1 > limit:
-            rows.append(RowPlan(pieces=(Piece(group=group, completions=taken),), tokens=tokens))
+            parts.append(taken)
             taken, tokens = (), prompt
         taken += (completion,)
         tokens += length - 1
-    if taken:
-        rows.append(RowPlan(pieces=(Piece(group=group, completions=taken),), tokens=tokens))
+    return [*parts, taken] if taken else parts
+
+
+def _share_rows(pieces: Sequence[Piece], limit: int) -> list[tuple[Piece, ...]]:
+    """First fit, longest first."""
+    rows: list[tuple[Piece, ...]] = []
+    used: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.tokens):
+        index = next((i for i, tokens in enumerate(used) if tokens + piece.tokens <= limit), len(rows))
+        if index == len(rows):
+            rows.append(())
+            used.append(0)
+        rows[index] += (piece,)
+        used[index] += piece.tokens
     return rows
 
 
-def _share_rows(pieces: Sequence[RowPlan], limit: int) -> list[RowPlan]:
-    """First fit, longest first."""
-    rows: list[RowPlan] = []
-    for piece in pieces:
-        for index, row in enumerate(rows):
-            if row.tokens + piece.tokens <= limit:
-                rows[index] = RowPlan(pieces=row.pieces + piece.pieces, tokens=row.tokens + piece.tokens)
-                break
-        else:
-            rows.append(piece)
-    return sorted(rows, key=lambda row: -row.tokens)
+def _dearest_first(rows: Iterable[RowPlan]) -> tuple[RowPlan, ...]:
+    return tuple(sorted(rows, key=lambda row: -row.cost))
 
 
 def deal(rows: Sequence[RowPlan], num_ranks: int) -> tuple[tuple[RowPlan, ...], ...]:
-    """Rows of each rank: the same number everywhere, rows of similar length at the same place.
+    """Rows of each rank: the same number everywhere, rows of similar cost at the same place, similar sums of costs.
 
-    Under ZeRO-3 the ranks run the same collectives in lockstep; a rank without a row would hang the others, so it
-    repeats the shortest row idly. Every row holds a video, so the vision tower runs on every rank.
+    Rows go out in rounds of one row a rank, dearest first, and within a round the dearest row to the rank with the
+    least work so far (longest processing time first, with equal counts). No two ranks then differ by more than the
+    widest round: the difference between its dearest and its cheapest row. Rounds of similar rows matter as much as
+    sums, because under ZeRO-3 the ranks run the same collectives in lockstep. A rank without a row would hang the
+    others, so rows that groups share are parted, and where that does not do, the cheapest row is repeated idly.
     """
-    missing = -len(rows) % num_ranks
-    padded = [*rows, *[replace(rows[-1], idle=True)] * missing]
-    return tuple(tuple(padded[rank::num_ranks]) for rank in range(num_ranks))
+    padded = _fill_up(rows, num_ranks)
+    dealt: list[list[RowPlan]] = [[] for _ in range(num_ranks)]
+    work = [0.0] * num_ranks
+    for start in range(0, len(padded), num_ranks):
+        ranks = sorted(range(num_ranks), key=lambda rank: work[rank])
+        for rank, row in zip(ranks, padded[start : start + num_ranks], strict=True):
+            dealt[rank].append(row)
+            work[rank] += row.cost
+    return tuple(tuple(part) for part in dealt)
+
+
+def _fill_up(rows: Sequence[RowPlan], num_ranks: int) -> tuple[RowPlan, ...]:
+    """As many rows as make equal counts, dearest first."""
+    filled = list(rows)
+    while len(filled) % num_ranks:
+        shared = [row for row in filled if len(row.pieces) > 1]
+        if not shared:
+            cheapest = min(filled, key=lambda row: row.cost)
+            return _dearest_first(filled) + (replace(cheapest, idle=True),) * (-len(filled) % num_ranks)
+        dearest = max(shared, key=lambda row: row.cost)
+        filled.remove(dearest)
+        filled += [RowPlan(pieces=dearest.pieces[::2]), RowPlan(pieces=dearest.pieces[1::2])]
+    return _dearest_first(filled)
 
 
 # ---------------------------------------------------------------------------------------------------- building
@@ -252,6 +367,7 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
         completion_ids=torch.cat(completion_ids),
         pixel_values_videos=torch.cat([group.prompt.pixel_values_videos for group in chosen]),
         video_grid_thw=torch.cat([group.prompt.video_grid_thw for group in chosen]),
+        video_features=_features(chosen),
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
         sequence_ids=torch.repeat_interleave(torch.tensor([len(target) for target in targets])),
@@ -262,10 +378,16 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
     )
 
 
+def _features(groups: Sequence[Group]) -> Tensor | None:
+    found = [group.video_features for group in groups if group.video_features is not None]
+    return torch.cat(found) if found else None
+
+
 def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:
     """Dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
 
-    k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion.
+    k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion. This is the reference:
+    `videostr.grpo.attention` computes the same without a [T, T] tensor.
     """
     index = torch.arange(len(prompt_ids), device=prompt_ids.device)
     causal = index[:, None] >= index[None, :]

@@ -12,8 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from videostr.config import LossConfig
+from videostr.config import Config, LossConfig
 from videostr.grpo.batch import Row
+
+Correction = Literal["ratio", "truncated", "none"]
+MAX_WEIGHT = 2.0
+"""Largest weight of a token under truncated importance sampling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,16 @@ def count(lengths: Sequence[Sequence[int]]) -> Counts:
     return Counts(tokens=sum(flat), sequences=len(flat))
 
 
+def correction_of(config: Config) -> Correction:
+    """How the loss of a run accounts for the engine's log-probabilities: `loss.correction`, with `auto` decided."""
+    chosen = config.loss.correction
+    if chosen != "auto":
+        return chosen
+    if config.train.max_staleness > 0:
+        return "truncated"
+    return "ratio" if config.rollout.num_gpus > 0 else "none"
+
+
 def policy_loss(
     row: Row,
     logprobs: Tensor,
@@ -84,6 +98,7 @@ def policy_loss(
     config: LossConfig,
     counts: Counts,
     reference_logprobs: Tensor | None = None,
+    correction: Correction = "ratio",
 ) -> tuple[Tensor, LossSums]:
     """The row's share of the global loss (a scalar to be differentiated) and its sums.
 
@@ -91,7 +106,10 @@ def policy_loss(
       ppo_clip  -min(r A, clip(r, lo, hi) A)                                    (arXiv 1707.06347, 2503.14476)
       gspo      the same with r = exp(mean over the sequence of log pi - log mu) (arXiv 2507.18071)
       cispo     -stop_gradient(clip(r, lo, hi)) A log pi                         (arXiv 2506.13585)
-    plus `kl_coef` times the k3 estimate of KL(pi || reference): exp(d) - d - 1 with d = log ref - log pi.
+    With correction `truncated` or `none` r is taken against the learner's own log-probabilities at the start of the update,
+    `old`, instead of mu. A batch has one update, so r is 1 and the gradient that of A log pi; `truncated` weighs each token
+    by stop_gradient(min(exp(log old - log mu), 2)), truncated importance sampling (method, section 5).
+    Added is `kl_coef` times the k3 estimate of KL(pi || reference): exp(d) - d - 1 with d = log ref - log pi.
     An idle row returns zero, still connected to the graph: its backward pass runs the same collectives.
 
     Args:
@@ -101,12 +119,19 @@ def policy_loss(
         config: loss section of the run's config.
         counts: size of the global batch.
         reference_logprobs: [N] float32; needed when `kl_coef` > 0.
+        correction: see above; what `correction_of` says for a run.
     """
     if row.idle:
         return logprobs.sum() * 0.0, LossSums()
-    log_ratio = logprobs - row.behaviour_logprobs
+    mismatch = logprobs - row.behaviour_logprobs
+    log_ratio = mismatch if correction == "ratio" else logprobs - logprobs.detach()
     advantage = row.advantages[row.sequence_ids]
     token_loss, ratio, clipped = _surrogate(config, row, logprobs, log_ratio, advantage)
+    if correction != "ratio":
+        weight = mismatch.detach().exp()
+        ratio, clipped = weight, weight > MAX_WEIGHT
+        if correction == "truncated":
+            token_loss = token_loss * weight.clamp(max=MAX_WEIGHT)
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None:
         kl = _k3(reference_logprobs - logprobs)
@@ -117,7 +142,7 @@ def policy_loss(
         kl=float(kl.detach().sum()),
         clipped=float(clipped.sum()),
         entropy=float(entropy.sum()),
-        mismatch_kl=float(_k3(log_ratio.detach()).sum()),
+        mismatch_kl=float(_k3(mismatch.detach()).sum()),
         ratio_max=float(ratio.detach().max()),
         tokens=float(len(row.targets)),
     )

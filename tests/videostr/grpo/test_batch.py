@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr.grpo.batch import (
     Group,
-    Piece,
     RopeGrid,
+    RowCost,
     RowPlan,
     attention_mask,
     build_row,
@@ -74,7 +75,8 @@ def test_positions_equal_transformers_where_a_video_is_wider_than_long(
 
 def test_group_is_one_row_with_the_prompt_once() -> None:
     (plan,) = plan_rows([16], [[3, 1, 2]], max_row_tokens=100)
-    assert plan == RowPlan(pieces=(Piece(group=0, completions=(0, 1, 2)),), tokens=16 + 2 + 0 + 1)
+    assert contents(plan) == [(0, (0, 1, 2))]
+    assert plan.tokens == 16 + 2 + 0 + 1
     row = build_row(plan, {0: toy_group(3, 1, 2)}, GRID)
     # inputs: the prompt, then each completion without its last token
     assert row.input_ids[16:].tolist() == [10, 11, 30]
@@ -111,11 +113,65 @@ def test_long_group_is_split_by_completions() -> None:
 
 def test_packing_none_is_one_row_per_completion() -> None:
     plan = plan_rows([10, 4], [[3, 2], [1, 0]], max_row_tokens=100, packing="none")
-    assert [(row.pieces, row.tokens) for row in plan] == [
-        ((Piece(group=0, completions=(0,)),), 12),
-        ((Piece(group=0, completions=(1,)),), 11),
-        ((Piece(group=1, completions=(0,)),), 4),
+    assert [(contents(row), row.tokens) for row in plan] == [
+        ([(0, (0,))], 12),
+        ([(0, (1,))], 11),
+        ([(1, (0,))], 4),
     ]
+
+
+def test_cost_by_hand() -> None:
+    # tokens 3 + 1 + 2 = 6; pairs: the prompt's 1 + 2 + 3, contexts of 1 and 2 with 3 + 1 and 3 + 1, 3 + 2: 6 + 4 + 9
+    cost = RowCost(token=1, pair=100, target=10_000, patch=1_000_000)
+    (row,) = plan_rows([3], [[2, 3]], max_row_tokens=100, patches=[8], cost=cost)
+    assert row.cost == 6 + 19 * 100 + 5 * 10_000 + 8 * 1_000_000
+
+
+def test_cost_of_a_model_counts_its_weights(policy: Qwen2_5_VLForConditionalGeneration) -> None:
+    """6 operations a weight of a matrix and token, 2 for a frozen tower; 4 tokens a patch in the merger's matrices."""
+    trained = RowCost.of(policy.config, freeze_vision=False)
+    matrices = {name: p.numel() for name, p in policy.named_parameters() if p.ndim >= 2}
+    layers = sum(n for name, n in matrices.items() if "language_model.layers" in name)
+    assert trained.token == 6 * layers
+    assert trained.target == 8 * matrices["lm_head.weight"]
+    assert trained.pair == 12 * 3 * 128
+    blocks = sum(n for name, n in matrices.items() if "visual.blocks" in name)
+    merger = sum(n for name, n in matrices.items() if "visual.merger" in name)
+    # attention over a window of 8 x 8 patches, 64 wide, in two layers
+    assert trained.patch == 6 * (blocks + merger / 4 + 2 * 2 * 64 * 64)
+    assert RowCost.of(policy.config, freeze_vision=True).patch == trained.patch / 3
+
+
+def test_rows_are_dealt_dearest_first_to_the_rank_with_least_work() -> None:
+    rows = plan_rows([9, 8, 6, 5, 4, 1], [[1]] * 6, max_row_tokens=1)
+    # rounds (9 8) (6 5) (4 1): 9 | 8, then 6 to the lesser: 14 | 14, then 4 to the first of equals: 18 | 15
+    assert [[row.tokens for row in part] for part in deal(rows, 2)] == [[9, 5, 4], [8, 6, 1]]
+
+
+def test_groups_that_share_a_row_are_parted_before_a_rank_idles() -> None:
+    rows = plan_rows([10, 9, 5, 4], [[1]] * 4, max_row_tokens=100)
+    assert len(rows) == 1
+    assert [[contents(row) for row in part] for part in deal(rows, 2)] == [
+        [[(0, (0,)), (2, (0,))]],  # 15 tokens
+        [[(1, (0,)), (3, (0,))]],  # 13
+    ]
+    assert [[(row.tokens, row.idle) for row in part] for part in deal(rows, 3)] == [
+        [(13, False)],  # 9 + 4
+        [(10, False)],
+        [(5, False)],
+    ]
+    five = deal(rows, 5)
+    assert [[(row.tokens, row.idle) for row in part] for part in five] == [
+        [(10, False)],
+        [(9, False)],
+        [(5, False)],
+        [(4, False)],
+        [(4, True)],
+    ]
+
+
+def contents(row: RowPlan) -> list[tuple[int, tuple[int, ...]]]:
+    return [(piece.group, piece.completions) for piece in row.pieces]
 
 
 @given(
@@ -140,7 +196,40 @@ def test_every_completion_is_computed_once_and_ranks_have_equally_many_rows(
         dealt = deal(rows, num_ranks)
         assert len({len(part) for part in dealt}) == 1
         live = [row for part in dealt for row in part if not row.idle]
-        assert sorted(live, key=repr) == sorted(rows, key=repr)
+        assert sorted(p for row in live for p in contents(row)) == sorted(
+            p for r in rows for p in contents(r)
+        )
+        idle = [row for part in dealt for row in part if row.idle]
+        assert not idle or all(len(row.pieces) == 1 for row in live)
+        assert len(idle) < num_ranks
+
+
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 300), st.lists(st.integers(1, 200), min_size=1, max_size=8)),
+        min_size=1,
+        max_size=12,
+    ),
+    limit=st.integers(1, 900),
+    num_ranks=st.integers(1, 6),
+)
+def test_ranks_are_balanced(lengths: list[tuple[int, list[int]]], limit: int, num_ranks: int) -> None:
+    """No rank has more than the mean and one row (the bound of longest processing time first), nor a wider round."""
+    cost = RowCost(token=3, pair=0.01, target=2, patch=5)
+    rows = plan_rows(
+        [p for p, _ in lengths],
+        [c for _, c in lengths],
+        max_row_tokens=limit,
+        patches=[p // 2 for p, _ in lengths],
+        cost=cost,
+    )
+    dealt = deal(rows, num_ranks)
+    work = [sum(row.cost for row in part) for part in dealt]
+    rounds = [[row.cost for row in together] for together in zip(*dealt, strict=True)]
+    assert max(work) - min(work) <= max(max(r) - min(r) for r in rounds) + 1e-6
+    assert max(work) <= sum(work) / num_ranks + max(max(r) for r in rounds) * (1 - 1 / num_ranks) + 1e-6
+    for earlier, later in pairwise(rounds):
+        assert min(earlier) >= max(later)
 
 
 def test_attention_mask() -> None:

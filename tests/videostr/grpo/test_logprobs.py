@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import log
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr.config import LossConfig
+from videostr.grpo.attention import INTERFACE, Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
@@ -72,14 +78,39 @@ def test_row_equals_the_plain_forward_of_prompt_and_completion(
     torch.testing.assert_close(ours, torch.cat(expected), atol=1e-5, rtol=0)
 
 
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+def test_head_never_holds_more_than_a_chunk_of_logits() -> None:
+    head = LogprobHead(4, 1000, bias=False)
+    head.chunk = 16
+    hidden = torch.randn(300, 4, requires_grad=True)
+    with Largest() as forward:
+        logprobs, _ = head(hidden, torch.randint(1000, (300,)), 1.0)
+    with Largest() as backward:
+        logprobs.sum().backward()
+    # 16 x 1000 logits at once; all would be 300 x 1000
+    assert forward.elements == backward.elements == 16 * 1000
+
+
 def learn(
     policy: Qwen2_5_VLForConditionalGeneration,
     groups: Sequence[Group],
     max_row_tokens: int,
     packing: Literal["group", "none"],
+    attention: Kernel = "sdpa",
 ) -> tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int]:
     """Global loss, log-probabilities by sequence, gradients by parameter, number of rows."""
-    model = PolicyLogprobs(deepcopy(policy))
+    model = PolicyLogprobs(deepcopy(policy), attention)
     lengths = [[len(c) for c in group.completions] for group in groups]
     prompts = [len(group.prompt.input_ids) for group in groups]
     rows = plan_rows(prompts, lengths, max_row_tokens=max_row_tokens, packing=packing)
@@ -116,15 +147,78 @@ def test_packed_equals_per_sample(
         make_group(seed, lengths, question="where? " * (seed + 1), num_frames=frames, fps=fps)
         for seed, (lengths, frames, fps) in enumerate(shapes)
     ]
-    loss, logprobs, gradients, num_rows = learn(policy, groups, max_row_tokens, "group")
-    expected_loss, expected_logprobs, expected_gradients, samples = learn(policy, groups, 1, "none")
-    assert num_rows == rows
-    assert samples == sum(len(group.completions) for group in groups)
+    packed, alone = learn(policy, groups, max_row_tokens, "group"), learn(policy, groups, 1, "none")
+    assert packed[-1] == rows
+    assert alone[-1] == sum(len(group.completions) for group in groups)
+    assert any("visual" in name for name in packed[2])
+    assert_same(packed, alone)
+
+
+def assert_same(
+    found: tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int],
+    wanted: tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int],
+) -> None:
+    """Loss and log-probabilities to 1e-5, every gradient to 1e-4 of its norm."""
+    loss, logprobs, gradients, _ = found
+    expected_loss, expected_logprobs, expected_gradients, _ = wanted
     assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert logprobs.keys() == expected_logprobs.keys()
     for origin, expected in expected_logprobs.items():
         torch.testing.assert_close(logprobs[origin], expected, atol=1e-5, rtol=0)
     assert gradients.keys() == expected_gradients.keys()
-    assert any("visual" in name for name in gradients)
     for name, expected in expected_gradients.items():
         error = float((gradients[name] - expected).norm() / expected.norm().clamp_min(1e-6))
         assert error < 1e-4, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("freeze_vision", [False, True])
+def test_packed_equals_per_sample_for_random_groups(
+    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, seed: int, freeze_vision: bool
+) -> None:
+    draw = random.Random(seed)
+    groups = [
+        make_group(
+            draw.randrange(1000),
+            tuple(draw.randint(1, 60) for _ in range(draw.randint(2, 8))),
+            question="where? " * draw.randint(1, 20),
+            num_frames=draw.choice((2, 4, 8)),
+            fps=draw.choice((0.5, 1.0, 4.0)),
+        )
+        for _ in range(draw.randint(1, 4))
+    ]
+    trained = deepcopy(policy)
+    trained.model.visual.requires_grad_(not freeze_vision)
+    packed = learn(trained, groups, draw.choice((90, 250, 2000)), "group")
+    assert_same(packed, learn(trained, groups, 1, "none"))
+    assert any("visual" in name for name in packed[2]) is not freeze_vision
+
+
+@pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile", r"ignore:The \.grad attribute"
+)
+def test_flex_equals_sdpa(
+    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # torch refuses gradients on CPU
+    groups = [make_group(0, (9, 1, 40)), make_group(1, (30, 20), num_frames=8, fps=1.0)]
+    assert_same(learn(policy, groups, 1000, "group", "flex"), learn(policy, groups, 1000, "group"))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(
+    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, reentrant: bool
+) -> None:
+    groups = [make_group(0, (9, 1, 40)), make_group(1, (30, 20), num_frames=8)]
+    saving = deepcopy(policy).train()
+    saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_same(learn(saving, groups, 1000, "group"), learn(policy, groups, 1000, "group"))
+
+
+def test_saved_policy_has_a_plain_attention(
+    policy: Qwen2_5_VLForConditionalGeneration, tmp_path: Path
+) -> None:
+    model = PolicyLogprobs(deepcopy(policy))
+    model.policy.save_pretrained(tmp_path)
+    assert model.policy.model.language_model.config._attn_implementation == INTERFACE
+    assert "videostr" not in (tmp_path / "config.json").read_text()

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import exp, log, sqrt
+from typing import Any
 
 import pytest
 import torch
 
-from videostr.config import LossConfig
+from videostr.config import Config, LossConfig, RolloutConfig, TrainConfig
 from videostr.grpo.batch import Row
-from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
+from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_of, count, policy_loss
 
 COUNTS = Counts(tokens=3, sequences=2)
 NOTHING = torch.zeros(0, dtype=torch.long)
@@ -33,9 +34,12 @@ ROW = Row(
 )
 
 
-def run(config: LossConfig, reference: torch.Tensor | None = None) -> tuple[float, list[float], LossSums]:
+def run(
+    config: LossConfig, reference: torch.Tensor | None = None, **options: Any
+) -> tuple[float, list[float], LossSums]:
+    row = options.pop("row", ROW)
     logprobs = LOGPROBS.clone().requires_grad_()
-    loss, sums = policy_loss(ROW, logprobs, ENTROPY, config, COUNTS, reference)
+    loss, sums = policy_loss(row, logprobs, ENTROPY, config, COUNTS, reference, **options)
     loss.backward()
     assert logprobs.grad is not None
     return float(loss.detach()), logprobs.grad.tolist(), sums
@@ -76,6 +80,42 @@ def test_cispo_weights_the_policy_gradient_by_the_clipped_ratio() -> None:
     assert loss == pytest.approx((1.28 + 1.6 - 7.68) / 3)
     assert grad == pytest.approx([-1.28 / 3, -0.8 / 3, 2.56 / 3])
     assert sums.clipped == 3
+
+
+def test_truncated_importance_sampling_weighs_tokens_of_older_weights() -> None:
+    # Weights own / mu 1.5, 0.5 and 4, cut to 2. The loss has r = 1: -w A = -1.5, -0.5, 4; its gradient is the same.
+    row = replace(ROW, behaviour_logprobs=LOGPROBS - torch.tensor([1.5, 0.5, 4.0]).log())
+    loss, grad, sums = run(LossConfig(), correction="truncated", row=row)
+    assert loss == pytest.approx((-1.5 - 0.5 + 4.0) / 3)
+    assert grad == pytest.approx([-1.5 / 3, -0.5 / 3, 4.0 / 3])
+    assert (sums.clipped, sums.ratio_max) == (1, pytest.approx(4.0))
+
+
+@pytest.mark.parametrize("name", ["ppo_clip", "gspo", "cispo"])
+def test_without_correction_the_engines_logprobs_play_no_part(name: str) -> None:
+    config = LossConfig(name=name)  # type: ignore[arg-type]
+    before = run(config, correction="none")
+    other = replace(ROW, behaviour_logprobs=ROW.behaviour_logprobs * 1.1)
+    after = run(config, correction="none", row=other)
+    assert before[1] == after[1] == pytest.approx([-1 / 3, -1 / 3, 2 / 3])
+    assert before[2].ratio_max == pytest.approx(1.5)  # still reported
+    assert after[2].mismatch_kl != before[2].mismatch_kl
+
+
+@pytest.mark.parametrize(
+    ("staleness", "gpus", "chosen", "expected"),
+    [
+        (0, 0.0, "auto", "none"), (0, 1.0, "auto", "ratio"), (1, 0.0, "auto", "truncated"), (2, 1.0, "auto", "truncated"),
+        (1, 0.0, "ratio", "ratio"),
+    ],
+)  # fmt: skip
+def test_which_correction_a_run_has(staleness: int, gpus: float, chosen: str, expected: str) -> None:
+    config = Config(
+        train=TrainConfig(max_staleness=staleness),
+        rollout=RolloutConfig(num_gpus=gpus),
+        loss=LossConfig(correction=chosen),  # type: ignore[arg-type]
+    )
+    assert correction_of(config) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""Attention of packed rows: which tokens belong together in, attention over them out, for Qwen2.5-VL.
+
+In the language model a token sees its own past, as far as it is of the same prompt and not of another completion
+(`batch.attention_mask` is this rule as a dense matrix). Two ways to the same numbers:
+
+  sdpa  the row is cut into its prompts and completions, and every part attends to what it may see: no score
+        outside the rule is computed, and no [T, T] mask is built
+  flex  FlexAttention with a `BlockMask`, one compiled kernel for the whole row; for GPUs
+
+Both are built once per row and handed to every layer through transformers' attention interface. In the vision tower,
+whose patches attend within windows or frames, all windows of one size are one call instead of a call each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+
+BLOCK = 128
+"""Side of FlexAttention's blocks, tokens."""
+MASK_ROWS = 8 * BLOCK
+"""Rows of a mask that are looked at together."""
+RECOMPILES = 256
+"""Shapes that may be compiled: 8 a doubling of the row's length, with and without gradients."""
+INTERFACE = "videostr_row"
+"""Name of `attend` among transformers' attention functions."""
+TOWER_INTERFACE = "videostr_flash_windows"
+"""Name of `attend_windows`; only a name with "flash" in it is given the bounds of all windows at once."""
+
+Kernel = Literal["sdpa", "flex"]
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""FlexAttention's `mask_mod`: whether the query of (batch, head, query, key) sees the key."""
+
+
+class RowAttention(Protocol):
+    """Attention of one row."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Outputs [1, H, T, D] of queries [1, H, T, D] over keys and values [1, H_kv, T, D]."""
+        ...
+
+
+def row_attention(prompt_ids: Tensor, completion_ids: Tensor, kernel: Kernel) -> RowAttention:
+    """Attention of the row whose tokens belong to these prompts [T] and completions [T], see `batch.Row`."""
+    if kernel == "flex":
+        return FlexAttention.of(prompt_ids, completion_ids)
+    return SplitAttention.of(prompt_ids, completion_ids)
+
+
+def use_row_attention(config: Any) -> None:
+    """Let the model of a configuration take a `RowAttention` where it took a mask, and batch its tower's windows."""
+    AttentionInterface.register(INTERFACE, attend)
+    AttentionInterface.register(TOWER_INTERFACE, attend_windows)
+    config.text_config._attn_implementation = INTERFACE
+    config.vision_config._attn_implementation = TOWER_INTERFACE
+
+
+def attend(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: RowAttention,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: outputs [1, T, H, D], and no weights; Qwen2.5-VL has no dropout."""
+    return attention_mask.attend(query, key, value, scaling).transpose(1, 2), None
+
+
+def attend_windows(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,  # noqa: ARG001  # the interface's; windows need none
+    scaling: float,
+    cu_seq_lens_q: Tensor,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface for the tower: outputs [1, U, H, D] of states [1, H, U, D].
+
+    Patch u attends to the window [cu_seq_lens_q[w], cu_seq_lens_q[w + 1]) that holds it. The windows of an
+    image are all of one size but at its edges, and a tower has hundreds a layer.
+    """
+    starts, sizes = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
+    states = torch.stack([query[0], key[0], value[0]]).transpose(1, 2)  # [3, U, H, D]
+    outputs, order = [], []
+    for size in sizes.unique().tolist():
+        patches = (starts[sizes == size, None] + torch.arange(size, device=starts.device)).flatten()
+        q, k, v = (
+            states.index_select(1, patches).unflatten(1, (-1, size)).transpose(2, 3)
+        )  # each [W, H, size, D]
+        found = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+        order.append(patches)
+    return torch.cat(outputs).index_select(0, torch.cat(order).argsort())[None], None
+
+
+# -------------------------------------------------------------------------------------------------------- sdpa
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring tokens of one prompt or one completion."""
+
+    length: int
+    """Tokens."""
+    mask: Tensor | None
+    """[length, prompt + length] bool, what a completion sees of its prompt and itself; None for a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitAttention:
+    """Part by part, over 1 + C calls of `scaled_dot_product_attention` for a prompt with C completions.
+
+    The scores of a group cost P^2 / 2 + sum of c (P + c) instead of (P + sum of c)^2: for a prompt of 80 tokens and 8
+    completions of 80, four groups a row, a tenth; no part ever waits on another.
+    """
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> SplitAttention:
+        """From the ids [T] of a row, on any device."""
+        kinds = completion_ids.max() + 1
+        runs, lengths = torch.unique_consecutive(prompt_ids * kinds + completion_ids, return_counts=True)
+        parts, prompt = [], 0
+        for completion, length in zip((runs % kinds).tolist(), lengths.tolist(), strict=True):
+            if completion == 0:
+                prompt = length
+                parts.append(Part(length, None))
+            else:
+                seen = torch.ones(length, prompt + length, dtype=torch.bool, device=prompt_ids.device)
+                parts.append(Part(length, seen.tril(prompt)))
+        return cls(tuple(parts))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As `RowAttention.attend`."""
+        repeats = (
+            query.shape[1] // key.shape[1]
+        )  # on a GPU a masked call with shared heads would hold all scores
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        lengths = [part.length for part in self.parts]
+        # `split` and not slices: the backward pass of a slice writes zeros for the whole row
+        queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+        prompt_key, prompt_value = keys[0], values[0]
+        outputs = []
+        for part, q, k, v in zip(self.parts, queries, keys, values, strict=True):
+            if part.mask is None:
+                prompt_key, prompt_value = k, v
+                outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
+            else:
+                k, v = torch.cat([prompt_key, k], dim=2), torch.cat([prompt_value, v], dim=2)
+                outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask, scale=scale))
+        return torch.cat(outputs, dim=2)
+
+
+# -------------------------------------------------------------------------------------------------------- flex
+
+
+@dataclass(frozen=True, slots=True)
+class FlexAttention:
+    """One kernel over the whole row, which skips the blocks of 128 x 128 scores that the rule leaves empty.
+
+    Rows are padded to a few lengths (`bucket`), here and not in the row, so that all other layers do without: a kernel
+    is compiled for static shapes once per length, as a new one takes seconds and rows have any length. Padding sees
+    padding only, and is cut off.
+    """
+
+    tokens: int
+    """T, without padding."""
+    blocks: BlockMask
+
+    @classmethod
+    def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> FlexAttention:
+        """From the ids [T] of a row, on the device of its tokens."""
+        tokens = len(prompt_ids)
+        padding = (0, bucket(tokens) - tokens)
+        prompts, completions = F.pad(prompt_ids, padding, value=-1), F.pad(completion_ids, padding)
+
+        def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            shared = (completions[k] == 0) | (completions[q] == completions[k])
+            return (q >= k) & (prompts[q] == prompts[k]) & shared
+
+        return cls(tokens, block_mask(visible, len(prompts), prompts.device))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As `RowAttention.attend`."""
+        repeats = query.shape[1] // key.shape[1]
+        if repeats & (repeats - 1):  # kernels share heads by powers of two; the 7B model has 7 queries a key
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        padding = (0, 0, 0, self.blocks.seq_lengths[0] - self.tokens)
+        query, key, value = (F.pad(states, padding) for states in (query, key, value))
+        kernel = _compiled() if query.is_cuda else flex_attention
+        output: Tensor = kernel(query, key, value, block_mask=self.blocks, scale=scale, enable_gqa=True)
+        return output[:, :, : self.tokens]
+
+
+def block_mask(visible: MaskMod, tokens: int, device: torch.device) -> BlockMask:
+    """What torch's `create_block_mask` makes of a rule, without its [T, T] tensors (256 MiB each at 16,384 tokens).
+
+    Args:
+        visible: the rule, which must broadcast.
+        tokens: T, a multiple of 128.
+        device: of the tensors that the rule reads.
+    """
+    places = torch.arange(tokens, device=device)
+    none = places[:1]
+    counts = [
+        visible(none, none, queries[:, None], places)
+        .unflatten(0, (-1, BLOCK))
+        .unflatten(2, (-1, BLOCK))
+        .sum((1, 3))
+        for queries in places.split(MASK_ROWS)
+    ]
+    seen = torch.cat(counts)
+    full = seen == BLOCK**2
+    partial = (seen > 0) & ~full
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens)
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Number [1, 1, Q] of true blocks in each row of [Q, K], and their places [1, 1, Q, K], ahead of all others."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def bucket(tokens: int) -> int:
+    """Padded length of a row: a multiple of 128, one of eight lengths per doubling; at most 1/8 more above 1024 tokens."""
+    step = max(BLOCK, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
+@cache
+def _compiled() -> Any:
+    # Beyond its limit of 8 shapes torch falls back to the eager kernel without a word, which holds all T^2 scores.
+    torch._dynamo.config.recompile_limit = RECOMPILES
+    torch._dynamo.config.accumulated_recompile_limit = RECOMPILES
+    return torch.compile(flex_attention, dynamic=False)
