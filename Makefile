@@ -20,5 +20,13 @@ check: | setup
 test: check
 	$(PYTHON) -m pytest
 
-bench: | setup
-	$(PYTHON) -m pytest tests/benchmarks -q -s -o 'python_files=bench_*.py' # such files are no part of make test
+bench: build/bench/done | setup
+	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest tests/benchmarks -q -s -o 'python_files=bench_*.py' # such files are no part of make test
+
+# TRL sees the packages of .venv, and .venv does not see TRL's: transformers changes its ways where accelerate is installed.
+build/bench/done: pyproject.toml | setup
+	$(PYTHON) -m venv --clear --without-pip build/bench
+	$(PYTHON) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	  >$$(echo build/bench/lib/python3.*/site-packages)/parent.pth
+	build/bench/bin/python -m pip install -q $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
+	touch $@

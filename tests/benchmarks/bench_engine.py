@@ -1,0 +1,208 @@
+"""Sampling through our worker against bare AsyncLLM, and weight publication against its alternatives. One JSON object a line.
+
+Two engines, one after the other: the tabletop policy, and a narrow model with as many parameters as Qwen2.5-VL-7B.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from actors.pools import RayRolloutPool
+from actors.sync import RayWeightSync
+from tests.benchmarks.engine_sides import EngineWorker, Peer, Sender
+from tests.benchmarks.measure import ratio, report, spread
+from videostr import config as configs
+from videostr.config import Config
+from videostr.data.records import read_records
+from videostr.ports import Sampled, SampleRequest
+from videostr.prompt import render
+from videostr.types import Record
+from videostr.video import name_clip
+
+PRETRAINED = Path("videostr/tabletop/pretrained")
+G = 8
+
+
+@dataclass
+class Engine:
+    """A pool of one engine, and a sender of weights for it."""
+
+    config: Config
+    pool: RayRolloutPool
+    sender: Any
+    run: Callable[[Any], Any]
+
+    @property
+    def handle(self) -> Any:
+        return self.pool.handles()[0]
+
+
+@contextmanager
+def engine_of(policy: Path, folder: Path) -> Iterator[Engine]:
+    config = configs.load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}"])
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    loop = asyncio.new_event_loop()
+    pool = RayRolloutPool(config, folder / "frames", folder / "logs", worker_class=EngineWorker)
+    try:
+        loop.run_until_complete(pool.start())
+        sender = ray.remote(Sender).options(num_cpus=1).remote(str(policy), 2)
+        yield Engine(config, pool, sender, loop.run_until_complete)
+    finally:
+        pool.close()
+        ray.shutdown()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with engine_of(PRETRAINED, tmp_path_factory.mktemp("small")) as engine:
+        yield engine
+
+
+def requests_of(folder: Path, count: int) -> list[SampleRequest]:
+    processor = AutoProcessor.from_pretrained(PRETRAINED)
+    records = [row for row in read_records(folder) if isinstance(row, Record)][:count]
+    prompts = [render(record, name_clip(record.clip, folder), processor) for record in records]
+    return [
+        SampleRequest(prompt=prompt, n=G, temperature=1.0, max_tokens=160, seed=seed)
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+async def through_pool(pool: RayRolloutPool, requests: list[SampleRequest]) -> tuple[float, int]:
+    """Seconds and tokens of all groups."""
+    started = time.perf_counter()
+    groups = await asyncio.gather(*(pool.sample(request) for request in requests))
+    seconds = time.perf_counter() - started
+    assert all(isinstance(group, Sampled) for group in groups)
+    return seconds, sum(len(c.token_ids) for group in groups for c in group.completions)
+
+
+@pytest.mark.parametrize(("prompts", "repeats"), [(16, 7), (40, 3)])
+def test_rollout(
+    small: Engine, tabletop: Path, prompts: int, repeats: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = requests_of(tabletop / "train", prompts)
+    ours, bare = [], []
+    for turn in range(repeats + 1):
+        ray.get(small.handle.forget.remote())
+        mine = small.run(through_pool(small.pool, requests))
+        ray.get(small.handle.forget.remote())
+        plain = ray.get(small.handle.bare.remote(requests))
+        assert abs(mine[1] / plain[1] - 1) < 0.1  # same seeds; the last bits of a batch may differ
+        if turn > 0:
+            ours.append(mine[1] / mine[0])
+            bare.append(plain[1] / plain[0])
+    report(
+        capsys,
+        name="rollout/efficiency",
+        value=round(statistics.median(ours)),
+        unit="tokens/s",
+        ratio=ratio(ours, bare),
+        against="bare AsyncLLM.generate in the same engine, frames in memory",
+        shape=f"{prompts} prompts x {G} completions of {mine[1] / prompts / G:.0f} tokens on average, 4 frames of 64 x 64",
+        cores=2,
+        repeats=repeats,
+        spread=spread(ours),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- sync
+
+
+class OneRank:
+    """Stands where a learner stands."""
+
+    def __init__(self, rank: Any) -> None:
+        self.rank = rank
+
+    async def call(self, method: str, *arguments: Any) -> list[Any]:
+        return [await getattr(self.rank, method).remote(*arguments)]
+
+
+def deep_policy(folder: Path) -> Path:
+    """Random weights, narrow, with the depth of Qwen2.5-VL-7B: 729 parameters."""
+    shutil.copytree(PRETRAINED, folder)
+    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 768, 28
+    text.layer_types = ["full_attention"] * 28
+    text.rope_parameters["mrope_section"] = [8, 12, 12]
+    vision.depth, vision.fullatt_block_indexes, vision.out_hidden_size = 32, [7, 15, 23, 31], 256
+    torch.manual_seed(0)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Publications, per-tensor sends and raw broadcasts in turn."""
+    peer = ray.remote(Peer).options(num_cpus=0.5).remote()
+    sync = RayWeightSync(engine.config, OneRank(engine.sender), engine.pool.handles)
+    ours, per_tensor, raw, broadcast = [], [], [], []
+    engine.run(sync.publish(1))
+    ray.get(engine.sender.meet.remote("engine", engine.handle))
+    ray.get(engine.sender.meet.remote("peer", peer))
+    for turn in range(repeats + 1):
+        found = engine.run(sync.publish(turn + 2))
+        started = time.perf_counter()
+        ray.get(engine.sender.send_per_tensor.remote(engine.handle, str(turn + 2)))
+        seconds = time.perf_counter() - started
+        flat = ray.get(engine.sender.send_raw.remote(peer))
+        if turn > 0:
+            ours.append(found["sync/seconds"])
+            broadcast.append(found["sync/broadcast_seconds"])
+            per_tensor.append(seconds)
+            raw.append(flat)
+    tensors, size = ray.get(engine.sender.size.remote())
+    shared = {
+        "shape": f"{tensors} parameters, {size / 2**20:.1f} MiB, 1 engine",
+        "cores": 2,
+        "repeats": repeats,
+        "spread": spread(ours),
+    }
+    report(
+        capsys,
+        name="sync/efficiency",
+        value=round(size / 2**20 / statistics.median(ours), 1),
+        unit="MiB/s",
+        ratio=ratio(raw, ours),
+        against="one raw gloo broadcast of the same bytes between two processes",
+        seconds={"publish": round(statistics.median(ours), 4), "transfer": round(statistics.median(broadcast), 4),
+                 "raw": round(statistics.median(raw), 4)},
+        **shared,
+    )  # fmt: skip
+    report(
+        capsys,
+        name="sync/vs_per_tensor",
+        value=round(statistics.median(ours), 4),
+        unit="s",
+        ratio=ratio(per_tensor, ours),
+        against="one Ray call and one gloo broadcast a parameter into the same engine, between the same first and last call",
+        seconds={"per_tensor": round(statistics.median(per_tensor), 4)},
+        **shared,
+    )
+
+
+def test_sync(small: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(small, 11, capsys)
+
+
+def test_sync_of_many_parameters(tmp_path: Path, small: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Last: it takes the place of the small engine."""
+    small.pool.close()
+    ray.shutdown()
+    with engine_of(deep_policy(tmp_path / "policy"), tmp_path) as deep:
+        compare(deep, 7, capsys)

@@ -1,0 +1,304 @@
+"""Group packing against one forward per completion, and the packed step against bare PyTorch; the tiny policy.
+
+In: random completions of prompts with random pixels. Out: one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests.benchmarks.measure import processor_seconds, ratio, report, spread
+from videostr.config import LossConfig
+from videostr.grpo.batch import Group, RopeGrid, Row, build_row, plan_rows, prompt_positions
+from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
+from videostr.grpo.loss import count, policy_loss
+from videostr.model import load_policy
+from videostr.prompt import PromptInputs
+
+POLICY = Path("videostr/tabletop/pretrained")
+REPEATS = 5
+G = 8
+LOSS = LossConfig()
+MERGE, PATCH_VALUES = 2, 3 * 2 * 8 * 8
+"""Of the tiny policy: patches a side of a token, and values of a patch."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Lengths in tokens; the video is `grid` patches in time, height and width."""
+
+    prompt: int
+    completion: int
+    grid: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"P {self.prompt} ({self.video} of them video), C {self.completion}, G {G}"
+
+    @property
+    def video(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2] // MERGE**2
+
+
+SHORT = Shape(80, 80, (2, 8, 8))
+LONG = Shape(1024, 128, (8, 24, 20))
+SHAPES = pytest.mark.parametrize("shape", [SHORT, LONG], ids=["short", "long"])
+
+
+@pytest.fixture(scope="module")
+def policy() -> PolicyLogprobs:
+    return PolicyLogprobs(load_policy(POLICY, torch.float32))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Qwen2_5_VLForConditionalGeneration:
+    """The same weights in a model as transformers makes it."""
+    return load_policy(POLICY, torch.float32)
+
+
+def make_group(policy: PolicyLogprobs, shape: Shape) -> Group:
+    """One group of equally long completions, so that the batched side has no padding to compute."""
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randint(8, 600, (shape.prompt - shape.video,), generator=draw)
+    video = torch.full((shape.video,), policy.policy.config.video_token_id)
+    ids = torch.cat([text[:2], video, text[2:]])
+    return Group(
+        prompt=PromptInputs(
+            input_ids=ids,
+            mm_token_type_ids=2 * (ids == policy.policy.config.video_token_id).long(),
+            pixel_values_videos=torch.randn(shape.video * MERGE**2, PATCH_VALUES, generator=draw),
+            video_grid_thw=torch.tensor([shape.grid]),
+            second_per_grid_ts=torch.tensor([1.0]),
+        ),
+        completions=tuple(torch.randint(8, 600, (shape.completion,), generator=draw) for _ in range(G)),
+        behaviour_logprobs=tuple(torch.full((shape.completion,), -6.0) for _ in range(G)),
+        advantages=torch.linspace(-1, 1, G),
+    )
+
+
+def rows(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]) -> list[Row]:
+    plan = plan_rows(
+        [len(group.prompt.input_ids)],
+        [[len(c) for c in group.completions]],
+        max_row_tokens=4096,
+        packing=packing,
+    )
+    return [build_row(row, {0: group}, RopeGrid.of(policy.policy.config)) for row in plan]
+
+
+def step(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]) -> Tensor:
+    """Forward and backward of a group, as a learner rank does it; log-probabilities [G * C] by completion."""
+    policy.zero_grad()
+    found = {}
+    for row in rows(policy, group, packing):
+        logprobs, entropy = policy(**row.model_inputs(), temperature=1.0)
+        loss, _ = policy_loss(row, logprobs, entropy, LOSS, count([[len(c) for c in group.completions]]))
+        loss.backward()
+        found |= dict(zip(row.origins, logprobs.detach().split(len(group.completions[0])), strict=True))
+    return torch.cat([found[0, i] for i in range(G)])
+
+
+def batched_step(plain: Qwen2_5_VLForConditionalGeneration, group: Group) -> Tensor:
+    """Forward and backward of a group as one batch [G, P + C - 1] of plain causal sequences, the video G times."""
+    plain.zero_grad()
+    prompt = group.prompt
+    context = torch.stack([completion[:-1] for completion in group.completions])
+    positions = prompt_positions(prompt, RopeGrid.of(plain.config))
+    after = positions[:, -1:] + 1 + torch.arange(context.shape[1])
+    hidden = plain.model(
+        input_ids=torch.cat([prompt.input_ids.expand(G, -1), context], dim=1),
+        position_ids=torch.cat([positions, after], dim=1)[:, None].expand(-1, G, -1),
+        pixel_values_videos=prompt.pixel_values_videos.repeat(G, 1),
+        video_grid_thw=prompt.video_grid_thw.repeat(G, 1),
+        use_cache=False,
+    ).last_hidden_state[:, len(prompt.input_ids) - 1 :]
+    logits = plain.lm_head(hidden).flatten(0, 1)
+    targets = torch.cat(group.completions)
+    logprobs = -F.cross_entropy(logits, targets, reduction="none")
+    policy_loss_of_batch(logprobs, group).backward()
+    return logprobs.detach()
+
+
+def policy_loss_of_batch(logprobs: Tensor, group: Group) -> Tensor:
+    """The clipped loss over all completion tokens."""
+    advantages = group.advantages.repeat_interleave(len(group.completions[0]))
+    r = (logprobs - torch.cat(group.behaviour_logprobs)).exp()
+    clipped = r.clamp(1 - LOSS.eps_low, 1 + LOSS.eps_high)
+    return -torch.minimum(r * advantages, clipped * advantages).mean()
+
+
+def gradients(policy: nn.Module) -> dict[str, Tensor]:
+    """By Hugging Face name."""
+    return {
+        name.removeprefix("policy."): p.grad.clone()
+        for name, p in policy.named_parameters()
+        if p.grad is not None
+    }
+
+
+def largest_difference(ours: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    """Of any parameter: norm of the difference over norm of the gradient."""
+    assert ours.keys() == others.keys()
+    return max(float((ours[name] - g).norm() / g.norm()) for name, g in others.items())
+
+
+@SHAPES
+def test_packed_speedup(
+    policy: PolicyLogprobs,
+    plain: Qwen2_5_VLForConditionalGeneration,
+    shape: Shape,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    group = make_group(policy, shape)
+    sides: dict[str, Callable[[], Tensor]] = {
+        "packed": lambda: step(policy, group, "group"),
+        "packing: none (8 rows, one after another)": lambda: step(policy, group, "none"),
+        "plain causal batch [8, P + C - 1], no padding": lambda: batched_step(plain, group),
+    }
+    logprobs = {name: side() for name, side in sides.items()}
+    step(policy, group, "group")
+    grads = {"packed": gradients(policy), list(sides)[2]: gradients(plain)}
+    step(policy, group, "none")
+    grads[list(sides)[1]] = gradients(policy)
+    seconds = processor_seconds(sides, REPEATS)
+    for name in list(sides)[1:]:
+        report(
+            capsys,
+            name="learner/packed_speedup",
+            value=round(1 / statistics.median(seconds["packed"]), 2),
+            unit="groups/s",
+            ratio=ratio(seconds[name], seconds["packed"]),
+            against=name,
+            shape=str(shape),
+            max_logprob_difference=float(f"{(logprobs['packed'] - logprobs[name]).abs().max():.2g}"),
+            max_gradient_difference=float(f"{largest_difference(grads['packed'], grads[name]):.2g}"),
+            cores=1,
+            repeats=REPEATS,
+            spread=spread(seconds["packed"]),
+        )
+
+
+# -------------------------------------------------------------------------------------------------- efficiency
+
+
+def bare_step(plain: Qwen2_5_VLForConditionalGeneration, row: Row) -> None:
+    """The same tokens and video through the same model: plain causal attention, plain cross entropy."""
+    plain.zero_grad()
+    hidden = plain.model(
+        input_ids=row.input_ids[None],
+        position_ids=row.position_ids[:, None],
+        pixel_values_videos=row.pixel_values_videos,
+        video_grid_thw=row.video_grid_thw,
+        use_cache=False,
+    ).last_hidden_state[0]
+    F.cross_entropy(plain.lm_head(hidden[row.predictors]), row.targets).backward()
+
+
+@SHAPES
+def test_efficiency(
+    policy: PolicyLogprobs,
+    plain: Qwen2_5_VLForConditionalGeneration,
+    shape: Shape,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    group = make_group(policy, shape)
+    (row,) = rows(policy, group, "group")
+    sides = {"packed": lambda: step(policy, group, "group"), "bare": lambda: bare_step(plain, row)}
+    seconds = processor_seconds(sides, REPEATS)
+    report(
+        capsys,
+        name="learner/efficiency",
+        value=round(len(row.input_ids) / statistics.median(seconds["packed"])),
+        unit="packed tokens/s",
+        ratio=ratio(seconds["bare"], seconds["packed"]),
+        against="bare forward and backward of the same tokens and video: causal SDPA, cross entropy",
+        shape=f"{shape}, row of {len(row.input_ids)} tokens, row building and loss included",
+        cores=1,
+        repeats=REPEATS,
+        spread=spread(seconds["packed"]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ memory
+
+
+@contextmanager
+def peak_bytes(found: list[int]) -> Iterator[None]:
+    """Appends the most bytes that PyTorch's CPU allocator held at once beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield
+    held = peak = 0
+    results = profiler.profiler.kineto_results
+    for event in sorted(results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    found.append(peak)
+
+
+def peak(work: Callable[[], object]) -> int:
+    work()  # gradients are there already
+    found: list[int] = []
+    with peak_bytes(found):
+        work()
+    return found[0]
+
+
+@SHAPES
+def test_peak_memory(
+    policy: PolicyLogprobs,
+    plain: Qwen2_5_VLForConditionalGeneration,
+    shape: Shape,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    group = make_group(policy, shape)
+    packed = peak(lambda: step(policy, group, "group"))
+    for against, work in (
+        ("plain causal batch [8, P + C - 1], no padding", lambda: batched_step(plain, group)),
+        ("packing: none (8 rows, one after another)", lambda: step(policy, group, "none")),
+    ):
+        other = peak(work)
+        report_memory(capsys, packed, other, against, f"{shape}, whole step")
+
+
+def test_peak_memory_of_logits(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens, width, vocabulary = 1024, 128, 151_936
+    draw = torch.Generator().manual_seed(0)
+    head = LogprobHead(width, vocabulary, bias=False)
+    hidden = torch.randn(tokens, width, generator=draw, requires_grad=True)
+    targets = torch.randint(vocabulary, (tokens,), generator=draw)
+
+    def whole() -> None:
+        F.cross_entropy(F.linear(hidden, head.weight), targets).backward()
+
+    chunked = peak(lambda: head(hidden, targets, 1.0)[0].mean().backward())
+    shape = f"output layer alone: {tokens} completion tokens, vocabulary {vocabulary}, chunks of {head.chunk}"
+    report_memory(capsys, chunked, peak(whole), "cross entropy of logits [T, V]", shape)
+
+
+def report_memory(
+    capsys: pytest.CaptureFixture[str], ours: int, other: int, against: str, shape: str
+) -> None:
+    report(
+        capsys,
+        name="learner/peak_memory_ratio",
+        value=round(ours / 2**20, 1),
+        unit="MiB",
+        ratio=round(other / ours, 2),
+        against=against,
+        shape=shape,
+        cores=1,
+        repeats=1,
+        spread=0,
+    )
