@@ -1,9 +1,8 @@
-"""Prompts in, sampled groups out: one vLLM engine per `RolloutWorker`, all of them behind `RayRolloutPool`.
+"""Prompts in, sampled groups out: one vLLM engine, in a process of its own. actors/pools.py has all of them behind one port.
 
 `RolloutWorker` takes a `SampleRequest`, reads the clip's frames from the frame store and samples its G completions
-with one request (n = G), so that prompt and video are encoded once. `RayRolloutPool` sends each request to the engine
-with the least work. vLLM is imported in the workers only: its import takes 20 s and reads the environment that a
-worker sets before.
+with one request (n = G), so that prompt and video are encoded once. vLLM is imported in the workers only: its import takes
+20 s and reads the environment that a worker sets before.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayError, RayTaskError
 
 from videostr.config import Config
-from videostr.errors import RolloutError, VideoError, VideoStrError
+from videostr.errors import RolloutError, VideoError
 from videostr.model import check_model
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
@@ -35,8 +32,6 @@ PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_
 BAN = -100.0
 """Added to a placeholder's logit, the largest bias vLLM takes: leaves it a probability below 1e-40."""
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
-CLOSE_S = 30.0
-"""Longest time for a worker to end its engine."""
 
 
 class RolloutWorker:
@@ -224,6 +219,12 @@ class RolloutWorker:
         """A control call of a weight transfer: a method of `actors.transfer.WeightReceiver`."""
         return await getattr(self._receiver, phase)(*arguments)
 
+    async def ping(self) -> None:
+        """Answer a health check; ends the process when the engine has died."""
+        if self._engine is not None and self._engine.errored:
+            logging.getLogger(__name__).error("%s is dead, its worker ends", self.name)
+            os._exit(1)
+
     def close(self) -> None:
         """End the engine and its processes."""
         if self._engine is not None:
@@ -259,150 +260,3 @@ def _send_output_to(log_file: str) -> None:
         stream.flush()
         os.dup2(log, stream.fileno())
     os.close(log)
-
-
-# ----------------------------------------------------------------------------------------------------- pool
-
-
-@dataclass
-class _Engine:
-    """A worker as the pool sees it."""
-
-    index: int
-    handle: Any
-    log_file: Path
-    sequences: int = 0
-    """Completions in flight."""
-    alive: bool = True
-
-
-class RayRolloutPool:
-    """All engines as one; implements `videostr.ports.RolloutPool`.
-
-    `sample` takes a place on the engine with the fewest completions in flight and gives it back when the group is
-    there; it waits while every engine has `max_num_seqs` completions and one more group, whose video is made ready
-    meanwhile.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        frame_store: str | Path,
-        log_folder: str | Path,
-        options: Sequence[Mapping[str, Any]] = (),
-        worker_class: type[RolloutWorker] = RolloutWorker,
-    ) -> None:
-        """Name the engines; `start` starts them.
-
-        Args:
-            config: the run's config.
-            frame_store: folder that all engines read frames from.
-            log_folder: gets one `engine_N.log` per engine.
-            options: Ray actor options of each engine, e.g. its place in a placement group.
-            worker_class: what to run as a worker.
-        """
-        self.config = config
-        self.frame_store = str(frame_store)
-        self.log_folder = Path(log_folder)
-        self.options = options
-        self.worker_class = worker_class
-        self._engines: list[_Engine] = []
-        self._freed = asyncio.Condition()
-
-    async def start(self) -> None:
-        """Start all engines at once and wait for all of them.
-
-        Raises:
-            RolloutError: an engine failed or is not ready within `rollout.start_timeout_s`; names it and its log file.
-            ModelError: the checkpoint cannot be served.
-        """
-        self._engines = [self._launch(index) for index in range(self.config.rollout.num_workers)]
-        limit = self.config.rollout.start_timeout_s
-        try:
-            await asyncio.gather(*(self._call(engine, "start", limit=limit) for engine in self._engines))
-        except BaseException:
-            self.close()
-            raise
-
-    def handles(self) -> list[Any]:
-        """Actor handles of the engines that live."""
-        return [engine.handle for engine in self._engines if engine.alive]
-
-    async def sample(self, request: SampleRequest) -> Sampled | Failure:
-        """One group; waits for a free place.
-
-        Raises:
-            RolloutError: the engine died, or did not answer within `rollout.request_timeout_s`; no engine is left.
-        """
-        engine = await self._take(request.n)
-        try:
-            answer: Sampled | Failure = await self._call(
-                engine, "sample", request, limit=self.config.rollout.request_timeout_s
-            )
-            return answer
-        finally:
-            engine.sequences -= request.n
-            async with self._freed:
-                self._freed.notify_all()
-
-    def close(self) -> None:
-        """End all engines."""
-        engines, self._engines = self._engines, []
-        closing = [engine.handle.close.remote() for engine in engines]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
-        for engine in engines:
-            ray.kill(engine.handle)
-
-    def _launch(self, index: int) -> _Engine:
-        rollout = self.config.rollout
-        log_file = self.log_folder / f"engine_{index}.log"
-        options = self.options[index] if self.options else {}
-        actor = ray.remote(self.worker_class).options(
-            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **options
-        )
-        handle = actor.remote(index, self.config, self.frame_store, str(log_file))
-        return _Engine(index=index, handle=handle, log_file=log_file)
-
-    async def _take(self, n: int) -> _Engine:
-        """Reserve n completions on the least loaded engine that has room."""
-        async with self._freed:
-            while True:
-                living = [engine for engine in self._engines if engine.alive]
-                if not living:
-                    raise RolloutError(
-                        "no rollout engine is left; see the engine logs, then run the same command again"
-                    )
-                engine = min(living, key=lambda e: e.sequences)
-                if engine.sequences < self.config.rollout.max_num_seqs + n:
-                    engine.sequences += n
-                    return engine
-                await self._freed.wait()
-
-    async def _call(self, engine: _Engine, method: str, *arguments: Any, limit: float) -> Any:
-        ref = getattr(engine.handle, method).remote(*arguments)
-        try:
-            return await asyncio.wait_for(_result(ref), limit)
-        except TimeoutError:
-            raise RolloutError(
-                f"engine {engine.index} did not finish `{method}` within {limit:g} s; see {engine.log_file}, or raise "
-                f"rollout.{'start' if method == 'start' else 'request'}_timeout_s"
-            ) from None
-        except RayTaskError as error:
-            cause = error.cause
-            kind = type(cause) if isinstance(cause, VideoStrError) else RolloutError
-            raise kind(
-                f"engine {engine.index} failed in `{method}`: {cause}; see {engine.log_file}"
-            ) from error
-        except RayError as error:
-            engine.alive = False
-            raise RolloutError(f"engine {engine.index} died in `{method}`; see {engine.log_file}") from error
-
-
-async def _result(ref: Any) -> Any:
-    """The value of a Ray reference; cancels the task with the wait."""
-    try:
-        return await ref
-    except asyncio.CancelledError:
-        ray.cancel(ref)
-        raise

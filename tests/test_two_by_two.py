@@ -9,7 +9,7 @@ import numpy as np
 from transformers import AutoProcessor
 
 from videostr import config as configs
-from videostr.checkpoint import Ledger
+from videostr.checkpoint import Draws, Ledger
 from videostr.data.source import RecordSource
 from videostr.launch import cluster
 from videostr.loop import collect, group_advantages, learner_batch
@@ -34,11 +34,10 @@ def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
             return await _steps(ports)
 
     async def _steps(ports: Ports) -> list[float]:
-        ledger = Ledger(seed=0, records=len(source.records))
+        draws = Draws(Ledger(seed=0, records=len(source.records)))
         differences = []
         for version in range(4):
-            found = await collect(config, source, ports, folder, ledger)
-            ledger = found.ledger
+            found = await collect(config, source, ports, folder, draws)
             versions = {
                 s.version for g in found.groups for r in g.rollouts for s in r.completion.weight_versions
             }

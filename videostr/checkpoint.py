@@ -2,44 +2,79 @@
 
 checkpoints/step_000010/policy/     Hugging Face format
 checkpoints/step_000010/learner/    optimizer and schedule
-checkpoints/step_000010/state.json  written last: a folder without it is not a checkpoint
+checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
+checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from videostr.errors import RunFolderError
 
+log = logging.getLogger(__name__)
+FORMAT = 1
+"""Of `state.json`; another number means that a run cannot be continued across the change."""
+STATE, BEST = "state.json", "best.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Which positions of the seeded order are consumed: all below `next_position`, each exactly once."""
+    """Which positions of the seeded order are consumed: all below `next_position` but those `open`, each exactly once."""
 
     seed: int
     """Seed of the order."""
     records: int
     """Records in one epoch."""
     next_position: int = 0
-    """First position not consumed."""
+    """First position never drawn."""
+    open: tuple[int, ...] = ()
+    """Drawn for a batch that was not learned from yet; drawn again on resume, before any other."""
     learned: int = 0
     """Positions whose group was learned from, or had zero variance."""
     failed: int = 0
     """Positions whose record or group failed, and was replaced by a later position."""
 
-    def consume(self, *, drawn: int, learned: int) -> Ledger:
-        """The ledger after `drawn` further positions, `learned` of which were used."""
+
+class Draws:
+    """Hands out positions to the batches under way, and settles the ledger when one was learned from."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._next = ledger.next_position
+        self._again = deque(ledger.open)
+        self._open = set(ledger.open)
+
+    def take(self, count: int) -> list[int]:
+        """The next positions: those that a resumed run left open first."""
+        taken = []
+        for _ in range(count):
+            if self._again:
+                taken.append(self._again.popleft())
+            else:
+                taken.append(self._next)
+                self._next += 1
+        self._open.update(taken)
+        return taken
+
+    def settle(self, ledger: Ledger, positions: Sequence[int], learned: int) -> Ledger:
+        """The ledger after a batch that drew `positions`, `learned` of which were used."""
+        self._open.difference_update(positions)
         return replace(
-            self,
-            next_position=self.next_position + drawn,
-            learned=self.learned + learned,
-            failed=self.failed + drawn - learned,
+            ledger,
+            next_position=self._next,
+            open=tuple(sorted(self._open)),
+            learned=ledger.learned + learned,
+            failed=ledger.failed + len(positions) - learned,
         )
 
 
@@ -55,50 +90,160 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder: the newest `keep`, and the best by held-out reward."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        complete = sorted(self.folder.glob("step_*/state.json"))
-        return complete[-1].parent if complete else None
+        """The newest complete checkpoint; not looked into."""
+        complete = self._complete()
+        return complete[-1] if complete else None
+
+    def latest_intact(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
+
+        Raises:
+            RunFolderError: there are checkpoints, and all are damaged.
+        """
+        complete = self._complete()
+        for checkpoint in reversed(complete):
+            try:
+                self.verify(checkpoint)
+            except RunFolderError as error:
+                log.warning("skipping a damaged checkpoint: %s", error)
+            else:
+                return checkpoint
+        if complete:
+            raise RunFolderError(
+                f"{self.folder}: all {len(complete)} checkpoints are damaged; restore one from a copy, or delete the run "
+                "folder to start anew"
+            )
+        return None
 
     async def save(self, state: RunState, learner_save: Callable[[Path], Awaitable[None]]) -> Path:
-        """Write a checkpoint and drop those beyond the newest `keep`.
+        """Write a checkpoint and drop those that are neither among the newest `keep` nor the best.
 
-        It is written under another name and renamed, so that a run killed here leaves the previous one as the latest.
+        It is written under another name, forced to disk and renamed, so that a run killed here, or a full disk, leaves
+        the previous one as the latest.
         """
         final = self.folder / f"step_{state.step:06d}"
         scratch = self.folder / f".writing_{state.step:06d}"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        await learner_save(scratch)
-        write_json(scratch / "state.json", asdict(state))
+        try:
+            scratch.mkdir(parents=True)
+            await learner_save(scratch)
+            files = await asyncio.to_thread(_fingerprints, scratch)
+            write_json(scratch / STATE, {"format": FORMAT, **asdict(state), "files": files})
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
         shutil.rmtree(final, ignore_errors=True)
         scratch.replace(final)
-        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-            shutil.rmtree(old)
+        _sync_to_disk(self.folder)
+        self._prune()
         return final
+
+    def note_held_out(self, step: int, reward: float) -> float:
+        """Note the held-out reward of the checkpoint of a step; returns the best so far, whose checkpoint is kept."""
+        best = self.best()
+        if best is None or reward > best[1]:
+            write_json(self.folder / BEST, {"step": step, "reward": reward})
+            self._prune()
+            return reward
+        return best[1]
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and held-out reward of the best checkpoint; None where nothing was evaluated."""
+        try:
+            values = json.loads((self.folder / BEST).read_text())
+            return values["step"], values["reward"]
+        except (OSError, ValueError, KeyError):
+            return None
 
     @staticmethod
     def state(checkpoint: Path) -> RunState:
         """Read `state.json`.
 
         Raises:
-            RunFolderError: it is damaged.
+            RunFolderError: it is damaged, or of another version of this program.
         """
-        path = checkpoint / "state.json"
+        values = _read_state(checkpoint)
         try:
-            values = json.loads(path.read_text())
-            ledger = Ledger(**values.pop("ledger"))
-            return RunState(ledger=ledger, **values)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{path}: not a readable run state ({error!r}); delete {checkpoint} to resume from the one before"
-            ) from None
+            ledger = {**values["ledger"], "open": tuple(values["ledger"]["open"])}
+            return RunState(step=values["step"], version=values["version"], ledger=Ledger(**ledger))
+        except (KeyError, TypeError) as error:
+            raise _damaged(checkpoint, f"{STATE} lacks {error}") from None
+
+    @staticmethod
+    def verify(checkpoint: Path) -> None:
+        """Compare size and digest of every file with what `save` noted.
+
+        Raises:
+            RunFolderError: names the first file that differs.
+        """
+        files = _read_state(checkpoint).get("files", {})
+        if not files:
+            raise _damaged(checkpoint, f"{STATE} lists no files")
+        for name, (size, digest) in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                raise _damaged(checkpoint, f"{name} is missing")
+            if path.stat().st_size != size:
+                raise _damaged(checkpoint, f"{name} has {path.stat().st_size} bytes, {size} were written")
+            if _digest(path) != digest:
+                raise _damaged(checkpoint, f"{name} has other contents than were written")
+
+    def _complete(self) -> list[Path]:
+        return [path.parent for path in sorted(self.folder.glob(f"step_*/{STATE}"))]
+
+    def _prune(self) -> None:
+        best = self.best()
+        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
+            if best is None or old.name != f"step_{best[0]:06d}":
+                shutil.rmtree(old)
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint, f"{STATE} is not readable ({error})") from None
+    if values.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{checkpoint}: written in format {values.get('format', 'unknown')}, this version of the program reads {FORMAT}; "
+            "go on with the version that wrote it, or start a new run from its policy/ (model.path)"
+        )
+    return values
+
+
+def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
+    return RunFolderError(
+        f"{checkpoint}: {problem}; restore it from a copy, or delete it to resume from the one before"
+    )
+
+
+def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of every file below a folder, each forced to disk."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _sync_to_disk(path)
+        found[path.relative_to(folder).as_posix()] = (path.stat().st_size, _digest(path))
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,8 +27,8 @@ class Run:
     """Parent of the run folder."""
     seed: int = 0
     """Seeds data order and sampling."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: continue when the folder has a checkpoint; never: refuse a folder that has one."""
+    resume: str = "auto"
+    """auto: continue when the folder has a checkpoint; never: refuse a folder that has one; else the folder of a checkpoint."""
 
 
 @dataclass
@@ -79,6 +79,10 @@ class Sampling:
     temperature: float = 1.0
     max_tokens: int = 1024
     """Longest completion, tokens."""
+    refill: bool = False
+    """Replace groups whose completions all earn the same by groups of further records (DAPO's dynamic sampling)."""
+    refill_limit: float = 3.0
+    """Most groups sampled for a step, in train.prompts_per_step; then groups without variance fill it up."""
 
 
 @dataclass
@@ -107,7 +111,11 @@ class RolloutConfig:
     start_timeout_s: float = 900.0
     """Longest engine start."""
     request_timeout_s: float = 1800.0
-    """Longest time for one group."""
+    """Longest time for one group; it is then given up and asked again, three times at most."""
+    health_check_s: float = 30.0
+    """Seconds between health checks, and for the answer to one; an engine that misses three in a row is replaced."""
+    max_restarts: int = 3
+    """Times that an engine is started again before it is given up."""
 
 
 @dataclass
@@ -184,8 +192,14 @@ class LearnerConfig:
     """group: one forward for the prompt and its G completions; none: one per completion (the reference)."""
     max_row_tokens: int = 4096
     """Tokens of one packed row; longer groups are split by completions, shorter ones share a row."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """Of the language model over packed rows. auto: flex (FlexAttention, compiled) on GPUs, sdpa on CPU."""
+    vision_cache_gib: float = 0.0
+    """Host memory of a rank for features of a frozen vision tower, kept from epoch to epoch; 0 keeps them for an update."""
     timeout_s: float = 1800.0
     """Longest time for one call on a rank."""
+    max_restarts: int = 3
+    """Times that all ranks are started again from the last checkpoint, when one is lost, before the run is given up."""
 
 
 @dataclass
@@ -195,6 +209,14 @@ class LossConfig:
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation, dr_grpo does not."""
     name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
+    correction: Literal["auto", "ratio", "truncated", "none"] = "auto"
+    """How the engine's log-probabilities mu enter; see videostr/grpo/loss.py.
+
+    ratio: r = pi / mu, clipped. truncated: r against the learner's own at the start of the update, each token weighted by
+    min(own / mu, 2). none: the same without the weight; nothing then depends on the last bits of mu, which vary with what
+    else is in the engine's batch, so that a resumed run repeats exactly. auto: truncated where train.max_staleness > 0;
+    else ratio on GPUs, and none on CPU, where engine and learner agree to rounding.
+    """
     eps_low: float = 0.2
     eps_high: float = 0.28
     kl_coef: float = 0.0
@@ -225,6 +247,10 @@ class TrainConfig:
     steps: int = 100
     prompts_per_step: int = 16
     """P, groups per update."""
+    max_staleness: int = 0
+    """S, updates that may lie between the weights that sampled a token and the update that learns from it; 0 is synchronous."""
+    max_flat_steps: int = 20
+    """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
     checkpoint_every: int = 50
     """Steps; the last step is always saved. 0 saves only the last."""
     keep_checkpoints: int = 2
@@ -239,6 +265,8 @@ class EvaluateConfig:
 
     prompts: int = 256
     """Held-out prompts, the first of the dataset; 0 for no evaluation."""
+    every: int = 0
+    """Steps between greedy evaluations beside training; the best checkpoint by their total is kept. 0 for none."""
     samples: int = 4
     """Sampled completions per prompt, at the training temperature; one greedy one is added."""
     bootstrap: int = 2000
@@ -399,6 +427,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "threads",
             "start_timeout_s",
             "request_timeout_s",
+            "health_check_s",
         ),
         *_positive(
             "reward", c.reward, "num_workers", "num_cpus", "deadline_s", "memory_gib", "node_tolerance"
@@ -427,10 +456,27 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             all(0 <= beta < 1 for beta in c.learner.betas),
             f"learner.betas = {list(c.learner.betas)}: must be two numbers in [0, 1), e.g. [0.9, 0.999]",
         ),
+        _bound("learner.vision_cache_gib", c.learner.vision_cache_gib, lambda v: v >= 0, "at least 0"),
+        (
+            c.learner.vision_cache_gib == 0 or c.model.freeze_vision,
+            f"learner.vision_cache_gib = {c.learner.vision_cache_gib:g} needs model.freeze_vision=true: features of a tower "
+            "that is trained are stale after an update; freeze it, or set learner.vision_cache_gib=0",
+        ),
+        (
+            gpu_learner or c.learner.attention != "flex",
+            "learner.attention = flex needs GPUs, but learner.num_gpus = 0: FlexAttention has no backward pass on CPU; "
+            "use learner.attention=auto",
+        ),
         _bound("learner.warmup_steps", c.learner.warmup_steps, lambda v: v >= 0, "at least 0"),
         _bound("loss.kl_coef", c.loss.kl_coef, lambda v: v >= 0, "at least 0"),
+        _bound("rollout.max_restarts", c.rollout.max_restarts, lambda v: v >= 0, "at least 0"),
+        _bound("learner.max_restarts", c.learner.max_restarts, lambda v: v >= 0, "at least 0"),
+        _bound("evaluate.every", c.evaluate.every, lambda v: v >= 0, "at least 0"),
         _bound("evaluate.prompts", c.evaluate.prompts, lambda v: v >= 0, "at least 0"),
         _bound("train.checkpoint_every", c.train.checkpoint_every, lambda v: v >= 0, "at least 0"),
+        _bound("train.max_staleness", c.train.max_staleness, lambda v: v >= 0, "at least 0"),
+        _bound("train.max_flat_steps", c.train.max_flat_steps, lambda v: v >= 0, "at least 0"),
+        _bound("sampling.refill_limit", c.sampling.refill_limit, lambda v: v >= 1, "at least 1"),
         _bound("train.traces_every", c.train.traces_every, lambda v: v >= 0, "at least 0"),
         (bool(c.model.path), 'model.path = "": must name the policy; set model.path=DIR'),
         (

@@ -15,24 +15,34 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from transformers import AutoProcessor
 
 from actors.learner import RayLearner
 from actors.placement import Placement
+from actors.pools import RayRolloutPool
+from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
-from actors.rollout import RayRolloutPool
-from actors.sync import RayWeightSync
+from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
 from videostr.checkpoint import Ledger, RunState, write_json
 from videostr.config import Config
 from videostr.data.source import RecordSource
-from videostr.errors import ConfigError, DataError, ModelError, PlacementError, RunFolderError, VideoStrError
-from videostr.evaluate.heldout import Evaluation, evaluate, summary, table
+from videostr.errors import (
+    ConfigError,
+    DataError,
+    LearnerError,
+    ModelError,
+    PlacementError,
+    RunFolderError,
+    VideoStrError,
+)
+from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.loop import train, unless
 from videostr.metrics import duration
 from videostr.model import check_model
@@ -93,7 +103,8 @@ async def run(config: Config) -> int:
         seconds["evaluate"] += time.monotonic() - started
 
         started = time.monotonic()
-        state = await train(config, source, ports, folder, state, stop)
+        evaluator = _evaluator(config, heldout, ports, folder)
+        state = await train_on(config, source, ports, folder, state, stop, evaluator)
         seconds["train"] = time.monotonic() - started
         if stop.is_set():
             log.info(
@@ -146,11 +157,16 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         Stopped: `stop` was set meanwhile.
     """
     _start_ray()
-    with contextlib.ExitStack() as cleanup:
+    async with contextlib.AsyncExitStack() as cleanup:
         cleanup.callback(ray.shutdown)
         placement = Placement(config)
         cleanup.callback(placement.close)
         config = _absolute(config)
+        rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
+        remote = None
+        if config.reward.endpoint:
+            remote = await RemoteRewardPool.connect(config.reward, rubric)
+            cleanup.push_async_callback(remote.close)
         rollouts = RayRolloutPool(
             config, folder.frame_store, folder.path / "logs", placement.options("rollout")
         )
@@ -167,30 +183,82 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
             raise Stopped
         learner = started[1]
         cleanup.callback(learner.close)
-        rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
-        rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"))
-        cleanup.callback(rewards.close)
-        sync = RayWeightSync(config, learner, rollouts.handles)
+        rewards = remote or _local_rewards(config, rubric, placement, cleanup)
+        sync = SupervisedSync(config, learner, rollouts)
+        sync.start()
+        cleanup.callback(sync.close)
         yield Ports(rollouts=rollouts, rewards=rewards, learner=learner, sync=sync)
+
+
+def _local_rewards(
+    config: Config, rubric: Rubric, placement: Placement, cleanup: contextlib.AsyncExitStack
+) -> RayRewardPool:
+    rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"))
+    cleanup.callback(rewards.close)
+    return rewards
 
 
 async def resume(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:
     """The state of the latest checkpoint, loaded everywhere; a fresh one where there is none."""
-    latest = folder.checkpoints.latest()
-    if latest is None:
+    checkpoint = _checkpoint(config, folder)
+    if checkpoint is None:
         folder.rewind(0)
         return RunState(step=0, version=0, ledger=Ledger(seed=config.run.seed, records=len(source.records)))
-    state = folder.checkpoints.state(latest)
+    state = folder.checkpoints.state(checkpoint)
     if state.ledger.records != len(source.records):
         raise RunFolderError(
             f"{folder.path}: was trained on {state.ledger.records} records, {config.data.train} now has "
             f"{len(source.records)}; restore the dataset, or choose another run.name"
         )
-    await ports.learner.load(latest)
+    await ports.learner.load(checkpoint)
     await ports.sync.publish(state.version)
     folder.rewind(state.step)
-    log.info("resumed after step %d from %s", state.step, latest)
+    log.info("resumed after step %d from %s", state.step, checkpoint)
     return state
+
+
+async def train_on(
+    config: Config,
+    source: RecordSource,
+    ports: Ports,
+    folder: RunFolder,
+    state: RunState,
+    stop: asyncio.Event,
+    evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None,
+) -> RunState:
+    """`train`; when a learner rank is lost, all start again from the last checkpoint, and the run goes back to it."""
+    for restart in range(1, config.learner.max_restarts + 2):
+        try:
+            return await train(config, source, ports, folder, state, stop, evaluator)
+        except LearnerError as error:
+            if restart > config.learner.max_restarts:
+                raise
+            log.warning(
+                "learner lost: %s; all ranks start again from the last checkpoint (%d of %d times)",
+                error,
+                restart,
+                config.learner.max_restarts,
+            )
+            folder.quarantine.counts["learner_lost"] += 1
+            await ports.learner.restart()
+            state = await resume(config, source, ports, folder)
+            if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
+                await ports.sync.publish(0)
+    raise AssertionError("unreachable")
+
+
+def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
+    """The checkpoint that `run.resume` names: the newest intact one, or the one at a path."""
+    if config.run.resume in {"auto", "never"}:
+        return folder.checkpoints.latest_intact()
+    checkpoint = Path(config.run.resume)
+    if not checkpoint.is_dir():
+        raise ConfigError(
+            f"run.resume = {config.run.resume}: must be auto, never, or the folder of a checkpoint such as "
+            "runs/NAME/checkpoints/step_000010"
+        )
+    folder.checkpoints.verify(checkpoint)
+    return checkpoint
 
 
 def _sources(config: Config, folder: RunFolder) -> tuple[RecordSource, RecordSource | None]:
@@ -224,6 +292,25 @@ async def _evaluation(
         raise Stopped
     found.write(path)
     return found
+
+
+def _evaluator(
+    config: Config, heldout: RecordSource | None, ports: Ports, folder: RunFolder
+) -> Callable[[RunState], Coroutine[Any, Any, None]] | None:
+    """What evaluates greedily beside training; None where that is not asked for."""
+    if heldout is None or config.evaluate.every == 0:
+        return None
+    prompts = heldout.first(config.evaluate.prompts)
+
+    async def run(state: RunState) -> None:
+        found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
+        found.write(folder.path / "eval" / f"greedy_{state.step:06d}.json")
+        reward = means(found.greedy)["total"]
+        best = folder.checkpoints.note_held_out(state.step, reward)
+        folder.scalar("heldout/greedy_total", reward, state.step)
+        log.info("held-out after step %d: greedy total %.3f, best %.3f", state.step, reward, best)
+
+    return run
 
 
 def _absolute(config: Config) -> Config:

@@ -1,31 +1,36 @@
-"""THE training step, top to bottom. Synchronous: what a step learns from was sampled from the weights it improves.
+"""THE training step, top to bottom; the same code for synchronous and asynchronous training.
 
-Consumes records of a `RecordSource` in seeded order. Produces updates, metrics, traces, checkpoints. Waits for its ports;
-is unblocked by their answers, or by `stop`, upon which an unfinished collection is given up (its positions are drawn again on
-resume), an update already begun is finished, and a checkpoint is written.
+Consumes records of a `RecordSource` in seeded order. Produces updates, metrics, traces, checkpoints. Waits for the oldest batch
+of the `Window`, then for learner and weight publication; is unblocked by their answers, or by `stop`, upon which
+unfinished batches are given up (their positions are drawn again on resume), an update already begun is finished, and a
+checkpoint is written. With `train.max_staleness` = S up to S batches are sampled and scored while a step learns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from videostr.checkpoint import Ledger, RunState, write_json
+from videostr.checkpoint import Draws, RunState, write_json
 from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
-from videostr.grpo.advantage import advantages
-from videostr.metrics import Progress, completion_tokens, step_metrics
+from videostr.errors import LearnerError, RunFolderError
+from videostr.grpo.advantage import advantages, is_flat
+from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.report.traces import trace_rows, write_traces
 from videostr.runfolder import RunFolder
 from videostr.types import Failure, LearnerBatch, Record, RolloutGroup, Update
+from videostr.window import Window
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,10 @@ class Collected:
     groups: tuple[RolloutGroup, ...]
     records: dict[str, Record]
     """By id."""
-    ledger: Ledger
+    positions: tuple[int, ...]
+    """All that were drawn for it."""
+    refilled: int
+    """Groups without variance that were replaced."""
     rollout_s: float
     """Seconds until the last group was sampled."""
     reward_s: float
@@ -49,51 +57,94 @@ async def train(
     folder: RunFolder,
     state: RunState,
     stop: asyncio.Event,
+    evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None = None,
 ) -> RunState:
-    """Train from `state` to `train.steps`, or until `stop`; returns the state reached, which is checkpointed."""
-    progress = Progress(config.train.steps, state.step)
-    saved = state.step
-    while state.step < config.train.steps:
-        started = time.monotonic()
-        collected = await unless(stop, collect(config, source, ports, folder, state.ledger))
-        if collected is None:
-            break
-        gains = [group_advantages(config, group) for group in collected.groups]
-        batch = learner_batch(config, collected.groups, gains)
-        learned = time.monotonic()
-        update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
-        published = time.monotonic()
-        synced = await ports.sync.publish(update.version) if batch.groups else {}
-        ended = time.monotonic()
+    """Train from `state` to `train.steps`, or until `stop`; returns the state reached, which is checkpointed.
 
-        state = RunState(step=state.step + 1, version=update.version, ledger=collected.ledger)
-        times = {
-            "time/rollout": collected.rollout_s,
-            "time/reward": collected.reward_s,
-            "time/learn": published - learned,
-            "time/sync": ended - published,
-            "time/step": ended - started,
-            "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
-        }
-        failures = folder.quarantine.counts + ports.rewards.failures
-        metrics = step_metrics(state, collected.groups, update, failures) | synced | times
-        folder.metrics(metrics)
-        progress.step(metrics)
-        if _due(state.step, config.train.traces_every, config.train.steps):
-            rows = trace_rows(state.step, collected.groups, gains, collected.records)
-            write_traces(folder.path / "traces" / f"step_{state.step:06d}.parquet", rows)
-        if _due(state.step, config.train.checkpoint_every, config.train.steps):
-            await _save(folder, ports, state)
-            saved = state.step
-    if saved != state.step:
-        await _save(folder, ports, state)
+    `evaluator` is run after every `evaluate.every` steps, beside the sampling and learning of the next step; only the next
+    weight publication waits for it, so that it sees one version.
+
+    Raises:
+        RunFolderError: the last checkpoint could not be written.
+        NoSignal: no group's rewards differ any more.
+    """
+    progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_flat_steps)
+    saved = state.step
+    evaluation: asyncio.Task[None] | None = None
+    draws = Draws(state.ledger)
+    window = Window(
+        lambda _: collect(config, source, ports, folder, draws),
+        max_staleness=config.train.max_staleness,
+        first=state.step,
+        last=config.train.steps,
+    )
+    async with window:
+        while state.step < config.train.steps and not stop.is_set():
+            started = time.monotonic()
+            window.advance(state.step)
+            collected = await unless(stop, window.next())
+            if collected is None:
+                break
+            gains = [group_advantages(config, group) for group in collected.groups]
+            batch = learner_batch(config, collected.groups, gains)
+            learned = time.monotonic()
+            update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
+            published = time.monotonic()
+            if evaluation is not None and batch.groups:
+                await unless(stop, evaluation)
+            synced = await ports.sync.publish(update.version) if batch.groups else {}
+            ended = time.monotonic()
+
+            ledger = draws.settle(
+                state.ledger, collected.positions, len(collected.groups) + collected.refilled
+            )
+            state = RunState(step=state.step + 1, version=update.version, ledger=ledger)
+            times = {
+                "time/rollout": collected.rollout_s,
+                "time/reward": collected.reward_s,
+                "time/wait": learned - started,
+                "time/learn": published - learned,
+                "time/sync": ended - published,
+                "time/step": ended - started,
+                "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
+                "refilled_groups": collected.refilled,
+            }
+            failures = (
+                folder.quarantine.counts
+                + ports.rewards.failures
+                + ports.rollouts.failures
+                + ports.sync.failures
+            )
+            metrics = step_metrics(state, collected.groups, update, failures) | synced | times
+            folder.metrics(metrics)
+            progress.step(metrics)
+            if _due(state.step, config.train.traces_every, config.train.steps):
+                rows = trace_rows(state.step, collected.groups, gains, collected.records)
+                write_traces(folder.path / "traces" / f"step_{state.step:06d}.parquet", rows)
+            evaluating = evaluator is not None and _every(state.step, config.evaluate.every)
+            if evaluating or _due(state.step, config.train.checkpoint_every, config.train.steps):
+                saved = state.step if await _save(folder, ports, state) is None else saved
+            if evaluating and evaluator is not None and state.step < config.train.steps:
+                evaluation = asyncio.create_task(evaluator(state))
+            signal.step(metrics, bool(batch.groups))
+    if evaluation is not None:
+        await unless(stop, evaluation)
+    if saved != state.step and (problem := await _save(folder, ports, state)):
+        raise RunFolderError(
+            f"the state after step {state.step} could not be written ({problem}); make room, and run the same command again: "
+            f"it goes on from {folder.checkpoints.latest() or 'the start'}"
+        )
     return state
 
 
 async def collect(
-    config: Config, source: RecordSource, ports: Ports, folder: RunFolder, ledger: Ledger
+    config: Config, source: RecordSource, ports: Ports, folder: RunFolder, draws: Draws
 ) -> Collected:
-    """Sample and score `train.prompts_per_step` groups; each that fails is quarantined and replaced by the next record."""
+    """Sample and score `train.prompts_per_step` groups, in rounds.
+
+    Each group that fails is quarantined and replaced by the next record; with `sampling.refill` each that has no
+    variance is replaced too, until `sampling.refill_limit` times as many groups were sampled as the step needs.
+    """
     started = sampled_at = time.monotonic()
 
     async def one(drawn: Drawn) -> RolloutGroup | Failure:
@@ -102,21 +153,31 @@ async def collect(
         sampled_at = time.monotonic()
         return sampled if isinstance(sampled, Failure) else await score(ports, drawn, sampled)
 
+    wanted = config.train.prompts_per_step
     kept: list[tuple[Record, RolloutGroup]] = []
-    while (missing := config.train.prompts_per_step - len(kept)) > 0:
-        drawn = _draw(source, folder, range(ledger.next_position, ledger.next_position + missing))
-        results = await asyncio.gather(*(one(d) for d in drawn))
-        for d, result in zip(drawn, results, strict=True):
+    flat: list[tuple[Record, RolloutGroup]] = []
+    positions: list[int] = []
+    while (missing := wanted - len(kept)) > 0:
+        refilling = config.sampling.refill and len(kept) + len(flat) < wanted * config.sampling.refill_limit
+        if not refilling:
+            kept, flat = kept + flat[:missing], flat[missing:]
+            if (missing := wanted - len(kept)) == 0:
+                break
+        taken = draws.take(missing)
+        positions += taken
+        drawn = _draw(source, folder, taken)
+        for d, result in zip(drawn, await asyncio.gather(*(one(d) for d in drawn)), strict=True):
             if isinstance(result, Failure):
                 folder.quarantine.add(result)
+            elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):
+                flat.append((d.record, result))
             else:
                 kept.append((d.record, result))
-        good = sum(not isinstance(result, Failure) for result in results)
-        ledger = ledger.consume(drawn=missing, learned=good)
     return Collected(
         groups=tuple(group for _, group in kept),
         records={record.id: record for record, _ in kept},
-        ledger=ledger,
+        positions=tuple(positions),
+        refilled=len(flat),
         rollout_s=sampled_at - started,
         reward_s=time.monotonic() - sampled_at,
     )
@@ -147,7 +208,7 @@ def learner_batch(
     )
 
 
-def _draw(source: RecordSource, folder: RunFolder, positions: range) -> list[Drawn]:
+def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
     found = [source.draw(position) for position in positions]
     for failure in found:
         if isinstance(failure, Failure):
@@ -166,13 +227,24 @@ def _request(config: Config, drawn: Drawn) -> SampleRequest:
     )
 
 
-async def _save(folder: RunFolder, ports: Ports, state: RunState) -> None:
-    await folder.checkpoints.save(state, ports.learner.save)
-    write_json(folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)})
+async def _save(folder: RunFolder, ports: Ports, state: RunState) -> Exception | None:
+    """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned."""
+    try:
+        await folder.checkpoints.save(state, ports.learner.save)
+        write_json(folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)})
+    except (OSError, LearnerError) as error:
+        folder.quarantine.counts["checkpoint"] += 1
+        log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
+        return error
+    return None
+
+
+def _every(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
+    return step == last or _every(step, every)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:

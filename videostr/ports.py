@@ -40,8 +40,11 @@ class Sampled:
 class RolloutPool(Protocol):
     """Samples groups on whichever engine has room."""
 
+    failures: Counter[str]
+    """Engines lost so far, by cause."""
+
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
-        """One group; waits for a free place. Bad input is a `Failure`, a dead engine raises `RolloutError`."""
+        """One group; waits for a free place. Bad input is a `Failure`; raises `RolloutError` when no engine is left."""
         ...
 
 
@@ -71,9 +74,16 @@ class Learner(Protocol):
         """Restore what `save` wrote; returns the weight version."""
         ...
 
+    async def restart(self) -> None:
+        """Start all ranks anew, with the initial weights."""
+        ...
+
 
 class WeightSync(Protocol):
     """Moves the learner's weights into every engine."""
+
+    failures: Counter[str]
+    """Publications that broke so far, by cause."""
 
     async def publish(self, version: int) -> dict[str, float]:
         """Metrics (`sync/bytes`, `sync/seconds`, ...) once every engine serves `version`; raises `TransferError`."""

@@ -125,6 +125,11 @@ class RunFolder:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, int(values["step"]))
 
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One figure for TensorBoard that is no part of a step's metrics."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(name, value, step)
+
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._tensorboard is not None:

@@ -21,11 +21,13 @@ import ray
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from actors.learner import RayLearner
-from actors.rollout import BAN, PLACEHOLDERS, RayRolloutPool, engine_seed
-from actors.sync import RayWeightSync
+from actors.learner import LearnerWorker, RayLearner
+from actors.pools import RayRolloutPool
+from actors.rollout import BAN, PLACEHOLDERS, engine_seed
+from actors.supervision import Health
+from actors.sync import RayWeightSync, SupervisedSync
 from videostr.config import Config
-from videostr.errors import RolloutError, TransferError
+from videostr.errors import TransferError
 from videostr.model import load_policy
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import PromptInputs, encode, instruction, reference_trace, render
@@ -110,8 +112,9 @@ class Sender:
 class Learner(RayLearner):
     """Stands where a learner stands: one rank, the sender."""
 
-    def __init__(self, sender: Any, forget: str = "") -> None:
-        super().__init__([sender], timeout_s=120)
+    def __init__(self, config: Config, sender: Any, forget: str = "") -> None:
+        super().__init__(config, "", (), LearnerWorker)
+        self.workers, self.timeout_s = (sender,), 120
         self.forget = forget
 
     async def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -346,9 +349,13 @@ def test_late_group_is_aborted(
 ) -> None:
     request = _request(world.prompts[0], max_tokens=600)
     monkeypatch.setattr(pool.config.rollout, "request_timeout_s", 0.2)
-    with pytest.raises(RolloutError, match=r"within 0.2 s; .*rollout.request_timeout_s"):
-        run(pool.sample(request))
+    failure = run(pool.sample(request))
+    assert failure.kind is FailureKind.ENGINE
+    assert "within 0.2 s; " in failure.detail
+    assert "rollout.request_timeout_s; the last of 3 tries" in failure.detail
     monkeypatch.undo()
+    assert pool.failures == {"request_late": 3}
+    pool.failures.clear()
     assert len(pool.handles()) == 2
     assert isinstance(run(pool.sample(replace(request, max_tokens=8))), Sampled)
 
@@ -386,7 +393,7 @@ def test_weights_reach_one_engine(
     prompt = world.prompts[0]
     assert len(ray.get(sender.perturb.remote(1))) > 50
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(world, run, pool.handles()[:1], Learner(sender), 1)
+    metrics = _publish(world, run, pool.handles()[:1], Learner(world.config, sender), 1)
     size = sum(p.numel() * 4 for p in load_policy(tmp_path, torch.float32).parameters())
     assert metrics["sync/bytes"] == size
     assert 0 < metrics["sync/broadcast_seconds"] <= metrics["sync/seconds"] < 60
@@ -414,7 +421,7 @@ def test_weights_reach_two_engines(
     ray.get(sender.save.remote(str(tmp_path)))
     prompt = world.prompts[1]
     before = _direct(run, pool, 0, _request(prompt))
-    metrics = _publish(world, run, pool.handles(), Learner(sender), version)
+    metrics = _publish(world, run, pool.handles(), Learner(world.config, sender), version)
     assert metrics["sync/seconds"] < 60
     assert _difference(world, tmp_path, prompt, before) > 2 * AGREEMENT
     for engine in (0, 1):
@@ -430,7 +437,7 @@ def test_frozen_vision_tower_is_not_sent(
     ray.get(sender.freeze_vision.remote(True))
     ray.get(sender.perturb.remote(7, "language_model"))
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(replace(world, config=config), run, pool.handles(), Learner(sender), 7)
+    metrics = _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 7)
     ray.get(sender.freeze_vision.remote(False))
     parameters = load_policy(tmp_path, torch.float32).named_parameters()
     assert metrics["sync/bytes"] == sum(p.numel() * 4 for name, p in parameters if "visual" not in name)
@@ -444,7 +451,7 @@ def test_banned_placeholders(
 ) -> None:
     ray.get(sender.favour_placeholders.remote())
     ray.get(sender.save.remote(str(tmp_path)))
-    _publish(world, run, pool.handles(), Learner(sender), 8)
+    _publish(world, run, pool.handles(), Learner(world.config, sender), 8)
     prompt = world.prompts[0]
     sampled = run(pool.sample(_request(prompt)))
     assert isinstance(sampled, Sampled)  # and not a Failure
@@ -470,7 +477,7 @@ def test_missing_parameter_is_named(
 ) -> None:
     ray.get(sender.perturb.remote(9))
     with pytest.raises(TransferError, match=f"engine 0: {name} differs .*version 9") as raised:
-        _publish(world, run, pool.handles(), Learner(sender, forget=name), 9)
+        _publish(world, run, pool.handles(), Learner(world.config, sender, forget=name), 9)
     assert "restart" in str(raised.value)
 
 
@@ -490,25 +497,33 @@ def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> Non
         assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
 
 
-def test_dead_engine_is_left_out(
+def test_dead_engine_costs_its_requests_a_second_try_and_is_replaced(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
 ) -> None:
-    """Its requests fail; sampling and transfer go on without it."""
+    """The process under the worker is killed; the next one serves the learner's present weights."""
     living, dying = pool.handles()
-    _engine_process(dying).kill()
-    crowd = [_request(world.prompts[i % 3], seed=i) for i in range(4)]
-    answers = run(_gather_errors(pool, crowd))
-    assert any(isinstance(answer, RolloutError) for answer in answers)
-    assert all(isinstance(answer, Sampled | RolloutError) for answer in answers)
-    assert pool.handles() == [living]
+    learner = Learner(world.config, sender)
+    learner.version = 30
+    sync = SupervisedSync(world.config, learner, pool)
     ray.get(sender.save.remote(str(tmp_path)))
-    _publish(world, run, pool.handles(), Learner(sender), 30)
-    sampled = run(pool.sample(crowd[0]))
-    assert _difference(world, tmp_path, world.prompts[0], sampled) <= AGREEMENT
+    _engine_process(dying).kill()
 
+    async def until_both_serve() -> list[Any]:
+        answers = await _together(pool, *(_request(world.prompts[i % 3], seed=i) for i in range(4)))
+        assert pool.handles() == [living]
+        sync.start()
+        while pool.health() != [Health.HEALTHY] * 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+        sync.close()
+        return answers
 
-async def _gather_errors(pool: RayRolloutPool, requests: list[SampleRequest]) -> list[Any]:
-    return await asyncio.gather(*(pool.sample(request) for request in requests), return_exceptions=True)
+    answers = run(asyncio.wait_for(until_both_serve(), 400))
+    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert pool.failures == {"engine_died": 1}
+    for engine in (0, 1):
+        sampled = _direct(run, pool, engine, _request(world.prompts[0]))
+        assert {span.version for c in sampled.completions for span in c.weight_versions} == {30}
+        assert _difference(world, tmp_path, world.prompts[0], sampled) <= AGREEMENT
 
 
 def test_stalled_engine_is_named_in_time(
@@ -519,6 +534,6 @@ def test_stalled_engine_is_named_in_time(
     core.send_signal(signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(TransferError, match=r"engine 0: `start` did not end within sync\.timeout_s = 3 s"):
-        _publish(replace(world, config=config), run, pool.handles(), Learner(sender), 31)
+        _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
     assert time.monotonic() - start < 15
     core.send_signal(signal.SIGCONT)

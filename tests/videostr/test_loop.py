@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoProcessor
 from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
 from videostr.data.source import RecordSource
-from videostr.errors import RunFolderError, TooManyBadRecords
+from videostr.errors import LearnerError, NoSignal, RunFolderError, TooManyBadRecords
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.runfolder import RunFolder
@@ -46,6 +47,7 @@ class Rollouts:
 
     def __init__(self, failing: dict[str, FailureKind]) -> None:
         self.failing = failing
+        self.failures: Counter[str] = Counter()
         self.asked: list[SampleRequest] = []
         self.version = 0
 
@@ -66,16 +68,17 @@ class Rollouts:
 
 
 class Rewards:
-    def __init__(self, flat: bool) -> None:
+    """Pays 0, 1, ...; nothing for the records in `flat`, True for all."""
+
+    def __init__(self, flat: Collection[str] | bool) -> None:
         self.failures: Counter[str] = Counter()
         self.flat = flat
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+        flat = self.flat if isinstance(self.flat, bool) else record.id in self.flat
         trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
         return tuple(
-            Rollout(
-                completion=c, trace=trace, score=Score(total=0.0 if self.flat else i, parts={"format": 1.0})
-            )
+            Rollout(completion=c, trace=trace, score=Score(total=0.0 if flat else i, parts={"format": 1.0}))
             for i, c in enumerate(completions)
         )
 
@@ -91,13 +94,18 @@ class Learner:
 
     async def save(self, folder: Path) -> None:
         (folder / "policy").mkdir()
+        (folder / "policy" / "weights").write_text(f"version {self.rollouts.version}")
 
     async def load(self, folder: Path) -> int:
+        raise AssertionError
+
+    async def restart(self) -> None:
         raise AssertionError
 
 
 class Sync:
     def __init__(self, rollouts: Rollouts) -> None:
+        self.failures: Counter[str] = Counter()
         self.rollouts = rollouts
 
     async def publish(self, version: int) -> dict[str, float]:
@@ -109,14 +117,24 @@ class Stage:
     """A run over the tabletop records on these ports."""
 
     def __init__(
-        self, tabletop: Path, runs: Path, *, steps: int = 3, bad: float = 0.5, flat: bool = False
+        self,
+        tabletop: Path,
+        runs: Path,
+        *,
+        steps: int = 3,
+        bad: float = 0.5,
+        flat: Collection[str] | bool = False,
+        sampling: Sampling | None = None,
+        **train: Any,
     ) -> None:
         self.config = Config(
             run=Run(name="r", dir=str(runs)),
             model=Model(path="videostr/tabletop/pretrained"),
             data=Data(train=str(tabletop / "train"), max_bad_fraction=bad),
-            sampling=Sampling(group_size=2),
-            train=TrainConfig(steps=steps, prompts_per_step=4, checkpoint_every=2, keep_checkpoints=2),
+            sampling=sampling or Sampling(group_size=2),
+            train=TrainConfig(
+                steps=steps, prompts_per_step=4, checkpoint_every=2, keep_checkpoints=2, **train
+            ),
         )
         processor = AutoProcessor.from_pretrained(self.config.model.path)
         self.source = RecordSource(self.config.data.train, processor, seed=0)
@@ -134,10 +152,13 @@ class Stage:
         drawn = [self.source.draw(position) for position in range(count)]
         return [d.record.id for d in drawn if not isinstance(d, Failure)]
 
-    def train(self) -> RunState:
-        self.folder.rewind(0)
+    def train(self, state: RunState | None = None, **options: Any) -> RunState:
         fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(self.source.records)))
-        state = asyncio.run(train(self.config, self.source, self.ports, self.folder, fresh, self.stop))
+        state = state or fresh
+        self.folder.rewind(state.step)
+        state = asyncio.run(
+            train(self.config, self.source, self.ports, self.folder, state, self.stop, **options)
+        )
         self.folder.close()
         return state
 
@@ -217,6 +238,134 @@ def test_stop_gives_up_the_step_and_saves_the_last_one(tabletop: Path, tmp_path:
     assert stage.folder.checkpoints.state(latest) == state
 
 
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_batches_are_sampled_ahead_and_never_too_old(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=8, max_staleness=staleness)
+    ahead = []
+
+    async def slow(batch: LearnerBatch) -> Update:
+        await asyncio.sleep(0.05)  # sampling a batch takes 0.01 s
+        ahead.append(len(stage.rollouts.asked) // 4 - len(stage.learner.batches) - 1)
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = slow  # type: ignore[method-assign]
+    state = stage.train()
+    order = stage.order(32)
+    assert stage.learned() == [order[place : place + 4] for place in range(0, 32, 4)]
+    assert (state.ledger.next_position, state.ledger.open) == (32, ())
+    assert ahead == [*[staleness] * (8 - staleness), *range(staleness - 1, -1, -1)]
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["staleness/max"] for row in rows] == [min(step, staleness) for step in range(8)]
+
+
+def test_a_stopped_asynchronous_run_draws_what_it_left_open_first(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=6, max_staleness=2)
+    stage.rollouts.failing = {stage.order(3)[2]: FailureKind.BAD_VIDEO}
+
+    async def stopping(batch: LearnerBatch) -> Update:
+        await asyncio.sleep(0.05)
+        if len(stage.learner.batches) == 1:
+            stage.stop.set()
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = stopping  # type: ignore[method-assign]
+    first = stage.train()
+    # Three batches of four were begun at once, position 2 failed and was replaced by 12; two batches were learned from.
+    assert (first.step, first.ledger.learned, first.ledger.failed) == (2, 8, 1)
+    assert set(first.ledger.open) == {8, 9, 10, 11} | set(range(13, first.ledger.next_position))
+
+    again = Stage(tabletop, tmp_path, steps=6, max_staleness=2)
+    again.rollouts.failing, again.rollouts.version = stage.rollouts.failing, first.version
+    last = again.train(first)
+    learned = [record for batch in stage.learned() + again.learned() for record in batch]
+    order = stage.order(25)
+    assert sorted(learned) == sorted(set(order) - {order[2]})
+    assert (last.ledger.learned, last.ledger.failed, last.ledger.open) == (24, 1, ())
+
+
+def test_groups_without_variance_are_refilled(tabletop: Path, tmp_path: Path) -> None:
+    sampling = Sampling(group_size=2, refill=True, refill_limit=2.0)
+    order = Stage(tabletop, tmp_path / "x").order(20)
+    stage = Stage(tabletop, tmp_path, steps=2, sampling=sampling, flat={*order[1:3], *order[8:16]})
+    state = stage.train()
+    # Step 1: 0..3, two of them flat, replaced by 4 and 5. Step 2: 6..9, of which 8 and 9 are flat, as are 10 to 13 in their
+    # place: 8 groups were sampled, twice as many as needed, so two flat ones fill the batch, and carry no gradient.
+    assert stage.learned() == [[order[0], *order[3:6]], order[6:8]]
+    assert (state.ledger.next_position, state.ledger.learned, state.ledger.failed) == (14, 14, 0)
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["refilled_groups"], row["zero_variance_groups"]) for row in rows] == [(2, 0), (4, 2)]
+
+
+def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_flat_steps=3)
+    with pytest.raises(
+        NoSignal, match=r"3 steps in a row had no group.*format 1.000.*raise sampling.temperature"
+    ):
+        stage.train()
+    assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
+    tabletop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=5)
+
+    async def full(folder: Path) -> None:
+        if len(stage.learner.batches) == 2:
+            raise OSError(28, "No space left on device")
+        await Learner.save(stage.learner, folder)
+
+    stage.learner.save = full  # type: ignore[method-assign]
+    state = stage.train()
+    assert state.step == 5
+    assert (
+        "no checkpoint after step 2: [Errno 28] No space left on device; the one before is kept"
+        in caplog.text
+    )
+    assert stage.folder.quarantine.counts["checkpoint"] == 1
+    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir()) == [
+        "step_000004",
+        "step_000005",
+    ]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=3)
+
+    async def full(folder: Path) -> None:
+        if len(stage.learner.batches) == 3:
+            raise LearnerError("rank 0: disk is full")
+        await Learner.save(stage.learner, folder)
+
+    stage.learner.save = full  # type: ignore[method-assign]
+    with pytest.raises(
+        RunFolderError, match=r"after step 3 could not be written .*goes on from .*step_000002"
+    ):
+        stage.train()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_evaluation_beside_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=6, max_staleness=staleness)
+    stage.config.evaluate.every = 2
+    seen: list[tuple[int, set[int], int]] = []
+
+    async def evaluator(state: RunState) -> None:
+        versions, asked = set(), len(stage.learner.batches)
+        for _ in range(10):
+            versions.add(stage.rollouts.version)
+            await asyncio.sleep(0.01)
+        seen.append((state.step, versions, len(stage.learner.batches) - asked))
+        stage.folder.checkpoints.note_held_out(state.step, {2: 1.0, 4: 0.5}[state.step])
+
+    stage.train(evaluator=evaluator)
+    # The next step was sampled and learned meanwhile; its weights came after.
+    assert seen == [(2, {2}, 1), (4, {4}, 1)]
+    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").glob("step_*")) == [
+        "step_000002", "step_000004", "step_000006",
+    ]  # fmt: skip
+
+
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path)
     stage.train()
@@ -225,21 +374,6 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_
     again.close()
     rows = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2]
-
-
-def test_a_checkpoint_without_state_is_not_one_and_a_damaged_one_is_named(
-    tabletop: Path, tmp_path: Path
-) -> None:
-    stage = Stage(tabletop, tmp_path)
-    stage.train()
-    checkpoints = stage.folder.checkpoints
-    (checkpoints.folder / "step_000009" / "policy").mkdir(parents=True)
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.name == "step_000003"
-    (latest / "state.json").write_text('{"step": 3')
-    with pytest.raises(RunFolderError, match=r"state.json: not a readable run state"):
-        checkpoints.state(latest)
 
 
 def test_another_config_or_never_resume_is_refused(tabletop: Path, tmp_path: Path) -> None:

@@ -53,9 +53,15 @@ class Evaluation:
 
 
 async def evaluate(
-    config: Config, heldout: Sequence[Drawn | Failure], ports: Ports, version: int
+    config: Config,
+    heldout: Sequence[Drawn | Failure],
+    ports: Ports,
+    version: int,
+    *,
+    greedy_only: bool = False,
 ) -> Evaluation:
     """Sample and score every held-out prompt; a prompt that fails is counted and left out."""
+    ways = [(1, 0.0)] if greedy_only else [(config.evaluate.samples, config.sampling.temperature), (1, 0.0)]
     failures: dict[str, int] = {}
     sampled: dict[str, dict[str, float]] = {}
     greedy: dict[str, dict[str, float]] = {}
@@ -63,7 +69,7 @@ async def evaluate(
     async def one(drawn: Drawn | Failure) -> None:
         results = [
             drawn if isinstance(drawn, Failure) else await _ask(config, drawn, ports, n, temperature)
-            for n, temperature in ((config.evaluate.samples, config.sampling.temperature), (1, 0.0))
+            for n, temperature in ways
         ]
         for result in results:
             if isinstance(result, Failure):
@@ -71,14 +77,16 @@ async def evaluate(
                 log.warning("held-out %s: %s (%s)", result.record_id, result.detail, result.kind.value)
                 return
         record_id = drawn.record.id if isinstance(drawn, Drawn) else ""
-        sampled[record_id], greedy[record_id] = (r for r in results if not isinstance(r, Failure))
+        scores = [result for result in results if not isinstance(result, Failure)]
+        greedy[record_id] = scores[-1]
+        if not greedy_only:
+            sampled[record_id] = scores[0]
 
     await asyncio.gather(*(one(drawn) for drawn in heldout))
-    order = sorted(sampled)
     return Evaluation(
         version=version,
-        sampled={record_id: sampled[record_id] for record_id in order},
-        greedy={record_id: greedy[record_id] for record_id in order},
+        sampled=dict(sorted(sampled.items())),
+        greedy=dict(sorted(greedy.items())),
         failures=failures,
     )
 

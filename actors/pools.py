@@ -1,0 +1,332 @@
+"""All rollout engines as one port, supervised.
+
+`RayRolloutPool` sends each request to the engine with the least work. An engine whose process ends, that answers no health
+check, or that was left half-updated is killed; what it was sampling is asked of another, and a new process takes its
+place after a growing pause. That one is STALE until weights are published to it (`actors/sync.py` sees to it), then serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from actors.rollout import RolloutWorker
+from actors.supervision import Health, Standing
+from videostr.config import Config
+from videostr.errors import RolloutError, VideoStrError
+from videostr.ports import Sampled, SampleRequest
+from videostr.types import Failure, FailureKind
+
+log = logging.getLogger("videostr.rollouts")
+CLOSE_S = 30.0
+"""Longest time for a worker to end its engine."""
+TRIES = 3
+"""Times that a request may be late or lose its engine before it is given up as the likely cause."""
+
+
+class CallLost(RolloutError):
+    """The engine died under a call, or did not answer it in time; another one may."""
+
+
+@dataclass
+class _Engine:
+    """One process of an engine; the next one is another object."""
+
+    index: int
+    handle: Any
+    log_file: Path
+    sequences: int = 0
+    """Completions in flight."""
+    is_lost: bool = False
+
+
+class RayRolloutPool:
+    """All engines as one; implements `videostr.ports.RolloutPool`.
+
+    `sample` takes a place on the engine with the fewest completions in flight and gives it back when the group is there. It
+    waits while every engine has `max_num_seqs` completions and one more group, whose video is made ready meanwhile, or
+    while none is healthy and one may be again; it is unblocked by places given back and by engines that come to serve.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        frame_store: str | Path,
+        log_folder: str | Path,
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[RolloutWorker] = RolloutWorker,
+    ) -> None:
+        """Name the engines; `start` starts them.
+
+        Args:
+            config: the run's config.
+            frame_store: folder that all engines read frames from.
+            log_folder: gets one `engine_N.log` per engine.
+            options: Ray actor options of each engine, e.g. its place in a placement group.
+            worker_class: what to run as a worker.
+        """
+        self.config = config
+        self.frame_store = str(frame_store)
+        self.log_folder = Path(log_folder)
+        self.options = options
+        self.worker_class = worker_class
+        self.failures: Counter[str] = Counter()
+        """`engine_died`, `engine_hung`, `engine_half_updated`, `engine_did_not_start`: processes lost so far, by cause; and
+        `request_late`, groups that were given up and asked of an engine again."""
+        self._engines: list[_Engine] = []
+        self._standings: list[Standing] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Start all engines at once and wait for all of them; they then serve weight version 0.
+
+        Raises:
+            RolloutError: an engine failed or is not ready within `rollout.start_timeout_s`; names it and its log file.
+            ModelError: the checkpoint cannot be served.
+        """
+        rollout = self.config.rollout
+        self._engines = [self._launch(index) for index in range(rollout.num_workers)]
+        self._standings = [Standing(budget=rollout.max_restarts) for _ in self._engines]
+        try:
+            await asyncio.gather(
+                *(self._call(engine, "start", limit=rollout.start_timeout_s) for engine in self._engines)
+            )
+        except BaseException:
+            self.close()
+            raise
+        for standing in self._standings:
+            standing.started()
+            standing.served()
+        self._in_background(self._check_health())
+
+    def health(self) -> list[Health]:
+        """Of every engine, by index."""
+        return [standing.health for standing in self._standings]
+
+    def handles(self) -> list[Any]:
+        """Actor handles of the engines that weights can be sent to."""
+        return [engine.handle for engine in self._engines if self._standings[engine.index].is_up]
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        """One group; waits for a free place. One that is late, or under which its engine is lost, three times is a `Failure`.
+
+        Raises:
+            RolloutError: no engine is left.
+        """
+        problem = ""
+        for _ in range(TRIES):
+            engine = await self._take(request.n)
+            try:
+                answer: Sampled | Failure = await self._call(
+                    engine, "sample", request, limit=self.config.rollout.request_timeout_s
+                )
+                return answer
+            except CallLost as error:
+                problem = str(error)
+                await self._check(engine)
+            finally:
+                engine.sequences -= request.n
+                await self._tell()
+        return Failure(
+            kind=FailureKind.ENGINE,
+            record_id=request.prompt.record_id,
+            detail=f"{problem}; the last of {TRIES} tries",
+        )
+
+    async def stale(self) -> None:
+        """Returns when an engine waits for weights."""
+        async with self._changed:
+            await self._changed.wait_for(self.has_stale)
+
+    def has_stale(self) -> bool:
+        """Whether an engine waits for weights."""
+        return Health.STALE in self.health()
+
+    async def up(self) -> list[Any]:
+        """Handles to send weights to, once there is one.
+
+        Raises:
+            RolloutError: no engine is left.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.handles() or self._none_is_left())
+        if not self.handles():
+            raise self._nobody()
+        return self.handles()
+
+    async def served(self, handles: Sequence[Any]) -> None:
+        """These engines have the present weights."""
+        for engine in self._engines:
+            if engine.handle in handles and not engine.is_lost:
+                self._standings[engine.index].served()
+        await self._tell()
+
+    async def condemn(self, handles: Sequence[Any], cause: str) -> None:
+        """These engines have no usable weights: kill them and start others."""
+        for engine in list(self._engines):
+            if engine.handle in handles:
+                self._lose(engine, "half_updated", cause)
+        await self._tell()
+
+    def close(self) -> None:
+        """End all engines."""
+        for task in self._tasks:
+            task.cancel()
+        engines, self._engines = self._engines, []
+        closing = [engine.handle.close.remote() for engine in engines if not engine.is_lost]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+        for engine in engines:
+            ray.kill(engine.handle)
+
+    # ------------------------------------------------------------------------------------------ supervision
+
+    def _launch(self, index: int) -> _Engine:
+        rollout = self.config.rollout
+        log_file = self.log_folder / f"engine_{index}.log"
+        options = self.options[index] if self.options else {}
+        actor = ray.remote(self.worker_class).options(
+            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **options
+        )
+        handle = actor.remote(index, self.config, self.frame_store, str(log_file))
+        return _Engine(index=index, handle=handle, log_file=log_file)
+
+    def _lose(self, engine: _Engine, cause: str, detail: str) -> None:
+        """Kill an engine's process and have another started, if it is not lost already."""
+        if engine.is_lost or engine not in self._engines:
+            return
+        engine.is_lost = True
+        self.failures[f"engine_{cause}"] += 1
+        ray.kill(engine.handle)
+        pause_s = self._standings[engine.index].died()
+        after = "it is not started again" if pause_s is None else f"a new one starts in {pause_s:g} s"
+        log.warning("engine %d lost (%s): %s; %s", engine.index, cause, detail, after)
+        if pause_s is not None:
+            self._in_background(self._replace(engine.index, pause_s))
+
+    async def _replace(self, index: int, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        standing = self._standings[index]
+        standing.restarting()
+        engine = self._engines[index] = self._launch(index)
+        try:
+            await self._call(engine, "start", limit=self.config.rollout.start_timeout_s)
+        except CallLost:
+            pass  # `_call` has seen to it
+        except VideoStrError as error:
+            self._lose(engine, "did_not_start", str(error))
+        else:
+            standing.started()
+            log.info("engine %d is up again and waits for weights", index)
+        await self._tell()
+
+    async def _check_health(self) -> None:
+        """Ask every engine that is up, for ever, whether it is well."""
+        while True:
+            await asyncio.sleep(self.config.rollout.health_check_s)
+            up = [engine for engine in self._engines if self._standings[engine.index].is_up]
+            await asyncio.gather(*(self._check(engine) for engine in up))
+            await self._tell()
+
+    async def _check(self, engine: _Engine) -> None:
+        """Ask an engine whether it is well; one that is not, for the third time in a row, is lost."""
+        standing = self._standings[engine.index]
+        try:
+            await asyncio.wait_for(_result(engine.handle.ping.remote()), self.config.rollout.health_check_s)
+        except TimeoutError:
+            if not engine.is_lost and standing.missed():
+                self._lose(engine, "hung", f"missed {standing.misses} health checks in a row")
+        except RayError as error:
+            self._lose(engine, "died", _first_line(error))
+        else:
+            if not engine.is_lost:
+                standing.answered()
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    async def _take(self, n: int) -> _Engine:
+        """Reserve n completions on the least loaded healthy engine that has room."""
+        async with self._changed:
+            while True:
+                if self._none_is_left():
+                    raise self._nobody()
+                healthy = [e for e in self._engines if self._standings[e.index].health is Health.HEALTHY]
+                engine = min(healthy, key=lambda e: e.sequences, default=None)
+                if engine is not None and engine.sequences < self.config.rollout.max_num_seqs + n:
+                    engine.sequences += n
+                    return engine
+                await self._changed.wait()
+
+    def _none_is_left(self) -> bool:
+        return all(health is Health.GONE for health in self.health())
+
+    def _nobody(self) -> RolloutError:
+        return RolloutError(
+            f"no rollout engine is left: each was started again {self.config.rollout.max_restarts} times "
+            f"(rollout.max_restarts); see {self.log_folder}/engine_*.log, then run the same command again"
+        )
+
+    async def _call(self, engine: _Engine, method: str, *arguments: Any, limit: float) -> Any:
+        """What a method of an engine returns.
+
+        Raises:
+            CallLost: it died, or did not answer in time; it is being replaced.
+            RolloutError: the method raised.
+        """
+        ref = getattr(engine.handle, method).remote(*arguments)
+        try:
+            return await asyncio.wait_for(_result(ref), limit)
+        except TimeoutError:
+            key = "start" if method == "start" else "request"
+            detail = (
+                f"engine {engine.index} did not finish `{method}` within {limit:g} s; see {engine.log_file}, or raise "
+                f"rollout.{key}_timeout_s"
+            )
+            if method == "start":
+                self._lose(engine, "did_not_start", detail)
+            else:
+                self.failures["request_late"] += 1
+            raise CallLost(detail) from None
+        except RayTaskError as error:
+            cause = error.cause
+            kind = type(cause) if isinstance(cause, VideoStrError) else RolloutError
+            raise kind(
+                f"engine {engine.index} failed in `{method}`: {cause}; see {engine.log_file}"
+            ) from error
+        except RayError as error:
+            detail = f"engine {engine.index} died in `{method}`; see {engine.log_file}"
+            self._lose(engine, "died", f"{detail}: {_first_line(error)}")
+            raise CallLost(detail) from error
+
+
+async def _result(ref: Any) -> Any:
+    """The value of a Ray reference; cancels the task with the wait."""
+    try:
+        return await ref
+    except asyncio.CancelledError:
+        with contextlib.suppress(RayError):
+            ray.cancel(ref)
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

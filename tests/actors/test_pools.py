@@ -1,0 +1,235 @@
+"""RayRolloutPool and SupervisedSync on real Ray actors that sample nothing: lost engines, half-updated ones, spent budgets.
+
+Real engines are killed in tests/actors/test_engines.py and tests/test_failures.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.pools import RayRolloutPool
+from actors.rollout import RolloutWorker
+from actors.supervision import Health
+from actors.sync import SupervisedSync
+from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
+from videostr.errors import RolloutError, TransferError
+from videostr.ports import Sampled, SampleRequest
+from videostr.types import Clip, ClipSpec, Failure, FailureKind, Prompt
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        yield
+        ray.shutdown()
+
+
+def puppet(folder: Path) -> type[RolloutWorker]:
+    """A worker class whose engines do as the files in `folder` say; made here, so that Ray ships it by value."""
+
+    class Puppet(RolloutWorker):
+        def __init__(self, index: int, config: Any, frame_store: str, log_file: str) -> None:
+            self.index = index
+
+        async def start(self) -> None:
+            (folder / f"started_{self.index}_{time.monotonic_ns()}").touch()
+            if (folder / f"no_start_{self.index}").exists():
+                os._exit(1)
+
+        async def sample(self, request: Any) -> Any:
+            if (folder / f"die_{self.index}").exists():
+                await asyncio.sleep(0.05)
+                (folder / f"die_{self.index}").unlink(missing_ok=True)
+                os._exit(1)
+            if (folder / "always_die").exists():
+                os._exit(1)
+            if (folder / f"hang_{self.index}").exists():
+                (folder / f"hang_{self.index}").unlink()
+                time.sleep(60)  # noqa: ASYNC251  # that is the point
+            return Sampled(prompt_token_ids=np.array([self.index]), completions=())
+
+        async def ping(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    return Puppet
+
+
+REQUEST = SampleRequest(
+    prompt=Prompt(
+        record_id="r1", text="", clip=Clip(digest="", spec=ClipSpec(video="v.mp4", num_frames=1))
+    ),
+    n=2, temperature=1.0, max_tokens=8, seed=0,
+)  # fmt: skip
+
+
+class Learner:
+    """Sends nothing; fails as often as it is told."""
+
+    def __init__(self, broken: int = 0) -> None:
+        self.broken = broken
+        self.sent: list[tuple[int, int]] = []
+        self.updating = asyncio.Lock()
+        self.version = 0
+
+    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+        if self.broken:
+            self.broken -= 1
+            raise TransferError("engine 1: `update` broke")
+        self.sent.append((init["version"], len(init["engines"])))
+        return [{"sync/bytes": 1.0}]
+
+
+Use = Callable[[RayRolloutPool, SupervisedSync, Any], Coroutine[Any, Any, Any]]
+
+
+def play(folder: Path, use: Use, learner: Any = None, **rollout: Any) -> Any:
+    """Run `use` with a pool of two puppets and a sync over them."""
+    config = Config(
+        rollout=RolloutConfig(num_workers=2, num_cpus=0.5, **{"health_check_s": 30.0, "max_restarts": 2, **rollout}),
+        learner=LearnerConfig(), sync=SyncConfig(),
+    )  # fmt: skip
+
+    async def main() -> Any:
+        sender = learner() if learner else Learner()
+        pool = RayRolloutPool(config, folder, folder, worker_class=puppet(folder))
+        sync = SupervisedSync(config, sender, pool)  # type: ignore[arg-type]
+        await pool.start()
+        sync.start()
+        try:
+            return await asyncio.wait_for(use(pool, sync, sender), 240)
+        finally:
+            sync.close()
+            pool.close()
+
+    return asyncio.run(main())
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_after_a_publication(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        learner.version = 7
+        (tmp_path / "die_1").touch()
+        answers = await asyncio.gather(*(pool.sample(REQUEST) for _ in range(12)))
+        first = pool.health()
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        again = await asyncio.gather(*(pool.sample(REQUEST) for _ in range(12)))
+        return answers, first, again, dict(pool.failures), learner.sent
+
+    answers, first, again, failures, sent = play(tmp_path, use)
+    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert first[0] is Health.HEALTHY
+    assert first[1] is not Health.HEALTHY
+    assert {int(answer.prompt_token_ids[0]) for answer in again} == {0, 1}
+    assert failures == {"engine_died": 1}
+    assert sent == [(7, 2)]  # the present version, once, to both
+
+
+def test_a_group_that_is_late_is_asked_again_and_a_hung_engine_replaced(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        (tmp_path / "hang_0").touch()
+        answers = await asyncio.gather(*(pool.sample(REQUEST) for _ in range(4)))
+        await until(lambda: pool.failures["engine_hung"] == 1)
+        return answers, dict(pool.failures)
+
+    answers, failures = play(tmp_path, use, request_timeout_s=2.0, health_check_s=0.5)
+    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert failures["request_late"] >= 1
+
+
+def test_a_hung_engine_without_work_is_found_by_health_checks(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        (tmp_path / "hang_0").touch()
+        pool.handles()[0].sample.remote(REQUEST)  # behind the pool's back
+        await until(lambda: pool.health()[0] is Health.SUSPECT)
+        await until(lambda: pool.failures["engine_hung"] == 1)
+        return await pool.sample(REQUEST)
+
+    assert isinstance(play(tmp_path, use, health_check_s=0.3), Sampled)
+
+
+def test_a_request_that_kills_every_engine_is_a_failure(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        (tmp_path / "always_die").touch()
+        return await pool.sample(REQUEST), dict(pool.failures)
+
+    failure, failures = play(tmp_path, use, max_restarts=5)
+    assert isinstance(failure, Failure)
+    assert (failure.kind, failure.record_id) == (FailureKind.ENGINE, "r1")
+    assert "died in `sample`" in failure.detail
+    assert "the last of 3 tries" in failure.detail
+    assert failures == {"engine_died": 3}
+
+
+def test_when_all_restarts_are_spent_the_run_is_told_why(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        for index in (0, 1):
+            (tmp_path / f"die_{index}").touch()
+            (tmp_path / f"no_start_{index}").touch()
+        await asyncio.gather(*(pool.sample(REQUEST) for _ in range(2)))
+
+    with pytest.raises(
+        RolloutError, match=r"no rollout engine is left: each was started again 1 times .*engine_\*.log"
+    ):
+        play(tmp_path, use, max_restarts=1)
+
+
+def test_engines_of_a_broken_transfer_are_replaced_and_get_the_weights(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        before = pool.handles()
+        metrics = await sync.publish(3)
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        return before, pool.handles(), metrics, dict(pool.failures), dict(sync.failures), learner.sent
+
+    before, after, metrics, lost, failures, sent = play(tmp_path, use, learner=lambda: Learner(broken=1))
+    assert not set(before) & set(after)
+    assert metrics["sync/bytes"] == 1.0
+    assert lost == {"engine_half_updated": 2}
+    assert failures == {"transfer": 1}
+    assert sent[0][0] == 3
+
+
+def test_a_transfer_that_breaks_three_times_fails(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, _: Any) -> Any:
+        await sync.publish(3)
+
+    with pytest.raises(TransferError, match="engine 1: `update` broke"):
+        play(tmp_path, use, learner=lambda: Learner(broken=99), max_restarts=9)
+
+
+def test_weights_that_change_are_not_published_to_a_stale_engine(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        async with learner.updating:
+            (tmp_path / "die_1").touch()
+            await asyncio.gather(*(pool.sample(REQUEST) for _ in range(4)))
+            await until(pool.has_stale)
+            await asyncio.sleep(0.2)
+            during = list(learner.sent)
+            learner.version = 1
+        await until(lambda: not pool.has_stale())
+        return during, learner.sent
+
+    during, after = play(tmp_path, use)
+    assert during == []
+    assert after == [(1, 2)]

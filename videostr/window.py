@@ -1,0 +1,66 @@
+"""Bounded staleness between sampling and learning, in plain asyncio.
+
+In: a coroutine function that collects the batch of a step. Out: collected batches, in order of their steps.
+
+Consumes nothing of its own. Produces batches. `next` waits for the oldest batch and is unblocked when that is collected or
+fails; batches behind it go on meanwhile, up to `max_staleness` of them.
+
+The bound: `advance(done)` says that `done` steps are over, each with at most one update, the last one's weights published.
+It starts the batches of steps up to `done + S`. So the batch of step b (from 0) starts when at least b - S steps are over,
+and all its tokens are sampled from weights that contain at least the updates of these. It is learned from after exactly
+b steps. So at most b - (b - S) = S updates happened since the oldest weights that sampled any of its tokens. No batch is
+ever thrown away for its age: those that would become too old are not begun. With S = 0 a batch starts when the weights of
+the step before are published: the synchronous algorithm, exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Window(Generic[T]):
+    """The batches under way: at most `max_staleness + 1`."""
+
+    def __init__(
+        self, collect: Callable[[int], Coroutine[Any, Any, T]], *, max_staleness: int, first: int, last: int
+    ) -> None:
+        """Nothing is begun yet.
+
+        Args:
+            collect: collects the batch of a step.
+            max_staleness: S.
+            first: step of the first batch, counted from 0.
+            last: step behind the last batch.
+        """
+        self._collect = collect
+        self._max_staleness = max_staleness
+        self._next_step = first
+        self._last = last
+        self._batches: deque[asyncio.Task[T]] = deque()
+
+    def advance(self, done: int) -> None:
+        """Begin the batches that may begin when `done` steps are over."""
+        while self._next_step <= min(done + self._max_staleness, self._last - 1):
+            self._batches.append(asyncio.create_task(self._collect(self._next_step)))
+            self._next_step += 1
+
+    async def next(self) -> T:
+        """The oldest batch; raises what collecting it raised."""
+        batch = await asyncio.shield(self._batches[0])
+        self._batches.popleft()
+        return batch
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give up the batches under way."""
+        for task in self._batches:
+            task.cancel()
+        await asyncio.gather(*self._batches, return_exceptions=True)
+        self._batches.clear()
