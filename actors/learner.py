@@ -523,4 +523,5 @@ class RayLearner:
             kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError
             raise kind(f"learner rank {rank} failed in `{method}`: {cause!r}") from error
         except RayError as error:
-            raise LearnerError(f"learner rank {rank} died in `{method}`: {error}") from error
+            first = str(error).strip().partition("\n")[0]
+            raise LearnerError(f"learner rank {rank} died in `{method}`: {first}") from error

@@ -276,7 +276,7 @@ def turn(degrees: float, reference: str) -> Callable[[np.ndarray], np.ndarray]:
 seeds = st.integers(0, 2**32 - 1)
 labels = st.sampled_from(["ab", "aa", "abc", "aab", "aaa", "abcd", "aabb", "aabbc", "aaaaa"])
 references = st.sampled_from(["floor", "camera0", "image"])
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=250, deadline=None)
 
 
 @given(seeds, labels, references, st.floats(-720, 720), st.floats(-50, 50), st.sampled_from([0.0, 0.5, 3.0]))

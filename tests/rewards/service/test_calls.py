@@ -379,15 +379,19 @@ async def fuzz(endpoint: str, request: bytes, count: int, seed: int) -> Counter[
     return found
 
 
+MALFORMED = int(os.environ.get("VIDEOSTR_MALFORMED", "400"))
+"""How many; more for a long run."""
+
+
 def test_malformed_requests_neither_crash_nor_leak(service: Any, record: Record) -> None:
     request = request_message([reference_trace(record), RIGHT], record).SerializeToString()
     asyncio.run(fuzz(service.endpoint, request, 100, seed=1))
     workers, before = sorted(service.workers()), usage(service.process.pid)
-    found = asyncio.run(fuzz(service.endpoint, request, 400, seed=2))
+    found = asyncio.run(fuzz(service.endpoint, request, MALFORMED, seed=2))
     after = usage(service.process.pid)
     assert set(found) <= {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
-    assert found["INVALID_ARGUMENT"] > 100
-    assert found["OK"] > 50  # texts of completions may hold anything
+    assert found["INVALID_ARGUMENT"] > MALFORMED / 4
+    assert found["OK"] > MALFORMED / 8  # texts of completions may hold anything
     assert sorted(service.workers()) == workers
     assert after[0] <= before[0] + 16
     assert after[1] <= before[1] + 2
