@@ -34,13 +34,15 @@ class Role:
 
 
 def plan(config: Config) -> list[Role]:
-    """The actors a config asks for."""
+    """The actors a config asks for; no reward workers where a service scores."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
-    return [
+    roles = [
         Role("rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus), "PACK"),
         Role("learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus), "PACK"),
-        Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0), "SPREAD"),
     ]
+    if not reward.endpoint:
+        roles.append(Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0), "SPREAD"))
+    return roles
 
 
 class Placement:

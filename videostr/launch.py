@@ -23,7 +23,7 @@ import ray
 from transformers import AutoProcessor
 
 from actors.learner import RayLearner
-from actors.placement import Placement
+from actors.placement import Placement, plan
 from actors.pools import RayRolloutPool
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
@@ -171,7 +171,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
             config, folder.frame_store, folder.path / "logs", placement.options("rollout")
         )
         cleanup.callback(rollouts.close)
-        log.info("starting %d rollout, %d learner, %d reward workers", *_counts(config))
+        log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in plan(config)))
         started = await unless(
             stop,
             asyncio.gather(
@@ -320,10 +320,6 @@ def _absolute(config: Config) -> Config:
         config.model, path=str(path.resolve()) if path.exists() else config.model.path
     )
     return dataclasses.replace(config, model=model)
-
-
-def _counts(config: Config) -> tuple[int, int, int]:
-    return config.rollout.num_workers, config.learner.num_ranks, config.reward.num_workers
 
 
 def _start_ray() -> None:

@@ -32,6 +32,9 @@ FREE_KEYS = frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.traces_every",
+        "reward.endpoint",
+        "reward.token_file",
+        "reward.ca_file",
     }
 )
 """What may change between the starts of one run; everything else changes what the run computes."""

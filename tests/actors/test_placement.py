@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actors.placement import lacking, plan
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig
 
@@ -27,3 +29,8 @@ def test_what_is_missing_is_named_with_its_uses() -> None:
         "needs 11 CPU (rollout 3 x 2, learner 4 x 1, reward 2 x 0.5), the cluster has 10.5; "
         "needs 10 GPU (rollout 3 x 2, learner 4 x 1), the cluster has 8"
     )
+
+
+def test_where_a_service_scores_no_reward_worker_is_planned() -> None:
+    config = replace(CONFIG, reward=replace(CONFIG.reward, endpoint="127.0.0.1:50051"))
+    assert [role.name for role in plan(config)] == ["rollout", "learner"]

@@ -18,7 +18,6 @@ import pytest
 import ray
 
 from actors.pools import RayRolloutPool
-from actors.rollout import RolloutWorker
 from actors.supervision import Health
 from actors.sync import SupervisedSync
 from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
@@ -35,10 +34,13 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def puppet(folder: Path) -> type[RolloutWorker]:
-    """A worker class whose engines do as the files in `folder` say; made here, so that Ray ships it by value."""
+def puppet(folder: Path) -> Any:
+    """A worker class whose engines do as the files in `folder` say; made here, so that Ray ships it by value.
 
-    class Puppet(RolloutWorker):
+    Not a `RolloutWorker`: its processes need not import transformers, and start in a second.
+    """
+
+    class Puppet:
         def __init__(self, index: int, config: Any, frame_store: str, log_file: str) -> None:
             self.index = index
 

@@ -90,6 +90,8 @@ def graph(nodes: list[dict[str, Any]]) -> str:
         ({"answer": {"value": "two"}}, "answer.value = 'two': must be JSON"),
         ({"answer": {"value": '"2"'}}, "must be a finite number"),
         ({"answer": {"value": "NaN"}}, "must be a finite number"),
+        ({"answer": {"value": "9" * 400}}, "must be a finite number"),
+        ({"answer": {"value": "[" * 100_000}}, "must be JSON"),
         (
             {"answer": {"kind": "choice", "value": '"C"'}, "options": ["x", "y"]},
             "the letter of one of at least two",

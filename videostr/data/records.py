@@ -203,9 +203,10 @@ def _answer(row: dict[str, Any], options: tuple[str, ...], origin: str) -> Answe
         raise RecordError(f"{origin}: answer.kind = {row['kind']!r}: must be one of {', '.join(kinds)}")
     kind = AnswerKind(row["kind"])
     try:
-        value = json.loads(row["value"])
-    except (TypeError, ValueError):
-        raise RecordError(f"{origin}: answer.value = {row['value']!r}: must be JSON") from None
+        # As floats: thousands of digits are then infinite, and refused below.
+        value = json.loads(row["value"], parse_int=float)
+    except (TypeError, ValueError, RecursionError):
+        raise RecordError(f"{origin}: answer.value = {row['value']!r:.80}: must be JSON") from None
     problem = _value_problem(kind, value, options)
     if problem:
         raise RecordError(f"{origin}: answer.value = {value!r} of kind {kind.value}: must be {problem}")
