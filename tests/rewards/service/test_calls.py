@@ -125,8 +125,11 @@ def test_metrics_count_groups_and_traces(service: Any, record: Record) -> None:
     [
         ({"kind": "colour"}, "record 'r1': answer.kind = 'colour': must be one of choice, number"),
         ({"value": '"C"'}, "answer.value = 'C' of kind choice: must be the letter of one of at least two"),
-        ({"value": "[" * 100_000}, "answer.value or graph cannot be read (RecursionError"),
-        ({"kind": "number", "value": "1" + "0" * 400}, "answer.value or graph cannot be read"),
+        ({"value": "[" * 100_000}, "answer.value = '[[[["),
+        (
+            {"kind": "number", "value": "1" + "0" * 400},
+            "answer.value = inf of kind number: must be a finite number",
+        ),
         ({"value": "A"}, "answer.value = 'A': must be JSON"),
     ],
 )
