@@ -304,12 +304,11 @@ def _laid_onto_truth(stated: Stated, pos: Floats, target: Target, *, in_space: b
     named = _counterparts(stated, target)
     choices = np.array([len(others) for others in named], dtype=np.intp)
     anchors = _anchors(choices, target)
-    thirds = {row: _third(row, choices, target) for row in anchors} if in_space else {}
     corners: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
     for rank, row in enumerate(anchors):
         if len(corners) >= _MAX_MOTIONS:
             break
-        third = thirds.get(row)
+        third = _third(row, choices, target) if in_space else None
         true = (*target.pairs.members[row].tolist(), *(() if third is None else (third,)))
         found = itertools.product(*(named[node] for node in true))
         corners += [(true, others, rank) for others in found if len(set(others)) == len(others)]

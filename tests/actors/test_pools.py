@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from actors.pools import RayRolloutPool
 from actors.supervision import Health
@@ -24,14 +22,6 @@ from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
 from videostr.errors import RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Clip, ClipSpec, Failure, FailureKind, Prompt
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        yield
-        ray.shutdown()
 
 
 def puppet(folder: Path) -> Any:

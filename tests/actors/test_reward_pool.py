@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
@@ -28,16 +26,6 @@ from videostr.types import (
     Record,
     Rollout,
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    # A separate number of CPUs: actors must be placed although the machine has only two.
-    # Not pytest's folder: the paths of Ray's sockets may have 107 characters at most.
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        yield
-        ray.shutdown()
 
 
 def record() -> Record:

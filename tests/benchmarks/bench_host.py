@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from rewards import score_group
+from tests.benchmarks.measure import report, spread
 from videostr.data.records import read_records
 from videostr.graph import to_json
 from videostr.trace import parse
@@ -21,6 +21,7 @@ from videostr.types import Answer, AnswerKind, ClipSpec, Edge, GraphFrame, Node,
 from videostr.video import FrameStore, decode, name_clip
 
 REPEATS = 7
+HOST = {"cores": 1, "repeats": REPEATS}
 
 
 def seconds(work: Callable[[], object], calls: int) -> list[float]:
@@ -34,16 +35,6 @@ def seconds(work: Callable[[], object], calls: int) -> list[float]:
     return found
 
 
-def report(capsys: pytest.CaptureFixture[str], **values: object) -> None:
-    with capsys.disabled():
-        print(json.dumps({"cores": 1, "repeats": REPEATS, **values}), flush=True)  # noqa: T201
-
-
-def spread(values: list[float]) -> float:
-    """(max - min) / median."""
-    return round((max(values) - min(values)) / statistics.median(values), 3)
-
-
 def test_frame_store(tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tabletop / "heldout"
     record = next(row for row in read_records(folder) if isinstance(row, Record))
@@ -52,6 +43,7 @@ def test_frame_store(tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     decoded = seconds(lambda: decode(clip.spec), 20)
     report(
         capsys,
+        **HOST,
         name="decode/frame_store",
         value=round(1 / statistics.median(stored)),
         unit="clips/s",
@@ -119,6 +111,7 @@ def test_rewards(labels: Sequence[str], edges: bool, shape: str, capsys: pytest.
     reading = statistics.median(seconds(lambda: [parse(text) for text in texts], 20)) / 8
     report(
         capsys,
+        **HOST,
         name="reward/traces_per_s_per_core",
         value=round(1 / statistics.median(taken)),
         unit="traces/s",
@@ -140,5 +133,5 @@ def test_reward_growth(capsys: pytest.CaptureFixture[str]) -> None:
         ("nodes^3", math.log(repeated_many / repeated_few) / math.log(4), "16 to 64 nodes of one label"),
         ("text^1", math.log(long / short) / math.log(7.5), "8 to 60 kB of thinking"),
     ):
-        report(capsys, name="reward/growth", value=round(value, 2), unit="exponent", ratio=None, against=against,
+        report(capsys, **HOST, name="reward/growth", value=round(value, 2), unit="exponent", ratio=None, against=against,
                shape=shape, spread=None)  # fmt: skip
