@@ -63,9 +63,10 @@ def frame_score(predicted: dict[str, list[_Point]], truth: dict[str, list[_Point
 def _label_score(predicted: list[_Point], truth: list[_Point]) -> float:
     if len(predicted) == len(truth) == 1:  # most labels
         return max(0.0, 1.0 - math.dist(predicted[0], truth[0]) / _DIAGONAL)
-    # Positions break ties, so that the order in which nodes are written does not matter.
+    # Positions break ties, so that the order in which nodes are written does not matter; distances are rounded first, or
+    # the last bit, which depends on where the scene lies, would break them.
     pairs = sorted(
-        (math.dist(p, t), t, p, i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth)
+        (round(math.dist(p, t), 9), t, p, i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth)
     )
     used_predicted: set[int] = set()
     used_true: set[int] = set()
