@@ -96,6 +96,8 @@ class LearnerWorker:
         """
         import deepspeed  # its import settles the accelerator, so it comes after `connect`
 
+        # An all-reduce through shared memory, which would be compiled now: not worth 40 s and the need for a C++ compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = self.config.model
         check_model(model.path, cpu=not self.on_gpu)

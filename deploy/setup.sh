@@ -60,7 +60,8 @@ local_cpu_torch() {
 }
 
 install_packages() {
-  local options=(--python "$venv/bin/python" --requirements pyproject.toml --extra "$extra" --extra dev)
+  # Without compiled files every process would compile vLLM and torch anew where PYTHONDONTWRITEBYTECODE is set: 20 s each.
+  local options=(--python "$venv/bin/python" --requirements pyproject.toml --extra "$extra" --extra dev --compile-bytecode)
   if [[ $extra == cpu ]]; then
     options+=(--override deploy/overrides-cpu.txt)
     local_cpu_torch || options+=(--torch-backend cpu)
