@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +57,11 @@ def from_json(text: str, *, frame: str = "", sizes: bool = False) -> SceneGraph:
         raise GraphRefused(
             GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
         )
+    graph = None if sizes or frame else _read_plain(text)
+    return graph or _read_fully(text, frame, sizes)
+
+
+def _read_fully(text: str, frame: str, sizes: bool) -> SceneGraph:
     try:
         # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
         graph = from_value(json.loads(text, parse_int=float), frame=frame, sizes=sizes)
@@ -84,7 +90,7 @@ def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneG
         raise _bad("some positions have 2 coordinates and others 3")
     if frame == "camera0" and 2 in dimensions:
         raise _bad("positions have 2 coordinates, camera0 needs x, y and z")
-    return SceneGraph(unit=unit, frame=frame, frames=tuple(sorted(frames, key=lambda item: item.t)))
+    return SceneGraph(unit=unit, frame=frame, frames=tuple(sorted(frames, key=_time)))
 
 
 def to_json(graph: SceneGraph, *, sizes: bool = False, decimals: int | None = None) -> str:
@@ -146,9 +152,12 @@ def bearing(a: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArr
     return wrap(np.degrees(np.arctan2(b[..., forward] - a[..., forward], b[..., right] - a[..., right])))
 
 
-def wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+_Degrees = TypeVar("_Degrees", float, NDArray[np.float64])
+
+
+def wrap(degrees: _Degrees) -> _Degrees:
     """The same direction in (-180, 180]."""
-    return 180.0 - np.mod(180.0 - degrees, 360.0)
+    return 180.0 - (180.0 - degrees) % 360.0
 
 
 def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,6 +167,79 @@ def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
     sine, cosine = (np.sum(part(radians), axis=-1, where=known) for part in (np.sin, np.cos))
     length = np.hypot(sine, cosine) / np.maximum(known.sum(axis=-1), 1)
     return np.where(length >= 1e-9, np.degrees(np.arctan2(sine, cosine)), 0.0)
+
+
+# -------------------------------------------------------------------------------- contract, the usual case
+
+_Coordinate = Annotated[float, msgspec.Meta(ge=-MAX_ABS, le=MAX_ABS)]
+
+
+class _PlainNode(msgspec.Struct, gc=False):
+    id: str
+    pos: Annotated[tuple[_Coordinate, ...], msgspec.Meta(min_length=2, max_length=3)]
+
+
+class _PlainEdge(msgspec.Struct, gc=False):
+    a: str
+    b: str
+    dist: Annotated[float, msgspec.Meta(ge=0, le=MAX_ABS)] | None = None
+    angle: _Coordinate | None = None
+
+
+class _PlainFrame(msgspec.Struct):
+    t: _Coordinate
+    nodes: Annotated[list[_PlainNode], msgspec.Meta(max_length=MAX_NODES)]
+    edges: Annotated[list[_PlainEdge], msgspec.Meta(max_length=MAX_EDGES)] | None = None
+
+
+class _PlainGraph(msgspec.Struct):
+    unit: Literal["m", "px", "grid"]
+    frames: Annotated[list[_PlainFrame], msgspec.Meta(min_length=1, max_length=MAX_FRAMES)]
+
+
+_PLAIN = msgspec.json.Decoder(_PlainGraph)
+
+
+def _read_plain(text: str) -> SceneGraph | None:
+    """The graph of a trace that keeps the contract word for word, three times as fast; None leaves it to the full reader.
+
+    What this takes the full reader takes too, with the same result (tests/videostr/test_trace.py); only that one says what is
+    wrong with the rest.
+    """
+    try:
+        plain = _PLAIN.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    labels: dict[str, str] = {}
+    frames = []
+    dimensions = set()
+    for item in plain.frames:
+        nodes = []
+        for node in item.nodes:
+            name, pos = node.id, node.pos
+            if (label := labels.get(name)) is None:
+                label = labels[name] = _label(name)
+            nodes.append(Node(id=name, label=label, pos=pos))
+            dimensions.add(len(pos))
+        ids = {node.id for node in nodes}
+        edges = _plain_edges(item.edges, ids) if item.edges else ()
+        if edges is None or len(ids) < len(nodes):
+            return None
+        frames.append(GraphFrame(t=item.t, nodes=tuple(nodes), edges=edges))
+    graph = SceneGraph(unit=plain.unit, frame="", frames=tuple(sorted(frames, key=_time)))
+    is_whole = text.count("[") + text.count("{") == _brackets(graph)
+    return graph if is_whole and len(dimensions) <= 1 and all(labels.values()) else None
+
+
+def _plain_edges(edges: list[_PlainEdge], ids: set[str]) -> tuple[Edge, ...] | None:
+    """None where they do not keep the contract."""
+    found = [
+        Edge(a=edge.a, b=edge.b, dist=edge.dist, angle=None if edge.angle is None else wrap(edge.angle))
+        for edge in edges
+    ]
+    pairs = {frozenset((edge.a, edge.b)) for edge in edges}
+    known = len(pairs) == len(edges) and all(len(pair) == 2 and pair <= ids for pair in pairs)
+    return tuple(found) if known else None
 
 
 # ------------------------------------------------------------------------------------------------ contract
@@ -177,6 +259,10 @@ def _brief(value: object) -> str:
     if value is None:
         return "missing"
     return f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"of type {type(value).__name__}"
+
+
+def _time(item: GraphFrame) -> float:
+    return item.t
 
 
 def _brackets(graph: SceneGraph) -> int:
@@ -278,7 +364,7 @@ def _edge(value: object, ids: set[str]) -> Edge:
         a=a,
         b=b,
         dist=None if dist is None else _distance(dist),
-        angle=None if angle is None else float(wrap(np.array(_number(angle, "angle of an edge")))),
+        angle=None if angle is None else wrap(_number(angle, "angle of an edge")),
     )
 
 

@@ -252,6 +252,87 @@ def test_no_json_raises_whole_or_truncated(value: Any, length: int) -> None:
         assert isinstance(parse(text_of(piece)).graph, (SceneGraph, GraphAbsence))
 
 
+def _mutate(value: Any, path: tuple[int, ...], new: Any) -> Any:
+    """A copy of JSON with one place, found by turning at each level into the path's child, replaced."""
+    if not path or not isinstance(value, (dict, list)) or not value:
+        return new
+    if isinstance(value, dict):
+        chosen = list(value)[path[0] % len(value)]
+        return {key: _mutate(old, path[1:], new) if key == chosen else old for key, old in value.items()}
+    place = path[0] % len(value)
+    return [_mutate(old, path[1:], new) if i == place else old for i, old in enumerate(value)]
+
+
+_ODD = [
+    0,
+    -1,
+    1e6,
+    1e6 + 1,
+    1e400,
+    math.nan,
+    True,
+    None,
+    "",
+    "car.1",
+    "van.1",
+    "car",
+    "é.2",
+    "a\x01.1",
+    [],
+    {},
+    [1, 2],
+    [1] * 4,
+]
+_SPLICES = [
+    "",
+    "0",
+    "-",
+    "1e999",
+    "NaN",
+    " ",
+    '"',
+    ",",
+    "[",
+    "}",
+    "\\ud800",
+    "\x01",
+    "0x1",
+    "1.",
+    "\\u0041",
+    '"t":1,',
+    "\ud800",
+]
+
+
+@settings(max_examples=600)
+@given(
+    st.tuples(*[st.integers(0, 3)] * 6).flatmap(lambda path: st.sampled_from([path[:n] for n in range(7)])),
+    st.sampled_from(_ODD) | JSON,
+    st.sampled_from(_SPLICES),
+    st.integers(0, 200),
+    st.integers(0, 2),
+)
+def test_the_fast_reader_agrees_with_the_full_one(
+    path: tuple[int, ...], new: Any, splice: str, at: int, cut: int
+) -> None:
+    text = json.dumps(_mutate(GRAPH, path, new), separators=(",", ":"))
+    text = text[:at] + splice + text[at + cut :]
+    fast = graphs._read_plain(text)
+    if fast is not None:
+        assert fast == graphs._read_fully(text, "", False)
+
+
+def test_the_fast_reader_takes_the_usual_graph_and_leaves_the_rest() -> None:
+    assert graphs._read_plain(json.dumps(GRAPH)) == PARSED
+    assert graphs._read_plain(graph_with(edges=None)) is not None
+    for unusual in (
+        graph_with(colour=["red"]),
+        graph_with(nodes=GRAPH["frames"][0]["nodes"] * 2),
+        "[" * 9999,
+    ):
+        assert graphs._read_plain(unusual) is None
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_raise(data: bytes) -> None:
     assert parse(data.decode("utf-8", "surrogateescape")).well_formed is False
