@@ -59,6 +59,8 @@ class Placement:
         missing = lacking(roles, ray.cluster_resources())
         if missing and wait_s == 0:
             raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
+        self._bundles = {role.name: role.bundle for role in roles}
+        self._extra: list[PlacementGroup] = []
         self._groups: dict[str, PlacementGroup] = {
             role.name: placement_group([dict(role.bundle)] * role.count, strategy=role.strategy)
             for role in roles
@@ -90,9 +92,28 @@ class Placement:
         """Ray actor options for any place of a role, for actors that come and go."""
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[role])}
 
+    def more(self, role: str) -> dict[str, Any]:
+        """Ray actor options of one more actor of a role; it waits until the cluster has room for it."""
+        group = placement_group([dict(self._bundles[role])])
+        self._extra.append(group)
+        return {
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        }
+
+    def has_room_for(self, role: str) -> bool:
+        """Whether the cluster has free what one more actor of a role needs."""
+        free = ray.available_resources()
+        return all(free.get(name, 0) + 1e-6 >= amount for name, amount in self._bundles[role].items())
+
+    def release(self, options: Mapping[str, Any]) -> None:
+        """Give the place of an actor of `more` back."""
+        group = options["scheduling_strategy"].placement_group
+        self._extra = [other for other in self._extra if other.id != group.id]
+        remove_placement_group(group)
+
     def close(self) -> None:
         """Give the places back."""
-        for group in self._groups.values():
+        for group in (*self._groups.values(), *self._extra):
             remove_placement_group(group)
 
 

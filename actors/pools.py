@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.placement import Placement
 from actors.rollout import RolloutWorker
 from actors.supervision import Health, Standing
 from videostr.config import Config
@@ -29,6 +30,9 @@ from videostr.types import Failure, FailureKind
 log = logging.getLogger("videostr.rollouts")
 CLOSE_S = 30.0
 """Longest time for a worker to end its engine."""
+AHEAD = 2
+"""Completions that an engine is given, in `max_num_seqs`. A group keeps its places until its last completion ends, so with less
+some of the engine's sequences stand empty; with more, a lost engine costs more groups a second try."""
 TRIES = 3
 """Times that a request may be late or lose its engine before it is given up as the likely cause."""
 
@@ -53,8 +57,8 @@ class RayRolloutPool:
     """All engines as one; implements `videostr.ports.RolloutPool`.
 
     `sample` takes a place on the engine with the fewest completions in flight and gives it back when the group is there. It
-    waits while every engine has `max_num_seqs` completions and one more group, whose video is made ready meanwhile, or
-    while none is healthy and one may be again; it is unblocked by places given back and by engines that come to serve.
+    waits while every engine has `AHEAD` times `max_num_seqs` completions, or while none is healthy and one may be again; it
+    is unblocked by places given back and by engines that come to serve.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class RayRolloutPool:
         config: Config,
         frame_store: str | Path,
         log_folder: str | Path,
-        options: Sequence[Mapping[str, Any]] = (),
+        placement: Placement | None = None,
         worker_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
         """Name the engines; `start` starts them.
@@ -71,17 +75,24 @@ class RayRolloutPool:
             config: the run's config.
             frame_store: folder that all engines read frames from.
             log_folder: gets one `engine_N.log` per engine.
-            options: Ray actor options of each engine, e.g. its place in a placement group.
+            placement: gives each engine its place; None leaves that to Ray.
             worker_class: what to run as a worker.
         """
         self.config = config
         self.frame_store = str(frame_store)
         self.log_folder = Path(log_folder)
-        self.options = options
+        self.placement = placement
+        self.options: list[dict[str, Any]] = (
+            [{} for _ in range(config.rollout.num_workers)]
+            if placement is None
+            else placement.options("rollout")
+        )
+        """Ray actor options by engine."""
         self.worker_class = worker_class
         self.failures: Counter[str] = Counter()
         """`engine_died`, `engine_hung`, `engine_half_updated`, `engine_did_not_start`: processes lost so far, by cause; and
-        `request_late`, groups that were given up and asked of an engine again."""
+        `request_late`, groups that were given up and asked of an engine again; `tokens_sampled_again`, the tokens of all such
+        groups: at most so many were thrown away."""
         self._engines: list[_Engine] = []
         self._standings: list[Standing] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,8 +106,9 @@ class RayRolloutPool:
             ModelError: the checkpoint cannot be served.
         """
         rollout = self.config.rollout
-        self._engines = [self._launch(index) for index in range(rollout.num_workers)]
-        self._standings = [Standing(budget=rollout.max_restarts) for _ in self._engines]
+        self._standings = [Standing(budget=rollout.max_restarts) for _ in range(rollout.num_workers)]
+        for index in range(rollout.num_workers):
+            self._launch(index)
         try:
             await asyncio.gather(
                 *(self._call(engine, "start", limit=rollout.start_timeout_s) for engine in self._engines)
@@ -124,12 +136,15 @@ class RayRolloutPool:
             RolloutError: no engine is left.
         """
         problem = ""
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             engine = await self._take(request.n)
             try:
                 answer: Sampled | Failure = await self._call(
                     engine, "sample", request, limit=self.config.rollout.request_timeout_s
                 )
+                if attempt and isinstance(answer, Sampled):
+                    tokens = sum(len(completion.token_ids) for completion in answer.completions)
+                    self.failures["tokens_sampled_again"] += attempt * tokens
                 return answer
             except CallLost as error:
                 problem = str(error)
@@ -164,6 +179,30 @@ class RayRolloutPool:
             raise self._nobody()
         return self.handles()
 
+    def size(self) -> int:
+        """Engines in use, those that are being started included."""
+        return sum(health is not Health.RETIRED for health in self.health())
+
+    async def resize(self, count: int) -> None:
+        """Add engines or take some out until `count` are in use; returns at once.
+
+        New ones are STALE until weights are published to them. One that is taken out gets no new groups, and ends when it
+        has sampled those it has. The last ones added are the first to go.
+        """
+        planned = range(self.config.rollout.num_workers)
+        while self.size() < count:
+            free = [index for index in planned if self._standings[index].health is Health.RETIRED]
+            index = free[0] if free else len(self._standings)
+            if not free:
+                self.options.append({} if self.placement is None else self.placement.more("rollout"))
+            self._standings[index : index + 1] = [Standing(budget=self.config.rollout.max_restarts)]
+            self._in_background(self._bring_up(self._launch(index)))
+        for engine in reversed(self._engines):
+            if self.size() > count and self._standings[engine.index].health is not Health.RETIRED:
+                self._standings[engine.index].retired()
+                self._in_background(self._end(engine))
+        await self._tell()
+
     async def served(self, handles: Sequence[Any]) -> None:
         """These engines have the present weights."""
         for engine in self._engines:
@@ -194,20 +233,23 @@ class RayRolloutPool:
     def _launch(self, index: int) -> _Engine:
         rollout = self.config.rollout
         log_file = self.log_folder / f"engine_{index}.log"
-        options = self.options[index] if self.options else {}
         actor = ray.remote(self.worker_class).options(
-            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **options
+            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **self.options[index]
         )
         handle = actor.remote(index, self.config, self.frame_store, str(log_file))
-        return _Engine(index=index, handle=handle, log_file=log_file)
+        engine = _Engine(index=index, handle=handle, log_file=log_file)
+        self._engines[index : index + 1] = [engine]
+        return engine
 
     def _lose(self, engine: _Engine, cause: str, detail: str) -> None:
         """Kill an engine's process and have another started, if it is not lost already."""
-        if engine.is_lost or engine not in self._engines:
+        if engine.is_lost:
             return
         engine.is_lost = True
         self.failures[f"engine_{cause}"] += 1
         ray.kill(engine.handle)
+        if engine not in self._engines:  # it was taken out, and its place is in use again
+            return
         pause_s = self._standings[engine.index].died()
         after = "it is not started again" if pause_s is None else f"a new one starts in {pause_s:g} s"
         log.warning("engine %d lost (%s): %s; %s", engine.index, cause, detail, after)
@@ -216,9 +258,10 @@ class RayRolloutPool:
 
     async def _replace(self, index: int, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
-        standing = self._standings[index]
-        standing.restarting()
-        engine = self._engines[index] = self._launch(index)
+        if self._standings[index].restarting():
+            await self._bring_up(self._launch(index))
+
+    async def _bring_up(self, engine: _Engine) -> None:
         try:
             await self._call(engine, "start", limit=self.config.rollout.start_timeout_s)
         except CallLost:
@@ -226,9 +269,22 @@ class RayRolloutPool:
         except VideoStrError as error:
             self._lose(engine, "did_not_start", str(error))
         else:
-            standing.started()
-            log.info("engine %d is up again and waits for weights", index)
+            self._standings[engine.index].started()
+            log.info("engine %d is up and waits for weights", engine.index)
         await self._tell()
+
+    async def _end(self, engine: _Engine) -> None:
+        """End an engine that was taken out, when it has nothing to sample any more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: engine.sequences == 0 or engine.is_lost)
+        if not engine.is_lost:
+            engine.is_lost = True
+            with contextlib.suppress(RayError, TimeoutError):
+                await asyncio.wait_for(_result(engine.handle.close.remote()), CLOSE_S)
+            ray.kill(engine.handle)
+        if self.placement is not None and engine.index >= self.config.rollout.num_workers:
+            self.placement.release(self.options[engine.index])
+        log.info("engine %d was taken out", engine.index)
 
     async def _check_health(self) -> None:
         """Ask every engine that is up, for ever, whether it is well."""
@@ -271,13 +327,13 @@ class RayRolloutPool:
                     raise self._nobody()
                 healthy = [e for e in self._engines if self._standings[e.index].health is Health.HEALTHY]
                 engine = min(healthy, key=lambda e: e.sequences, default=None)
-                if engine is not None and engine.sequences < self.config.rollout.max_num_seqs + n:
+                if engine is not None and engine.sequences < AHEAD * self.config.rollout.max_num_seqs:
                     engine.sequences += n
                     return engine
                 await self._changed.wait()
 
     def _none_is_left(self) -> bool:
-        return all(health is Health.GONE for health in self.health())
+        return all(health in {Health.GONE, Health.RETIRED} for health in self.health())
 
     def _nobody(self) -> RolloutError:
         return RolloutError(

@@ -5,9 +5,9 @@ RESTARTING ------------> STALE -----------------------------> HEALTHY <--------+
     ^                      |                                   |   | missed    | answered
     | back-off             | died, late, half-updated          |   v a check   |
     +------- DEAD <--------+-----------------------------------+-- SUSPECT ----+
-               | budget spent
-               v
-             GONE
+               | budget spent                                      any but GONE: taken out
+               v                                                         v
+             GONE                                                     RETIRED
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Health(Enum):
     SUSPECT = "it missed a health check: gets no new work until it answers one"
     DEAD = "its process ended or was killed, and will be started again"
     GONE = "it was started again too often"
+    RETIRED = "it was taken out of use: finishes what it samples, then ends"
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Standing:
 
     def started(self) -> None:
         """Its process is up."""
-        self.health, self.misses = Health.STALE, 0
+        self.misses = 0
+        if self.health is not Health.RETIRED:
+            self.health = Health.STALE
 
     def served(self) -> None:
         """It has the present weights."""
@@ -68,8 +71,14 @@ class Standing:
             self.health = Health.SUSPECT
         return self.misses >= MISSES_ALLOWED
 
+    def retired(self) -> None:
+        """It is taken out of use."""
+        self.health = Health.RETIRED
+
     def died(self) -> float | None:
-        """Its process is no more; returns the pause before the next start in seconds, None when the budget is spent."""
+        """Its process is no more; returns the pause before the next start in seconds, None when there is none."""
+        if self.health is Health.RETIRED:
+            return None
         if self.restarts >= self.budget:
             self.health = Health.GONE
             return None
@@ -77,6 +86,9 @@ class Standing:
         self.restarts += 1
         return min(FIRST_PAUSE_S * 2.0 ** (self.restarts - 1), LONGEST_PAUSE_S)
 
-    def restarting(self) -> None:
-        """Its next process is being started."""
+    def restarting(self) -> bool:
+        """Whether its next process is to be started now; not when it was taken out meanwhile."""
+        if self.health is not Health.DEAD:
+            return False
         self.health = Health.RESTARTING
+        return True

@@ -18,8 +18,12 @@ offset: right for the replicas of one deployment, a collision for engines of the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
+import multiprocessing
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -349,6 +353,22 @@ class WeightReceiver:
 
 
 # ------------------------------------------------------------------------------------------------ engine process
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with the rollout actor that started it (Linux).
+
+    vLLM notices a dead parent by itself, but not while it hangs, and a hung engine is what actors are killed for.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+if (
+    multiprocessing.parent_process() is not None
+):  # an engine process; actors are no children of multiprocessing
+    _end_with_parent()
 
 
 class EngineExtension:

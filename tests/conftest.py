@@ -18,6 +18,12 @@ SmallRun = Callable[[Path, Path, str], list[str]]
 StartLaunch = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos-minutes", type=int, default=0, help="length of the run of tests/chaos (default 0: left out)"
+    )
+
+
 @pytest.fixture(scope="session")
 def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the datasets `train` (40 records) and `heldout` (8)."""

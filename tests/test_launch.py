@@ -138,7 +138,7 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
     assert process.wait(LIMIT_S) == 130, log.read_text()
     for told in (
         "engine 0 lost (died)",
-        "engine 0 is up again",
+        "engine 0 is up and waits for weights",
         "learner lost: learner rank 0 died",
         "resumed after step",
     ):
@@ -230,3 +230,17 @@ def test_folder_of_another_config_is_refused(
     out = capsys.readouterr().out
     assert "belongs to a run with another config: learner.lr was" in out
     assert "choose another run.name" in out
+
+
+def test_folder_of_another_version_is_refused(
+    whole: Path, spoiled: Path, small_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (whole / "config.yaml").read_text()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text(config.replace("  max_flat_steps:", "  flat_steps:"))
+    assert main([*small_run(spoiled, tmp_path, "old"), "data.max_bad_fraction=0.1"]) == 2
+    out = capsys.readouterr().out
+    assert "written by another version of this program" in out
+    assert (
+        "keys that this one does not know (train.flat_steps) and lacks others (train.max_flat_steps)" in out
+    )

@@ -90,6 +90,9 @@ class RolloutConfig:
     """vLLM engines; one per rollout worker."""
 
     num_workers: int = 1
+    """At the start; `python -m videostr.scale` changes it while the run goes on."""
+    max_workers: int = 0
+    """Add workers up to this number whenever the cluster has room for one; 0 adds none."""
     tensor_parallel_size: int = 1
     """Accelerators per engine; 1 on CPU."""
     num_cpus: float = 1.0
@@ -469,6 +472,11 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         _bound("learner.warmup_steps", c.learner.warmup_steps, lambda v: v >= 0, "at least 0"),
         _bound("loss.kl_coef", c.loss.kl_coef, lambda v: v >= 0, "at least 0"),
+        (
+            c.rollout.max_workers == 0 or c.rollout.max_workers >= c.rollout.num_workers,
+            f"rollout.max_workers = {c.rollout.max_workers} must be 0 or at least rollout.num_workers = "
+            f"{c.rollout.num_workers}: workers are only added by themselves; lower num_workers",
+        ),
         _bound("rollout.max_restarts", c.rollout.max_restarts, lambda v: v >= 0, "at least 0"),
         _bound("learner.max_restarts", c.learner.max_restarts, lambda v: v >= 0, "at least 0"),
         _bound("evaluate.every", c.evaluate.every, lambda v: v >= 0, "at least 0"),

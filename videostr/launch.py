@@ -27,6 +27,7 @@ from actors.placement import Placement, plan
 from actors.pools import RayRolloutPool
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
+from actors.scaling import Scaling
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
@@ -167,9 +168,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         if config.reward.endpoint:
             remote = await RemoteRewardPool.connect(config.reward, rubric)
             cleanup.push_async_callback(remote.close)
-        rollouts = RayRolloutPool(
-            config, folder.frame_store, folder.path / "logs", placement.options("rollout")
-        )
+        rollouts = RayRolloutPool(config, folder.frame_store, folder.path / "logs", placement)
         cleanup.callback(rollouts.close)
         log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in plan(config)))
         started = await unless(
@@ -187,6 +186,9 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         sync = SupervisedSync(config, learner, rollouts)
         sync.start()
         cleanup.callback(sync.close)
+        scaling = Scaling(config, folder.path, rollouts, placement)
+        scaling.start()
+        cleanup.callback(scaling.close)
         yield Ports(rollouts=rollouts, rewards=rewards, learner=learner, sync=sync)
 
 

@@ -23,7 +23,7 @@ from videostr.types import Failure, FailureKind
 
 log = logging.getLogger(__name__)
 
-FREE_SECTIONS = frozenset({"evaluate", "placement"})
+FREE_SECTIONS = frozenset({"evaluate", "placement", "sync"})
 FREE_KEYS = frozenset(
     {
         "run.resume",
@@ -32,11 +32,18 @@ FREE_KEYS = frozenset(
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.traces_every",
-        "reward.endpoint",
-        "reward.token_file",
-        "reward.ca_file",
+        *(f"rollout.{key}" for key in (
+            "num_workers", "max_workers", "num_cpus", "threads", "start_timeout_s", "request_timeout_s", "health_check_s",
+            "max_restarts",
+        )),
+        *(f"reward.{key}" for key in (
+            "num_workers", "num_cpus", "deadline_s", "memory_gib", "endpoint", "token_file", "ca_file",
+        )),
+        *(f"learner.{key}" for key in (
+            "num_ranks", "zero_stage", "num_cpus", "threads", "max_row_tokens", "timeout_s", "max_restarts",
+        )),
     }
-)
+)  # fmt: skip
 """What may change between the starts of one run; everything else changes what the run computes."""
 LASTING = frozenset(
     {
@@ -144,12 +151,18 @@ class RunFolder:
             return
         old = dict(_flat(OmegaConf.to_container(OmegaConf.load(path))))
         new = dict(_flat(asdict(config)))
+        if old.keys() != new.keys():
+            unknown, missing = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+            policy = (self.checkpoints.latest() or Path("checkpoints/step_N")) / "policy"
+            raise RunFolderError(
+                f"{self.path}: written by another version of this program: its config.yaml has keys that this one does "
+                f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'}); go on with the "
+                f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}"
+            )
         differing = [
-            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-            and key not in FREE_KEYS
-            and key.split(".")[0] not in FREE_SECTIONS
+            f"{key} was {old[key]!r}, is {new[key]!r}"
+            for key in sorted(old)
+            if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
         ]
         if differing:
             raise RunFolderError(

@@ -21,7 +21,7 @@ from actors.sync import SupervisedSync
 from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
 from videostr.errors import RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
-from videostr.types import Clip, ClipSpec, Failure, FailureKind, Prompt
+from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
 
 
 def puppet(folder: Path) -> Any:
@@ -49,7 +49,7 @@ def puppet(folder: Path) -> Any:
             if (folder / f"hang_{self.index}").exists():
                 (folder / f"hang_{self.index}").unlink()
                 time.sleep(60)  # noqa: ASYNC251  # that is the point
-            return Sampled(prompt_token_ids=np.array([self.index]), completions=())
+            return Sampled(prompt_token_ids=np.array([self.index]), completions=(COMPLETION,) * request.n)
 
         async def ping(self) -> None:
             pass
@@ -60,6 +60,9 @@ def puppet(folder: Path) -> Any:
     return Puppet
 
 
+COMPLETION = Completion(
+    text="abc", token_ids=np.arange(3), logprobs=np.zeros(3), finish_reason=FinishReason.STOP, weight_versions=(),
+)  # fmt: skip
 REQUEST = SampleRequest(
     prompt=Prompt(
         record_id="r1", text="", clip=Clip(digest="", spec=ClipSpec(video="v.mp4", num_frames=1))
@@ -132,6 +135,9 @@ def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_af
     assert first[0] is Health.HEALTHY
     assert first[1] is not Health.HEALTHY
     assert {int(answer.prompt_token_ids[0]) for answer in again} == {0, 1}
+    lost = failures.pop("tokens_sampled_again")
+    assert lost > 0
+    assert lost % (REQUEST.n * len(COMPLETION.token_ids)) == 0
     assert failures == {"engine_died": 1}
     assert sent == [(7, 2)]  # the present version, once, to both
 
@@ -208,6 +214,51 @@ def test_a_transfer_that_breaks_three_times_fails(cluster: None, tmp_path: Path)
 
     with pytest.raises(TransferError, match="engine 1: `update` broke"):
         play(tmp_path, use, learner=lambda: Learner(broken=99), max_restarts=9)
+
+
+def test_engines_are_added_and_taken_out_while_groups_are_sampled(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        learner.version = 4
+        sampling = asyncio.gather(*(pool.sample(REQUEST) for _ in range(40)))
+        await pool.resize(4)
+        await sampling
+        await until(lambda: pool.health() == [Health.HEALTHY] * 4)
+        grown = await asyncio.gather(*(pool.sample(REQUEST) for _ in range(40)))
+        sampling = asyncio.gather(*(pool.sample(REQUEST) for _ in range(40)))
+        await asyncio.sleep(0)
+        await pool.resize(1)
+        shrunk = [*await sampling, *await asyncio.gather(*(pool.sample(REQUEST) for _ in range(8)))]
+        health, handles = pool.health(), len(pool.handles())
+        await pool.resize(2)
+        await until(lambda: len(pool.handles()) == 2)
+        return grown, shrunk, health, handles, pool.size(), dict(pool.failures), learner.sent
+
+    grown, shrunk, health, handles, size, failures, sent = play(tmp_path, use)
+    assert {int(answer.prompt_token_ids[0]) for answer in grown} == {0, 1, 2, 3}
+    assert all(isinstance(answer, Sampled) for answer in shrunk)
+    assert {int(answer.prompt_token_ids[0]) for answer in shrunk[-8:]} == {0}
+    assert health == [Health.HEALTHY, *[Health.RETIRED] * 3]
+    assert (handles, size) == (1, 2)
+    assert failures == {}
+    assert (4, 4) in sent  # the present version, to all
+
+
+def test_an_engine_that_dies_after_it_was_taken_out_is_not_started_again(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        (tmp_path / "die_1").touch()
+        sampling = asyncio.gather(*(pool.sample(REQUEST) for _ in range(4)))
+        await asyncio.sleep(0)
+        await pool.resize(1)
+        answers = await sampling
+        await asyncio.sleep(2.0)
+        return answers, pool.health()
+
+    answers, health = play(tmp_path, use)
+    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert health == [Health.HEALTHY, Health.RETIRED]
+    assert len(list(tmp_path.glob("started_1_*"))) == 1
 
 
 def test_weights_that_change_are_not_published_to_a_stale_engine(cluster: None, tmp_path: Path) -> None:

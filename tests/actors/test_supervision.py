@@ -49,3 +49,15 @@ def test_pauses_grow_to_a_minute_and_end_with_the_budget(budget: int) -> None:
     assert len(pauses) == budget
     assert pauses == sorted(pauses)
     assert all(1.0 <= pause <= 60.0 for pause in pauses)
+
+
+def test_a_worker_that_was_taken_out_stays_out() -> None:
+    worker = Standing(budget=5)
+    worker.started()
+    worker.retired()
+    worker.served()
+    worker.started()
+    assert (worker.health, worker.is_up) == (Health.RETIRED, False)
+    assert worker.died() is None
+    assert worker.restarting() is False
+    assert worker.health is Health.RETIRED

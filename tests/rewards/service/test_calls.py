@@ -223,12 +223,15 @@ def test_a_reward_that_hangs_costs_its_worker_and_nothing_else(service: Any, rec
 
 
 def test_the_callers_deadline_is_kept(service: Any, record: Record) -> None:
+    restarts = service.metric('worker_restarts_total{cause="timeout"}')
     began = time.monotonic()
     with pytest.raises(ServiceTimeout):
         use(service, lambda client: client.score_group([answer("sleep 3600")], record, timeout_s=0.5))
     assert time.monotonic() - began < 1.9  # the service's own is 2 s
     (score,) = use(service, lambda client: client.score_group([RIGHT], record))
     assert score.total == pytest.approx(1.2)
+    # The next test counts workers: let this one's be replaced first.
+    service.wait_for(lambda: service.metric('worker_restarts_total{cause="timeout"}') == restarts + 1)
 
 
 def test_a_call_that_is_given_up_costs_no_worker(service: Any, record: Record) -> None:

@@ -1,0 +1,69 @@
+"""Rollout workers that come and go while a run goes on.
+
+In: a wish in the run folder (`python -m videostr.scale RUN_DIR --rollout-workers N`), or free room in the cluster
+(`rollout.max_workers`). Out: calls of `RayRolloutPool.resize`. Waits for neither: it looks every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from actors.placement import Placement
+from actors.pools import RayRolloutPool
+from actors.supervision import Health
+from videostr.config import Config
+from videostr.errors import ConfigError
+from videostr.scale import read_wish
+
+log = logging.getLogger("videostr.scaling")
+LOOK_S = 2.0
+
+
+class Scaling:
+    """Resizes a pool as it is told, or as there is room."""
+
+    def __init__(self, config: Config, run_folder: Path, pool: RayRolloutPool, placement: Placement) -> None:
+        self._most = config.rollout.max_workers
+        self._run_folder = run_folder
+        self._pool = pool
+        self._placement = placement
+        self._wish: int | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._watching = asyncio.create_task(self._watch())
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Resize the pool if there is a reason to."""
+        wanted = self._wanted()
+        if wanted != (size := self._pool.size()):
+            log.info("rollout workers: %d -> %d", size, wanted)
+            await self._pool.resize(wanted)
+
+    def _wanted(self) -> int:
+        size = self._pool.size()
+        try:
+            wish = read_wish(self._run_folder)
+        except ConfigError as error:
+            log.warning("%s", error)
+            return size
+        if wish != self._wish:
+            self._wish = wish
+            return size if wish is None else wish
+        # One at a time: the next when this one is up, and has taken its share of the room.
+        is_settled = not {Health.RESTARTING, Health.DEAD} & set(self._pool.health())
+        grows = size < self._most and wish is None and is_settled and self._placement.has_room_for("rollout")
+        return size + 1 if grows else size
