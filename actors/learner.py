@@ -25,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 from transformers import AutoProcessor
 
+from actors.learner_state import LearnerState
 from videostr.config import Config
 from videostr.errors import LearnerError, VideoStrError
 from videostr.grpo.attention import Kernel
@@ -38,7 +39,6 @@ from videostr.prompt import encode
 from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
 from videostr.video import FrameStore
 
-CHECKPOINT_TAG = "state"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -116,6 +116,10 @@ class LearnerWorker:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=wrapped, optimizer=optimizer, config=self._deepspeed_config(), dist_init_required=False
         )
+        if learner.zero_stage == 0 and model.dtype == "bfloat16":
+            # DeepSpeed has made AdamW step on gradients of zero: that decayed the master weights and counts
+            self.optimizer.refresh_fp32_params()
+            self.optimizer.state.clear()
 
     @property
     def attention(self) -> Kernel:
@@ -330,10 +334,7 @@ class LearnerWorker:
     def save(self, folder: str) -> None:
         """Write `policy/` and `learner/` into `folder`, which all ranks share."""
         self._save_policy(Path(folder) / "policy")
-        client = {"version": self.version}
-        self.engine.save_checkpoint(
-            str(Path(folder) / "learner"), tag=CHECKPOINT_TAG, client_state=client, save_latest=False
-        )
+        LearnerState(self.engine, self.policy).save(Path(folder) / "learner", self.version)
         dist.barrier()
 
     def _save_policy(self, folder: Path) -> None:
@@ -347,16 +348,12 @@ class LearnerWorker:
             self.processor.save_pretrained(folder)
 
     def load(self, folder: str) -> int:
-        """Restore what `save` wrote with the same number of ranks and the same ZeRO stage; returns the version.
+        """Restore what `save` wrote, with any number of ranks and any ZeRO stage; returns the version.
 
         Raises:
-            LearnerError: there is no such checkpoint.
+            LearnerError: there is no such checkpoint, or it is of other parameters.
         """
-        learner = Path(folder) / "learner"
-        if not (learner / CHECKPOINT_TAG).is_dir():
-            raise LearnerError(f"{learner}: no learner checkpoint; give a folder that `save` has written")
-        _, client = self.engine.load_checkpoint(str(learner), tag=CHECKPOINT_TAG)
-        self.version = client["version"]
+        self.version = LearnerState(self.engine, self.policy).load(Path(folder) / "learner")
         return self.version
 
 
@@ -480,7 +477,7 @@ class RayLearner:
         return sums[0]
 
     async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (optimizer and version) into `folder`."""
+        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`."""
         await self.call("save", str(folder))
 
     async def load(self, folder: Path) -> int:

@@ -5,6 +5,7 @@ In: a config and a running Ray. Out: Ray actor options for every actor, or `Plac
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,25 +57,25 @@ class Placement:
         """
         roles = plan(config)
         wait_s = config.placement.wait_s
-        missing = lacking(roles, ray.cluster_resources())
-        if missing and wait_s == 0:
+        if wait_s == 0 and (missing := lacking(roles, ray.cluster_resources())):
             raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
         self._bundles = {role.name: role.bundle for role in roles}
         self._extra: list[PlacementGroup] = []
-        self._groups: dict[str, PlacementGroup] = {
-            role.name: placement_group([dict(role.bundle)] * role.count, strategy=role.strategy)
-            for role in roles
-        }
-        waiting = {group.ready(): name for name, group in self._groups.items()}
-        _, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=wait_s or READY_S)
-        if late:
-            self.close()
-            names = ", ".join(sorted(waiting[ref] for ref in late))
-            missing = (
-                missing
-                or "the totals suffice, but no node has room for one of its actors, or another job holds it"
+        self._groups: dict[str, PlacementGroup] = {}
+        deadline = time.monotonic() + (wait_s or READY_S)
+        # One after the other, the largest first: a small one must not take what a large one needs when nodes come late.
+        for role in roles:
+            group = self._groups[role.name] = placement_group(
+                [dict(role.bundle)] * role.count, strategy=role.strategy
             )
-            raise PlacementError(f"no place for {names} after {wait_s or READY_S:g} s: {missing}; {REMEDY}")
+            if not group.wait(max(0.0, deadline - time.monotonic())):
+                self.close()
+                missing = lacking(roles, ray.cluster_resources()) or (
+                    "the totals suffice, but no node has room for one of its actors, or another job holds it"
+                )
+                raise PlacementError(
+                    f"no place for {role.name} after {wait_s or READY_S:g} s: {missing}; {REMEDY}"
+                )
 
     def options(self, role: str) -> list[dict[str, Any]]:
         """Ray actor options of every actor of a role ("rollout", "learner", "reward")."""

@@ -51,6 +51,8 @@ class RolloutWorker:
         self.on_gpu = config.rollout.num_gpus > 0
         self._engine: Any = None
         self._receiver: Any = None
+        self._transfers = 0
+        """Control calls of a transfer that are under way."""
         self._banned: dict[int, float] = {}
 
     # ------------------------------------------------------------------------------------------------- start
@@ -217,13 +219,24 @@ class RolloutWorker:
 
     async def transfer(self, phase: str, *arguments: Any) -> Any:
         """A control call of a weight transfer: a method of `actors.transfer.WeightReceiver`."""
-        return await getattr(self._receiver, phase)(*arguments)
+        self._transfers += 1
+        try:
+            return await getattr(self._receiver, phase)(*arguments)
+        finally:
+            self._transfers -= 1
 
     async def ping(self) -> None:
-        """Answer a health check; ends the process when the engine has died."""
-        if self._engine is not None and self._engine.errored:
+        """Answer a health check, when the engine's own process has; ends the process when the engine has died.
+
+        While weights are transferred, which has deadlines of its own and keeps the engine busy, the worker answers alone.
+        """
+        if self._engine is None:
+            return
+        if self._engine.errored:
             logging.getLogger(__name__).error("%s is dead, its worker ends", self.name)
             os._exit(1)
+        if self._transfers == 0:
+            await self._engine.is_paused()
 
     def close(self) -> None:
         """End the engine and its processes."""

@@ -1,7 +1,7 @@
 """Run state on disk: the ledger of consumed records and the checkpoints of a run folder.
 
 checkpoints/step_000010/policy/     Hugging Face format
-checkpoints/step_000010/learner/    optimizer and schedule
+checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; whole, in safetensors
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 """
@@ -23,7 +23,7 @@ from typing import Any
 from videostr.errors import RunFolderError
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST = "state.json", "best.json"
 

@@ -67,7 +67,7 @@ class Learner(Protocol):
         ...
 
     async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (optimizer and schedule) into `folder`."""
+        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`."""
         ...
 
     async def load(self, folder: Path) -> int:

@@ -540,3 +540,23 @@ def test_stalled_engine_is_named_in_time(
         _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
     assert time.monotonic() - start < 15
     core.send_signal(signal.SIGCONT)
+
+
+def test_a_stalled_engine_misses_health_checks_and_is_replaced(
+    world: World, run: Run[Any], pool: RayRolloutPool
+) -> None:
+    """Its worker is well, and only the process under it hangs. Not the engine that the test before left in a transfer."""
+    engine = pool.handles()[1]
+    core = _engine_process(engine)
+    run(asyncio.wait_for(_await(engine.ping.remote()), 60))
+    core.send_signal(signal.SIGSTOP)
+    pool.config.rollout.health_check_s = 1.0
+
+    async def until_lost() -> None:
+        while engine in pool.handles():
+            await pool._check(pool._engines[1])
+            await asyncio.sleep(0.1)
+
+    run(asyncio.wait_for(until_lost(), 60))
+    assert pool.failures["engine_hung"] == 1
+    core.wait(10)  # it ends with its worker, although it hangs

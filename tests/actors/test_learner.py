@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import av
@@ -13,9 +15,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from actors import learner_state
 from actors.learner import LearnerWorker, RayLearner, digest
+from actors.learner_state import KINDS, LearnerState
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
 from videostr.errors import LearnerError
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
@@ -64,6 +69,14 @@ class Bench(LearnerWorker):
         found = {n: g.float().numpy().copy() for n, g in grads.items() if g is not None}
         self.engine.step()
         return loss, found
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Every parameter whole, by Hugging Face name."""
+        return {name: tensor.float().numpy().copy() for name, tensor in self.full_parameters()}
+
+    def limit_shards(self, size: int) -> None:
+        """Write a shard when `size` bytes were gathered."""
+        learner_state.SHARD_BYTES = size
 
     def forget(self, rank: int) -> None:
         """Empty one rank's cache of vision features; all count from 0."""
@@ -274,6 +287,131 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
     assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+def test_checkpoint_does_not_depend_on_ranks_and_stage(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    def config(ranks: int, zero_stage: int) -> Config:
+        return stage.config(num_ranks=ranks, zero_stage=zero_stage)
+
+    first, again = tmp_path / "first", tmp_path / "again"
+    run(learners[2].call("rebuild", config(2, 3)))
+    run(learners[2].call("limit_shards", 2**20))
+    run(learners[2].update(stage.batch))
+    run(learners[2].save(first))
+    saved, state = run(learners[2].checksums()), read_state(first)
+    run(learners[2].update(stage.batch))
+    gone_on = run(learners[2].call("parameters"))[0]
+    assert state.keys() == {f"{kind}/{name}" for kind in KINDS for name in saved}
+    shards = sorted((first / "learner").glob("shard_*.safetensors"))
+    largest = max(tensor.nbytes for tensor in state.values())
+    assert len(shards) > 5
+    assert all(shard.stat().st_size < 2**20 + largest + 2**14 for shard in shards)
+    assert {path.suffix for path in (first / "learner").iterdir()} == {".safetensors", ".json"}
+
+    four = run(RayLearner.start(config(4, 2), stage.frames, worker_class=Bench))
+    try:
+        run(learners[1].call("rebuild", config(1, 0)))
+        for learner in (learners[1], four):
+            assert run(learner.load(first)) == 1
+            assert run(learner.checksums()) == saved
+            run(learner.save(again))
+            assert_same(read_state(again), state)
+            run(learner.update(stage.batch))
+            for name, values in run(learner.call("parameters"))[0].items():
+                np.testing.assert_allclose(values, gone_on[name], rtol=0, atol=1e-6, err_msg=name)
+    finally:
+        four.close()
+    assert run(learners[2].load(again)) == 1
+    assert run(learners[2].checksums()) == saved
+    run(learners[2].update(stage.batch))
+    assert_same(run(learners[2].call("parameters"))[0], gone_on)
+
+
+def test_bfloat16_checkpoint_does_not_depend_on_ranks_and_stage(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    def rebuild(ranks: int, zero_stage: int) -> RayLearner:
+        config = stage.config(num_ranks=ranks, zero_stage=zero_stage)
+        run(learners[ranks].call("rebuild", replace(config, model=replace(config.model, dtype="bfloat16"))))
+        return learners[ranks]
+
+    learner = rebuild(1, 0)
+    run(learner.update(stage.batch))
+    run(learner.save(tmp_path))
+    saved, state = run(learner.checksums()), read_state(tmp_path)
+    assert json.loads((tmp_path / "learner" / "state.json").read_text())["step"] == 1
+    for name, checksum in saved.items():
+        master = torch.from_numpy(state[f"master/{name}"])
+        assert digest(master.bfloat16()) == checksum
+        assert not torch.equal(master.bfloat16().float(), master), name
+    for ranks, zero_stage in ((2, 1), (2, 3), (1, 0)):
+        learner = rebuild(ranks, zero_stage)
+        run(learner.load(tmp_path))
+        assert run(learner.checksums()) == saved
+        run(learner.save(tmp_path))
+        assert_same(read_state(tmp_path), state)
+
+
+def read_state(folder: Path) -> dict[str, np.ndarray]:
+    """What the shards of a checkpoint hold."""
+    shards = json.loads((folder / "learner" / "state.json").read_text())["shards"]
+    return {key: tensor for shard in shards for key, tensor in load_file(folder / "learner" / shard).items()}
+
+
+def assert_same(values: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """To the last bit."""
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        assert value.tobytes() == expected[name].tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("numel", "length", "counts"), [(8, 2, [2, 2, 2, 2]), (7, 2, [2, 2, 2, 1]), (5, 2, [2, 2, 1, 0])]
+)
+def test_parts_of_an_uneven_cut_make_up_the_parameter(
+    numel: int, length: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ZeRO-3 pads a rank's piece with is no part of the parameter."""
+    layer = torch.nn.Linear(numel, 1, bias=False)
+    layer.weight.ds_numel = numel
+    optimizer = SimpleNamespace(
+        fp32_partitioned_groups_flat=[torch.zeros(3 + length)],
+        grad_position={0: [0, 3, length]},
+        get_param_id=lambda parameter: 0,
+    )
+    engine = SimpleNamespace(zero_optimization_stage=lambda: 3, basic_optimizer=None, optimizer=optimizer)
+    end = 0
+    for rank, expected in enumerate(counts):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        part = LearnerState(engine, layer).parts["weight"]
+        assert (part.offset, part.count) == (3, expected)
+        assert part.start == end or expected == 0
+        end += expected
+    assert end == numel
+
+
+def test_checkpoint_of_other_parameters_is_refused(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    whole = stage.config()
+    frozen = replace(whole, model=replace(whole.model, freeze_vision=True))
+    for config, folder in ((frozen, "frozen"), (whole, "whole")):
+        run(learners[1].call("rebuild", config))
+        run(learners[1].save(tmp_path / folder))
+    before = run(learners[1].checksums())
+    assert not [key for key in read_state(tmp_path / "frozen") if "visual" in key]
+    with pytest.raises(
+        LearnerError, match=r"model\.visual\.\S+ is absent in the checkpoint and \[.+\] in this"
+    ):
+        run(learners[1].load(tmp_path / "frozen"))
+    assert run(learners[1].checksums()) == before
+    run(learners[1].call("rebuild", frozen))
+    with pytest.raises(
+        LearnerError, match=r"model\.visual\.\S+ is \[.+\] in the checkpoint and not trained in this"
+    ):
+        run(learners[1].load(tmp_path / "whole"))
 
 
 def test_metrics_and_learning(

@@ -98,12 +98,15 @@ class System:
         return source
 
     def steps(
-        self, source: RecordSource, count: int, prompts: int, completion: int
+        self, source: RecordSource, count: int, prompts: int, completion: int, max_staleness: int = 0
     ) -> list[dict[str, float]]:
         """Metrics of so many steps."""
+        last = self.state.step + count
         config = replace(
             self.config,
-            train=replace(self.config.train, steps=self.state.step + count, prompts_per_step=prompts),
+            train=replace(
+                self.config.train, steps=last, prompts_per_step=prompts, max_staleness=max_staleness
+            ),
             sampling=replace(self.config.sampling, max_tokens=completion),
         )
         self.state = self.run(train(config, source, self.ports, self.folder, self.state, asyncio.Event()))
@@ -119,9 +122,9 @@ class System:
         ray.get(self.ports.learner.workers[0].__ray_call__.remote(change))
 
 
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    folder = tmp_path_factory.mktemp("step")
+@contextmanager
+def started(folder: Path, *overrides: str) -> Iterator[System]:
+    """The demo's actors with a policy whose completions run to the limit."""
     config = configs.load(
         "configs/tabletop_cpu.yaml",
         [
@@ -132,6 +135,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
             f"reward.custom={CUSTOM}",
             "train.traces_every=0",
             "train.checkpoint_every=0",
+            *overrides,
         ],
     )
     run_folder = RunFolder(config)
@@ -142,6 +146,12 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     loop.run_until_complete(running.__aexit__(None, None, None))
     run_folder.close()
     loop.close()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with started(tmp_path_factory.mktemp("step")) as running:
+        yield running
 
 
 def records_of(tabletop: Path, shape: Shape, folder: Path) -> Path:

@@ -154,14 +154,14 @@ def test_chaos(
         f"train.steps={10 * minutes}", "train.checkpoint_every=2", "rollout.num_workers=2", "rollout.num_cpus=1.1",
         "rollout.threads=1", "learner.threads=1", "learner.num_cpus=0.75", "rollout.health_check_s=5", "sync.timeout_s=20",
         "rollout.max_restarts=1000", "learner.max_restarts=1000", f"data.frame_store={tmp_path / 'frames'}",
-        "placement.wait_s=60", "train.max_flat_steps=0",
+        "placement.wait_s=60", "train.max_flat_steps=0", "run.seed=3",
     ]  # fmt: skip
-    alone = [*small_run(tabletop, tmp_path, "alone"), *shared, "run.seed=3"]
+    alone = [*small_run(tabletop, tmp_path, "alone"), *shared, "rollout.num_workers=1", "rollout.num_cpus=1"]
     process = start_launch(alone, tmp_path / "alone.log")
     assert process.wait(3600) == 0, (tmp_path / "alone.log").read_text()
 
     with small_disk(tmp_path / "disk", 150) as disk:
-        stage = Stage(tmp_path, [*small_run(tabletop, disk or tmp_path, "chaos"), *shared, "run.seed=3"])
+        stage = Stage(tmp_path, [*small_run(tabletop, disk or tmp_path, "chaos"), *shared])
         monkey = Monkey(stage, disk, seed=int(time.time()))
         try:
             kinds = _run(stage, monkey, minutes)
@@ -190,6 +190,7 @@ def _run(stage: Stage, monkey: Monkey, minutes: int) -> int:
     stage.start_second()
     stage.launch()
     stage.wait(lambda: stage.is_over() or len(stage.rows()) >= EVERY, "the first steps")
+    assert not stage.is_over(), stage.log()
     usual_s = statistics.median(row["time/step"] for row in stage.rows())
     todo: list[str] = []
     count = 0

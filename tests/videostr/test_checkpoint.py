@@ -21,8 +21,8 @@ def state(step: int) -> RunState:
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
     async def learner(folder: Path) -> None:
-        (folder / "learner" / "state").mkdir(parents=True)
-        (folder / "learner" / "state" / "rank_0.pt").write_bytes(bytes(1000))
+        (folder / "learner").mkdir()
+        (folder / "learner" / "shard_00001.safetensors").write_bytes(bytes(1000))
         (folder / "policy.bin").write_text(f"weights of {step}")
 
     return asyncio.run(checkpoints.save(state(step), learner))
@@ -53,9 +53,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     [
         (lambda c: (c / "policy.bin").write_text("weights of X"), "policy.bin has other contents"),
         (lambda c: (c / "policy.bin").write_text("weights"), "policy.bin has 7 bytes, 12 were written"),
-        (lambda c: (c / "learner" / "state" / "rank_0.pt").unlink(), "learner/state/rank_0.pt is missing"),
+        (
+            lambda c: (c / "learner" / "shard_00001.safetensors").unlink(),
+            "shard_00001.safetensors is missing",
+        ),
         (lambda c: (c / "state.json").write_text('{"step": 2'), "state.json is not readable"),
-        (lambda c: (c / "state.json").write_text('{"format": 1, "step": 2}'), "state.json lists no files"),
+        (lambda c: (c / "state.json").write_text('{"format": 2, "step": 2}'), "state.json lists no files"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -78,7 +81,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path: Pat
     values = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(values | {"format": 7}))
     with pytest.raises(
-        RunFolderError, match=r"written in format 7, this version of the program reads 1; go on"
+        RunFolderError, match=r"written in format 7, this version of the program reads 2; go on"
     ):
         Checkpoints.state(checkpoint)
 
