@@ -54,6 +54,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdatePayload,
     WeightTransferUpdateRequest,
 )
+from vllm.v1.core.sched import output
 
 from videostr.errors import TransferError
 
@@ -365,10 +366,20 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-if (
-    multiprocessing.parent_process() is not None
-):  # an engine process; actors are no children of multiprocessing
+def _keep_videos() -> None:
+    """Let every request keep its pixels in the worker.
+
+    vLLM drops them from a request whose prompt lies in the prefix cache, as that of all completions of a group but the first
+    does. A publication empties the caches under requests in flight; the video is then encoded anew for the first of them that
+    goes on, and without its pixels the engine dies ("Expected number of multimodal embeddings"; vLLM 0.32).
+    """
+    output.strip_covered_mm_data = lambda features, *_args, **_options: features
+
+
+# An engine process; actors are no children of multiprocessing.
+if multiprocessing.parent_process() is not None:
     _end_with_parent()
+    _keep_videos()
 
 
 class EngineExtension:
