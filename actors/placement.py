@@ -63,7 +63,7 @@ class Placement:
         self._extra: list[PlacementGroup] = []
         self._groups: dict[str, PlacementGroup] = {}
         deadline = time.monotonic() + (wait_s or READY_S)
-        # One after the other, the largest first: a small one must not take what a large one needs when nodes come late.
+        # One after the other, engines first: a small group must not take what a large one needs when nodes come late.
         for role in roles:
             group = self._groups[role.name] = placement_group(
                 [dict(role.bundle)] * role.count, strategy=role.strategy

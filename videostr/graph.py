@@ -201,7 +201,7 @@ _PLAIN = msgspec.json.Decoder(_PlainGraph)
 
 
 def _read_plain(text: str) -> SceneGraph | None:
-    """The graph of a trace that keeps the contract word for word, three times as fast; None leaves it to the full reader.
+    """The graph of a trace that keeps the contract word for word, read by msgspec; None leaves it to the full reader.
 
     What this takes the full reader takes too, with the same result (tests/videostr/test_trace.py); only that one says what is
     wrong with the rest.

@@ -197,7 +197,7 @@ def _run(stage: Stage, monkey: Monkey, minutes: int) -> int:
     while not stage.is_over() and stage.step() + 2 * EVERY <= 10 * minutes:
         todo = todo or monkey.plan()
         name = todo.pop()
-        print(f"after step {stage.rows()[-1]['step']}: {name}", flush=True)
+        print(f"after step {stage.step()}: {name}", flush=True)
         monkey.trouble(name, usual_s)
         print(f"  {monkey.costs[name][-1]}", flush=True)
         count += 1
