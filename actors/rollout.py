@@ -116,6 +116,7 @@ class RolloutWorker:
             "logprobs_mode": "processed_logprobs",
             "weight_transfer_config": WeightTransferConfig(backend=backend),
             "worker_extension_cls": "actors.transfer.EngineExtension",
+            "scheduler_cls": "actors.transfer.scheduler",
             # Left to itself, vLLM would spread a tensor-parallel engine over Ray actors of its own.
             "distributed_executor_backend": "uni" if rollout.tensor_parallel_size == 1 else "mp",
             "disable_log_stats": True,

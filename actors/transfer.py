@@ -7,8 +7,9 @@ weight version. Three processes import this module, each for its own half:
     rollout actor    `WeightReceiver`: hands the control calls on to `AsyncLLM`, resets the caches that went stale
     engine process   `EngineExtension`: reads the running weights back; importing it registers the backend `gloo`
 
-The engine process comes here through vLLM's `worker_extension_cls`, not through an entry point: the project is not
-installed where it runs from Ray's working directory. The driver stays away: the import brings all of vLLM (20 s).
+Engine processes come here through vLLM's `worker_extension_cls` and `scheduler_cls` (different processes with tensor
+parallelism), not through an entry point: the project is not installed where it runs from Ray's working directory. The
+driver stays away: the import brings all of vLLM (20 s).
 
 Backend `nccl` is vLLM's own; `gloo` does the same over CPU. Every engine has its own ranks in the transfer group:
 engine i starts at 1 + i * ranks per engine, the sender is rank 0. (vLLM's own Ray client gives all engines the same
@@ -380,6 +381,13 @@ def _keep_videos() -> None:
 if multiprocessing.parent_process() is not None:
     _end_with_parent()
     _keep_videos()
+
+
+def scheduler(**arguments: Any) -> Any:
+    """vLLM's own scheduler: named as `scheduler_cls` so that the process that schedules imports this module."""
+    config = arguments["vllm_config"].scheduler_config
+    config.scheduler_cls = None
+    return config.get_scheduler_cls()(**arguments)
 
 
 class EngineExtension:

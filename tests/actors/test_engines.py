@@ -92,6 +92,11 @@ class Sender:
         rows = tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))
         self.policy.lm_head.weight.data[rows] *= 5
 
+    def forget_to_end(self) -> None:
+        """Make the token that ends a completion unlikely."""
+        row = AutoProcessor.from_pretrained(self.path).tokenizer.eos_token_id
+        self.policy.lm_head.weight.data[row] = 0
+
     def send_without(self, name: str, init: dict[str, Any]) -> dict[str, float]:
         """Send all but one parameter, and compare all."""
         from actors import transfer
@@ -497,6 +502,33 @@ def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> Non
         sampled = _direct(run, pool, engine, _request(prompt))
         assert {span.version for c in sampled.completions for span in c.weight_versions} == {21}
         assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
+
+
+def test_groups_in_flight_survive_a_publication(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
+) -> None:
+    """Of a prompt that the prefix cache held, so that vLLM took its pixels for dispensable.
+
+    The prompt is longer than a block of that cache, 128 tokens on CPU.
+    """
+    engines, learner = pool.handles()[:1], Learner(world.config, sender)
+    ray.get(sender.forget_to_end.remote())
+    _publish(world, run, engines, learner, 22)
+    prompt = replace(world.prompts[1], text=world.prompts[1].text + "\n" * 200)
+    _direct(run, pool, 0, _request(prompt, n=1, max_tokens=2))
+
+    async def publish_meanwhile() -> Sampled:
+        group = asyncio.ensure_future(
+            _await(engines[0].sample.remote(_request(prompt, seed=8, max_tokens=600)))
+        )
+        await asyncio.sleep(0.5)
+        await RayWeightSync(world.config, learner, lambda: engines).publish(23)
+        sampled: Sampled = await group
+        return sampled
+
+    sampled = run(asyncio.wait_for(publish_meanwhile(), 120))
+    assert [span.version for span in sampled.completions[0].weight_versions] == [22, 23]
+    _publish(world, run, pool.handles(), learner, 24)
 
 
 def test_dead_engine_costs_its_requests_a_second_try_and_is_replaced(
