@@ -84,7 +84,7 @@ class Standing:
             return None
         self.health = Health.DEAD
         self.restarts += 1
-        return min(FIRST_PAUSE_S * 2.0 ** (self.restarts - 1), LONGEST_PAUSE_S)
+        return pause_before(self.restarts)
 
     def restarting(self) -> bool:
         """Whether its next process is to be started now; not when it was taken out meanwhile."""
@@ -92,3 +92,8 @@ class Standing:
             return False
         self.health = Health.RESTARTING
         return True
+
+
+def pause_before(restart: int) -> float:
+    """Seconds to wait before the n-th restart, n from 1."""
+    return min(FIRST_PAUSE_S * 2.0 ** (restart - 1), LONGEST_PAUSE_S)

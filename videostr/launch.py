@@ -28,6 +28,7 @@ from actors.pools import RayRolloutPool
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
 from actors.scaling import Scaling
+from actors.supervision import pause_before
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
@@ -228,25 +229,33 @@ async def train_on(
     stop: asyncio.Event,
     evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None,
 ) -> RunState:
-    """`train`; when a learner rank is lost, all start again from the last checkpoint, and the run goes back to it."""
-    for restart in range(1, config.learner.max_restarts + 2):
+    """`train`; when a learner rank is lost, all start again from the last checkpoint, and the run goes back to it.
+
+    A start that fails counts like a loss: for some seconds Ray may place a rank on a node that is no more.
+    """
+    losses = 0
+    while True:
         try:
+            if losses:
+                await ports.learner.restart()
+                state = await resume(config, source, ports, folder)
+                if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
+                    await ports.sync.publish(0)
             return await train(config, source, ports, folder, state, stop, evaluator)
         except LearnerError as error:
-            if restart > config.learner.max_restarts:
+            losses += 1
+            if losses > config.learner.max_restarts:
                 raise
+            pause_s = pause_before(losses)
             log.warning(
-                "learner lost: %s; all ranks start again from the last checkpoint (%d of %d times)",
+                "learner lost: %s; all ranks start again from the last checkpoint in %g s (%d of %d times)",
                 error,
-                restart,
+                pause_s,
+                losses,
                 config.learner.max_restarts,
             )
             folder.quarantine.counts["learner_lost"] += 1
-            await ports.learner.restart()
-            state = await resume(config, source, ports, folder)
-            if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
-                await ports.sync.publish(0)
-    raise AssertionError("unreachable")
+        await unless(stop, asyncio.sleep(pause_s))
 
 
 def _checkpoint(config: Config, folder: RunFolder) -> Path | None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
 from videostr.data.source import RecordSource
 from videostr.errors import LearnerError, NoSignal, RunFolderError, TooManyBadRecords
+from videostr.launch import train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.runfolder import RunFolder
@@ -364,6 +366,51 @@ def test_evaluation_beside_training_sees_one_version(staleness: int, tabletop: P
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").glob("step_*")) == [
         "step_000002", "step_000004", "step_000006",
     ]  # fmt: skip
+
+
+class Mortal(Learner):
+    """A rank dies in the fourth update, and once more in the start after it."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        super().__init__(rollouts)
+        self.starts = 0
+
+    async def update(self, batch: LearnerBatch) -> Update:
+        if len(self.batches) == 3 and not self.starts:
+            raise LearnerError("rank 0 died in `update`")
+        return await super().update(batch)
+
+    async def restart(self) -> None:
+        self.starts += 1
+        if self.starts == 1:
+            raise LearnerError("rank 0 died in `rendezvous`")
+
+    async def load(self, folder: Path) -> int:
+        self.rollouts.version = int((folder / "policy" / "weights").read_text().split()[1])
+        return self.rollouts.version
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+def test_a_start_that_fails_counts_like_a_loss(
+    allowed: int, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("videostr.launch.pause_before", lambda _: 0.0)
+    stage = Stage(tabletop, tmp_path, steps=6)
+    stage.config.learner.max_restarts = allowed
+    learner = Mortal(stage.rollouts)
+    ports = replace(stage.ports, learner=learner)
+    fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(stage.source.records)))
+    run = train_on(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None)
+    if allowed == 1:
+        with pytest.raises(LearnerError, match="rendezvous"):
+            asyncio.run(run)
+        return
+    state = asyncio.run(run)
+    assert (state.step, state.ledger.next_position, learner.starts) == (6, 24, 2)
+    assert stage.folder.quarantine.counts["learner_lost"] == 2
+    # Three steps, and all after the checkpoint of step 2 anew.
+    order, seen = stage.order(24), [[g.prompt.record_id for g in b.groups] for b in learner.batches]
+    assert seen == [order[4 * i : 4 * i + 4] for i in (0, 1, 2, 2, 3, 4, 5)]
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_path: Path) -> None:
