@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from actors.supervision import pause_before
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
 from videostr.errors import RewardError
@@ -23,6 +24,7 @@ from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Sc
 
 _Actor = Any  # Ray's handle types do not follow `options`
 _TRIES = 3
+_STARTS = 5
 _START_TIMEOUT_S = 300.0  # a process that imports SciPy on a busy machine; not part of a group's deadline
 
 
@@ -136,12 +138,27 @@ class RayRewardPool:
         self._idle.put_nowait(actor)
 
     async def _take_worker(self) -> _Actor:
-        """An idle worker whose process is up."""
-        actor = await self._idle.get()
-        if actor in self._started:
-            return actor
+        """An idle worker whose process is up.
+
+        One that dies at its start is replaced: for some seconds Ray may place it on a node that is no more.
+        """
+        for start in range(1, _STARTS + 1):
+            actor = await self._idle.get()
+            if actor in self._started or await self._is_up(actor):
+                return actor
+            self._replace(actor, "reward_worker_died")
+            await asyncio.sleep(pause_before(start))
+        raise RewardError(
+            f"{_STARTS} reward workers died at their start, one after the other; see the end of worker-*.err in Ray's "
+            "session folder (/tmp/ray/session_latest/logs)"
+        )
+
+    async def _is_up(self, actor: _Actor) -> bool:
+        """Wait for a worker's process; False when it died."""
         try:
             await _answer(actor.ready.remote(), _START_TIMEOUT_S)
+        except RayActorError:
+            return False
         except (TimeoutError, RayError) as error:
             self._idle.put_nowait(actor)
             raise RewardError(
@@ -152,7 +169,7 @@ class RayRewardPool:
             self._idle.put_nowait(actor)
             raise
         self._started.add(actor)
-        return actor
+        return True
 
     def _replace(self, actor: _Actor, cause: str) -> None:
         self.failures[cause] += 1

@@ -15,6 +15,7 @@ import pytest
 from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
 from videostr.config import RewardConfig
+from videostr.errors import RewardError
 from videostr.types import (
     Answer,
     AnswerKind,
@@ -121,6 +122,32 @@ def test_a_dying_worker_is_replaced(cluster: None, tmp_path: Path) -> None:
 
     worker = hangs_once(tmp_path / "died", lambda: os._exit(1))
     rollouts, failures = run_pool(use, worker)
+    assert isinstance(rollouts[0], Rollout)
+    assert failures == {"reward_worker_died": 1}
+
+
+@pytest.mark.parametrize("deaths", [1, 5])
+def test_a_worker_that_dies_at_its_start_is_replaced_some_times(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    monkeypatch.setattr("actors.reward.pause_before", lambda _: 0.0)
+
+    class Worker(RewardWorker):
+        def ready(self) -> None:
+            died = len(list(tmp_path.iterdir()))
+            if died < deaths:
+                (tmp_path / str(died)).touch()
+                os._exit(1)
+            super().ready()
+
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    if deaths == 5:
+        with pytest.raises(RewardError, match="5 reward workers died at their start"):
+            run_pool(use, Worker)
+        return
+    rollouts, failures = run_pool(use, Worker)
     assert isinstance(rollouts[0], Rollout)
     assert failures == {"reward_worker_died": 1}
 
