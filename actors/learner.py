@@ -412,7 +412,7 @@ class RayLearner:
         self.version = 0
         """Of the weights that the ranks hold."""
         self.updating = asyncio.Lock()
-        """Held while the weights change."""
+        """Held while the weights change, and while ranks start."""
 
     @classmethod
     async def start(
@@ -436,23 +436,26 @@ class RayLearner:
 
     async def restart(self) -> None:
         """Start all ranks anew, with the initial weights."""
-        self.close()
-        c = self.config.learner
-        remote = ray.remote(self.worker_class)
-        self.workers = tuple(
-            remote.options(
-                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(self.options[rank] if self.options else {})
-            ).remote(rank, self.config, self.frame_store)
-            for rank in range(c.num_ranks)
-        )
-        try:
-            (address, port), *_ = await self.call("rendezvous")
-            await self.call("connect", address, port, c.num_ranks)
-            await self.call("start")
-        except BaseException:
+        async with self.updating:
             self.close()
-            raise
-        self.version = 0
+            c = self.config.learner
+            remote = ray.remote(self.worker_class)
+            self.workers = tuple(
+                remote.options(
+                    num_cpus=c.num_cpus,
+                    num_gpus=c.num_gpus,
+                    **(self.options[rank] if self.options else {}),
+                ).remote(rank, self.config, self.frame_store)
+                for rank in range(c.num_ranks)
+            )
+            try:
+                (address, port), *_ = await self.call("rendezvous")
+                await self.call("connect", address, port, c.num_ranks)
+                await self.call("start")
+            except BaseException:
+                self.close()
+                raise
+            self.version = 0
 
     async def update(self, batch: LearnerBatch) -> Update:
         """One optimizer step on the batch, which is put into the object store once."""

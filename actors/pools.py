@@ -23,7 +23,7 @@ from actors.placement import Placement
 from actors.rollout import RolloutWorker
 from actors.supervision import Health, Standing
 from videostr.config import Config
-from videostr.errors import RolloutError, VideoStrError
+from videostr.errors import LearnerError, RolloutError, VideoStrError
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Failure, FailureKind
 
@@ -96,6 +96,7 @@ class RayRolloutPool:
         self._engines: list[_Engine] = []
         self._standings: list[Standing] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refusal: LearnerError | None = None
         self._changed = asyncio.Condition()
 
     async def start(self) -> None:
@@ -134,6 +135,7 @@ class RayRolloutPool:
 
         Raises:
             RolloutError: no engine is left.
+            LearnerError: the learner was lost, so that engines started meanwhile wait for weights in vain.
         """
         problem = ""
         for attempt in range(TRIES):
@@ -205,9 +207,15 @@ class RayRolloutPool:
 
     async def served(self, handles: Sequence[Any]) -> None:
         """These engines have the present weights."""
+        self._refusal = None
         for engine in self._engines:
             if engine.handle in handles and not engine.is_lost:
                 self._standings[engine.index].served()
+        await self._tell()
+
+    async def refuse(self, cause: LearnerError) -> None:
+        """Nobody can bring weights to engines: let `sample` raise this until engines have been served again."""
+        self._refusal = cause
         await self._tell()
 
     async def condemn(self, handles: Sequence[Any], cause: str) -> None:
@@ -323,6 +331,8 @@ class RayRolloutPool:
         """Reserve n completions on the least loaded healthy engine that has room."""
         async with self._changed:
             while True:
+                if self._refusal is not None:
+                    raise self._refusal
                 if self._none_is_left():
                     raise self._nobody()
                 healthy = [e for e in self._engines if self._standings[e.index].health is Health.HEALTHY]

@@ -124,13 +124,18 @@ class SupervisedSync:
         raise AssertionError("unreachable")
 
     async def _refresh(self) -> None:
-        """Publish the learner's weights again whenever an engine waits for some; never while they change."""
+        """Publish the learner's weights again whenever an engine waits for some; never while they change or ranks start."""
         while True:
             await self._pool.stale()
             try:
                 async with self._learner.updating, self._lock:
                     if self._pool.has_stale():
                         await self._publish(self._learner.version)
-            except (TransferError, RolloutError, LearnerError) as error:
+            except LearnerError as error:
+                await self._pool.refuse(
+                    error
+                )  # else a run that only waits for engines would never hear of it
+                await asyncio.sleep(RETRY_S)
+            except (TransferError, RolloutError) as error:
                 log.warning("no weights yet for engines that were started again: %s", error)
                 await asyncio.sleep(RETRY_S)

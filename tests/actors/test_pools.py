@@ -19,7 +19,7 @@ from actors.pools import RayRolloutPool
 from actors.supervision import Health
 from actors.sync import SupervisedSync
 from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
-from videostr.errors import RolloutError, TransferError
+from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
 
@@ -206,6 +206,33 @@ def test_engines_of_a_broken_transfer_are_replaced_and_get_the_weights(cluster: 
     assert lost == {"engine_half_updated": 2}
     assert failures == {"transfer": 1}
     assert sent[0][0] == 3
+
+
+class LostLearner(Learner):
+    """Has no rank left until it is `well`."""
+
+    well = False
+
+    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+        if not self.well:
+            raise LearnerError("learner rank 0 died in `send_weights`")
+        return await super().call(method, init)
+
+
+def test_a_run_that_waits_for_engines_hears_of_a_lost_learner(cluster: None, tmp_path: Path) -> None:
+    """As when the learner and all engines are lost together: engines would wait for weights, and the run for engines."""
+
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: LostLearner) -> Any:
+        await pool.condemn(pool.handles(), "lost")
+        with pytest.raises(LearnerError, match="learner rank 0 died in `send_weights`"):
+            await pool.sample(REQUEST)
+        learner.well = True
+        await sync.publish(5)
+        return await pool.sample(REQUEST), learner.sent
+
+    answer, sent = play(tmp_path, use, learner=LostLearner, max_restarts=9)
+    assert isinstance(answer, Sampled)
+    assert sent[0][0] == 5
 
 
 def test_a_transfer_that_breaks_three_times_fails(cluster: None, tmp_path: Path) -> None:
