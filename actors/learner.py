@@ -438,24 +438,25 @@ class RayLearner:
         """Start all ranks anew, with the initial weights."""
         async with self.updating:
             self.close()
-            c = self.config.learner
-            remote = ray.remote(self.worker_class)
-            self.workers = tuple(
-                remote.options(
-                    num_cpus=c.num_cpus,
-                    num_gpus=c.num_gpus,
-                    **(self.options[rank] if self.options else {}),
-                ).remote(rank, self.config, self.frame_store)
-                for rank in range(c.num_ranks)
-            )
+            self.workers = self._launch()
             try:
                 (address, port), *_ = await self.call("rendezvous")
-                await self.call("connect", address, port, c.num_ranks)
+                await self.call("connect", address, port, len(self.workers))
                 await self.call("start")
             except BaseException:
                 self.close()
                 raise
             self.version = 0
+
+    def _launch(self) -> tuple[Any, ...]:
+        c = self.config.learner
+        remote = ray.remote(self.worker_class)
+        return tuple(
+            remote.options(
+                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(self.options[rank] if self.options else {})
+            ).remote(rank, self.config, self.frame_store)
+            for rank in range(c.num_ranks)
+        )
 
     async def update(self, batch: LearnerBatch) -> Update:
         """One optimizer step on the batch, which is put into the object store once."""
@@ -500,8 +501,10 @@ class RayLearner:
         """Run a method on every rank; results by rank.
 
         Raises:
-            LearnerError: a rank died, raised, or did not answer in time. Errors of ours keep their type.
+            LearnerError: a rank died, raised, or did not answer in time, or none runs. Errors of ours keep their type.
         """
+        if not self.workers:
+            raise LearnerError(f"no learner rank runs to do `{method}`: they ended, or their start failed")
         calls = [
             asyncio.ensure_future(self._ask(rank, method, arguments)) for rank in range(len(self.workers))
         ]

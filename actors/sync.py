@@ -132,9 +132,8 @@ class SupervisedSync:
                     if self._pool.has_stale():
                         await self._publish(self._learner.version)
             except LearnerError as error:
-                await self._pool.refuse(
-                    error
-                )  # else a run that only waits for engines would never hear of it
+                # Else a run that only waits for engines would never hear of it.
+                await self._pool.refuse(error)
                 await asyncio.sleep(RETRY_S)
             except (TransferError, RolloutError) as error:
                 log.warning("no weights yet for engines that were started again: %s", error)

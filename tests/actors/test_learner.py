@@ -519,3 +519,10 @@ def test_late_and_dead_ranks_are_named(
     ray.kill(learners[1].workers[0])
     with pytest.raises(LearnerError, match="learner rank 0 died in `checksums`"):
         run(learners[1].checksums())
+
+
+def test_without_ranks_a_call_is_an_error() -> None:
+    """As between a start that failed and the next: weights for an engine may be asked for then."""
+    learner = RayLearner(Config(), "", (), LearnerWorker)
+    with pytest.raises(LearnerError, match="no learner rank runs to do `send_weights`"):
+        asyncio.run(learner.call("send_weights", {}))
