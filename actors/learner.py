@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from actors.learner_state import LearnerState
+from actors.placement import overlap_options
 from videostr.config import Config
 from videostr.errors import LearnerError, VideoStrError
 from videostr.grpo.attention import Kernel
@@ -453,7 +454,10 @@ class RayLearner:
         remote = ray.remote(self.worker_class)
         return tuple(
             remote.options(
-                num_cpus=c.num_cpus, num_gpus=c.num_gpus, **(self.options[rank] if self.options else {})
+                num_cpus=c.num_cpus,
+                num_gpus=c.num_gpus,
+                **overlap_options(self.config, c.num_gpus),
+                **(self.options[rank] if self.options else {}),
             ).remote(rank, self.config, self.frame_store)
             for rank in range(c.num_ranks)
         )

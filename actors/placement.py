@@ -5,6 +5,7 @@ In: a config and a running Ray. Out: Ray actor options for every actor, or `Plac
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -136,6 +137,17 @@ def lacking(roles: list[Role], cluster: Mapping[str, float]) -> str:
             uses = ", ".join(f"{r.name} {r.count} x {r.bundle[name]:g}" for r in roles if r.bundle.get(name))
             short.append(f"needs {amount:g} {name} ({uses}), the cluster has {cluster.get(name, 0):g}")
     return "; ".join(short)
+
+
+def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
+    """Ray actor options of an engine or a learner rank that computes on a CPU while the other side does, too.
+
+    OpenMP's threads wait for work by spinning: right for one side alone, but on cores that both sides use they take the
+    other's time (the demo at `train.max_staleness=1` on two cores: 12 s a step against 5 s). A policy of the user's stands.
+    """
+    if config.train.max_staleness == 0 or num_gpus > 0 or "OMP_WAIT_POLICY" in os.environ:
+        return {}
+    return {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.placement import Placement
+from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
 from actors.supervision import Health, Standing
 from videostr.config import Config
@@ -35,6 +35,13 @@ AHEAD = 2
 some of the engine's sequences stand empty; with more, a lost engine costs more groups a second try."""
 TRIES = 3
 """Times that a request may be late or lose its engine before it is given up as the likely cause."""
+
+LIMITS = {
+    "start": "rollout.start_timeout_s",
+    "sample": "rollout.request_timeout_s",
+    "pause": "sync.timeout_s",
+}
+"""Keys of the deadlines of an engine's methods."""
 
 
 class CallLost(RolloutError):
@@ -169,17 +176,24 @@ class RayRolloutPool:
         """Whether an engine waits for weights."""
         return Health.STALE in self.health()
 
-    async def up(self) -> list[Any]:
-        """Handles to send weights to, once there is one.
+    async def pause(self) -> list[Any]:
+        """Handles to send weights to, once there is one; these engines sample nothing until they have got weights.
+
+        One that does not pause is replaced: found here, it costs no other engine its weights.
 
         Raises:
             RolloutError: no engine is left.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.handles() or self._none_is_left())
-        if not self.handles():
-            raise self._nobody()
-        return self.handles()
+        paused: list[Any] = []
+        while not paused:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.handles() or self._none_is_left())
+            if not self.handles():
+                raise self._nobody()
+            up = [engine for engine in self._engines if self._standings[engine.index].is_up]
+            await asyncio.gather(*(self._pause(engine) for engine in up))
+            paused = [engine.handle for engine in up if not engine.is_lost]
+        return paused
 
     def size(self) -> int:
         """Engines in use, those that are being started included."""
@@ -242,7 +256,10 @@ class RayRolloutPool:
         rollout = self.config.rollout
         log_file = self.log_folder / f"engine_{index}.log"
         actor = ray.remote(self.worker_class).options(
-            num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, **self.options[index]
+            num_cpus=rollout.num_cpus,
+            num_gpus=rollout.num_gpus,
+            **overlap_options(self.config, rollout.num_gpus),
+            **self.options[index],
         )
         handle = actor.remote(index, self.config, self.frame_store, str(log_file))
         engine = _Engine(index=index, handle=handle, log_file=log_file)
@@ -293,6 +310,12 @@ class RayRolloutPool:
         if self.placement is not None and engine.index >= self.config.rollout.num_workers:
             self.placement.release(self.options[engine.index])
         log.info("engine %d was taken out", engine.index)
+
+    async def _pause(self, engine: _Engine) -> None:
+        try:
+            await self._call(engine, "pause", limit=self.config.sync.timeout_s)
+        except RolloutError as error:
+            self._lose(engine, "hung", str(error))
 
     async def _check_health(self) -> None:
         """Ask every engine that is up, for ever, whether it is well."""
@@ -362,14 +385,13 @@ class RayRolloutPool:
         try:
             return await asyncio.wait_for(_result(ref), limit)
         except TimeoutError:
-            key = "start" if method == "start" else "request"
             detail = (
                 f"engine {engine.index} did not finish `{method}` within {limit:g} s; see {engine.log_file}, or raise "
-                f"rollout.{key}_timeout_s"
+                f"{LIMITS[method]}"
             )
             if method == "start":
                 self._lose(engine, "did_not_start", detail)
-            else:
+            elif method == "sample":
                 self.failures["request_late"] += 1
             raise CallLost(detail) from None
         except RayTaskError as error:

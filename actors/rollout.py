@@ -218,6 +218,10 @@ class RolloutWorker:
 
     # ------------------------------------------------------------------------------------- weights and end
 
+    async def pause(self) -> None:
+        """Freeze requests in flight until weights have been transferred."""
+        await self._receiver.pause()
+
     async def transfer(self, phase: str, *arguments: Any) -> Any:
         """A control call of a weight transfer: a method of `actors.transfer.WeightReceiver`."""
         self._transfers += 1

@@ -107,7 +107,7 @@ class SupervisedSync:
 
     async def _publish(self, version: int) -> dict[str, float]:
         for attempt in range(1, TRIES + 1):
-            engines = await self._pool.up()
+            engines = await self._pool.pause()
             try:
                 metrics = await RayWeightSync(self._config, self._learner, lambda: engines).publish(version)  # noqa: B023
             except TransferError as error:

@@ -324,9 +324,14 @@ class WeightReceiver:
         """Join a transfer group, leaving the one before."""
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
+    async def pause(self) -> None:
+        """Freeze requests in flight; may be called again."""
+        await self.engine.pause_generation(mode="keep", clear_cache=False)
+
     async def start(self) -> None:
         """Freeze requests in flight and make the model ready to load."""
-        await self.engine.pause_generation(mode="keep", clear_cache=False)
+        if not await self.engine.is_paused():  # pausing takes 20 ms each time
+            await self.pause()
         await self.engine.start_weight_update()
 
     async def update(self, update_info: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from actors.placement import lacking, plan
-from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig
+import pytest
+
+from actors.placement import lacking, overlap_options, plan
+from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig
 
 CONFIG = Config(
     rollout=RolloutConfig(num_workers=3, num_cpus=2, num_gpus=2, tensor_parallel_size=2),
@@ -34,3 +36,14 @@ def test_what_is_missing_is_named_with_its_uses() -> None:
 def test_where_a_service_scores_no_reward_worker_is_planned() -> None:
     config = replace(CONFIG, reward=replace(CONFIG.reward, endpoint="127.0.0.1:50051"))
     assert [role.name for role in plan(config)] == ["rollout", "learner"]
+
+
+def test_threads_wait_passively_where_both_sides_share_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    passive = {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    ahead = Config(train=TrainConfig(max_staleness=1))
+    assert overlap_options(ahead, num_gpus=0) == passive
+    assert overlap_options(ahead, num_gpus=1) == {}
+    assert overlap_options(Config(train=TrainConfig(max_staleness=0)), num_gpus=0) == {}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert overlap_options(ahead, num_gpus=0) == {}

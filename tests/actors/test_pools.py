@@ -54,6 +54,10 @@ def puppet(folder: Path) -> Any:
         async def ping(self) -> None:
             pass
 
+        async def pause(self) -> None:
+            if (folder / f"hang_in_pause_{self.index}").exists():
+                time.sleep(60)  # noqa: ASYNC251
+
         def close(self) -> None:
             pass
 
@@ -206,6 +210,25 @@ def test_engines_of_a_broken_transfer_are_replaced_and_get_the_weights(cluster: 
     assert lost == {"engine_half_updated": 2}
     assert failures == {"transfer": 1}
     assert sent[0][0] == 3
+
+
+def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        before = pool.handles()
+        (tmp_path / "hang_in_pause_0").touch()
+        await sync.publish(3)
+        (tmp_path / "hang_in_pause_0").unlink()
+        sent = list(learner.sent)
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        return before, pool.handles(), sent, dict(pool.failures), dict(sync.failures)
+
+    before, after, sent, lost, failures = play(tmp_path, use, health_check_s=0.5)
+    assert (before[0] in after, before[1] in after) == (False, True)
+    assert sent == [(3, 1)]
+    assert lost == {"engine_hung": 1}
+    assert failures == {}
 
 
 class LostLearner(Learner):
