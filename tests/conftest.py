@@ -22,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos-minutes", type=int, default=0, help="length of the run of tests/chaos (default 0: left out)"
     )
+    parser.addoption(
+        "--soak-minutes", type=int, default=0, help="length of tests/chaos/test_soak.py (default 0: left out)"
+    )
 
 
 @pytest.fixture(scope="session")

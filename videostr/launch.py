@@ -91,7 +91,8 @@ async def run(config: Config) -> int:
     folder = RunFolder(config)
     _log_to_file(folder.path / "logs" / "driver.log")
     log.info("run folder %s", folder.path)
-    stop = _stop_on_signal()
+    stop = asyncio.Event()
+    _stop_on_signal(stop)
     source, heldout = _sources(config, folder)
     async with cluster(config, folder, stop) as ports:
         state = await resume(config, source, ports, folder)
@@ -159,6 +160,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         Stopped: `stop` was set meanwhile.
     """
     _start_ray()
+    _stop_on_signal(stop)  # again: Ray's own handler would print a stack trace first
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.callback(ray.shutdown)
         placement = Placement(config)
@@ -339,9 +341,8 @@ def _start_ray() -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
 
 
-def _stop_on_signal() -> asyncio.Event:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends the process at once."""
-    stop = asyncio.Event()
+def _stop_on_signal(stop: asyncio.Event) -> None:
+    """Let Ctrl-C or SIGTERM set the event; a second Ctrl-C ends the process at once."""
     loop = asyncio.get_running_loop()
 
     def handle() -> None:
@@ -352,7 +353,6 @@ def _stop_on_signal() -> asyncio.Event:
 
     loop.add_signal_handler(signal.SIGINT, handle)
     loop.add_signal_handler(signal.SIGTERM, handle)
-    return stop
 
 
 def _log_to_console() -> None:

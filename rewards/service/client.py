@@ -31,6 +31,8 @@ from videostr.types import Completion, Record, Score
 
 Group = tuple[Sequence[Completion | str], Record]
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_CUT = "Internal error from Core"
+"""What grpc.aio makes of a stream's status when the stream ends under a write."""
 _REFUSED = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
 
 
@@ -235,6 +237,11 @@ def _is_overload(error: Any) -> bool:
 def _translate(error: Any, target: str) -> RewardServiceError:
     """The exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
     code, detail = error.code().name, error.details()
+    if detail.startswith(_CUT):
+        return ServiceUnavailable(
+            f"the reward service at {target} ended the stream while groups were sent: it is shutting down, or was lost; send "
+            "what was not answered once more"
+        )
     if code in _REFUSED:
         return GroupRefused(detail)
     if code == "DEADLINE_EXCEEDED":

@@ -16,7 +16,7 @@ from tests.benchmarks.bench_step import G, started
 from tests.benchmarks.measure import report, spread
 
 PROMPTS, COMPLETION = 16, 80
-STEPS = 7
+STEPS = 12
 """Of a turn; the first two fill the window and are left out, and the last has nothing sampled beside it."""
 TURNS = 3
 

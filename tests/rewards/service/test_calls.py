@@ -277,6 +277,35 @@ def test_a_service_that_is_not_there_is_named_with_the_remedy(record: Record) ->
         asyncio.run(main())
 
 
+def test_a_stream_that_ends_under_a_write_is_no_refusal_of_a_group(record: Record) -> None:
+    """gRPC then often gives INTERNAL in place of the server's own status."""
+
+    async def cut(requests: Any, context: Any) -> Any:
+        async for _ in requests:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is shutting down")
+            yield b""
+
+    async def main() -> set[type[Exception]]:
+        server = grpc.aio.server()
+        handlers = {"ScoreGroups": grpc.stream_stream_rpc_method_handler(cut)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        ends = set()
+        async with RewardClient(f"127.0.0.1:{port}") as client:
+            for _ in range(20):
+                try:
+                    async for _ in client.score_groups(([RIGHT], record) for _ in range(1000)):
+                        pass
+                except RewardServiceError as error:
+                    assert "shutting down" in str(error)
+                    ends.add(type(error))
+        await server.stop(0)
+        return ends
+
+    assert asyncio.run(main()) == {ServiceUnavailable}
+
+
 def test_killed_workers_under_load_leave_every_call_answered(service: Any, record: Record) -> None:
     group = [answer("sleep 0.05"), RIGHT]
     expected = score_group(group, record, RUBRIC)
