@@ -55,8 +55,7 @@ def puppet(folder: Path) -> Any:
             pass
 
         async def pause(self) -> None:
-            if (folder / f"hang_in_pause_{self.index}").exists():
-                time.sleep(60)  # noqa: ASYNC251
+            time.sleep(60 * (folder / f"hang_in_pause_{self.index}").exists())  # noqa: ASYNC251
 
         def close(self) -> None:
             pass

@@ -50,7 +50,8 @@ class Watch:
 
     def look(self) -> None:
         seconds = time.monotonic() - self.began
-        assert self.stage.driver is not None and self.stage.head is not None
+        assert self.stage.driver is not None
+        assert self.stage.head is not None
         driver = psutil.Process(self.stage.driver.pid)
         below = descendants(self.stage.head) + descendants(self.stage.driver)
         for process in (driver, *below):

@@ -285,25 +285,26 @@ def test_a_stream_that_ends_under_a_write_is_no_refusal_of_a_group(record: Recor
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the service is shutting down")
             yield b""
 
-    async def main() -> set[type[Exception]]:
+    async def main() -> list[RewardServiceError]:
         server = grpc.aio.server()
         handlers = {"ScoreGroups": grpc.stream_stream_rpc_method_handler(cut)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        ends = set()
+        ends = []
         async with RewardClient(f"127.0.0.1:{port}") as client:
             for _ in range(20):
                 try:
                     async for _ in client.score_groups(([RIGHT], record) for _ in range(1000)):
                         pass
                 except RewardServiceError as error:
-                    assert "shutting down" in str(error)
-                    ends.add(type(error))
+                    ends.append(error)
         await server.stop(0)
         return ends
 
-    assert asyncio.run(main()) == {ServiceUnavailable}
+    ends = asyncio.run(main())
+    assert {type(error) for error in ends} == {ServiceUnavailable}
+    assert all("shutting down" in str(error) for error in ends)
 
 
 def test_killed_workers_under_load_leave_every_call_answered(service: Any, record: Record) -> None:
