@@ -90,6 +90,10 @@ class RolloutWorker:
             # Engines may outnumber cores: a thread bound to a core would wait behind another engine's.
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             environment["OMP_NUM_THREADS"] = str(self.config.rollout.threads)
+            # Every batch size of every layer makes a primitive; the library keeps 1024, which are some hundred MiB.
+            environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get(
+                "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
+            )
             # Lets the CPU engine compute in its own process; else vLLM starts one more, only to bind threads to cores.
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         return environment
