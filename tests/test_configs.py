@@ -8,9 +8,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from videostr import config as config_module
+from videostr.data.__main__ import read_recipe
+from videostr.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+RECIPES = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 
 
 def is_coldstart(path: Path) -> bool:
@@ -42,3 +45,9 @@ def _leaves(tree: object) -> list[object]:
     if isinstance(tree, dict):
         return [leaf for value in tree.values() for leaf in _leaves(value)]
     return [tree]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes_name_known_sources(path: Path) -> None:
+    recipe = read_recipe(path, {})
+    assert {settings.source for settings in recipe} <= set(SOURCES)

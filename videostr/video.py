@@ -1,7 +1,7 @@
 """Clip -> selected frames with times. Each video is decoded once, into a frame store that every process reads.
 
-In: a `ClipSpec` (video file, interval, number of frames, size). Out: a `Clip` (a name, no pixels) and, where a worker needs
-them, `ClipFrames` memory-mapped from the store, so that rollout and learner share pages and nothing is pickled.
+In: a `ClipSpec` (video file or list of images, interval, number of frames, size). Out: a `Clip` (a name, no pixels) and, where
+a worker needs them, `ClipFrames` memory-mapped from the store, so that rollout and learner share pages and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
+from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.types import Clip, ClipSpec
+
+LIST_SUFFIX = ".frames.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +109,11 @@ def decode(spec: ClipSpec) -> ClipFrames:
     """Decode the F frames nearest to F equally spaced times of the interval.
 
     Raises:
-        VideoError: missing, without a video stream, truncated, or shorter than the interval.
+        VideoError: missing, without a video stream, truncated, or shorter than the interval; or a list of images that names
+            one that cannot be read.
     """
+    if spec.video.endswith(LIST_SUFFIX):
+        return _select_images(Path(spec.video), spec)
     try:
         with av.open(spec.video) as container:
             return _select(container, spec)
@@ -114,6 +121,58 @@ def decode(spec: ClipSpec) -> ClipFrames:
         raise VideoError(
             f"{spec.video}: cannot be decoded ({error}); re-encode the file or drop its rows"
         ) from error
+
+
+def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
+    """[F] equally spaced times, first and last of the interval included."""
+    return np.linspace(start_s, end_s, count)
+
+
+class ImageList(msgspec.Struct, frozen=True):
+    """A video whose frames are image files, as `*.frames.json`."""
+
+    root: str
+    """Folder that the paths are relative to; itself absolute, or relative to the list's folder."""
+    fps: float
+    """Rate that frame numbers are counted in, frames per second."""
+    frames: tuple[tuple[float, str], ...]
+    """Time in seconds from the start of the video and path of every image, ascending in time."""
+
+
+def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
+    try:
+        listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
+    except (msgspec.DecodeError, OSError) as error:
+        raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
+    if not listed.frames:
+        raise VideoError(f"{path}: lists no image; drop its rows")
+    all_times = np.array([t for t, _ in listed.frames])
+    end = all_times[-1] if spec.end_s is None else min(spec.end_s, all_times[-1])
+    targets = target_times(spec.start_s, float(end), spec.num_frames)
+    chosen = [int(np.abs(all_times - target).argmin()) for target in targets]
+    pixels = [_read_image(path.parent / listed.root / listed.frames[i][1], spec) for i in chosen]
+    if len({image.shape for image in pixels}) > 1:
+        raise VideoError(f"{path}: its images differ in size; resize them, or set height and width")
+    times = tuple(float(all_times[i]) for i in chosen)
+    return ClipFrames(
+        pixels=np.stack(pixels),
+        times=times,
+        indices=tuple(round(t * listed.fps) for t in times),
+        fps=listed.fps,
+        total_frames=round(float(all_times[-1]) * listed.fps) + 1,
+    )
+
+
+def _read_image(path: Path, spec: ClipSpec) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            size = (spec.width or image.width, spec.height or image.height)
+            converted = image.convert("RGB")
+            return np.asarray(
+                converted if size == image.size else converted.resize(size, Image.Resampling.BICUBIC)
+            )
+    except OSError as error:
+        raise VideoError(f"{path}: image cannot be read ({error}); restore it or drop its rows") from None
 
 
 def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrames:
@@ -128,7 +187,7 @@ def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrame
     total = stream.frames or round(float((stream.duration or 0) * stream.time_base) * fps)
     last = (total - 1) / fps
     end = last if spec.end_s is None else min(spec.end_s, last)
-    targets = np.linspace(spec.start_s, end, spec.num_frames)
+    targets = target_times(spec.start_s, end, spec.num_frames)
     if spec.start_s > 0:
         container.seek(int(spec.start_s / stream.time_base), stream=stream)
     nearest = _nearest(container, stream, targets, fps)

@@ -24,7 +24,7 @@ from videostr.ports import Sampled, SampleRequest
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
 
 
-def puppet(folder: Path) -> Any:
+def puppet(folder: Path) -> Any:  # noqa: C901  # one flat class: Ray ships it by value
     """A worker class whose engines do as the files in `folder` say; made here, so that Ray ships it by value.
 
     Not a `RolloutWorker`: its processes need not import transformers, and start in a second.

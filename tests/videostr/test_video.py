@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.types import Clip, ClipSpec
@@ -118,3 +121,49 @@ def test_missing_truncated_and_foreign_files_are_named(video, tmp_path):
     with pytest.raises(VideoError):
         store.frames(Clip(digest="0" * 32, spec=ClipSpec(video=str(text), num_frames=2)))
     assert list(store.folder.iterdir()) == []
+
+
+def write_images(folder: Path, times: list[float], size: int = 32) -> Path:
+    """Image i has brightness 10 i; the list lies beside them."""
+    (folder / "images").mkdir()
+    for index in range(len(times)):
+        Image.fromarray(np.full((size, 2 * size, 3), 10 * index, np.uint8)).save(
+            folder / f"images/{index}.png"
+        )
+    listed = {"root": "images", "fps": 10, "frames": [[t, f"{i}.png"] for i, t in enumerate(times)]}
+    path = folder / "v.frames.json"
+    path.write_text(json.dumps(listed))
+    return path
+
+
+def test_a_list_of_images_is_a_video(tmp_path):
+    write_images(tmp_path, [0.0, 0.5, 1.0, 1.5, 2.0])
+    clip = name_clip(ClipSpec(video="v.frames.json", num_frames=3, start_s=0.5, end_s=1.6), tmp_path)
+    frames = FrameStore(tmp_path / "store").frames(clip)
+    # Wanted are 0.5, 1.05 and 1.6 s.
+    assert frames.times == (0.5, 1.0, 1.5)
+    assert frames.indices == (5, 10, 15)
+    assert brightness(frames.pixels) == [1, 2, 3]
+    assert frames.pixels.shape == (3, 32, 64, 3)
+    assert frames.metadata["total_num_frames"] == 21
+    assert decode(replace(clip.spec, height=16, width=8)).pixels.shape == (3, 16, 8, 3)
+
+
+def test_broken_lists_of_images_are_named(tmp_path):
+    path = write_images(tmp_path, [0.0, 0.5, 1.0])
+    spec = ClipSpec(video=str(path), num_frames=3)
+    (tmp_path / "images/1.png").write_bytes((tmp_path / "images/1.png").read_bytes()[:40])
+    with pytest.raises(VideoError, match=r"images/1\.png: image cannot be read"):
+        decode(spec)
+    (tmp_path / "images/1.png").unlink()
+    with pytest.raises(VideoError, match=r"images/1\.png: image cannot be read"):
+        decode(spec)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images/1.png")
+    with pytest.raises(VideoError, match=r"v\.frames\.json: its images differ in size"):
+        decode(spec)
+    path.write_text('{"root": "images", "fps": 10}')
+    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images .*frames"):
+        decode(spec)
+    path.write_text('{"root": "images", "fps": 10, "frames": []}')
+    with pytest.raises(VideoError, match=r"lists no image"):
+        decode(spec)

@@ -1,107 +1,271 @@
-"""`python -m videostr.data build|stats|check`: make a dataset, describe it, verify it."""
+"""`python -m videostr.data build|stats|check|show|export`: make a dataset, describe it, verify it, look at it, hand it on."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+from omegaconf import OmegaConf
+
+from rewards import number, score
+from rewards.rubric import PRESETS
+from videostr.data import card, exchange
+from videostr.data.build import Progress, Settings, build, skip_table
+from videostr.data.check import problems
 from videostr.data.records import read_records
-from videostr.errors import VideoError, VideoStrError
-from videostr.tabletop.build import Split, build
+from videostr.data.sheet import write_sheet
+from videostr.data.sources import SOURCES
+from videostr.errors import ConfigError, VideoStrError
+from videostr.metrics import duration
+from videostr.prompt import reference_trace
+from videostr.tabletop import build as tabletop
+from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
-from videostr.types import Failure, Record
-from videostr.video import FrameStore, name_clip
+from videostr.types import Record
+
+FULL = 1 - 1e-6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 when `check` finds a broken row or video, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m videostr.data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("build", help="write Parquet and videos")
-    make.add_argument("--source", choices=["tabletop"], required=True)
-    make.add_argument("--out", type=Path, required=True)
-    make.add_argument("--scenes", type=int, required=True)
-    make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--split", choices=[s.name.lower() for s in Split], default="train")
-    make.add_argument("--difficulty", choices=[d.value for d in Difficulty], default="easy")
-    make.add_argument("--questions", type=int, default=1, help="at most this many per scene")
-    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    for name, text in (("stats", "print counts as JSON"), ("check", "read every row, decode every video")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
+    """Exit status 0, 1 when `check` finds a problem, 2 on bad input."""
+    options = _parser().parse_args(arguments)
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "build": _build, "stats": _stats, "check": _check, "show": _show, "export": _export,
+    }  # fmt: skip
     try:
-        return {"build": _build, "stats": _stats, "check": _check}[options.command](options)
+        return commands[options.command](options)
     except VideoStrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m videostr.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("build", help="write Parquet from annotated video, or from the tabletop world")
+    make.add_argument("--source", choices=["tabletop", *SOURCES])
+    make.add_argument("--recipe", type=Path, help="several sources, e.g. configs/data/stv.yaml")
+    make.add_argument(
+        "--root", action="append", default=[], help="folder of the source; NAME=DIR with a recipe"
+    )
+    make.add_argument("--out", type=Path, required=True)
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--split", default="train")
+    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    make.add_argument("--limit", type=int, help="at most so many records")
+    make.add_argument("--scenes", type=int, help="at most so many scenes; of the tabletop world, how many")
+    make.add_argument("--clips", type=int, default=8, help="at most this many clips of a scene")
+    make.add_argument(
+        "--questions", type=int, help="at most this many about a clip (8) or a tabletop scene (1)"
+    )
+    make.add_argument("--frames", type=int, default=8, help="frames of a clip")
+    make.add_argument(
+        "--size", type=_size, default=(None, None), metavar="WxH", help="of the frames, e.g. 448x252"
+    )
+    make.add_argument(
+        "--exclude", type=Path, action="append", default=[], help="file with scenes to leave out"
+    )
+    make.add_argument(
+        "--difficulty", choices=[d.value for d in Difficulty], default="easy", help="of the tabletop"
+    )
+    stats = commands.add_parser(
+        "stats", help="print counts and baselines as JSON; write README.md and stats.html"
+    )
+    stats.add_argument("folder", type=Path)
+    check = commands.add_parser(
+        "check", help="read every row, score its truth, decode videos, look for leaks"
+    )
+    check.add_argument("folder", type=Path)
+    check.add_argument("--videos", type=int, help="decode only so many clips, chosen at random")
+    check.add_argument(
+        "--exclude", type=Path, action="append", default=[], help="scenes that must not be in it"
+    )
+    show = commands.add_parser(
+        "show", help="write an HTML page with frames, boxes, graphs, questions, answers"
+    )
+    show.add_argument("folder", type=Path)
+    show.add_argument("--n", type=int, default=12)
+    show.add_argument("--out", type=Path, default=Path("sheet.html"))
+    show.add_argument("--family", default="")
+    show.add_argument("--seed", type=int, default=0)
+    export = commands.add_parser("export", help="write the rows of other trainers")
+    export.add_argument("folder", type=Path)
+    export.add_argument("--format", choices=list(EXPORTS), required=True)
+    export.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------------- build
+
+
 def _build(options: argparse.Namespace) -> int:
-    count = build(
+    if options.source == "tabletop":
+        return _build_tabletop(options)
+    recipe = _recipe(options)
+    began = time.monotonic()
+    last = [began]
+
+    def tell(progress: Progress, scenes: int) -> None:
+        now = time.monotonic()
+        if now - last[0] >= 5 or progress.scenes == scenes:
+            last[0] = now
+            records = sum(progress.by_source.values())
+            left = (now - began) * (scenes - progress.scenes) / progress.scenes
+            print(f"scene {progress.scenes}/{scenes}  {records} records  {duration(left)} left", flush=True)
+
+    progress = build(options.out, recipe, options.workers, tell)
+    card.write_card(options.out, card.collect(options.out), _judge_number)
+    print(
+        f"{options.out}: {progress.records} records of {progress.scenes} scenes\nleft out:\n{skip_table(progress)}"
+    )
+    return 0
+
+
+def _build_tabletop(options: argparse.Namespace) -> int:
+    splits = [split.name.lower() for split in Split]
+    if options.scenes is None:
+        raise ConfigError("--source tabletop needs --scenes N: how many scenes to make")
+    if options.split not in splits:
+        raise ConfigError(f"--split {options.split}: the tabletop world has {', '.join(splits)}")
+    count = tabletop.build(
         options.out,
         scenes=options.scenes,
         seed=options.seed,
         split=Split[options.split.upper()],
         difficulty=Difficulty(options.difficulty),
-        questions=options.questions,
+        questions=options.questions or 1,
         workers=options.workers,
     )
     print(f"{options.out}: {count} records of {options.scenes} scenes")
     return 0
 
 
-def _stats(options: argparse.Namespace) -> int:
-    rows = list(read_records(options.folder))
-    records = [row for row in rows if isinstance(row, Record)]
-    print(
-        json.dumps(
-            {
-                "records": len(records),
-                "unusable": sum(row.records for row in rows if isinstance(row, Failure)),
-                "videos": len({record.clip.video for record in records}),
-                "sources": Counter(record.source for record in records),
-                "families": Counter(record.family for record in records),
-                "answers": Counter(record.answer.kind.value for record in records),
-                "labels": Counter(label for record in records for label in record.labels),
-                "without_graph": sum(record.graph is None for record in records),
-            },
-            indent=2,
+def _recipe(options: argparse.Namespace) -> list[Settings]:
+    if (options.source is None) == (options.recipe is None):
+        raise ConfigError("build needs either --source NAME --root DIR or --recipe FILE")
+    if options.recipe is not None:
+        return read_recipe(options.recipe, dict(_named_root(text) for text in options.root))
+    if len(options.root) != 1:
+        raise ConfigError(f"--source {options.source} needs one --root DIR: where the source lies")
+    width, height = options.size
+    return [
+        Settings(
+            source=options.source,
+            root=options.root[0],
+            split=options.split,
+            seed=options.seed,
+            limit=options.limit,
+            scenes=options.scenes,
+            clips=options.clips,
+            questions=options.questions or 8,
+            num_frames=options.frames,
+            height=height,
+            width=width,
+            exclude=tuple(str(path) for path in options.exclude),
         )
-    )
+    ]
+
+
+def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
+    """The sources of a recipe; `roots` by name of the source take the place of those in the file."""
+    try:
+        rows = OmegaConf.to_container(OmegaConf.load(path))
+        sources = rows["sources"]  # type: ignore[index,call-overload]
+        unknown = {key for row in sources for key in row} - {f.name for f in dataclasses.fields(Settings)}
+        recipe = msgspec.convert(sources, list[Settings])
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError):
+        raise ConfigError(f"{path}: must have a list `sources`, each with source and root") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: sources: {error}") from None
+    if unknown:
+        raise ConfigError(
+            f"{path}: sources: {sorted(unknown)[0]} is no key of a source; see Settings in videostr/data/build.py"
+        )
+    return [dataclasses.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
+
+
+def _named_root(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--root {text}: with a recipe it must be NAME=DIR, e.g. kitti={text}")
+    return name, folder
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+# ---------------------------------------------------------------------------------------- stats, check, show, export
+
+
+def _stats(options: argparse.Namespace) -> int:
+    stats = card.collect(options.folder)
+    if stats.records:
+        card.write_card(options.folder, stats, _judge_number)
+    print(json.dumps(card.as_json(stats, _judge_number), indent=2))
     return 0
+
+
+def _judge_number(text: str, record: Record) -> float:
+    return number.reward(text, record)[0]
 
 
 def _check(options: argparse.Namespace) -> int:
     bad = total = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        store = FrameStore(scratch)
-        for row in read_records(options.folder):
-            if isinstance(row, Failure):
-                problem, lost = row.detail, row.records
-            else:
-                problem, lost = _video_problem(row, options.folder, store), 1
-            total += lost
-            if problem:
-                bad += lost
-                print(problem)
+    for found in problems(options.folder, judge=_judge_truth, lists=options.exclude, videos=options.videos):
+        if isinstance(found, int):
+            total = found
+        else:
+            bad += found.rows
+            print(found.detail)
     print(f"{options.folder}: {total} rows, {bad} bad")
     return 1 if bad else 0
 
 
-def _video_problem(record: Record, folder: Path, store: FrameStore) -> str:
-    try:
-        store.frames(name_clip(record.clip, folder))
-    except VideoError as error:
-        return f"{record.origin}: {error}"
+def _judge_truth(record: Record) -> str:
+    """Why a record's truth does not earn everything, under every rubric."""
+    trace = reference_trace(record)
+    for name, rubric in PRESETS.items():
+        earned = score(trace, record, dataclasses.replace(rubric, length="none"))
+        low = {part: value for part, value in earned.parts.items() if part in PARTS and value < FULL}
+        if low:
+            return f"{name}: {low}; {'; '.join(earned.notes)}"
     return ""
 
+
+PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
+
+
+def _show(options: argparse.Namespace) -> int:
+    count = write_sheet(
+        options.folder, options.out, count=options.n, family=options.family, seed=options.seed
+    )
+    print(f"{options.out}: {count} records of {options.folder}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    records = [row for row in read_records(options.folder) if isinstance(row, Record)]
+    count = EXPORTS[options.format](records, options.out, options.folder)
+    print(f"{options.out}: {count} rows of {len(records)} records")
+    return 0
+
+
+EXPORTS: dict[str, Callable[..., int]] = {
+    "video-r1": exchange.export_video_r1,
+    "easyr1": exchange.export_easyr1,
+    "trl": exchange.export_trl,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,264 @@
+"""The whole build on a street in KITTI's format: same bytes for any number of workers and after an interruption, and sound."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from videostr.data import build as building
+from videostr.data.__main__ import main
+from videostr.data.build import Settings, build
+from videostr.data.records import SCHEMA, read_records, write_records
+from videostr.errors import DataError
+from videostr.types import AnswerKind, Record
+
+
+def settings(street: Path, **more: object) -> Settings:
+    return replace(Settings(source="kitti", root=str(street), clips=40, questions=24, num_frames=4), **more)  # type: ignore[arg-type]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in {".parquet", ".json", ".jsonl"}
+    }
+
+
+@pytest.fixture(scope="module")
+def built(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "set"
+    build(out, [settings(street)], workers=2)
+    return out
+
+
+def test_records_are_of_the_schema_and_point_at_their_images(built: Path, street: Path) -> None:
+    rows = list(read_records(built))
+    assert all(isinstance(row, Record) for row in rows)
+    records = [row for row in rows if isinstance(row, Record)]
+    assert len(records) > 500
+    assert {r.source for r in records} == {"kitti"}
+    assert {r.clip.video for r in records} == {f"frames/kitti-{i:04d}.frames.json" for i in range(5)}
+    listed = json.loads((built / records[0].clip.video).read_text())
+    assert listed["root"] == str(street.resolve())
+    assert listed["frames"][3] == [0.3, "training/image_02/0000/000003.png"]
+    families = Counter(record.family for record in records)
+    assert len(families) >= 10, families
+    assert (
+        pq.read_schema(built / "records-00000.parquet").metadata[b"videostr.schema"]
+        == SCHEMA.metadata[b"videostr.schema"]
+    )
+
+
+def test_choices_are_balanced_in_their_letters_and_answers(built: Path) -> None:
+    records = [r for r in read_records(built) if isinstance(r, Record) and r.answer.kind is AnswerKind.CHOICE]
+    sides = Counter(
+        (r.options[ord(str(r.answer.value)) - 65]) for r in records if set(r.options) == {"left", "right"}
+    )
+    assert sides["left"] == sides["right"] > 0
+    ladder = Counter(
+        str(r.answer.value) for r in records if r.family in {"distance_absolute", "displacement", "speed"}
+    )
+    assert len(set(ladder.values())) == 1
+
+
+def test_the_number_of_workers_changes_nothing(built: Path, street: Path, tmp_path: Path) -> None:
+    build(tmp_path / "one", [settings(street)], workers=1)
+    assert digests(tmp_path / "one") == digests(built)
+    build(tmp_path / "other", [settings(street, seed=1)], workers=1)
+    assert digests(tmp_path / "other") != digests(built)
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(
+    built: Path, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "SHARD_RECORDS", 40)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    build(whole, [settings(street)], workers=1)
+    assert len(list(whole.glob("records-*.parquet"))) > 2
+
+    def stop(progress: building.Progress, _: int) -> None:
+        if progress.scenes == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(cut, [settings(street)], workers=1, tell=stop)
+    done = json.loads((cut / "build.json").read_text())
+    assert not done["is_done"]
+    shutil.copy(
+        cut / "records-00000.parquet", cut / f"records-{done['shards']:05d}.parquet"
+    )  # written, not yet noted
+    with (cut / "skipped.jsonl").open("a") as file:
+        file.write("{}\n")
+    build(cut, [settings(street)], workers=2)
+    assert digests(cut) == digests(whole)
+    assert build(cut, [settings(street)], workers=1).is_done  # nothing is left to do
+    with pytest.raises(DataError, match=r"was begun with seed = 0, now it is 5; go on with the same command"):
+        build(cut, [settings(street, seed=5)], workers=1)
+
+
+def test_limits_and_recipes(street: Path, tmp_path: Path) -> None:
+    recipe = [settings(street, limit=30), settings(street, seed=1, limit=25, scenes=2)]
+    progress = build(tmp_path / "two", recipe, workers=1)
+    assert (progress.records, progress.by_source) == (55, {"0": 30, "1": 25})
+
+
+def test_excluded_scenes_and_broken_files_are_told(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(street, root)
+    labels = root / "training/label_02/0001.txt"
+    labels.write_text("0 1 Car 0 0\n" + labels.read_text())
+    (root / "training/calib/0002.txt").unlink()
+    (tmp_path / "benchmark.txt").write_text("# scenes of a benchmark\n0003\n")
+    out = tmp_path / "out"
+    command = [
+        "build",
+        "--source",
+        "kitti",
+        "--root",
+        str(root),
+        "--out",
+        str(out),
+        "--exclude",
+        str(tmp_path / "benchmark.txt"),
+    ]
+    assert main([*command, "--frames", "4", "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    skips = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert {(s["file"], s["line"], s["reason"]) for s in skips} == {
+        ("training/label_02/0001.txt", 1, "BAD_LINE"),
+        ("training/calib/0002.txt", None, "NO_CALIBRATION"),
+        ("0003", None, "EXCLUDED"),
+    }
+    assert "1  the line or entry breaks the format" in said
+    assert "1  the scene belongs to a benchmark or to a test split" in said
+    assert {r.clip.video for r in read_records(out) if isinstance(r, Record)} == {
+        f"frames/kitti-000{i}.frames.json" for i in (0, 1, 4)
+    }
+    card = (out / "README.md").read_text()
+    assert "CC BY-NC-SA" in card
+    assert "| kitti | tracking | track |" in card
+    assert "<html" in (out / "stats.html").read_text()
+
+
+def images(root: Path, sequences: tuple[str, ...]) -> None:
+    for name in sequences:
+        folder = root / "training/image_02" / name
+        folder.mkdir(parents=True)
+        for frame in range(60):
+            Image.new("RGB", (1242, 375), (frame, 90, 90)).save(folder / f"{frame:06d}.png")
+
+
+def test_check_passes_what_was_built_and_finds_what_was_broken(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    shutil.copytree(street, root)
+    images(root, ("0000", "0001"))
+    build(out, [settings(root, scenes=2, clips=5, questions=6)], workers=1)
+    assert main(["check", str(out)]) == 0
+    assert " 0 bad" in capsys.readouterr().out
+    records = [row for row in read_records(out) if isinstance(row, Record)]
+    lie = next(r for r in records if r.answer.kind is AnswerKind.NUMBER)
+    twice = replace(records[0], id="kitti/0000/again")
+    off = next(r for r in records if r.graph is not None and r.id != lie.id)
+    assert off.graph is not None
+    late = replace(
+        off,
+        id="late",
+        graph=replace(off.graph, frames=tuple(replace(f, t=f.t + 9) for f in off.graph.frames)),
+    )
+    gone = replace(
+        records[1],
+        id="gone",
+        question="Where is it?",
+        clip=replace(records[1].clip, video="frames/gone.frames.json"),
+    )
+    broken = replace(
+        lie, id="broken", question="How far is it?", answer=replace(lie.answer, unit="parsecs of old")
+    )
+    (tmp_path / "lists.txt").write_text("kitti: 0001\n")
+    write_records([twice, *records, late, gone, broken], out / "records-00000.parquet")
+    assert main(["check", str(out), "--exclude", str(tmp_path / "lists.txt")]) == 1
+    said = capsys.readouterr().out
+    for expected in (
+        f"asks the same of the same video as {twice.id}",
+        "the graph is 9.00 s off the frames that are shown",
+        "gone.frames.json",
+        "its scene is in a list of scenes that must not be trained on",
+    ):
+        assert expected in said
+    shown = json.loads((out / records[0].clip.video).read_text())["frames"]
+    first = next(path for t, path in shown if t == records[0].clip.start_s)
+    (root / first).unlink()
+    assert main(["check", str(out)]) == 1
+    assert f"{Path(first).name}: image cannot be read" in capsys.readouterr().out
+
+
+def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    shutil.copytree(street, root)
+    images(root, ("0000",))
+    build(out, [settings(root, scenes=1)], workers=1)
+    assert main(["show", str(out), "--n", "5", "--out", str(tmp_path / "sheet.html")]) == 0
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count("<article>") == 5
+    assert page.count("data:image/jpeg;base64,") == 20
+    assert "car.1" in page
+    for name, suffix in (("video-r1", "jsonl"), ("easyr1", "parquet"), ("trl", "parquet")):
+        target = tmp_path / f"{name}.{suffix}"
+        assert main(["export", str(out), "--format", name, "--out", str(target)]) == 0
+        assert target.stat().st_size > 0
+    assert main(["stats", str(out)]) == 0
+    stats = json.loads(capsys.readouterr().out.split("records\n")[-1])
+    assert stats["sources"] == {"kitti": stats["records"]}
+    assert {row["family"] for row in stats["guessing"]} <= set(stats["families"])
+    assert any(row["family"] == "size" and 0 < row["earned"] <= 1 for row in stats["guessing"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x"], "needs either --source NAME --root DIR or --recipe FILE"),
+        (["--source", "kitti", "--out", "x"], "--source kitti needs one --root DIR"),
+        (["--source", "kitti", "--root", "/nowhere", "--out", "x"], "label_02: has no"),
+        (["--source", "tabletop", "--out", "x"], "needs --scenes"),
+        (["--recipe", "gone.yaml", "--out", "x"], "gone.yaml: cannot be read"),
+        (
+            ["--recipe", "configs/data/stv.yaml", "--root", "here", "--out", "x"],
+            "must be NAME=DIR, e.g. kitti=here",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    arguments = [str(tmp_path / "x") if a == "x" else a for a in arguments]
+    assert main(["build", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_with_an_unknown_value_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("sources:\n  - source: kitti\n    root: here\n    limit: many\n")
+    assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
+    assert "sources: Expected `int | null`, got `str` - at `$[0].limit`" in capsys.readouterr().err
+    recipe.write_text("sources:\n  - {source: kitti, root: here, limits: 4}\n")
+    assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
+    assert "limits" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""Clips of a scene made by hand: what is in view, the ego motion compensated, the true graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.videostr.data.hand import scene, track
+from videostr.data.clips import MAX_NODES, ClipView, clips
+
+
+def test_ego_motion_is_taken_out_of_positions() -> None:
+    # Parked at x = 2, z = 20 of the world. The camera of the clip's first frame, number 1, stands at z = 1 and looks along
+    # z turned by 0.1 rad to the right: x0 = 2 cos 0.1 - 19 sin 0.1, z0 = 2 sin 0.1 + 19 cos 0.1, at every time.
+    parked = track("a", "car", [(2.0, 1.0, 20.0)] * 5)
+    view = ClipView(scene([parked], turn=0.1), 0, (1, 2, 4))
+    expected = [2 * np.cos(0.1) - 19 * np.sin(0.1), 1.0, 2 * np.sin(0.1) + 19 * np.cos(0.1)]
+    np.testing.assert_allclose(view.positions[0], [expected] * 3, atol=1e-12)
+    # As the camera of frame 4 sees it: turned by 0.4, from z = 4.
+    np.testing.assert_allclose(
+        view.in_camera(2)[0],
+        [2 * np.cos(0.4) - 16 * np.sin(0.4), 1.0, 2 * np.sin(0.4) + 16 * np.cos(0.4)],
+        atol=1e-12,
+    )
+
+
+def test_the_graph_holds_what_is_seen_at_each_time() -> None:
+    near = track("a", "car", [(2.0, 1.0, 20.0)] * 5)
+    hidden = track("b", "car", [(0.0, 1.0, 25.0)] * 5, visibility=np.array([1, 1, 0.1, 0.1, 1.0]))
+    far = track("c", "van", [(0.0, 1.0, 65.0)] * 5)  # beyond 60 m until the camera has driven 5 m
+    late = track("d", "tram", [(1.0, 1.0, 30.0)], frames=[4])
+    view = ClipView(scene([near, hidden, far, late], drive=2.0), 0, (0, 2, 4))
+    graph = view.graph(frozenset({"car", "van", "tram"}))
+    assert (graph.unit, graph.frame) == ("m", "camera0")
+    assert [frame.t for frame in graph.frames] == [0.0, 1.0, 2.0]
+    assert [[node.id for node in frame.nodes] for frame in graph.frames] == [
+        ["car.1", "car.2"],
+        ["car.1"],
+        ["car.1", "car.2", "van.1", "tram.1"],
+    ]
+    assert graph.frames[0].nodes[0].pos == (2.0, 1.0, 20.0)
+    # Yaw 0: the length of 4 m lies along x, the height of 1.5 m along y, the width of 2 m along z.
+    assert graph.frames[0].nodes[0].size == (4.0, 1.5, 2.0)
+    assert [node.label for frame in view.graph(frozenset({"van"})).frames for node in frame.nodes] == ["van"]
+
+
+def test_the_extent_turns_with_the_box() -> None:
+    # A quarter turn: length along z. An eighth: (4 + 2) / sqrt 2 along x and z.
+    turned = track("a", "car", [(2.0, 1.0, 20.0)] * 2, yaws=np.array([np.pi / 2, np.pi / 4]))
+    frames = ClipView(scene([turned], frames=2, drive=0), 0, (0, 1)).graph(frozenset({"car"})).frames
+    assert frames[0].nodes[0].size == (2.0, 1.5, 4.0)
+    assert frames[1].nodes[0].size == pytest.approx((4.24, 1.5, 4.24))
+
+
+def test_without_3d_the_graph_is_in_the_image() -> None:
+    boxes = np.array([[100.0, 100.0, 200.0, 150.0]])
+    flat = track("a", "dog", [(0.0, 0.0, 0.0)], centers=None, sizes=None, yaws=None, boxes=boxes)
+    whole = replace(scene([flat], frames=1), up=None, projection=None)
+    graph = ClipView(whole, 0, (0,)).graph(frozenset({"dog"}))
+    # Of 1000 x 500 px: the centre (150, 125) lies at 150 and 250 thousandths, the box is 100 by 100 of them.
+    assert (graph.unit, graph.frame) == ("px", "image")
+    assert (graph.frames[0].nodes[0].pos, graph.frames[0].nodes[0].size) == ((150.0, 250.0), (100.0, 100.0))
+
+
+def test_labels_are_left_out_to_keep_a_graph_small() -> None:
+    crowd = [track(f"p{i}", "pedestrian", [(0.0, 1.0, 10.0 + i)] * 2) for i in range(MAX_NODES - 1)]
+    cars = [track(f"c{i}", "car", [(3.0, 1.0, 10.0 + i)] * 2) for i in range(2)]
+    tram = [track("t", "tram", [(3.0, 1.0, 10.0)] * 2)]
+    view = ClipView(scene([*crowd, *cars, *tram], frames=2), 0, (0, 1))
+    rng = np.random.default_rng(0)
+    assert view.graph_labels(frozenset({"pedestrian"}), rng) == {"pedestrian", "tram"}
+    assert view.graph_labels(frozenset({"pedestrian", "car"}), rng) is None
+    assert view.graph_labels(frozenset({"car"}), rng) == {"car", "tram"}
+
+
+def test_clips_are_equally_spaced_and_never_span_a_gap() -> None:
+    car = track("a", "car", [(0.0, 1.0, 20.0)] * 60)
+    whole = scene([car], frames=60, step=0.1, drive=0.1)
+    kept = tuple(frame for frame in whole.frames if not 2.0 < frame.t < 3.5)
+    shorter = track("a", "car", [(0.0, 1.0, 20.0)] * len(kept))
+    gap = replace(whole, frames=kept, tracks=(shorter,))
+    for given, some_span in ((whole, True), (gap, False)):
+        found = list(clips(given, count=200, num_frames=4, rng=np.random.default_rng(0)))
+        assert found
+        assert [view.number for view in found] == list(range(len(found)))
+        for view in found:
+            gaps = np.diff(view.times)
+            assert np.ptp(gaps) <= 0.5 * gaps.mean()
+        assert any(view.times[0] < 2.5 < view.times[-1] for view in found) == some_span
+
+
+def test_a_room_is_one_clip() -> None:
+    chair = track("a", "chair", [(0.0, 0.0, 2.0)] * 10, is_static=True)
+    (view,) = clips(scene([chair], frames=10), count=5, num_frames=4, rng=np.random.default_rng(0))
+    assert view.frames == (0, 3, 6, 9)

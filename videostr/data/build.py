@@ -1,0 +1,393 @@
+"""Annotated video -> record dataset: scenes of one or more sources, read and asked about in parallel, written in their order.
+
+In: what is asked of each source. Out: a folder with
+
+    records-00000.parquet ..   the records
+    frames/SCENE.frames.json   the images of every scene as a video (nothing is copied)
+    skipped.jsonl              everything that was left out, with file, line and reason
+    README.md  stats.html      dataset card, plots
+    build.json                 how far it is, and what it was asked for: the same command goes on after an interruption
+
+The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
+questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
+the scenes under way, one shard, and the choices that wait for their sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from videostr.data.balance import Balancer
+from videostr.data.clips import ClipView, clips
+from videostr.data.families import Asked, Balance, ask
+from videostr.data.leakage import excluded
+from videostr.data.records import record_from_row, write_records
+from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
+from videostr.data.sources import SOURCES
+from videostr.errors import DataError
+from videostr.types import ClipSpec, Record
+from videostr.video import LIST_SUFFIX
+
+SHARD_RECORDS = 8192
+AHEAD = 4
+"""Scenes under way, per worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is asked of a source; decides the bytes that come out."""
+
+    source: str
+    root: str
+    split: str = "train"
+    seed: int = 0
+    limit: int | None = None
+    """Records, at most."""
+    scenes: int | None = None
+    """Scenes, at most, from the first."""
+    clips: int = 8
+    """Clips of a scene, at most."""
+    questions: int = 8
+    """Questions about a clip, at most, before balancing."""
+    num_frames: int = 8
+    """F, frames shown and times of the graph."""
+    height: int | None = None
+    width: int | None = None
+    """Size of the frames handed to the model, px; None keeps the images'."""
+    exclude: tuple[str, ...] = ()
+    """Files with names of scenes to leave out (`videostr/data/leakage.py`)."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a build is; `build.json`."""
+
+    recipe: list[dict[str, Any]]
+    """`Settings` of every source."""
+    scenes: int = 0
+    """Scenes done, from the first."""
+    shards: int = 0
+    records: int = 0
+    by_source: dict[str, int] = field(default_factory=dict)
+    """Records, by place in the recipe."""
+    is_done: bool = False
+    waiting: list[tuple[str, str]] = field(default_factory=list)
+    """(key, value) of the rows of `waiting-N.parquet`, N being `shards`: choices whose sets are not complete."""
+    unbalanced: int = 0
+    """Choices left out because their answer was the commoner one, or because their set was never complete."""
+    skips: dict[str, int] = field(default_factory=dict)
+    """By reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One scene to be read."""
+
+    place: int
+    """Of its source in the recipe."""
+    settings: Settings
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker made of a scene."""
+
+    records: list[tuple[Record, Balance | None]]
+    skips: tuple[Skip, ...]
+    images: dict[str, Any] | None
+    """Content of the image list, None where the video is a file."""
+
+
+def build(
+    out: Path,
+    recipe: Sequence[Settings],
+    workers: int,
+    tell: Callable[[Progress, int], None] = lambda *_: None,
+) -> Progress:
+    """Build a dataset, or go on with one; returns the counts.
+
+    Args:
+        out: folder of the dataset.
+        recipe: what is asked for, source by source.
+        workers: processes that read scenes.
+        tell: called with the `Progress` and the number of all scenes, after every scene.
+
+    Raises:
+        DataError: `out` holds another dataset, or a root is not that of its source.
+    """
+    progress, balancer = _resume(out, recipe)
+    if progress.is_done:
+        return progress
+    (out / "frames").mkdir(parents=True, exist_ok=True)
+    jobs: list[Job] = []
+    for number, settings in enumerate(recipe):
+        source = open_source(settings)
+        jobs += [Job(number, settings, name) for name in list(source.names)[: settings.scenes]]
+        if progress.scenes == 0:
+            _note_skips(out, progress, source.skips)
+    pending: list[Record] = []
+    for job, part in _parts(progress, jobs[progress.scenes :], workers):
+        pending += _take(out, progress, balancer, job, part)
+        progress.scenes += 1
+        if len(pending) >= SHARD_RECORDS:
+            _flush(out, progress, balancer, pending)
+        tell(progress, len(jobs))
+    balancer.left_out += len(balancer.state())
+    balancer.restore([])
+    _flush(out, progress, balancer, pending)
+    if progress.records == 0:
+        raise DataError(
+            f"{out}: no question could be asked about any of {len(jobs)} scenes; the reasons are in {out / 'skipped.jsonl'}"
+        )
+    progress.is_done = True
+    _waiting_path(out, progress).unlink()
+    _save(out, progress)
+    return progress
+
+
+def open_source(settings: Settings) -> SceneSource:
+    """The source, with the user's lists applied.
+
+    Raises:
+        DataError: there is no such source, or the root is not one of it.
+    """
+    if settings.source not in SOURCES:
+        raise DataError(f"source {settings.source!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
+    source = SOURCES[settings.source](Path(settings.root), settings.split)
+    left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
+    source.skips = [
+        *source.skips,
+        *(
+            Skip(
+                file=name, line=None, reason=SkipReason.EXCLUDED, detail="named in a list of excluded scenes"
+            )
+            for name in source.names
+            if name in left_out
+        ),
+    ]
+    source.names = [name for name in source.names if name not in left_out]
+    return source
+
+
+def scene_records(settings: Settings, scene: Scene) -> list[tuple[Record, Balance | None]]:
+    """All questions about a scene, before balancing."""
+    name = int.from_bytes(hashlib.sha256(f"{scene.source}/{scene.name}".encode()).digest()[:8])
+    rng = np.random.default_rng([settings.seed, name])
+    found = []
+    for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
+        for number, asked in enumerate(ask(view, rng, settings.questions)):
+            found.append((_record(settings, view, asked, number, rng), asked.balance))
+    return found
+
+
+def _record(
+    settings: Settings, view: ClipView, asked: Asked, number: int, rng: np.random.Generator
+) -> Record:
+    scene = view.scene
+    labels = view.graph_labels(asked.labels, rng)
+    images = {frame.image for frame in scene.frames}
+    video = f"frames/{_file_name(scene.source, scene.name)}"
+    if len(images) == 1:  # a video file
+        video = str((Path(settings.root) / images.pop()).resolve())
+    return Record(
+        id=f"{scene.source}/{scene.name}/{view.number}/{asked.family}/{number}",
+        source=scene.source,
+        family=asked.family,
+        question=asked.text,
+        options=asked.options,
+        answer=asked.answer,
+        clip=ClipSpec(
+            video=video,
+            num_frames=len(view.frames),
+            start_s=view.times[0],
+            end_s=view.times[-1],
+            height=settings.height,
+            width=settings.width,
+        ),
+        labels=tuple(sorted(asked.labels if labels is None else labels)),
+        graph=None if labels is None else view.graph(labels),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- workers
+
+
+@functools.lru_cache(maxsize=1)
+def _source_of_process(settings: Settings) -> SceneSource:
+    return open_source(settings)
+
+
+def _make(settings: Settings, name: str) -> Part:
+    """What a worker does."""
+    scene = _source_of_process(settings).read(name)
+    if isinstance(scene, Skip):
+        return Part([], (scene,), None)
+    images = None
+    if len({frame.image for frame in scene.frames}) > 1:
+        images = {
+            "root": str(Path(settings.root).resolve()),
+            "fps": scene.fps,
+            "frames": [[frame.t, frame.image] for frame in scene.frames],
+        }
+    return Part(scene_records(settings, scene), scene.skips, images)
+
+
+def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
+    """Parts in the order of the jobs; so many scenes at a time that memory stays flat."""
+    with (
+        _environment("OPENBLAS_NUM_THREADS", "1"),
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        waiting: deque[tuple[Job, Future[Part] | None]] = deque()
+        for job in jobs:
+            future = None if _room(progress, job) == 0 else pool.submit(_make, job.settings, job.name)
+            waiting.append((job, future))
+            if len(waiting) >= AHEAD * workers:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Of processes started meanwhile; there, threads of the linear algebra would compete with the other workers."""
+    before = os.environ.get(name)
+    os.environ[name] = before or value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _finished(job: Job, future: Future[Part] | None) -> tuple[Job, Part]:
+    return job, Part([], (), None) if future is None else future.result()
+
+
+# ----------------------------------------------------------------------------------------------------- parent
+
+
+def _room(progress: Progress, job: Job) -> int | None:
+    """Records that may still be taken of the job's source."""
+    limit = job.settings.limit
+    return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
+
+
+def _take(out: Path, progress: Progress, balancer: Balancer, job: Job, part: Part) -> list[Record]:
+    released = [record for asked in part.records for record in balancer.add(*asked)]
+    kept = released[: _room(progress, job)]
+    progress.by_source[str(job.place)] = progress.by_source.get(str(job.place), 0) + len(kept)
+    _note_skips(out, progress, part.skips)
+    if part.images is not None and part.records:
+        name = _file_name(job.settings.source, job.name)
+        _write_atomically(out / "frames" / name, json.dumps(part.images))
+    return kept
+
+
+def _flush(out: Path, progress: Progress, balancer: Balancer, pending: list[Record]) -> None:
+    before = _waiting_path(out, progress)
+    if pending:
+        _write_shard(_shard(out, progress.shards), pending)
+        progress.shards += 1
+        progress.records += len(pending)
+        pending.clear()
+    state = balancer.state()
+    progress.waiting = [(key, value) for key, value, _ in state]
+    progress.unbalanced = balancer.left_out
+    _write_shard(_waiting_path(out, progress), [record for _, _, record in state])
+    _save(out, progress)
+    if before != _waiting_path(out, progress):
+        before.unlink(missing_ok=True)
+
+
+def _write_shard(path: Path, records: list[Record]) -> None:
+    temporary = path.with_suffix(".tmp")
+    write_records(records, temporary)
+    temporary.replace(path)
+
+
+def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer]:
+    wanted = json.loads(json.dumps([asdict(settings) for settings in recipe]))
+    path = out / "build.json"
+    if not path.exists():
+        if list(out.glob("records-*.parquet")):
+            raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
+        return Progress(recipe=wanted), Balancer()
+    progress = Progress(**json.loads(path.read_text()))
+    if progress.recipe != wanted:
+        raise DataError(
+            f"{out}: {_difference(progress.recipe, wanted)}; go on with the same command, or name another folder"
+        )
+    for shard in out.glob("records-*.parquet"):  # written after the last state was
+        if shard >= _shard(out, progress.shards):
+            shard.unlink()
+    lines = sum(progress.skips.values())
+    skipped = out / "skipped.jsonl"
+    if skipped.exists():
+        skipped.write_text("".join(skipped.read_text().splitlines(keepends=True)[:lines]))
+    balancer = Balancer(left_out=progress.unbalanced)
+    if progress.waiting:
+        rows = pq.read_table(_waiting_path(out, progress)).to_pylist()
+        records = [record_from_row(row, str(_waiting_path(out, progress))) for row in rows]
+        balancer.restore([(key, value, r) for (key, value), r in zip(progress.waiting, records, strict=True)])
+    return progress, balancer
+
+
+def _difference(begun: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:
+    for old, new in zip(begun, wanted, strict=False):
+        for key in new:
+            if old.get(key) != new[key]:
+                return f"was begun with {key} = {old.get(key)!r}, now it is {new[key]!r}"
+    return f"was begun with {len(begun)} sources, now there are {len(wanted)}"
+
+
+def _note_skips(out: Path, progress: Progress, skips: Iterable[Skip]) -> None:
+    with (out / "skipped.jsonl").open("a") as file:
+        for skip in skips:
+            file.write(json.dumps(asdict(skip) | {"reason": skip.reason.name}) + "\n")
+            progress.skips[skip.reason.name] = progress.skips.get(skip.reason.name, 0) + 1
+
+
+def _save(out: Path, progress: Progress) -> None:
+    _write_atomically(out / "build.json", json.dumps(asdict(progress), indent=1))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"records-{number:05d}.parquet"
+
+
+def _waiting_path(out: Path, progress: Progress) -> Path:
+    return out / f"waiting-{progress.shards:05d}.parquet"
+
+
+def _file_name(source: str, name: str) -> str:
+    return f"{source}-{name.replace('/', '-')}{LIST_SUFFIX}"
+
+
+def skip_table(progress: Progress) -> str:
+    """What was left out, by reason, as lines of text."""
+    counts = Counter(progress.skips)
+    lines = [f"{count:8d}  {SkipReason[reason].value}" for reason, count in counts.most_common()]
+    lines.append(f"{progress.unbalanced:8d}  choices whose answer was commoner than the others of their kind")
+    return "\n".join(lines)

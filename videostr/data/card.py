@@ -1,0 +1,177 @@
+"""What is in a dataset: counts and baselines as JSON, as the dataset card `README.md`, and as `stats.html` with plots.
+
+In: a dataset's folder. Out: `Stats`, and the two files beside the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from videostr.data import baseline
+from videostr.data.baseline import Guessing
+from videostr.data.records import SCHEMA_VERSION, read_records
+from videostr.data.sources import SOURCES
+from videostr.types import AnswerKind, Failure, Record
+
+SAMPLE = 20_000
+"""Records that baselines and histograms look at, at most: drawn by a fixed seed."""
+BINS = 24
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts of a dataset."""
+
+    records: int = 0
+    unusable: int = 0
+    videos: int = 0
+    without_graph: int = 0
+    table: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """By source, family and kind of answer."""
+    labels: Counter[str] = field(default_factory=Counter)
+    letters: Counter[str] = field(default_factory=Counter)
+    """Right letters of choices."""
+    nodes: Counter[int] = field(default_factory=Counter)
+    """Nodes of a frame of the true graphs."""
+    sample: list[Record] = field(default_factory=list)
+    """Of `SAMPLE` records."""
+
+
+def collect(folder: Path) -> Stats:
+    """Read a dataset once; memory holds the sample and the names of videos."""
+    stats = Stats()
+    videos: set[str] = set()
+    chooser = random.Random(0)
+    for row in read_records(folder):
+        if isinstance(row, Failure):
+            stats.unusable += row.records
+            continue
+        stats.records += 1
+        videos.add(row.clip.video)
+        stats.table[row.source, row.family, row.answer.kind.value] += 1
+        stats.labels.update(row.labels)
+        stats.without_graph += row.graph is None
+        if row.graph is not None:
+            stats.nodes.update(len(frame.nodes) for frame in row.graph.frames)
+        if row.answer.kind is AnswerKind.CHOICE:
+            stats.letters[str(row.answer.value)] += 1
+        _reservoir(stats.sample, row, stats.records, chooser)
+    stats.videos = len(videos)
+    return stats
+
+
+def _reservoir(sample: list[Record], record: Record, seen: int, chooser: random.Random) -> None:
+    """Every record has the same chance to be in the sample, in one pass."""
+    if len(sample) < SAMPLE:
+        sample.append(record)
+    elif (place := chooser.randrange(seen)) < SAMPLE:
+        sample[place] = record
+
+
+def as_json(stats: Stats, judge: Callable[[str, Record], float]) -> dict[str, Any]:
+    """The counts, with what guessing earns; `judge` is the reward of a number's text."""
+    guessed = guessing(stats, judge)
+    return {
+        "records": stats.records,
+        "unusable": stats.unusable,
+        "videos": stats.videos,
+        "sources": _sums(stats, 0),
+        "families": _sums(stats, 1),
+        "answers": _sums(stats, 2),
+        "labels": dict(stats.labels.most_common()),
+        "letters": dict(sorted(stats.letters.items())),
+        "without_graph": stats.without_graph,
+        "guessing": [
+            {
+                "family": g.family,
+                "questions": g.questions,
+                "earned": round(g.earned, 3),
+                "chance": g.chance and round(g.chance, 3),
+            }
+            for g in guessed
+        ],
+    }
+
+
+def guessing(stats: Stats, judge: Callable[[str, Record], float]) -> list[Guessing]:
+    """What the questions of the sample are worth without their videos."""
+    return baseline.choices(stats.sample) + baseline.numbers(stats.sample, judge)
+
+
+def write_card(folder: Path, stats: Stats, judge: Callable[[str, Record], float]) -> None:
+    """Write `README.md` and `stats.html`."""
+    guessed = guessing(stats, judge)
+    environment = Environment(
+        loader=PackageLoader("videostr.data", "."), trim_blocks=True, lstrip_blocks=True, autoescape=True
+    )
+    values = {
+        "folder": folder.name,
+        "stats": stats,
+        "schema": SCHEMA_VERSION,
+        "sources": {source: _of_source(stats, source) for source in sorted({key[0] for key in stats.table})},
+        "licences": {
+            name: SOURCES[name].licence for name in sorted({key[0] for key in stats.table}) if name in SOURCES
+        },
+        "rows": sorted(stats.table.items()),
+        "guessing": guessed,
+        "histograms": _histograms(stats.sample),
+        "nodes": sorted(stats.nodes.items()),
+        "settings": _settings(folder),
+    }
+    (folder / "stats.html").write_text(environment.get_template("stats.html").render(values))
+    environment.autoescape = False  # Markdown
+    (folder / "README.md").write_text(environment.get_template("card.md.html").render(values))
+
+
+def _settings(folder: Path) -> str:
+    path = folder / "build.json"
+    return json.dumps(json.loads(path.read_text())["recipe"], indent=1) if path.exists() else ""
+
+
+def _sums(stats: Stats, place: int) -> dict[str, int]:
+    sums: Counter[str] = Counter()
+    for key, count in stats.table.items():
+        sums[key[place]] += count
+    return dict(sums.most_common())
+
+
+def _of_source(stats: Stats, source: str) -> int:
+    return sum(count for key, count in stats.table.items() if key[0] == source)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """True values of a family's numbers."""
+
+    title: str
+    low: float
+    high: float
+    bars: Sequence[int]
+
+    @property
+    def most(self) -> int:
+        """Height of the highest bar."""
+        return max(self.bars)
+
+
+def _histograms(sample: Sequence[Record]) -> list[Histogram]:
+    values: dict[str, list[float]] = {}
+    for record in sample:
+        if record.answer.kind is AnswerKind.NUMBER:
+            title = f"{record.family}, {record.answer.unit}".rstrip(", ")
+            values.setdefault(title, []).append(float(record.answer.value))  # type: ignore[arg-type]
+    found = []
+    for title, numbers in sorted(values.items()):
+        high = float(np.quantile(numbers, 0.99))
+        bars, edges = np.histogram(np.clip(numbers, None, high), bins=BINS)
+        found.append(Histogram(title, float(edges[0]), float(edges[-1]), bars.tolist()))
+    return found

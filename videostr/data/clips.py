@@ -1,0 +1,273 @@
+"""Scene -> clips: which frames are shown, and the true graph at their times.
+
+In: a `Scene`. Out: `ClipView`s: F equally spaced annotated frames, the tracks seen in them, positions in the frame of reference
+of the graph. Where a source has poses and 3-D boxes that is `camera0`, metres: the ego motion is compensated by moving every
+box through the world into the camera of the first selected frame. Elsewhere it is `image`, px of 0..1000.
+
+Rules for what is in view: an object counts as seen in a frame when at least `SEEN` of it is visible, in 3-D also within `RANGE_M`
+of that frame's camera. The graph holds the objects seen at its time; of an object that is hidden for a while, the
+nodes of that while are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from videostr.data.scene import Array, Scene, Track, ground_axes, to_camera
+from videostr.types import GraphFrame, Node, SceneGraph
+from videostr.video import target_times
+
+SEEN = 0.3
+CLEAR = 0.6
+"""What a question asks about is seen to at least this share."""
+LEAST_SIDE_PX = 12.0
+"""2-D boxes with a shorter side, px of 0..1000, are too small to be asked for."""
+RANGE_M = 60.0
+SPACING_ERROR = 0.25
+"""Largest distance of a selected frame from its equally spaced time, of the spacing."""
+MAX_NODES = 16
+"""Of a frame of the true graph; labels are left out of the record, with all their objects, to keep it."""
+SPACINGS_S = (0.5, 1.0, 2.0)
+"""Seconds between selected frames that are tried for moving scenes, each in its turn."""
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """A scene during one clip; F selected frames, N tracks."""
+
+    scene: Scene
+    number: int
+    """Of the clip in its scene."""
+    frames: tuple[int, ...]
+    """[F] indices of the selected frames, ascending."""
+
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """[F] seconds from the start of the video."""
+        return tuple(self.scene.frames[i].t for i in self.frames)
+
+    @cached_property
+    def is_3d(self) -> bool:
+        """Whether positions are in metres."""
+        return self.scene.up is not None
+
+    @cached_property
+    def tracks(self) -> tuple[Track, ...]:
+        """[N] those seen in at least one selected frame, in the scene's order."""
+        return tuple(
+            track
+            for track, seen in zip(self.scene.tracks, self._seen(self.scene.tracks, SEEN), strict=True)
+            if seen.any()
+        )
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """[N, F] whether a track is seen at a selected frame."""
+        return self._seen(self.tracks, SEEN)
+
+    @cached_property
+    def clear(self) -> np.ndarray:
+        """[N, F] whether it is seen well enough to be asked about."""
+        return self._seen(self.tracks, CLEAR)
+
+    @cached_property
+    def large(self) -> np.ndarray:
+        """[N, F] whether there is a 2-D box with sides of at least `LEAST_SIDE_PX`."""
+        sides: np.ndarray = (self.boxes[..., 2:] - self.boxes[..., :2]).min(-1) >= LEAST_SIDE_PX
+        return sides
+
+    @cached_property
+    def visibility(self) -> Array:
+        """[N, F] share that can be seen; 0 where it is not annotated."""
+        return self._at_frames(self.tracks, "visibility", 0.0)[..., 0]
+
+    @cached_property
+    def positions(self) -> Array:
+        """[N, F, 3] centres in `camera0`, m, or [N, F, 2] centres of the boxes, px of 0..1000; NaN where not annotated."""
+        if not self.is_3d:
+            boxes = self.boxes
+            return (boxes[..., :2] + boxes[..., 2:]) / 2
+        world = self._at_frames(self.tracks, "centers", np.nan)
+        return to_camera(world.reshape(-1, 3), self.camera0).reshape(world.shape)
+
+    @cached_property
+    def boxes(self) -> Array:
+        """[N, F, 4] 2-D boxes, px of 0..1000 of the image; NaN where there is none."""
+        if all(track.boxes is None for track in self.tracks):
+            return np.full((len(self.tracks), len(self.frames), 4), np.nan)
+        width, height = self.scene.image_size
+        scale: Array = self._at_frames(self.tracks, "boxes", np.nan) * 1000 / (width, height, width, height)
+        return scale
+
+    @cached_property
+    def sizes(self) -> Array:
+        """[N, 3] length, width, height, m, of the track's last box."""
+        return np.array([track.sizes[-1] for track in self.tracks if track.sizes is not None]).reshape(-1, 3)
+
+    @cached_property
+    def headings(self) -> Array:
+        """[N, F, 3] unit vectors of the boxes' lengths in `camera0`; NaN where not annotated."""
+        assert self.scene.up is not None
+        yaws = self._at_frames(self.tracks, "yaws", np.nan)
+        e1, e2 = ground_axes(self.scene.up)
+        turned: Array = (np.cos(yaws) * e1 + np.sin(yaws) * e2) @ self.camera0[:3, :3]
+        return turned
+
+    @cached_property
+    def camera0(self) -> Array:
+        """[4, 4] pose of the first selected frame's camera."""
+        pose = self.scene.frames[self.frames[0]].camera_to_world
+        assert pose is not None
+        return pose
+
+    @cached_property
+    def up0(self) -> Array:
+        """[3] the world's up in `camera0`."""
+        assert self.scene.up is not None
+        turned: Array = np.asarray(self.scene.up) @ self.camera0[:3, :3]
+        return turned
+
+    def in_camera(self, frame: int) -> Array:
+        """[N, 3] centres as the camera of selected frame `frame` sees them."""
+        pose = self.scene.frames[self.frames[frame]].camera_to_world
+        assert pose is not None
+        world = self._at_frames(self.tracks, "centers", np.nan)[:, frame]
+        return to_camera(world, pose)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """[N] labels of the tracks."""
+        return tuple(track.label for track in self.tracks)
+
+    def camera_path(self, first: int, last: int) -> float:
+        """Metres that the camera goes from one selected frame to another, through all annotated frames between."""
+        poses = [
+            frame.camera_to_world for frame in self.scene.frames[self.frames[first] : self.frames[last] + 1]
+        ]
+        places = np.array([pose[:3, 3] for pose in poses if pose is not None])
+        return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
+
+    @cached_property
+    def in_clip(self) -> Counter[str]:
+        """How many tracks bear a label and have a box at any annotated frame from the first to the last selected one."""
+        first, last = self.frames[0], self.frames[-1]
+        return Counter(
+            track.label
+            for track in self.scene.tracks
+            if np.searchsorted(track.frames, first) < np.searchsorted(track.frames, last, side="right")
+        )
+
+    def graph(self, labels: frozenset[str]) -> SceneGraph:
+        """The true graph of the objects that bear one of these labels."""
+        chosen = [n for n, label in enumerate(self.labels) if label in labels]
+        frames = tuple(
+            GraphFrame(t=t, nodes=tuple(self._nodes[n][f] for n in chosen if self.seen[n, f]))
+            for f, t in enumerate(self.times)
+        )
+        if self.is_3d:
+            return SceneGraph(unit="m", frame="camera0", frames=frames)
+        return SceneGraph(unit="px", frame="image", frames=frames)
+
+    @cached_property
+    def _nodes(self) -> list[list[Node]]:
+        """[N][F] nodes; those of frames in which a track is not seen are of no use."""
+        decimals = 2 if self.is_3d else 0
+        positions = np.nan_to_num(self.positions).round(decimals).tolist()
+        extents = np.nan_to_num(self._extents()).round(decimals).tolist()
+        numbers: Counter[str] = Counter()
+        nodes = []
+        for n, label in enumerate(self.labels):
+            numbers[label] += 1
+            name = f"{label}.{numbers[label]}"
+            nodes.append(
+                [
+                    Node(id=name, label=label, pos=tuple(pos), size=tuple(size))
+                    for pos, size in zip(positions[n], extents[n], strict=True)
+                ]
+            )
+        return nodes
+
+    def _extents(self) -> Array:
+        """[N, F, 3] or [N, F, 2] extents along the graph's axes."""
+        if not self.is_3d:
+            return self.boxes[..., 2:] - self.boxes[..., :2]
+        along = self.headings
+        across = np.cross(self.up0, along)
+        length, width, height = (side[:, None, None] for side in self.sizes.T)
+        extents: Array = np.abs(along) * length + np.abs(across) * width + np.abs(self.up0) * height
+        return extents
+
+    def graph_labels(self, needed: frozenset[str], rng: np.random.Generator) -> frozenset[str] | None:
+        """The needed labels and as many others as `MAX_NODES` allows; None when the needed ones alone are too many."""
+        counts = {
+            label: self.seen[[other == label for other in self.labels]].sum(0) for label in set(self.labels)
+        }
+        total = sum((counts[label] for label in needed if label in counts), np.zeros(len(self.frames), int))
+        if total.max() > MAX_NODES:
+            return None
+        chosen = set(needed)
+        for label in rng.permutation(sorted(set(counts) - needed)):
+            if (total + counts[str(label)]).max() <= MAX_NODES:
+                total = total + counts[str(label)]
+                chosen.add(str(label))
+        return frozenset(chosen)
+
+    def _seen(self, tracks: Sequence[Track], share: float) -> np.ndarray:
+        seen: np.ndarray = self._at_frames(tracks, "visibility", 0.0)[..., 0] >= share
+        if self.is_3d:
+            world = self._at_frames(tracks, "centers", np.nan)
+            cameras = np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
+            seen &= np.linalg.norm(world - cameras[None, :, :3, 3], axis=-1) <= RANGE_M
+        return seen
+
+    def _at_frames(self, tracks: Sequence[Track], name: str, missing: float) -> Array:
+        """[N, F, ...] values of the tracks at the selected frames; a scalar becomes [N, F, 1]."""
+        rows = []
+        wanted = np.asarray(self.frames)
+        for track in tracks:
+            values = np.asarray(getattr(track, name), dtype=float)
+            values = values.reshape(len(track.frames), -1)
+            at = np.searchsorted(track.frames, wanted).clip(max=len(track.frames) - 1)
+            there = track.frames[at] == wanted
+            rows.append(np.where(there[:, None], values[at], missing))
+        return np.array(rows) if rows else np.zeros((0, len(wanted), 1))
+
+
+def clips(scene: Scene, *, count: int, num_frames: int, rng: np.random.Generator) -> Iterator[ClipView]:
+    """Up to `count` clips of a scene, chosen by `rng`: F frames as equally spaced as the annotated ones allow.
+
+    A scene of things that do not move is one clip from its first to its last frame: its camera shows the room bit by bit.
+    """
+    times = np.array([frame.t for frame in scene.frames])
+    if len(times) < 2:
+        return
+    if all(track.is_static for track in scene.tracks):
+        chosen = _nearest(times, times[0], times[-1], min(num_frames, len(times)))
+        if chosen is not None:
+            yield ClipView(scene, 0, chosen)
+        return
+    found = 0
+    for spacing in SPACINGS_S:
+        length = spacing * (num_frames - 1)
+        starts = np.flatnonzero(times <= times[-1] - length + 1e-6)
+        share = -(-(count - found) // (len(SPACINGS_S) - SPACINGS_S.index(spacing)))
+        for start in np.sort(rng.permutation(starts)[:share]):
+            chosen = _nearest(times, times[start], times[start] + length, num_frames)
+            if chosen is not None:
+                yield ClipView(scene, found, chosen)
+                found += 1
+
+
+def _nearest(times: Array, start: float, end: float, count: int) -> tuple[int, ...] | None:
+    """Frames nearest to equally spaced times; None where the annotated frames have a gap."""
+    targets = target_times(start, end, count)
+    chosen = np.abs(times[:, None] - targets).argmin(0)
+    off = np.abs(times[chosen] - targets).max()
+    if len(set(chosen)) < count or off > SPACING_ERROR * (end - start) / (count - 1):
+        return None
+    return tuple(int(i) for i in chosen)

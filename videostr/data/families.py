@@ -1,0 +1,730 @@
+"""Clip -> questions: the question families, each asked only where the clip supports it and the answer is beyond doubt.
+
+In: a `ClipView` and a random generator. Out: `Asked`: text, options, answer, and a key under which answers are balanced
+(`videostr/data/build.py`), so that the question alone tells nothing of the answer. Ambiguous cases are left out by the
+thresholds below: near ties, hidden objects, several objects that the words would fit.
+
+An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time.
+
+    family                answer          needs
+    counting              number          a label all of whose instances are annotated
+    direction_camera      choice of 2     one frame; left/right in the image, nearer/farther in 3-D
+    direction_object      choice of 4     3-D, three objects: standing at A, facing B, where is C
+    distance_relative     choice of 3     3-D, four objects
+    distance_absolute     number, choice  3-D, two objects
+    order                 choice          objects that come into view one after the other
+    size                  number          3-D
+    displacement          number, choice  3-D, an object that moves
+    path_length           number          3-D, an object that moves
+    speed                 number, choice  3-D, an object that moves
+    tracking              track           2-D boxes
+    localisation_2d       box2d           2-D boxes
+    localisation_3d       box3d           3-D, camera level
+    presence              span            an object that comes or goes
+    room_size             number          a source that tells it
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from videostr.data.clips import CLEAR, ClipView
+from videostr.data.scene import Array
+from videostr.types import Answer, AnswerKind
+
+Rng = np.random.Generator
+
+COUNT_WITHIN_M = 30.0
+"""Objects of a street are counted within this distance of the camera."""
+UNSURE = 0.15
+"""Share of a threshold or a distance that two things must differ by to be told apart."""
+UNSURE_M = 0.5
+"""And the least difference in metres."""
+UNSURE_PX = 60.0
+"""The same in the image, px of 0..1000."""
+UNSURE_DEG = 20.0
+"""Angles closer to the border between two directions are not asked."""
+MOVES_M = 1.5
+"""An object whose centre moves less may as well be parked: annotated boxes jitter."""
+MOVES_SHARE = 0.05
+"""And as a share of the camera's own path: poses drift (KITTI's from visual odometry by 3 %), and parked cars with them."""
+LEVEL_DEG = 5.0
+"""Largest tilt of the camera at which a box that turns about the vertical is one that turns about the camera's y axis."""
+STEP = 1.5
+"""Ratio between neighbouring options of a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Among the questions of a key, every value is to be the truth as often as every other."""
+
+    key: str
+    value: str
+    values: tuple[str, ...]
+    """What the value could have been, for the words of the question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question with its answer."""
+
+    family: str
+    text: str
+    answer: Answer
+    options: tuple[str, ...] = ()
+    labels: frozenset[str] = frozenset()
+    """Labels of the objects that it is about."""
+    balance: Balance | None = None
+    """Of a choice."""
+
+
+Family = Callable[[ClipView, Rng], Asked | None]
+
+
+def ask(view: ClipView, rng: Rng, limit: int) -> list[Asked]:
+    """Up to `limit` different questions about a clip, families in turn."""
+    found: dict[tuple[str, str], Asked] = {}
+    tries = 0
+    while len(found) < limit and tries < TRIES:
+        tries += 1
+        for name in rng.permutation(list(FAMILIES)):
+            asked = FAMILIES[str(name)](view, rng)
+            if asked is not None and len(found) < limit:
+                found.setdefault((asked.family, asked.text), asked)
+    return list(found.values())
+
+
+TRIES = 3
+"""Rounds over all families for one clip."""
+
+# ---------------------------------------------------------------------------------------------------- counting
+
+
+def _counting(view: ClipView, rng: Rng) -> Asked | None:
+    labels = [label for label in sorted(set(view.labels)) if _is_countable(view, label)]
+    if not labels:
+        return None
+    label = str(rng.choice(labels))
+    of_label = np.array([other == label for other in view.labels])
+    if all(track.is_static for track in view.tracks):
+        best = view.visibility[of_label].max(1)
+        if ((best > 0) & (best < CLEAR)).any():
+            return None
+        return _number("counting", rng, COUNT_ROOM, float(of_label.sum()), "", label=label, labels={label})
+    f = int(rng.integers(len(view.frames)))
+    visibility = view.visibility[of_label, f]
+    where = ""
+    if view.is_3d:
+        distance = np.linalg.norm(view.in_camera(f)[of_label], axis=1)
+        if (np.abs(distance - COUNT_WITHIN_M) < UNSURE * COUNT_WITHIN_M).any():
+            return None
+        visibility = visibility[distance < COUNT_WITHIN_M]  # NaN where not annotated
+        where = f" within {COUNT_WITHIN_M:g} m of the camera"
+    else:
+        visibility = visibility[visibility > 0]
+    count = len(visibility)
+    if count == 0 or (visibility < CLEAR).any():
+        return None
+    return _number(
+        "counting", rng, COUNT_AT, float(count), "", label=label, t=view.times[f], where=where, labels={label}
+    )
+
+
+COUNT_ROOM = (
+    "How many objects of the kind {label} does the video show?",
+    "Count the objects of the kind {label} in this room.",
+    "What is the number of objects of the kind {label} in the video?",
+)
+COUNT_AT = (
+    "At {t:g} s, how many objects of the kind {label} can be seen{where}?",
+    "Count the objects of the kind {label} that can be seen{where} at {t:g} s.",
+    "What is the number of objects of the kind {label} in view{where} at {t:g} s?",
+)
+
+
+def _is_countable(view: ClipView, label: str) -> bool:
+    return view.scene.countable is None or label in view.scene.countable
+
+
+# --------------------------------------------------------------------------------------------------- direction
+
+
+def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
+    f = int(rng.integers(len(view.frames)))
+    pair = _pick(view, rng, 2, f)
+    if pair is None:
+        return None
+    a, b = pair
+    in_depth = view.is_3d and bool(rng.integers(2))
+    if in_depth:
+        depth = view.in_camera(f)[[a, b], 2]
+        gap, least = depth[0] - depth[1], max(UNSURE_M, UNSURE * abs(float(depth.max())))
+        words, texts = ("nearer to the camera", "farther from the camera"), DEPTH
+    else:
+        centres = (view.boxes[[a, b], f, 0] + view.boxes[[a, b], f, 2]) / 2
+        gap, least = centres[0] - centres[1], UNSURE_PX
+        words, texts = ("left", "right"), SIDE
+    if not abs(gap) >= least:
+        return None
+    truth = words[int(gap > 0)]
+    text = _worded(rng, texts, a=view_name(view, a, f), b=view_name(view, b, f), t=view.times[f])
+    return _choice(
+        "direction_camera", rng, text, truth, words, _labels(view, pair), ordered_labels(view, pair)
+    )
+
+
+SIDE = (
+    "At {t:g} s, is {a} to the left or to the right of {b} in the image?",
+    "As the camera sees it at {t:g} s, on which side of {b} is {a}?",
+    "On which side of {b} does the image show {a} at {t:g} s?",
+)
+DEPTH = (
+    "At {t:g} s, is {a} nearer to the camera than {b}, or farther from it?",
+    "Compared with {b}, how far from the camera is {a} at {t:g} s?",
+    "At {t:g} s, which holds for {a} in comparison with {b}?",
+)
+
+
+def _direction_object(view: ClipView, rng: Rng) -> Asked | None:
+    if not view.is_3d:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    three = _pick(view, rng, 3, f)
+    if three is None:
+        return None
+    a, b, c = (_level(view, n, f) for n in three)
+    facing, target = b - a, c - a
+    if min(np.linalg.norm(facing), np.linalg.norm(target)) < 1.0:
+        return None
+    right, forward = _coordinates(facing, target)
+    angle = float(np.degrees(np.arctan2(right, forward)))
+    quarter = int(angle % 360 // 90)
+    border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
+    if border < UNSURE_DEG:
+        return None
+    names = [view_name(view, n, f) for n in three]
+    text = _worded(rng, STANCE, a=names[0], b=names[1], c=names[2], t=view.times[f])
+    return _choice(
+        "direction_object",
+        rng,
+        text,
+        QUARTERS[quarter],
+        QUARTERS,
+        _labels(view, three),
+        ordered_labels(view, three),
+    )
+
+
+QUARTERS = ("front-right", "back-right", "back-left", "front-left")
+STANCE = (
+    "At {t:g} s, someone stands at {a} and faces {b}. Where is {c} from there?",
+    "If I stand at the place of {a} at {t:g} s and look towards {b}, in which direction is {c}?",
+    "Seen from {a} with {b} straight ahead, where is {c} at {t:g} s?",
+)
+
+
+def _coordinates(facing: Array, target: Array) -> tuple[float, float]:
+    """(right, forward) parts of a target, [2] level vectors with x to the right of y."""
+    along = facing / np.linalg.norm(facing)
+    return float(target[0] * along[1] - target[1] * along[0]), float(target @ along)
+
+
+# ---------------------------------------------------------------------------------------------------- distance
+
+
+def _distance_relative(view: ClipView, rng: Rng) -> Asked | None:
+    """Among three of different labels, or three of the same."""
+    if not view.is_3d:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    four = _pick(view, rng, 4, f, distinct=True) or _pick(view, rng, 4, f)
+    if four is None:
+        return None
+    target, *others = four
+    labels = ordered_labels(view, others)
+    if len(set(labels)) == 2:
+        return None
+    distances = np.linalg.norm(_places(view, others, f) - _places(view, [target], f), axis=1)
+    nearest = bool(rng.integers(2))
+    order = np.argsort(distances if nearest else -distances)
+    best, second = distances[order[:2]]
+    if abs(best - second) < max(UNSURE_M, UNSURE * max(best, second)):
+        return None
+    names = [view_name(view, n, f) for n in others]
+    truth = names[int(order[0])]
+    text = _worded(rng, NEAREST if nearest else FARTHEST, a=view_name(view, target, f), t=view.times[f])
+    asked = _choice("distance_relative", rng, text, truth, names, _labels(view, four), ())
+    if len(set(labels)) == 1:
+        return replace(asked, balance=None)
+    key = "|".join(("distance_relative", str(nearest), view.labels[target], *sorted(labels)))
+    return replace(asked, balance=Balance(key, labels[int(order[0])], labels))
+
+
+NEAREST = (
+    "At {t:g} s, which of these is closest to {a}?",
+    "Which of these has the shortest distance to {a} at {t:g} s?",
+    "What is nearest to {a} at {t:g} s?",
+)
+FARTHEST = (
+    "At {t:g} s, which of these is farthest from {a}?",
+    "Which of these has the longest distance to {a} at {t:g} s?",
+    "What is at the greatest distance from {a} at {t:g} s?",
+)
+
+
+def _distance_absolute(view: ClipView, rng: Rng) -> Asked | None:
+    if not view.is_3d:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    pair = _pick(view, rng, 2, f)
+    if pair is None:
+        return None
+    a, b = _places(view, pair, f)
+    names = [view_name(view, n, f) for n in pair]
+    return _quantity(
+        "distance_absolute", rng, DISTANCE, float(np.linalg.norm(a - b)), "m", 1.0,
+        a=names[0], b=names[1], t=view.times[f], labels=_labels(view, pair),
+    )  # fmt: skip
+
+
+DISTANCE = (
+    "At {t:g} s, how far apart are the centres of {a} and {b}, in metres?",
+    "What is the distance in metres from the centre of {a} to that of {b} at {t:g} s?",
+    "How many metres lie between the centres of {a} and {b} at {t:g} s?",
+)
+
+# ------------------------------------------------------------------------------------------------ order, presence
+
+
+def _order(view: ClipView, rng: Rng) -> Asked | None:
+    firsts = _first_seen(view)
+    unique = [n for n in range(len(view.tracks)) if _is_unique(view, n) and n in firsts]
+    chosen: list[int] = []
+    for n in rng.permutation(unique):
+        if all(abs(firsts[int(n)] - firsts[m]) >= 2 for m in chosen):
+            chosen.append(int(n))
+    if len(chosen) < 2:
+        return None
+    chosen = sorted(chosen[:3], key=lambda n: firsts[n])
+    labels = [_plain(view.labels[n]) for n in chosen]
+    options = tuple(sorted(", ".join(order) for order in permutations(labels)))
+    text = _worded(rng, ORDER, names=", ".join(sorted(f"the {label}" for label in labels)))
+    key = tuple(sorted(labels))
+    return _choice("order", rng, text, ", ".join(labels), options, _labels(view, chosen), key)
+
+
+ORDER = (
+    "In which order do these come into view for the first time: {names}?",
+    "Which is the order of first appearance of {names}?",
+    "Of {names}, which comes into view first, and what follows?",
+)
+
+
+def _first_seen(view: ClipView) -> dict[int, int]:
+    """Selected frame that shows a track first, where that frame or the next shows it clearly."""
+    firsts = {}
+    for n, (shown, clear) in enumerate(zip(view.visibility > 0, view.clear, strict=True)):
+        first = int(shown.argmax())
+        if clear[first : first + 2].any():
+            firsts[n] = first
+    return firsts
+
+
+def _presence(view: ClipView, rng: Rng) -> Asked | None:
+    """The time from the first to the last selected frame that shows an object, which is in view without a break."""
+    last = len(view.frames) - 1
+    found = []
+    for n, visible in enumerate(view.visibility):
+        at = np.flatnonzero(visible > 0)
+        whole = at[0] == 0 and at[-1] == last
+        if (
+            _is_unique(view, n)
+            and not whole
+            and len(at) >= 2
+            and (view.clear[n, at]).all()
+            and at[-1] - at[0] == len(at) - 1
+        ):
+            found.append((n, view.times[at[0]], view.times[at[-1]]))
+    if not found:
+        return None
+    n, start, end = found[int(rng.integers(len(found)))]
+    text = _worded(
+        rng, PRESENCE, a=f"the {_plain(view.labels[n])}", times=", ".join(f"{t:g}" for t in view.times)
+    )
+    answer = Answer(kind=AnswerKind.SPAN, value=(start, end), unit="s")
+    return Asked(family="presence", text=text, answer=answer, labels=_labels(view, [n]))
+
+
+PRESENCE = (
+    "The frames are from {times} s. From when to when is {a} in view? Give the times of the first and the last frame with it.",
+    "Of the frames at {times} s, which are the first and the last to show {a}?",
+)
+
+# ----------------------------------------------------------------------------------------------- size and motion
+
+
+def _size(view: ClipView, rng: Rng) -> Asked | None:
+    if not view.is_3d:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    one = _pick(view, rng, 1, f)
+    if one is None:
+        return None
+    axis = int(rng.integers(3))
+    name = view_name(view, one[0], f)
+    sides = view.sizes[one[0]]
+    if all(track.is_static for track in view.tracks):  # boxes of a scan follow the room, not the object
+        return _number(
+            "size", rng, LONGEST, round(float(sides.max()), 2), "m", a=name, labels=_labels(view, one)
+        )
+    return _number(
+        "size", rng, SIZE, round(float(sides[axis]), 2), "m",
+        a=name, dimension=("long", "wide", "tall")[axis], labels=_labels(view, one),
+    )  # fmt: skip
+
+
+SIZE = (
+    "How {dimension} is {a}, in metres?",
+    "Estimate in metres how {dimension} {a} is.",
+)
+LONGEST = (
+    "What is the length in metres of the longest side of {a}?",
+    "How many metres does the longest side of {a} measure?",
+)
+
+
+def _displacement(view: ClipView, rng: Rng) -> Asked | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    n, first, last = moving
+    moved = float(np.linalg.norm(view.positions[n, last] - view.positions[n, first]))
+    return _quantity("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, **_motion(view, *moving))
+
+
+DISPLACEMENT = (
+    "How far, in metres and in a straight line over the ground, does {a} move from {start:g} s to {end:g} s?",
+    "What is the displacement of {a} between {start:g} s and {end:g} s, in metres?",
+    "How many metres are the places of {a} at {start:g} s and at {end:g} s apart?",
+)
+
+
+def _path_length(view: ClipView, rng: Rng) -> Asked | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    length = _path(view, *moving)
+    return _number("path_length", rng, PATH, round(length, 1), "m", **_motion(view, *moving))
+
+
+PATH = (
+    "How long is the path of {a} from {start:g} s to {end:g} s, in metres?",
+    "How many metres does {a} travel between {start:g} s and {end:g} s, along its path?",
+)
+
+
+def _speed(view: ClipView, rng: Rng) -> Asked | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    n, first, last = moving
+    speed = _path(view, n, first, last) / (view.times[last] - view.times[first])
+    return _quantity("speed", rng, SPEED, speed, "m/s", 0.5, **_motion(view, *moving))
+
+
+SPEED = (
+    "What is the mean speed of {a} from {start:g} s to {end:g} s, in m/s?",
+    "How fast does {a} move on average between {start:g} s and {end:g} s, in m/s?",
+)
+
+
+def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
+    """A track that moves, with the first and the last selected frame that show it without a break between."""
+    if not view.is_3d:
+        return None
+    found = []
+    for n, clear in enumerate(view.clear):
+        at = np.flatnonzero(clear)
+        if len(at) < 2 or at[-1] - at[0] != len(at) - 1:
+            continue
+        first, last = int(at[0]), int(at[-1])
+        moved = np.linalg.norm(view.positions[n, last] - view.positions[n, first])
+        if moved >= max(MOVES_M, MOVES_SHARE * view.camera_path(first, last)) and _nameable(view, n, first):
+            found.append((n, first, last))
+    return found[int(rng.integers(len(found)))] if found else None
+
+
+def _path(view: ClipView, n: int, first: int, last: int) -> float:
+    """Through the selected frames: between them jitter of the boxes would add up."""
+    return float(np.linalg.norm(np.diff(view.positions[n, first : last + 1], axis=0), axis=1).sum())
+
+
+def _motion(view: ClipView, n: int, first: int, last: int) -> dict[str, Any]:
+    return {"a": view_name(view, n, first), "start": view.times[first], "end": view.times[last],
+            "labels": _labels(view, [n])}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- places
+
+
+def _tracking(view: ClipView, rng: Rng) -> Asked | None:
+    found = [
+        n for n in range(len(view.tracks)) if (view.clear[n] & view.large[n]).all() and _nameable(view, n, 0)
+    ]
+    if not found:
+        return None
+    n = found[int(rng.integers(len(found)))]
+    asked = np.unique(np.linspace(1, len(view.frames) - 1, 3).round().astype(int))
+    boxes = tuple(tuple(float(v) for v in view.boxes[n, f].round()) for f in asked)
+    text = _worded(
+        rng,
+        TRACKING,
+        a=view_name(view, n, 0, by_box=True),
+        times=", ".join(f"{view.times[f]:g} s" for f in asked),
+    )
+    answer = Answer(kind=AnswerKind.TRACK, value=boxes, unit="px")
+    return Asked(family="tracking", text=text, answer=answer, labels=_labels(view, [n]))
+
+
+TRACKING = (
+    "Follow {a}: where in the image is it at {times}? Give one box per time.",
+    "Track {a}. Give its box in the image at each of these times: {times}.",
+)
+
+
+def _localisation_2d(view: ClipView, rng: Rng) -> Asked | None:
+    found = np.argwhere(view.clear & view.large)
+    found = np.array([(n, f) for n, f in found if _is_unique_at(view, n, f)])
+    if not len(found):
+        return None
+    n, f = (int(v) for v in found[int(rng.integers(len(found)))])
+    text = _worded(rng, WHERE_2D, a=f"the {_plain(view.labels[n])}", t=view.times[f])
+    box = tuple(float(v) for v in view.boxes[n, f].round())
+    answer = Answer(kind=AnswerKind.BOX2D, value=box, unit="px")
+    return Asked(family="localisation_2d", text=text, answer=answer, labels=_labels(view, [n]))
+
+
+WHERE_2D = (
+    "Where in the image is {a} at {t:g} s?",
+    "Give the box of {a} in the image at {t:g} s.",
+    "At {t:g} s, where does the image show {a}?",
+)
+
+
+def _localisation_3d(view: ClipView, rng: Rng) -> Asked | None:
+    if not view.is_3d or np.degrees(np.arccos(np.clip(-view.up0[1], -1, 1))) > LEVEL_DEG:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    one = _pick(view, rng, 1, f)
+    if one is None:
+        return None
+    n = one[0]
+    length, width, height = view.sizes[n]
+    heading = view.headings[n, f]
+    yaw = float(np.arctan2(-heading[2], heading[0]))
+    place = tuple(float(v) for v in view.positions[n, f].round(2))
+    sides = tuple(round(float(v), 2) for v in (length, height, width))
+    answer = Answer(kind=AnswerKind.BOX3D, value=(*place, *sides, round(yaw, 2)), unit="m")
+    text = _worded(rng, WHERE_3D, a=view_name(view, n, f), t=view.times[f])
+    return Asked(family="localisation_3d", text=text, answer=answer, labels=_labels(view, one))
+
+
+WHERE_3D = (
+    "Where is {a} at {t:g} s, in the axes of the camera at the first time? dx is its length, dy its height, dz its width; yaw "
+    "is 0 when its length points along x, and turns x towards -z.",
+)
+
+
+def _room_size(view: ClipView, rng: Rng) -> Asked | None:
+    if view.scene.room_size is None:
+        return None
+    return _number("room_size", rng, ROOM, round(view.scene.room_size, 1), "m2", labels=set())
+
+
+ROOM = (
+    "How large is the floor of this room, in square metres?",
+    "Estimate the floor area of the room in square metres.",
+)
+
+FAMILIES: dict[str, Family] = {
+    "counting": _counting,
+    "direction_camera": _direction_camera,
+    "direction_object": _direction_object,
+    "distance_relative": _distance_relative,
+    "distance_absolute": _distance_absolute,
+    "order": _order,
+    "size": _size,
+    "displacement": _displacement,
+    "path_length": _path_length,
+    "speed": _speed,
+    "tracking": _tracking,
+    "localisation_2d": _localisation_2d,
+    "localisation_3d": _localisation_3d,
+    "presence": _presence,
+    "room_size": _room_size,
+}
+
+# ------------------------------------------------------------------------------------------------------- naming
+
+
+def view_name(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
+    """What to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
+    label = _plain(view.labels[n])
+    if _is_unique(view, n) and not by_box:
+        return f"the {label}"
+    box = ",".join(f"{v:.0f}" for v in view.boxes[n, f])
+    return f"the {label} (box [{box}] px at {view.times[f]:g} s)"
+
+
+_NAMED_BOX = re.compile(r"\(box \[([\d,]+)\] px at ([\d.]+) s\)")
+_TIME = re.compile(r"([\d.]*\d) s\b")
+
+
+def named_boxes(text: str) -> list[tuple[float, tuple[float, ...]]]:
+    """(seconds, box) of the objects that a question names by their boxes."""
+    return [(float(t), tuple(float(v) for v in box.split(","))) for box, t in _NAMED_BOX.findall(text)]
+
+
+def asked_times(text: str) -> list[float]:
+    """Times in a question, in its order; those of named boxes left out."""
+    return [float(t) for t in _TIME.findall(_NAMED_BOX.sub("", text))]
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ")
+
+
+def _is_unique(view: ClipView, n: int) -> bool:
+    """Whether the scene has no second one of the label in any annotated frame of the clip, and none could be missing."""
+    return _is_countable(view, view.labels[n]) and view.in_clip[view.labels[n]] == 1
+
+
+def _is_unique_at(view: ClipView, n: int, f: int) -> bool:
+    same = [m for m, label in enumerate(view.labels) if label == view.labels[n]]
+    return _is_countable(view, view.labels[n]) and int((view.visibility[same, f] > 0).sum()) == 1
+
+
+def _nameable(view: ClipView, n: int, f: int) -> bool:
+    return _is_unique(view, n) or bool(view.large[n, f])
+
+
+def _pick(view: ClipView, rng: Rng, count: int, f: int, *, distinct: bool = False) -> list[int] | None:
+    """So many tracks that are clearly seen at a selected frame and can be named; of different labels if asked for."""
+    able = [n for n in rng.permutation(np.flatnonzero(view.clear[:, f])) if _nameable(view, int(n), f)]
+    if distinct:
+        able = list({view.labels[n]: n for n in able}.values())
+    return [int(n) for n in able[:count]] if len(able) >= count else None
+
+
+def _labels(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
+    return frozenset(view.labels[n] for n in tracks)
+
+
+def ordered_labels(view: ClipView, tracks: Sequence[int]) -> tuple[str, ...]:
+    """Labels of tracks in the order of the question."""
+    return tuple(view.labels[n] for n in tracks)
+
+
+def _places(view: ClipView, tracks: Sequence[int], f: int) -> Array:
+    """[N, 3] positions in `camera0` at a selected frame."""
+    places: Array = view.positions[list(tracks), f]
+    return places
+
+
+def _level(view: ClipView, n: int, f: int) -> Array:
+    """[2] position over the ground: to the right of, and along the first camera's level direction."""
+    up = view.up0
+    forward = np.array([0.0, 0.0, 1.0])
+    forward = forward - up * (up @ forward)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, up)
+    place = view.positions[n, f]
+    return np.array([place @ right, place @ forward])
+
+
+# ----------------------------------------------------------------------------------------------------- wording
+
+
+def _worded(rng: Rng, texts: Sequence[str], **values: object) -> str:
+    return str(texts[int(rng.integers(len(texts)))]).format(**values)
+
+
+def _number(
+    family: str,
+    rng: Rng,
+    texts: Sequence[str],
+    value: float,
+    unit: str,
+    *,
+    labels: Iterable[str],
+    **values: object,
+) -> Asked:
+    return Asked(
+        family=family,
+        text=_worded(rng, texts, **values),
+        answer=Answer(kind=AnswerKind.NUMBER, value=value, unit=unit),
+        labels=frozenset(labels),
+    )
+
+
+def _quantity(
+    family: str,
+    rng: Rng,
+    texts: Sequence[str],
+    value: float,
+    unit: str,
+    least: float,
+    *,
+    labels: Iterable[str],
+    **values: object,
+) -> Asked | None:
+    """A number, or a choice between four numbers of which each is `STEP` times the one before.
+
+    The truth may be any of the four; which one it is, is balanced among questions with the same least option, so that
+    nothing is to be had from which numbers are usual.
+    """
+    if not value >= least:
+        return None
+    if rng.integers(2):
+        return _number(family, rng, texts, round(value, 1), unit, labels=labels, **values)
+    place = int(rng.integers(4))
+    ladder = [value * STEP ** (i - place) for i in range(4)]
+    options = tuple(f"{v:.1f} {unit}" for v in ladder)
+    if ladder[0] < least or len(set(options)) < 4:  # what cannot be true must not be offered
+        return None
+    key = "|".join((family, unit, str(round(np.log(ladder[0]) / np.log(STEP)))))
+    return Asked(
+        family=family,
+        text=_worded(rng, texts, **values),
+        options=options,
+        answer=Answer(kind=AnswerKind.CHOICE, value="ABCD"[place]),
+        labels=frozenset(labels),
+        balance=Balance(key, str(place), ("0", "1", "2", "3")),
+    )
+
+
+def _choice(
+    family: str,
+    rng: Rng,
+    text: str,
+    truth: str,
+    options: Sequence[str],
+    labels: frozenset[str],
+    key: Sequence[str],
+) -> Asked:
+    """A question with its options in random order; options that are the same for all questions of a key."""
+    shown = [options[i] for i in rng.permutation(len(options))]
+    return Asked(
+        family=family,
+        text=text,
+        options=tuple(shown),
+        answer=Answer(kind=AnswerKind.CHOICE, value=chr(ord("A") + shown.index(truth))),
+        labels=labels,
+        balance=Balance("|".join((family, *key)), truth, tuple(options)),
+    )

@@ -1,0 +1,113 @@
+"""A contact sheet: frames with boxes and graph drawn in, question and answer under them, as one HTML file.
+
+In: a dataset's folder. Out: `sheet.html`, to be looked at: do boxes sit on objects, is the truth true?
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image, ImageDraw
+
+from videostr.data.families import asked_times, named_boxes
+from videostr.data.records import read_records
+from videostr.errors import VideoError
+from videostr.prompt import answer_text
+from videostr.report.scene import draw, view_of
+from videostr.types import AnswerKind, GraphFrame, Record
+from videostr.video import ClipFrames, FrameStore, name_clip
+
+MAX_SHOWN = 4
+"""Frames of a record."""
+WIDTH = 520
+"""Of a frame, px."""
+SAME_S = 0.05
+"""Times in a question are rounded."""
+
+
+def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
+    """Write a sheet of `count` records chosen by `seed`, the families in turn; returns how many there are."""
+    records = [row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family)]
+    rng = np.random.default_rng(seed)
+    by_family: dict[str, list[Record]] = {}
+    for index in rng.permutation(len(records)):
+        by_family.setdefault(records[index].family, []).append(records[index])
+    turns = [of[turn] for turn in range(count) for of in by_family.values() if turn < len(of)]
+    with tempfile.TemporaryDirectory() as scratch:
+        store = FrameStore(scratch)
+        cards = [_card(record, folder, store) for record in turns[:count]]
+    environment = Environment(loader=PackageLoader("videostr.data", "."), autoescape=True, trim_blocks=True)
+    page = environment.get_template("sheet.html").render(folder=folder.name, cards=cards)
+    out.write_text(page)
+    return len(cards)
+
+
+def _card(record: Record, folder: Path, store: FrameStore) -> dict[str, Any]:
+    card: dict[str, Any] = {"record": record, "answer": _answer(record), "frames": [], "problem": ""}
+    try:
+        frames = store.frames(name_clip(record.clip, folder))
+    except VideoError as error:
+        card["problem"] = str(error)
+        return card
+    shown = np.unique(
+        np.linspace(0, len(frames.times) - 1, min(MAX_SHOWN, len(frames.times))).round().astype(int)
+    )
+    view = None if record.graph is None else view_of([record.graph], record.graph.frame)
+    for index in shown:
+        graph = None if record.graph is None else record.graph.frames[index]
+        picture = None if graph is None or view is None else draw(graph, view)
+        card["frames"].append(
+            {"t": frames.times[index], "image": _image(record, frames, int(index), graph), "graph": picture}
+        )
+    return card
+
+
+def _answer(record: Record) -> str:
+    if record.answer.kind is AnswerKind.CHOICE:
+        letter = str(record.answer.value)
+        return f"{letter}) {record.options[ord(letter) - ord('A')]}"
+    return f"{answer_text(record.answer)} {record.answer.unit}".strip()
+
+
+def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | None) -> Markup:
+    image = Image.fromarray(frames.pixels[index])
+    image = image.resize((WIDTH, round(WIDTH * image.height / image.width)))
+    pen = ImageDraw.Draw(image)
+    for box in _boxes(record, frames.times[index]):
+        pen.rectangle(_scaled(box, image.size), outline="#e03131", width=3)
+    if graph is not None and record.graph is not None and record.graph.frame == "image":
+        for node in graph.nodes:
+            x, y = node.pos[0] * image.width / 1000, node.pos[1] * image.height / 1000
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#3b5bdb")
+            pen.text((x + 5, y - 5), node.id, fill="#3b5bdb")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return Markup("data:image/jpeg;base64,") + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _boxes(record: Record, t: float) -> list[Sequence[float]]:
+    """Boxes that belong to a time: of the answer, and of objects that the question names by them."""
+    found: list[tuple[float, Sequence[float]]] = [*named_boxes(record.question)]
+    times, value = asked_times(record.question), record.answer.value
+    if record.answer.kind is AnswerKind.BOX2D and isinstance(value, tuple):
+        found += zip(times[-1:], [value], strict=True)  # type: ignore[list-item]
+    if record.answer.kind is AnswerKind.TRACK and isinstance(value, tuple):
+        found += zip(times[-len(value) :], value, strict=True)  # type: ignore[arg-type]
+    return [box for at, box in found if abs(at - t) < SAME_S]
+
+
+def _scaled(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    return (
+        box[0] * size[0] / 1000,
+        box[1] * size[1] / 1000,
+        box[2] * size[0] / 1000,
+        box[3] * size[1] / 1000,
+    )
