@@ -1,4 +1,4 @@
-"""Choices in complete sets: for every kind of question, each possible answer is the truth equally often.
+"""Choices and counts in complete sets: for every kind of question, each possible answer is the truth equally often.
 
 In: questions in the order of the scenes. Out: the same, a choice only together with one of its kind for every other value
 that its answer could have had. So a guesser that never sees a video has nothing to go by: not which side pedestrians

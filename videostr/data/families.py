@@ -81,7 +81,7 @@ class Asked:
     labels: frozenset[str] = frozenset()
     """Labels of the objects that it is about."""
     balance: Balance | None = None
-    """Of a choice."""
+    """Of choices and counts."""
 
 
 Family = Callable[[ClipView, Rng], Asked | None]
@@ -116,7 +116,7 @@ def _counting(view: ClipView, rng: Rng) -> Asked | None:
         best = view.visibility[of_label].max(1)
         if ((best > 0) & (best < CLEAR)).any():
             return None
-        return _number("counting", rng, COUNT_ROOM, float(of_label.sum()), "", label=label, labels={label})
+        return _count(rng, COUNT_ROOM, int(of_label.sum()), label)
     f = int(rng.integers(len(view.frames)))
     visibility = view.visibility[of_label, f]
     where = ""
@@ -131,9 +131,13 @@ def _counting(view: ClipView, rng: Rng) -> Asked | None:
     count = len(visibility)
     if count == 0 or (visibility < CLEAR).any():
         return None
-    return _number(
-        "counting", rng, COUNT_AT, float(count), "", label=label, t=view.times[f], where=where, labels={label}
-    )
+    return _count(rng, COUNT_AT, count, label, t=view.times[f], where=where)
+
+
+def _count(rng: Rng, texts: Sequence[str], count: int, label: str, **values: object) -> Asked:
+    """Half of the answers are 1, else "1" would nearly always be right."""
+    asked = _number("counting", rng, texts, float(count), "", label=_plain(label), labels={label}, **values)
+    return replace(asked, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 
 
 COUNT_ROOM = (

@@ -157,6 +157,7 @@ def test_counting_leaves_out_what_is_beyond_doubt_only() -> None:
     given = scene(pair, frames=FRAMES, drive=0.0)
     assert {(f.answer.value, f.labels) for f in asked("counting", given)} == {(2.0, frozenset({"dog"}))}
     assert "within 30 m" in next(asked("counting", given)).text
+    assert {f.balance.value for f in asked("counting", given) if f.balance} == {"more"}
     hidden = replace(pair[1], visibility=np.full(FRAMES, 0.4))
     border = replace(pair[1], centers=np.tile([5.0, 1.0, 29.0], (FRAMES, 1)))
     away = replace(pair[1], centers=np.tile([5.0, 1.0, 45.0], (FRAMES, 1)))
