@@ -58,6 +58,14 @@ class Skip:
     """The value and the rule."""
 
 
+class Refused(Exception):
+    """Raised inside readers where a line, a file or a scene cannot be used; becomes its `Skip`."""
+
+    def __init__(self, file: str, line: int | None, reason: SkipReason, detail: str) -> None:
+        super().__init__(detail)
+        self.skip = Skip(file=file, line=line, reason=reason, detail=detail)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """An annotated frame of the video."""
@@ -164,6 +172,17 @@ def corners(center: Array, size: Array, yaw: float, up: Sequence[float]) -> Arra
     signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) / 2
     offsets: Array = (signs * size) @ axes
     return center + offsets
+
+
+def are_rigid(matrices: Array, tolerance: float = 1e-3) -> NDArray[np.bool_]:
+    """[N] whether each of [N, 3 or 4, 3 or 4] is finite, its 3 x 3 part a rotation, a fourth row 0, 0, 0, 1."""
+    finite: NDArray[np.bool_] = np.isfinite(matrices).all((1, 2))
+    turns = np.where(finite[:, None, None], matrices, 0.0)[:, :3, :3]
+    off = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
+    handed = (np.cross(turns[:, 0], turns[:, 1]) * turns[:, 2]).sum(1)
+    last = np.abs(matrices[:, 3:] - np.eye(4)[3:, : matrices.shape[2]]).max((1, 2), initial=0.0) < tolerance
+    rigid: NDArray[np.bool_] = finite & (off < tolerance) & (handed > 0) & last
+    return rigid
 
 
 def to_camera(points: Array, camera_to_world: Array) -> Array:

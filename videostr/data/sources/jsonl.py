@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track
+from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, are_rigid
 from videostr.errors import DataError
 
 LIMIT = 1e9
@@ -231,10 +231,8 @@ def _is_label(value: Any) -> bool:
     return isinstance(value, str) and value == value.lower() and bool(re.fullmatch(r"[\w-]+", value))
 
 
-def _is_rigid(rows: list[list[float]]) -> bool:
-    turn = np.array(rows)[:3, :3]
-    off = np.abs(turn @ turn.T - np.eye(3)).max()
-    return rows[3] == [0, 0, 0, 1] and off < 1e-3 and bool(np.linalg.det(turn) > 0)
+def _is_pose(rows: list[list[float]]) -> bool:
+    return bool(are_rigid(np.array([rows]))[0])
 
 
 def _brief(value: Any) -> str:
@@ -256,7 +254,10 @@ IMAGE_SIZE = _both(
     _numbers(2), _is("whole numbers above 0", lambda value: all(_is_whole(v, 1, LIMIT) for v in value))
 )
 UP = _both(_numbers(3), _is("a direction", lambda value: math.hypot(*value) > 1e-6))
-POSE = _both(_matrix(4, 4), _is("a rotation and a shift above the row 0, 0, 0, 1", _is_rigid))
+POSE = _both(
+    _matrix(4, 4),
+    _is("a rotation and a shift above the row 0, 0, 0, 1", lambda rows: bool(are_rigid(np.array([rows]))[0])),
+)
 INTRINSICS = _both(
     _matrix(3, 3),
     _is(

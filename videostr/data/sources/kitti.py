@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, ground_axes
+from videostr.data.scene import Array, Frame, Refused, Scene, Skip, SkipReason, Track, are_rigid, ground_axes
 from videostr.errors import DataError
 
 FPS = 10.0
@@ -85,7 +85,7 @@ class Kitti:
         """A sequence; a `Skip` where it has no labels, calibration, pose or object that can be used."""
         try:
             return self._scene(name)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.skip
 
     def _scene(self, name: str) -> Scene:
@@ -107,7 +107,7 @@ class Kitti:
             if skips:
                 place = skips[0].file if skips[0].line is None else f"{skips[0].file}:{skips[0].line}"
                 detail += f"; first of {len(skips)} findings: {place}: {skips[0].detail}"
-            raise _Refused(f"training/label_02/{name}.txt", None, SkipReason.NO_OBJECT, detail)
+            raise Refused(f"training/label_02/{name}.txt", None, SkipReason.NO_OBJECT, detail)
         return Scene(
             source=self.name,
             name=name,
@@ -145,11 +145,11 @@ class Kitti:
                 row = _row(file, number, text, image_size)
                 if row.label and (row.frame, row.track) in found:
                     detail = f"track {row.track} stands in frame {row.frame} already"
-                    raise _Refused(file, number, SkipReason.BAD_LINE, detail)
+                    raise Refused(file, number, SkipReason.BAD_LINE, detail)
                 if row.label and labels.setdefault(row.track, row.label) != row.label:
                     detail = f"track {row.track} is a {row.label}, was a {labels[row.track]} before"
-                    raise _Refused(file, number, SkipReason.BAD_LINE, detail)
-            except _Refused as refused:
+                    raise Refused(file, number, SkipReason.BAD_LINE, detail)
+            except Refused as refused:
                 skips.append(refused.skip)
                 continue
             last = max(last, row.frame)
@@ -164,7 +164,7 @@ class Kitti:
         calibration = self._calibration(name, ["P2"] if has_poses else list(SHAPES))
         records = self._numbers(file, 12 if has_poses else 30, skips)
         poses = _matrices(records.reshape(-1, 3, 4)) if has_poses else _oxts_poses(records, calibration)
-        usable = _are_rigid(poses)
+        usable = are_rigid(poses)
         for i in np.flatnonzero(np.isfinite(records).all(1) & ~usable).tolist():
             detail = "is no pose: needs a rotation, or a latitude between -90 and 90"
             skips.append(Skip(file=file, line=i + 1, reason=SkipReason.BAD_LINE, detail=detail))
@@ -174,7 +174,7 @@ class Kitti:
             skips.append(Skip(file=file, line=None, reason=SkipReason.NO_POSE, detail=detail))
         usable, poses = usable[: last + 1], poses[: last + 1]
         if not usable.any():
-            raise _Refused(file, None, SkipReason.NO_POSE, f"no row of frames 0 to {last} holds a pose")
+            raise Refused(file, None, SkipReason.NO_POSE, f"no row of frames 0 to {last} holds a pose")
         return calibration["P2"], np.linalg.inv(poses[usable.argmax()]) @ poses
 
     def _calibration(self, name: str, wanted: Sequence[str]) -> dict[str, Array]:
@@ -187,11 +187,11 @@ class Kitti:
             if key in wanted:
                 shape = SHAPES[key]
                 found[key] = np.array(_floats(file, number, fields, shape[0] * shape[1])).reshape(shape)
-                if key != "P2" and not _are_rigid(found[key][None])[0]:
-                    raise _Refused(file, number, SkipReason.BAD_LINE, f"{key} must hold a rotation")
+                if key != "P2" and not are_rigid(found[key][None])[0]:
+                    raise Refused(file, number, SkipReason.BAD_LINE, f"{key} must hold a rotation")
         missing = [key for key in wanted if key not in found]
         if missing:
-            raise _Refused(file, None, SkipReason.NO_CALIBRATION, f"has no line {', '.join(missing)}")
+            raise Refused(file, None, SkipReason.NO_CALIBRATION, f"has no line {', '.join(missing)}")
         return found
 
     def _numbers(self, file: str, count: int, skips: list[Skip]) -> Array:
@@ -200,7 +200,7 @@ class Kitti:
         for number, line in enumerate(self._lines(file, SkipReason.NO_POSE), 1):
             try:
                 rows.append(_floats(file, number, line.split(), count))
-            except _Refused as refused:
+            except Refused as refused:
                 skips.append(refused.skip)
                 rows.append([np.nan] * count)
         return np.array(rows).reshape(-1, count)
@@ -210,7 +210,7 @@ class Kitti:
             # A byte that is no ASCII spoils its line only.
             text = (self.root / file).read_text(encoding="ascii", errors="replace")
         except OSError as error:
-            raise _Refused(file, None, reason, f"cannot be read ({error.strerror})") from None
+            raise Refused(file, None, reason, f"cannot be read ({error.strerror})") from None
         return text.rstrip().split("\n")
 
 
@@ -227,37 +227,29 @@ class _Row:
     """left, top, right, bottom; height, width, length; x, y, z of the bottom; rotation_y."""
 
 
-class _Refused(Exception):
-    """A line or a file cannot be used."""
-
-    def __init__(self, file: str, line: int | None, reason: SkipReason, detail: str) -> None:
-        super().__init__(detail)
-        self.skip = Skip(file=file, line=line, reason=reason, detail=detail)
-
-
 def _row(file: str, number: int, text: str, image_size: tuple[int, int]) -> _Row:
     fields = text.split()
     if len(fields) not in (17, 18):
         detail = f"has {len(fields)} columns, must have 17, or 18 with a score"
-        raise _Refused(file, number, SkipReason.BAD_LINE, detail)
+        raise Refused(file, number, SkipReason.BAD_LINE, detail)
     try:
         frame, track, truncated, occluded = (int(fields[i]) for i in (0, 1, 3, 4))
     except ValueError:
         detail = "frame, track, truncated and occluded must be whole numbers"
-        raise _Refused(file, number, SkipReason.BAD_LINE, detail) from None
+        raise Refused(file, number, SkipReason.BAD_LINE, detail) from None
     if frame < 0:
-        raise _Refused(file, number, SkipReason.BAD_LINE, f"frame = {frame}, must not be negative")
+        raise Refused(file, number, SkipReason.BAD_LINE, f"frame = {frame}, must not be negative")
     kind = fields[2]
     if kind in DROPPED:
         return _Row(frame, track, "")
     if kind not in LABELS:
         detail = f"type = {kind!r:.40}, must be one of {', '.join((*LABELS, *DROPPED))}"
-        raise _Refused(file, number, SkipReason.UNKNOWN_CATEGORY, detail)
+        raise Refused(file, number, SkipReason.UNKNOWN_CATEGORY, detail)
     if track < 0 or truncated not in NOT_TRUNCATED or occluded not in NOT_OCCLUDED:
         detail = (
             f"track, truncated, occluded = {track}, {truncated}, {occluded}: must be >= 0, 0 to 2, 0 to 3"
         )
-        raise _Refused(file, number, SkipReason.BAD_LINE, detail)
+        raise Refused(file, number, SkipReason.BAD_LINE, detail)
     values = _floats(file, number, fields[6:17], 11)
     _check_extent(file, number, values, image_size)
     return _Row(frame, track, LABELS[kind], NOT_TRUNCATED[truncated] * NOT_OCCLUDED[occluded], tuple(values))
@@ -267,11 +259,11 @@ def _check_extent(file: str, number: int, values: list[float], image_size: tuple
     left, top, right, bottom, *size = values[:7]
     if right <= left or bottom <= top or min(size) <= 0:
         detail = f"box {left}, {top}, {right}, {bottom}, height, width, length {size}: must have an area and a volume"
-        raise _Refused(file, number, SkipReason.NO_EXTENT, detail)
+        raise Refused(file, number, SkipReason.NO_EXTENT, detail)
     width, height = image_size
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         detail = f"box {left}, {top}, {right}, {bottom}: must overlap the image of {width} x {height}"
-        raise _Refused(file, number, SkipReason.OUTSIDE, detail)
+        raise Refused(file, number, SkipReason.OUTSIDE, detail)
 
 
 def _floats(file: str, number: int, fields: Sequence[str], count: int) -> list[float]:
@@ -279,13 +271,13 @@ def _floats(file: str, number: int, fields: Sequence[str], count: int) -> list[f
     try:
         values = [float(field) for field in fields]
     except ValueError as error:
-        raise _Refused(file, number, SkipReason.BAD_LINE, f"{error!s:.80}") from None
+        raise Refused(file, number, SkipReason.BAD_LINE, f"{error!s:.80}") from None
     if len(values) != count:
-        raise _Refused(file, number, SkipReason.BAD_LINE, f"has {len(values)} numbers, must have {count}")
+        raise Refused(file, number, SkipReason.BAD_LINE, f"has {len(values)} numbers, must have {count}")
     wrong = [value for value in values if not abs(value) < LIMIT]
     if wrong:
         detail = f"{wrong[0]}: must be finite and below {LIMIT:.0e}"
-        raise _Refused(file, number, SkipReason.NOT_FINITE, detail)
+        raise Refused(file, number, SkipReason.NOT_FINITE, detail)
     return values
 
 
@@ -320,15 +312,6 @@ def _matrices(tops: Array) -> Array:
     whole[..., :3, : tops.shape[-1]] = tops
     whole[..., 3, 3] = 1.0
     return whole
-
-
-def _are_rigid(matrices: Array) -> np.ndarray:
-    """[N] whether each is finite and its 3 x 3 part a rotation."""
-    turns = matrices[:, :3, :3]
-    off = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    handed = (np.cross(turns[:, 0], turns[:, 1]) * turns[:, 2]).sum(1)
-    rigid: np.ndarray = np.isfinite(matrices).all((1, 2)) & (off < 1e-3) & (handed > 0)
-    return rigid
 
 
 def _oxts_poses(records: Array, calibration: dict[str, Array]) -> Array:

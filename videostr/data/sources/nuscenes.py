@@ -23,7 +23,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from videostr.data.scene import NEAR_M, Array, Frame, Scene, Skip, SkipReason, Track, project, projected_box
+from videostr.data.scene import (
+    NEAR_M,
+    Array,
+    Frame,
+    Refused,
+    Scene,
+    Skip,
+    SkipReason,
+    Track,
+    project,
+    projected_box,
+)
 from videostr.errors import DataError
 
 FPS = 2.0
@@ -94,7 +105,7 @@ class NuScenes:
         skips: list[Skip] = []
         try:
             self._scenes = {row.name: row.token for _, row in self._metadata.rows("scene", _SceneRow, skips)}
-        except _Refused as refused:
+        except Refused as refused:
             raise DataError(
                 f"{root / refused.skip.file}: {refused.skip.detail}; unpack the metadata again"
             ) from None
@@ -116,14 +127,14 @@ class NuScenes:
             return self._tables
         try:
             return self._scene(name, self._tables)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.skip
 
     @cached_property
     def _tables(self) -> _Tables | Skip:
         try:
             return _read_tables(self._metadata, frozenset(self._scenes.values()))
-        except _Refused as refused:
+        except Refused as refused:
             return refused.skip
 
     def _scene(self, name: str, tables: _Tables) -> Scene:
@@ -140,7 +151,7 @@ class NuScenes:
         tracks = tuple(track for track in every if len(track.frames))
         if not tracks:
             detail = f"{name}: no object is in view; {len(skips)} other findings"
-            raise _Refused(self._metadata.file("sample_annotation"), SkipReason.NO_OBJECT, detail)
+            raise Refused(self._metadata.file("sample_annotation"), None, SkipReason.NO_OBJECT, detail)
         return Scene(
             source=self.name,
             name=name,
@@ -166,25 +177,25 @@ class NuScenes:
                 shot = self._shot(sample, tables)
                 if shots and (shot.size != shots[0].size or (shot.intrinsic != shots[0].intrinsic).any()):
                     detail = f"sample {sample.token}: size or intrinsics differ from the first frame's"
-                    raise _Refused(self._metadata.file("sample_data"), SkipReason.NO_CALIBRATION, detail)
-            except _Refused as refused:
+                    raise Refused(self._metadata.file("sample_data"), None, SkipReason.NO_CALIBRATION, detail)
+            except Refused as refused:
                 skips.append(refused.skip)
             else:
                 shots.append(shot)
         if not shots:
             detail = f"{name}: none of {len(samples)} samples has a usable image of {CHANNEL}"
-            raise _Refused(self._metadata.file("sample_data"), SkipReason.NO_IMAGE, detail)
+            raise Refused(self._metadata.file("sample_data"), None, SkipReason.NO_IMAGE, detail)
         return shots
 
     def _shot(self, sample: _Sample, tables: _Tables) -> _Shot:
         row = tables.images.get(sample.token)
         if row is None:
             detail = f"sample {sample.token}: has no key frame of a calibrated {CHANNEL}"
-            raise _Refused(self._metadata.file("sample_data"), SkipReason.NO_IMAGE, detail)
+            raise Refused(self._metadata.file("sample_data"), None, SkipReason.NO_IMAGE, detail)
         ego = tables.egos.get(row.ego_pose_token)
         if ego is None:
             detail = f"sample {sample.token}: pose {row.ego_pose_token} is missing or not finite"
-            raise _Refused(self._metadata.file("ego_pose"), SkipReason.NO_POSE, detail)
+            raise Refused(self._metadata.file("ego_pose"), None, SkipReason.NO_POSE, detail)
         mount, intrinsic = tables.cameras[row.calibrated_sensor_token]
         size = (row.width, row.height)
         return _Shot(sample.number, sample.time, row.filename, size, ego, mount, intrinsic)
@@ -331,14 +342,6 @@ class _AnnotationRow(msgspec.Struct):
 _Row = TypeVar("_Row")
 
 
-class _Refused(Exception):
-    """A table, a scene or a frame cannot be used."""
-
-    def __init__(self, file: str, reason: SkipReason, detail: str) -> None:
-        super().__init__(detail)
-        self.skip = _skip(file, reason, detail)
-
-
 def _skip(file: str, reason: SkipReason, detail: str) -> Skip:
     return Skip(file=file, line=None, reason=reason, detail=detail)
 
@@ -357,7 +360,7 @@ class _Metadata:
         """Rows with their places, from 0; one that breaks the format is a `Skip`.
 
         Raises:
-            _Refused: the file is missing or is no list in JSON.
+            Refused: the file is missing or is no list in JSON.
         """
         try:
             with (self.root / self.file(table)).open("rb") as file:
@@ -365,9 +368,9 @@ class _Metadata:
             entries = msgspec.json.decode(mapped, type=list[msgspec.Raw])
         except OSError as error:
             detail = f"cannot be read ({error.strerror})"
-            raise _Refused(self.file(table), SkipReason.UNREADABLE, detail) from None
+            raise Refused(self.file(table), None, SkipReason.UNREADABLE, detail) from None
         except (ValueError, RecursionError) as error:  # an empty file cannot be mapped: a ValueError
-            raise _Refused(self.file(table), SkipReason.UNREADABLE, f"{error!s:.80}") from None
+            raise Refused(self.file(table), None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
         decoder = msgspec.json.Decoder(kind)
         for number, entry in enumerate(entries):
             try:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
-from videostr.data.scene import NEAR_M, Array, Frame, Scene, Skip, SkipReason, Track, cut
+from videostr.data.scene import NEAR_M, Array, Frame, Refused, Scene, Skip, SkipReason, Track, are_rigid, cut
 from videostr.errors import DataError
 
 FPS = 30.0
@@ -106,7 +106,7 @@ class ScanNet:
         """A scan; a `Skip` where a file of it is broken or no object is left."""
         try:
             return self._scene(name)
-        except _Refused as refused:
+        except Refused as refused:
             return refused.skip
 
     def _scene(self, name: str) -> Scene:
@@ -128,7 +128,7 @@ class ScanNet:
                 skips.append(_skip(_file(name, ".aggregation.json"), None, SkipReason.OUTSIDE, detail))
         if not tracks:
             detail = f"no object is seen in any frame; {len(skips)} other findings"
-            raise _Refused(_file(name, ".aggregation.json"), None, SkipReason.NO_OBJECT, detail)
+            raise Refused(_file(name, ".aggregation.json"), None, SkipReason.NO_OBJECT, detail)
         return Scene(
             source=self.name,
             name=name,
@@ -164,14 +164,14 @@ class ScanNet:
         )
         if min(width, height, fx, fy) <= 0:
             detail = f"size {width:g} x {height:g}, focal lengths {fx}, {fy}: must be positive"
-            raise _Refused(file, None, SkipReason.NO_CALIBRATION, detail)
+            raise Refused(file, None, SkipReason.NO_CALIBRATION, detail)
         alignment = np.eye(4)
         if "axisAlignment" in entries:
             alignment = np.reshape(_numbers(file, entries, "axisAlignment", 16), (4, 4))
-            if not _is_rigid(alignment):
+            if not _is_pose(alignment):
                 line_number = entries["axisAlignment"][0]
                 detail = "axisAlignment must be a rotation and a shift"
-                raise _Refused(file, line_number, SkipReason.BAD_LINE, detail)
+                raise Refused(file, line_number, SkipReason.BAD_LINE, detail)
         else:
             detail = "has no axisAlignment: the scan's own axes are used"
             skips.append(_skip(file, None, SkipReason.NO_CALIBRATION, detail))
@@ -184,12 +184,12 @@ class ScanNet:
         try:
             points = ply_vertices(self._read(file))
         except ValueError as error:
-            raise _Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
+            raise Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
         segments_file = _file(name, "_vh_clean_2.0.010000.segs.json")
         segments = np.array(self._decode(segments_file, _Segments).seg_indices, dtype=np.int64)
         if len(segments) != len(points):
             detail = f"has segments of {len(segments)} vertices, {file} has {len(points)} vertices"
-            raise _Refused(segments_file, None, SkipReason.UNREADABLE, detail)
+            raise Refused(segments_file, None, SkipReason.UNREADABLE, detail)
         usable = (np.abs(points) < LIMIT).all(1)
         if not usable.all():
             detail = f"{(~usable).sum()} vertices are left out: must be finite and below {LIMIT:.0e}"
@@ -247,7 +247,7 @@ class ScanNet:
                 detail = "the name must be the number of a frame, and no other file's"
                 skips.append(_skip(f"{folder}/{stem}.txt", None, SkipReason.BAD_LINE, detail))
         if not spelled:
-            raise _Refused(folder, None, SkipReason.NO_POSE, "has no N.txt; export the poses of the scan")
+            raise Refused(folder, None, SkipReason.NO_POSE, "has no N.txt; export the poses of the scan")
         numbers = np.array(sorted(spelled))
         targets = np.linspace(numbers[0], numbers[-1], MAX_FRAMES)
         kept, poses = [], []
@@ -255,16 +255,16 @@ class ScanNet:
             file = f"{folder}/{spelled[int(numbers[i])]}.txt"
             try:
                 pose = np.array(self._read(file).split(), dtype=float).reshape(4, 4)
-            except (ValueError, _Refused):
+            except (ValueError, Refused):
                 pose = np.full((4, 4), np.nan)
-            if _is_rigid(pose):
+            if _is_pose(pose):
                 kept.append(spelled[int(numbers[i])])
                 poses.append(alignment @ pose)
             else:
                 detail = "must hold 4 x 4 finite numbers, a rotation and a shift"
                 skips.append(_skip(file, None, SkipReason.NO_POSE, detail))
         if not poses:
-            raise _Refused(folder, None, SkipReason.NO_POSE, "none of the chosen frames has a pose")
+            raise Refused(folder, None, SkipReason.NO_POSE, "none of the chosen frames has a pose")
         return kept, np.stack(poses)
 
     def _read(self, file: str) -> bytes:
@@ -272,13 +272,13 @@ class ScanNet:
             return (self.root / file).read_bytes()
         except OSError as error:
             detail = f"cannot be read ({error.strerror})"
-            raise _Refused(file, None, SkipReason.UNREADABLE, detail) from None
+            raise Refused(file, None, SkipReason.UNREADABLE, detail) from None
 
     def _decode(self, file: str, kind: type[_Json]) -> _Json:
         try:
             return msgspec.json.decode(self._read(file), type=kind)
         except (ValueError, RecursionError) as error:
-            raise _Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
+            raise Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- files
@@ -308,14 +308,6 @@ class _Object:
     id: str
     label: str
     vertices: NDArray[np.intp]
-
-
-class _Refused(Exception):
-    """The scene cannot be used."""
-
-    def __init__(self, file: str, line: int | None, reason: SkipReason, detail: str) -> None:
-        super().__init__(detail)
-        self.skip = _skip(file, line, reason, detail)
 
 
 class _Unusable(Exception):
@@ -392,28 +384,24 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
 def _numbers(file: str, entries: dict[str, tuple[int, list[str]]], key: str, count: int) -> list[float]:
     """That many usable numbers of a line "key = value"."""
     if key not in entries:
-        raise _Refused(file, None, SkipReason.NO_CALIBRATION, f"has no {key}")
+        raise Refused(file, None, SkipReason.NO_CALIBRATION, f"has no {key}")
     line, fields = entries[key]
     try:
         values = [float(field) for field in fields]
     except ValueError as error:
-        raise _Refused(file, line, SkipReason.BAD_LINE, f"{key}: {error!s:.80}") from None
+        raise Refused(file, line, SkipReason.BAD_LINE, f"{key}: {error!s:.80}") from None
     if len(values) != count:
         detail = f"{key} has {len(values)} numbers, must have {count}"
-        raise _Refused(file, line, SkipReason.BAD_LINE, detail)
+        raise Refused(file, line, SkipReason.BAD_LINE, detail)
     if not all(abs(value) < LIMIT for value in values):
         detail = f"{key}: must be finite and below {LIMIT:.0e}"
-        raise _Refused(file, line, SkipReason.NOT_FINITE, detail)
+        raise Refused(file, line, SkipReason.NOT_FINITE, detail)
     return values
 
 
-def _is_rigid(matrix: Array) -> bool:
-    """Whether [4, 4] is finite, a rotation and a shift."""
-    if not (np.abs(matrix) < LIMIT).all():
-        return False
-    turn = matrix[:3, :3]
-    is_orthogonal = np.abs(turn @ turn.T - np.eye(3)).max() < 1e-2 and np.linalg.det(turn) > 0
-    return bool(is_orthogonal and np.allclose(matrix[3], (0, 0, 0, 1)))
+def _is_pose(matrix: Array) -> bool:
+    """[4, 4]; poses of the scans are rigid to a hundredth only."""
+    return bool((np.abs(matrix) < LIMIT).all() and are_rigid(matrix[None], 1e-2)[0])
 
 
 _KINDS = {
