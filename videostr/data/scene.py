@@ -176,7 +176,7 @@ def corners(center: Array, size: Array, yaw: float, up: Sequence[float]) -> Arra
 
 def are_rigid(matrices: Array, tolerance: float = 1e-3) -> NDArray[np.bool_]:
     """[N] whether each of [N, 3 or 4, 3 or 4] is finite, its 3 x 3 part a rotation, a fourth row 0, 0, 0, 1."""
-    finite = np.isfinite(matrices.reshape(len(matrices), -1)).all(1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(matrices).all((1, 2)))
     turns = np.where(finite[:, None, None], matrices, 0.0)[:, :3, :3]
     off = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
     handed = (np.cross(turns[:, 0], turns[:, 1]) * turns[:, 2]).sum(1)
