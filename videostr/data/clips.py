@@ -230,8 +230,10 @@ class ClipView:
         rows = []
         wanted = np.asarray(self.frames)
         for track in tracks:
-            values = np.asarray(getattr(track, name), dtype=float)
-            values = values.reshape(len(track.frames), -1)
+            values = getattr(track, name)
+            if values is None:  # a track without 2-D boxes among others that have some
+                values = np.full((len(track.frames), 4), np.nan)
+            values = np.asarray(values, dtype=float).reshape(len(track.frames), -1)
             at = np.searchsorted(track.frames, wanted).clip(max=len(track.frames) - 1)
             there = track.frames[at] == wanted
             rows.append(np.where(there[:, None], values[at], missing))

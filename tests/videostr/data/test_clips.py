@@ -95,3 +95,11 @@ def test_a_room_is_one_clip() -> None:
     chair = track("a", "chair", [(0.0, 0.0, 2.0)] * 10, is_static=True)
     (view,) = clips(scene([chair], frames=10), count=5, num_frames=4, rng=np.random.default_rng(0))
     assert view.frames == (0, 3, 6, 9)
+
+
+def test_a_track_without_2d_boxes_among_others_that_have_some() -> None:
+    boxed = track("a", "car", [(2.0, 1.0, 20.0)] * 2)
+    bare = track("b", "car", [(4.0, 1.0, 20.0)] * 2, boxes=None)
+    view = ClipView(scene([boxed, bare], frames=2), 0, (0, 1))
+    assert np.isnan(view.boxes[1]).all()
+    assert view.large.tolist() == [[True, True], [False, False]]
