@@ -268,7 +268,8 @@ def _engine_process(engine: Any) -> psutil.Process:
     """The process in which an engine computes."""
     pid = ray.get(engine.__ray_call__.remote(lambda worker: os.getpid()))
     lines = {child: " ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)}
-    found = [child for child, line in lines.items() if "EngineCore" in line]
+    # Its title is not always set: then it is the child that multiprocessing spawned.
+    found = [child for child, line in lines.items() if "EngineCore" in line or "spawn_main" in line]
     assert len(found) == 1, f"below process {pid}: {lines}"
     return found[0]
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.benchmarks.measure import report
+from videostr.data import baseline, card
 from videostr.data.build import Progress, Settings, build
 
 SEQUENCES, FRAMES, OBJECTS = 84, 400, 14
@@ -106,6 +107,8 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     halfway, end = (
         float(np.median(part)) for part in (memory.seen[third : 2 * third], memory.seen[2 * third :])
     )
+    guessed = baseline.choices(card.collect(tmp_path / "out").sample)
+    over = {g.family: round(g.earned - (g.chance or 0.0), 3) for g in guessed}
     report(
         capsys,
         name="data/records_per_s",
@@ -116,6 +119,7 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shape=f"{progress.records} records of {progress.scenes} streets of {FRAMES} frames, {OBJECTS} objects, 8 frames a clip",
         seconds=round(seconds, 1),
         memory_mib={"most": round(max(memory.seen) - before), "halfway": round(halfway - before), "end": round(end - before)},
+        guessed_over_chance=over,
         left_out=progress.unbalanced,
         cores=workers,
         repeats=1,

@@ -1,4 +1,4 @@
-"""`python -m videostr.data build|stats|check|show|export`: make a dataset, describe it, verify it, look at it, hand it on."""
+"""`python -m videostr.data build|stats|check|show|export|import`: make a dataset, describe, verify, see it, hand it on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,25 +19,25 @@ from rewards.rubric import PRESETS
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
 from videostr.data.check import problems
-from videostr.data.records import read_records
+from videostr.data.records import read_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
-from videostr.errors import ConfigError, VideoStrError
+from videostr.errors import ConfigError, DataError, VideoStrError
 from videostr.metrics import duration
 from videostr.prompt import reference_trace
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
-from videostr.types import Record
+from videostr.types import Failure, Record
 
 FULL = 1 - 1e-6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 when `check` finds a problem, 2 on bad input."""
+    """Exit status 0, 1 when `check` finds a problem or `import` no usable row, 2 on bad input."""
     options = _parser().parse_args(arguments)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "build": _build, "stats": _stats, "check": _check, "show": _show, "export": _export,
+        "build": _build, "stats": _stats, "check": _check, "show": _show, "export": _export, "import": _import,
     }  # fmt: skip
     try:
         return commands[options.command](options)
@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path)
     export.add_argument("--format", choices=list(EXPORTS), required=True)
     export.add_argument("--out", type=Path, required=True)
+    take = commands.add_parser("import", help="read the rows of other trainers; the graph is theirs to lack")
+    take.add_argument("file", type=Path)
+    take.add_argument("--format", choices=list(IMPORTS), required=True)
+    take.add_argument(
+        "--root", type=Path, default=Path(), help="folder that relative paths of videos are below"
+    )
+    take.add_argument("--out", type=Path, required=True)
+    take.add_argument("--frames", type=int, default=exchange.NUM_FRAMES, help="frames of a clip")
+    take.add_argument("--unit", default="", help="of numbers that name none, e.g. m")
     return parser
 
 
@@ -261,6 +270,28 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    if list(options.out.glob("records-*.parquet")):
+        raise DataError(f"{options.out}: already holds a dataset; name another folder or delete this one")
+    root = options.root.resolve()
+    rows = list(IMPORTS[options.format](options.file, num_frames=options.frames, unit=options.unit))
+    records = [row for row in rows if isinstance(row, Record)]
+    for row in rows:
+        if isinstance(row, Failure):
+            print(row.detail)
+    placed = [
+        dataclasses.replace(r, clip=dataclasses.replace(r.clip, video=str(root / r.clip.video)))
+        for r in records
+    ]
+    write_records(placed, options.out / "records-00000.parquet")
+    print(f"{options.out}: {len(records)} records of {len(rows)} rows")
+    return 0 if records else 1
+
+
+IMPORTS: dict[str, Callable[..., Iterator[Record | Failure]]] = {
+    "video-r1": exchange.import_video_r1,
+    "easyr1": exchange.import_easyr1,
+}
 EXPORTS: dict[str, Callable[..., int]] = {
     "video-r1": exchange.export_video_r1,
     "easyr1": exchange.export_easyr1,

@@ -219,8 +219,15 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
         target = tmp_path / f"{name}.{suffix}"
         assert main(["export", str(out), "--format", name, "--out", str(target)]) == 0
         assert target.stat().st_size > 0
+    for name, suffix in (("video-r1", "jsonl"), ("easyr1", "parquet")):
+        back = tmp_path / f"{name}-back"
+        assert main(["import", str(tmp_path / f"{name}.{suffix}"), "--format", name, "--out", str(back)]) == 0
+        kept = {(r.question, r.options, r.answer) for r in read_records(back) if isinstance(r, Record)}
+        asked = {(r.question, r.options, r.answer) for r in read_records(out) if isinstance(r, Record)}
+        assert kept == {each for each in asked if each[2].kind in {AnswerKind.CHOICE, AnswerKind.NUMBER}}
+    capsys.readouterr()
     assert main(["stats", str(out)]) == 0
-    stats = json.loads(capsys.readouterr().out.split("records\n")[-1])
+    stats = json.loads(capsys.readouterr().out)
     assert stats["sources"] == {"kitti": stats["records"]}
     assert {row["family"] for row in stats["guessing"]} <= set(stats["families"])
     assert any(row["family"] == "size" and 0 < row["earned"] <= 1 for row in stats["guessing"])
