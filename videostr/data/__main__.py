@@ -130,7 +130,8 @@ def _build(options: argparse.Namespace) -> int:
             print(f"scene {progress.scenes}/{scenes}  {records} records  {duration(left)} left", flush=True)
 
     progress = build(options.out, recipe, options.workers, tell)
-    card.write_card(options.out, card.collect(options.out), _judge_number)
+    stats = card.collect(options.out)
+    card.write_card(options.out, stats, card.guessing(stats, _judge_number))
     print(
         f"{options.out}: {progress.records} records of {progress.scenes} scenes\nleft out:\n{skip_table(progress)}"
     )
@@ -219,9 +220,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _stats(options: argparse.Namespace) -> int:
     stats = card.collect(options.folder)
+    guessed = card.guessing(stats, _judge_number)
     if stats.records:
-        card.write_card(options.folder, stats, _judge_number)
-    print(json.dumps(card.as_json(stats, _judge_number), indent=2))
+        card.write_card(options.folder, stats, guessed)
+    print(json.dumps(card.as_json(stats, guessed), indent=2))
     return 0
 
 

@@ -28,9 +28,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
+from videostr.checkpoint import write_json
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
 from videostr.data.families import Asked, Balance, ask
@@ -40,7 +42,7 @@ from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import DataError
 from videostr.types import ClipSpec, Record
-from videostr.video import LIST_SUFFIX
+from videostr.video import LIST_SUFFIX, ImageList
 
 SHARD_RECORDS = 8192
 AHEAD = 4
@@ -109,8 +111,8 @@ class Part:
 
     records: list[tuple[Record, Balance | None]]
     skips: tuple[Skip, ...]
-    images: dict[str, Any] | None
-    """Content of the image list, None where the video is a file."""
+    images: ImageList | None
+    """None where the video is a file."""
 
 
 def build(
@@ -188,22 +190,21 @@ def scene_records(settings: Settings, scene: Scene) -> list[tuple[Record, Balanc
     """All questions about a scene, before balancing."""
     name = int.from_bytes(hashlib.sha256(f"{scene.source}/{scene.name}".encode()).digest()[:8])
     rng = np.random.default_rng([settings.seed, name])
+    video = f"frames/{_file_name(scene.source, scene.name)}"
+    if (file := scene.video_file) is not None:
+        video = str((Path(settings.root) / file).resolve())
     found = []
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
         for number, asked in enumerate(ask(view, rng, settings.questions)):
-            found.append((_record(settings, view, asked, number, rng), asked.balance))
+            found.append((_record(settings, video, view, asked, number, rng), asked.balance))
     return found
 
 
 def _record(
-    settings: Settings, view: ClipView, asked: Asked, number: int, rng: np.random.Generator
+    settings: Settings, video: str, view: ClipView, asked: Asked, number: int, rng: np.random.Generator
 ) -> Record:
     scene = view.scene
     labels = view.graph_labels(asked.labels, rng)
-    images = {frame.image for frame in scene.frames}
-    video = f"frames/{_file_name(scene.source, scene.name)}"
-    if len(images) == 1:  # a video file
-        video = str((Path(settings.root) / images.pop()).resolve())
     return Record(
         id=f"{scene.source}/{scene.name}/{view.number}/{asked.family}/{number}",
         source=scene.source,
@@ -238,12 +239,9 @@ def _make(settings: Settings, name: str) -> Part:
     if isinstance(scene, Skip):
         return Part([], (scene,), None)
     images = None
-    if len({frame.image for frame in scene.frames}) > 1:
-        images = {
-            "root": str(Path(settings.root).resolve()),
-            "fps": scene.fps,
-            "frames": [[frame.t, frame.image] for frame in scene.frames],
-        }
+    if scene.video_file is None:
+        frames = tuple((frame.t, frame.image) for frame in scene.frames)
+        images = ImageList(root=str(Path(settings.root).resolve()), fps=scene.fps, frames=frames)
     return Part(scene_records(settings, scene), scene.skips, images)
 
 
@@ -295,7 +293,7 @@ def _take(out: Path, progress: Progress, balancer: Balancer, job: Job, part: Par
     _note_skips(out, progress, part.skips)
     if part.images is not None and part.records:
         name = _file_name(job.settings.source, job.name)
-        _write_atomically(out / "frames" / name, json.dumps(part.images))
+        write_json(out / "frames" / name, msgspec.to_builtins(part.images))
     return kept
 
 
@@ -364,13 +362,7 @@ def _note_skips(out: Path, progress: Progress, skips: Iterable[Skip]) -> None:
 
 
 def _save(out: Path, progress: Progress) -> None:
-    _write_atomically(out / "build.json", json.dumps(asdict(progress), indent=1))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_json(out / "build.json", asdict(progress))
 
 
 def _shard(out: Path, number: int) -> Path:

@@ -77,9 +77,8 @@ def _reservoir(sample: list[Record], record: Record, seen: int, chooser: random.
         sample[place] = record
 
 
-def as_json(stats: Stats, judge: Callable[[str, Record], float]) -> dict[str, Any]:
-    """The counts, with what guessing earns; `judge` is the reward of a number's text."""
-    guessed = guessing(stats, judge)
+def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
+    """The counts, with what `guessing` earns."""
     return {
         "records": stats.records,
         "unusable": stats.unusable,
@@ -103,13 +102,12 @@ def as_json(stats: Stats, judge: Callable[[str, Record], float]) -> dict[str, An
 
 
 def guessing(stats: Stats, judge: Callable[[str, Record], float]) -> list[Guessing]:
-    """What the questions of the sample are worth without their videos."""
+    """What the questions of the sample are worth without their videos; `judge` is the reward of a number's text."""
     return baseline.choices(stats.sample) + baseline.numbers(stats.sample, judge)
 
 
-def write_card(folder: Path, stats: Stats, judge: Callable[[str, Record], float]) -> None:
+def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
     """Write `README.md` and `stats.html`."""
-    guessed = guessing(stats, judge)
     environment = Environment(
         loader=PackageLoader("videostr.data", "."), trim_blocks=True, lstrip_blocks=True, autoescape=True
     )
@@ -117,7 +115,6 @@ def write_card(folder: Path, stats: Stats, judge: Callable[[str, Record], float]
         "folder": folder.name,
         "stats": stats,
         "schema": SCHEMA_VERSION,
-        "sources": {source: _of_source(stats, source) for source in sorted({key[0] for key in stats.table})},
         "licences": {
             name: SOURCES[name].licence for name in sorted({key[0] for key in stats.table}) if name in SOURCES
         },
@@ -142,10 +139,6 @@ def _sums(stats: Stats, place: int) -> dict[str, int]:
     for key, count in stats.table.items():
         sums[key[place]] += count
     return dict(sums.most_common())
-
-
-def _of_source(stats: Stats, source: str) -> int:
-    return sum(count for key, count in stats.table.items() if key[0] == source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,8 +92,12 @@ class ClipView:
         if not self.is_3d:
             boxes = self.boxes
             return (boxes[..., :2] + boxes[..., 2:]) / 2
-        world = self._at_frames(self.tracks, "centers", np.nan)
-        return to_camera(world.reshape(-1, 3), self.camera0).reshape(world.shape)
+        return to_camera(self._centers.reshape(-1, 3), self.camera0).reshape(self._centers.shape)
+
+    @cached_property
+    def _centers(self) -> Array:
+        """[N, F, 3] world; NaN where not annotated."""
+        return self._at_frames(self.tracks, "centers", np.nan)
 
     @cached_property
     def boxes(self) -> Array:
@@ -136,8 +140,7 @@ class ClipView:
         """[N, 3] centres as the camera of selected frame `frame` sees them."""
         pose = self.scene.frames[self.frames[frame]].camera_to_world
         assert pose is not None
-        world = self._at_frames(self.tracks, "centers", np.nan)[:, frame]
-        return to_camera(world, pose)
+        return to_camera(self._centers[:, frame], pose)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

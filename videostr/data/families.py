@@ -1,7 +1,7 @@
 """Clip -> questions: the question families, each asked only where the clip supports it and the answer is beyond doubt.
 
 In: a `ClipView` and a random generator. Out: `Asked`: text, options, answer, and a key under which answers are balanced
-(`videostr/data/build.py`), so that the question alone tells nothing of the answer. Ambiguous cases are left out by the
+(`videostr/data/balance.py`), so that the question alone tells nothing of the answer. Ambiguous cases are left out by the
 thresholds below: near ties, hidden objects, several objects that the words would fit.
 
 An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time.

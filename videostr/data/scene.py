@@ -128,6 +128,12 @@ class Scene:
     skips: tuple[Skip, ...] = ()
     """What was left out of this scene."""
 
+    @property
+    def video_file(self) -> str | None:
+        """The file that all frames are in, below the source's root; None where they are images of their own."""
+        images = {frame.image for frame in self.frames}
+        return images.pop() if len(images) == 1 else None
+
 
 class SceneSource(Protocol):
     """A dataset on disk; made as `Source(root, split)`, cheap enough to be made in every worker process."""
