@@ -5,8 +5,6 @@ In: a dataset's folder. Out: `sheet.html`, to be looked at: do boxes sit on obje
 
 from __future__ import annotations
 
-import base64
-import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +12,13 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 from PIL import Image, ImageDraw
 
 from videostr.data.families import asked_times, named_boxes
 from videostr.data.records import read_records
 from videostr.errors import VideoError
 from videostr.prompt import answer_text
-from videostr.report.scene import draw, view_of
+from videostr.report.scene import data_url, draw, view_of
 from videostr.types import AnswerKind, GraphFrame, Record
 from videostr.video import ClipFrames, FrameStore, name_clip
 
@@ -77,7 +74,7 @@ def _answer(record: Record) -> str:
     return f"{answer_text(record.answer)} {record.answer.unit}".strip()
 
 
-def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | None) -> Markup:
+def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | None) -> str:
     image = Image.fromarray(frames.pixels[index])
     image = image.resize((WIDTH, round(WIDTH * image.height / image.width)))
     pen = ImageDraw.Draw(image)
@@ -88,9 +85,7 @@ def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | N
             x, y = node.pos[0] * image.width / 1000, node.pos[1] * image.height / 1000
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill="#3b5bdb")
             pen.text((x + 5, y - 5), node.id, fill="#3b5bdb")
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return Markup("data:image/jpeg;base64,") + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(image)
 
 
 def _boxes(record: Record, t: float) -> list[Sequence[float]]:

@@ -170,6 +170,16 @@ def frame_images(store: Path, digest: str, indices: Sequence[int]) -> list[str]:
     return [_data_url(np.asarray(pixels[index])) for index in indices]
 
 
+def data_url(image: Image.Image, kind: str = "jpeg") -> str:
+    """A picture as text that a page can hold; `kind` is "png" or "jpeg"."""
+    buffer = io.BytesIO()
+    if kind == "png":
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 # ------------------------------------------------------------------------------------------------ drawing
 
 
@@ -235,10 +245,4 @@ def _data_url(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels)
     small = max(image.size) <= 96
     image.thumbnail((MAX_PIXELS, MAX_PIXELS))
-    buffer = io.BytesIO()
-    if small:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.save(buffer, "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(image, "png" if small else "jpeg")
