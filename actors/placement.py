@@ -5,10 +5,11 @@ In: a config and a running Ray. Out: Ray actor options for every actor, or `Plac
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +48,22 @@ def plan(config: Config) -> list[Role]:
     return roles
 
 
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine."""
+    dashboard = None if "RAY_ADDRESS" in os.environ else False
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+
+
 class Placement:
     """The placement groups of a run."""
 
-    def __init__(self, config: Config) -> None:
-        """Reserve the plan.
+    def __init__(self, config: Config, only: Collection[str] = ("rollout", "learner", "reward")) -> None:
+        """Reserve the plan, or `only` some of its roles.
 
         Raises:
             PlacementError: it does not fit, now or within `placement.wait_s`.
         """
-        roles = plan(config)
+        roles = [role for role in plan(config) if role.name in only]
         wait_s = config.placement.wait_s
         if wait_s == 0 and (missing := lacking(roles, ray.cluster_resources())):
             raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")

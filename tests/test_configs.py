@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -20,13 +22,20 @@ def is_coldstart(path: Path) -> bool:
     return path.stem.endswith("coldstart")
 
 
+def load_of(path: Path) -> Callable[[Path], Any]:
+    """The function that loads this kind of config, told by the file's name."""
+    if path.stem.startswith("eval_"):
+        return config_module.load_evaluation
+    return config_module.load_coldstart if is_coldstart(path) else config_module.load
+
+
 def test_there_are_configs() -> None:
     assert FILES
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_loads_and_round_trips(path: Path, tmp_path: Path) -> None:
-    load = config_module.load_coldstart if is_coldstart(path) else config_module.load
+    load = load_of(path)
     config = load(path)
     dumped = tmp_path / path.name
     dumped.write_text(config_module.dump(config))

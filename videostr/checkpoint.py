@@ -238,6 +238,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(folder: Path) -> str:
+    """SHA-256 over names and contents of the files of a folder, hex: the identity of a policy or a dataset."""
+    parts = [f"{path.name}:{_digest(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

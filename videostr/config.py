@@ -334,6 +334,69 @@ class ColdStartConfig:
     """Held-out records that the final accuracy is measured on."""
 
 
+@dataclass
+class Frames:
+    """Which frames of a benchmark's video the model is shown. Records of ours say it themselves."""
+
+    max_frames: int = 32
+    """Most frames of a clip, at equal spacing, first and last included."""
+    fps: float = 0.0
+    """Frames per second, up to max_frames; 0 shows max_frames of every clip."""
+    max_pixels: int = 200704
+    """Most pixels of a frame; larger ones are scaled down, their sides to multiples of what the model takes. 256 tokens here."""
+
+
+@dataclass
+class Judge:
+    """A language model that rates open answers (V-STaR), behind an OpenAI-compatible endpoint such as vLLM's server."""
+
+    endpoint: str = ""
+    """Base URL, e.g. http://127.0.0.1:8000/v1; "" rates by shared words, which is not the official judge."""
+    model: str = "Qwen/Qwen2.5-72B-Instruct"
+    """Name of the model at the endpoint; the default is the official judge."""
+    api_key_file: str = ""
+    """File with the endpoint's key."""
+    timeout_s: float = 120.0
+    """Longest time for one rating; it is then tried twice more."""
+
+
+@dataclass
+class EvaluationConfig:
+    """A policy on a benchmark: `python -m videostr.evaluate`."""
+
+    name: str = ""
+    """Folder of the result below `dir`; "" makes it of benchmark and model."""
+    dir: str = "evaluations"
+    """Parent of results; holds every answer ever given (`answers.sqlite`), so that nothing is asked twice."""
+    benchmark: Literal["sti_bench", "vsi_bench", "v_star", "records"] = "records"
+    """records: a record dataset of ours."""
+    root: str = ""
+    """Folder with the benchmark's files and videos."""
+    model: str = ""
+    """Hugging Face folder (or hub id) of a Qwen2.5-VL, such as `policy/` of a checkpoint."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    modes: list[Literal["direct", "think", "graph"]] = field(default_factory=lambda: ["direct"])
+    """direct: the official prompt; think: reason first; graph: draw the relation graph, then reason."""
+    limit: int = 0
+    """Only the first questions; 0 asks all."""
+    seed: int = 0
+    """Of sampling and bootstrap."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    max_tokens: int = 1024
+    """Longest completion, tokens."""
+    max_tokens_direct: int = 64
+    """The same in mode direct, where only an answer is wanted."""
+    bootstrap: int = 2000
+    """Resamples for confidence intervals."""
+    frames: Frames = field(default_factory=Frames)
+    judge: Judge = field(default_factory=Judge)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The rubric that scores records."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a run's config.
 
@@ -352,7 +415,14 @@ def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStart
     return config
 
 
-def dump(config: Config | ColdStartConfig) -> str:
+def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """Read an evaluation's config; raises as `load` does."""
+    config: EvaluationConfig = _read(EvaluationConfig, path, overrides)
+    _check_rules(_evaluation_rules(config))
+    return config
+
+
+def dump(config: Config | ColdStartConfig | EvaluationConfig) -> str:
     """The resolved config as YAML; `load` of it gives the same config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
@@ -414,17 +484,15 @@ def _bound(key: str, value: float, holds: Callable[[float], bool], rule: str) ->
     return holds(value), f"{key} = {value}: must be {rule}"
 
 
-def _rules(c: Config) -> list[tuple[bool, str]]:
-    gpu_rollout = c.rollout.num_gpus > 0
-    gpu_learner = c.learner.num_gpus > 0
+def _rollout_rules(
+    r: RolloutConfig, max_tokens: int, key: str = "sampling.max_tokens"
+) -> list[tuple[bool, str]]:
+    on_gpu = r.num_gpus > 0
     return [
-        *_positive("sampling", c.sampling, "temperature", "max_tokens"),
-        *_positive(
-            "rollout", c.rollout, "num_workers", "tensor_parallel_size", "max_model_len", "max_num_seqs"
-        ),
+        *_positive("rollout", r, "num_workers", "tensor_parallel_size", "max_model_len", "max_num_seqs"),
         *_positive(
             "rollout",
-            c.rollout,
+            r,
             "num_cpus",
             "kv_cache_gib",
             "threads",
@@ -432,6 +500,59 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "request_timeout_s",
             "health_check_s",
         ),
+        (
+            r.max_workers == 0 or r.max_workers >= r.num_workers,
+            f"rollout.max_workers = {r.max_workers} must be 0 or at least rollout.num_workers = "
+            f"{r.num_workers}: workers are only added by themselves; lower num_workers",
+        ),
+        _bound("rollout.max_restarts", r.max_restarts, lambda v: v >= 0, "at least 0"),
+        (
+            max_tokens < r.max_model_len,
+            f"{key} = {max_tokens} must be below rollout.max_model_len = "
+            f"{r.max_model_len}, or no prompt fits; raise max_model_len",
+        ),
+        (
+            on_gpu or r.tensor_parallel_size == 1,
+            f"rollout.tensor_parallel_size = {r.tensor_parallel_size} needs GPUs, but rollout.num_gpus = 0; "
+            "set rollout.num_gpus to the same number",
+        ),
+        (
+            not on_gpu or r.num_gpus == r.tensor_parallel_size,
+            f"rollout.num_gpus = {r.num_gpus} must equal rollout.tensor_parallel_size = "
+            f"{r.tensor_parallel_size}: an engine has one GPU per tensor-parallel rank",
+        ),
+        (
+            on_gpu or r.max_num_batched_tokens >= r.max_model_len,
+            f"rollout.max_num_batched_tokens = {r.max_num_batched_tokens} must be at least rollout.max_model_len = "
+            f"{r.max_model_len} on CPU, where prompts are not prefilled in chunks; raise it or lower max_model_len",
+        ),
+    ]
+
+
+def _evaluation_rules(c: EvaluationConfig) -> list[tuple[bool, str]]:
+    return [
+        *_positive("evaluation", c, "max_tokens", "max_tokens_direct", "bootstrap"),
+        *_positive("frames", c.frames, "max_frames", "max_pixels"),
+        *_positive("judge", c.judge, "timeout_s"),
+        *_rollout_rules(c.rollout, max(c.max_tokens, c.max_tokens_direct), "max_tokens"),
+        _bound("frames.fps", c.frames.fps, lambda v: v >= 0, "at least 0"),
+        _bound("temperature", c.temperature, lambda v: v >= 0, "at least 0"),
+        _bound("limit", c.limit, lambda v: v >= 0, "at least 0"),
+        (bool(c.root), 'root = "": must name the folder with the files of the benchmark; set root=DIR'),
+        (bool(c.model), 'model = "": must name the policy to evaluate; set model=DIR'),
+        (
+            bool(c.modes) and len(set(c.modes)) == len(c.modes),
+            f"modes = {list(c.modes)}: must name at least one of direct, think, graph, each once",
+        ),
+    ]
+
+
+def _rules(c: Config) -> list[tuple[bool, str]]:
+    gpu_rollout = c.rollout.num_gpus > 0
+    gpu_learner = c.learner.num_gpus > 0
+    return [
+        *_positive("sampling", c.sampling, "temperature", "max_tokens"),
+        *_rollout_rules(c.rollout, c.sampling.max_tokens),
         *_positive(
             "reward", c.reward, "num_workers", "num_cpus", "deadline_s", "memory_gib", "node_tolerance"
         ),
@@ -472,12 +593,6 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         _bound("learner.warmup_steps", c.learner.warmup_steps, lambda v: v >= 0, "at least 0"),
         _bound("loss.kl_coef", c.loss.kl_coef, lambda v: v >= 0, "at least 0"),
-        (
-            c.rollout.max_workers == 0 or c.rollout.max_workers >= c.rollout.num_workers,
-            f"rollout.max_workers = {c.rollout.max_workers} must be 0 or at least rollout.num_workers = "
-            f"{c.rollout.num_workers}: workers are only added by themselves; lower num_workers",
-        ),
-        _bound("rollout.max_restarts", c.rollout.max_restarts, lambda v: v >= 0, "at least 0"),
         _bound("learner.max_restarts", c.learner.max_restarts, lambda v: v >= 0, "at least 0"),
         _bound("evaluate.every", c.evaluate.every, lambda v: v >= 0, "at least 0"),
         _bound("evaluate.prompts", c.evaluate.prompts, lambda v: v >= 0, "at least 0"),
@@ -494,26 +609,6 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (
             c.sampling.group_size >= 2,
             f"sampling.group_size = {c.sampling.group_size}: a group of one has no advantage; set it to 2 or more",
-        ),
-        (
-            c.sampling.max_tokens < c.rollout.max_model_len,
-            f"sampling.max_tokens = {c.sampling.max_tokens} must be below rollout.max_model_len = "
-            f"{c.rollout.max_model_len}, or no prompt fits; raise max_model_len",
-        ),
-        (
-            gpu_rollout or c.rollout.tensor_parallel_size == 1,
-            f"rollout.tensor_parallel_size = {c.rollout.tensor_parallel_size} needs GPUs, but rollout.num_gpus = 0; "
-            "set rollout.num_gpus to the same number",
-        ),
-        (
-            not gpu_rollout or c.rollout.num_gpus == c.rollout.tensor_parallel_size,
-            f"rollout.num_gpus = {c.rollout.num_gpus} must equal rollout.tensor_parallel_size = "
-            f"{c.rollout.tensor_parallel_size}: an engine has one GPU per tensor-parallel rank",
-        ),
-        (
-            gpu_rollout or c.rollout.max_num_batched_tokens >= c.rollout.max_model_len,
-            f"rollout.max_num_batched_tokens = {c.rollout.max_num_batched_tokens} must be at least rollout.max_model_len = "
-            f"{c.rollout.max_model_len} on CPU, where prompts are not prefilled in chunks; raise it or lower max_model_len",
         ),
         (
             gpu_rollout == gpu_learner,

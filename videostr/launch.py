@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from transformers import AutoProcessor
 
 from actors.learner import RayLearner
-from actors.placement import Placement, plan
+from actors.placement import Placement, plan, start_ray
 from actors.pools import RayRolloutPool
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="a file such as configs/tabletop_cpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=10")
     options = parser.parse_args(arguments)
-    _log_to_console()
+    log_to_console()
     try:
         config = configs.load(options.config, options.overrides)
         return asyncio.run(run(config))
@@ -159,7 +159,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         PlacementError: the plan does not fit.
         Stopped: `stop` was set meanwhile.
     """
-    _start_ray()
+    start_ray()
     _stop_on_signal(stop)  # again: Ray's own handler would print a stack trace first
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.callback(ray.shutdown)
@@ -335,12 +335,6 @@ def _absolute(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def _start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine."""
-    dashboard = None if "RAY_ADDRESS" in os.environ else False
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
-
-
 def _stop_on_signal(stop: asyncio.Event) -> None:
     """Let Ctrl-C or SIGTERM set the event; a second Ctrl-C ends the process at once."""
     loop = asyncio.get_running_loop()
@@ -355,10 +349,10 @@ def _stop_on_signal(stop: asyncio.Event) -> None:
     loop.add_signal_handler(signal.SIGTERM, handle)
 
 
-def _log_to_console() -> None:
-    """The project's own lines on standard output, everything else in the run's log files."""
+def log_to_console(stream: TextIO | None = None) -> None:
+    """The project's own lines on standard output (or `stream`), everything else in the run's log files."""
     logging.captureWarnings(True)
-    console = logging.StreamHandler(sys.stdout)
+    console = logging.StreamHandler(stream or sys.stdout)
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("videostr")
     ours.setLevel(logging.INFO)

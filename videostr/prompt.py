@@ -59,24 +59,40 @@ def render(record: Record, clip: Clip, processor: Any) -> Prompt:
 
 def instruction(record: Record) -> str:
     """What the policy is told: the question, the graph's contract for this scene, the form of the answer."""
-    lines = [record.question]
-    lines += [f"{chr(ord('A') + i)}) {option}" for i, option in enumerate(record.options)]
-    if record.graph is None:
-        lines.append("Reason inside <think></think>.")
-    else:
-        graph = record.graph
-        times = ", ".join(f"{frame.t:g}" for frame in graph.frames)
-        lines += [
+    contract = ""
+    if record.graph is not None:
+        times = [frame.t for frame in record.graph.frames]
+        contract = graph_contract(record.graph, times, f"Labels: {', '.join(record.labels)}.")
+    return reasoned(asked(record.question, record.options), contract, form_of(record.answer))
+
+
+def asked(question: str, options: Sequence[str]) -> str:
+    """A question with its options under letters."""
+    return "\n".join([question, *(f"{chr(ord('A') + i)}) {option}" for i, option in enumerate(options))])
+
+
+def form_of(answer: Answer) -> str:
+    """What an answer has to be, in words."""
+    unit = f" in {answer.unit}" if answer.kind is AnswerKind.NUMBER and answer.unit else ""
+    return f"{ASKS[answer.kind]}{unit}"
+
+
+def reasoned(question: str, contract: str, form: str) -> str:
+    """The instruction to reason first; with a graph where there is a `graph_contract`."""
+    think = contract or "Reason inside <think></think>."
+    return f"{question}\n{think}\nThen write {form} inside <answer></answer>."
+
+
+def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> str:
+    """How to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
+    return "\n".join(
+        [
             "Inside <think></think>, draw the scene as JSON inside <graph></graph>, then reason.",
-            f"Unit: {graph.unit}. Positions: {AXES[graph.frame]}. Times: {times} s. Labels: {', '.join(record.labels)}.",
+            f"Unit: {graph.unit}. Positions: {AXES[graph.frame]}. Times: {', '.join(f'{t:g}' for t in times)} s. {labels}",
             "Edges (dist; angle of a to b in degrees, 0 right, 90 away) may be left out.",
             f"Example of another scene: {_example(graph)}",
         ]
-    unit = (
-        f" in {record.answer.unit}" if record.answer.kind is AnswerKind.NUMBER and record.answer.unit else ""
     )
-    lines.append(f"Then write {ASKS[record.answer.kind]}{unit} inside <answer></answer>.")
-    return "\n".join(lines)
 
 
 def reference_trace(record: Record, *, ends_only: bool = False) -> str:

@@ -123,6 +123,32 @@ def decode(spec: ClipSpec) -> ClipFrames:
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoShape:
+    """What a video is, from its header."""
+
+    seconds: float
+    """Time of the last frame."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+
+
+def probe(path: Path) -> VideoShape:
+    """Length and size of a video, without decoding it; raises `VideoError` as `decode` does."""
+    if path.name.endswith(LIST_SUFFIX):
+        listed = _read_list(path)
+        with Image.open(path.parent / listed.root / listed.frames[0][1]) as image:
+            return VideoShape(seconds=listed.frames[-1][0], width=image.width, height=image.height)
+    try:
+        with av.open(str(path)) as container:
+            stream, fps, total = _stream(container, str(path))
+            return VideoShape(seconds=(total - 1) / fps, width=stream.width, height=stream.height)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: cannot be opened ({error}); restore the file or drop its rows") from error
+
+
 def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
     """[F] equally spaced times, first and last of the interval included."""
     return np.linspace(start_s, end_s, count)
@@ -140,12 +166,7 @@ class ImageList(msgspec.Struct, frozen=True):
 
 
 def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
-    try:
-        listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
-    except (msgspec.DecodeError, OSError) as error:
-        raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
-    if not listed.frames:
-        raise VideoError(f"{path}: lists no image; drop its rows")
+    listed = _read_list(path)
     all_times = np.array([t for t, _ in listed.frames])
     end = all_times[-1] if spec.end_s is None else min(spec.end_s, all_times[-1])
     targets = target_times(spec.start_s, float(end), spec.num_frames)
@@ -163,6 +184,16 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
     )
 
 
+def _read_list(path: Path) -> ImageList:
+    try:
+        listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
+    except (msgspec.DecodeError, OSError) as error:
+        raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
+    if not listed.frames:
+        raise VideoError(f"{path}: lists no image; drop its rows")
+    return listed
+
+
 def _read_image(path: Path, spec: ClipSpec) -> np.ndarray:
     try:
         with Image.open(path) as image:
@@ -176,20 +207,14 @@ def _read_image(path: Path, spec: ClipSpec) -> np.ndarray:
 
 
 def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrames:
-    if not container.streams.video:
-        raise VideoError(f"{spec.video}: has no video stream; re-encode the file or drop its rows")
-    stream = container.streams.video[0]
+    stream, fps, total = _stream(container, spec.video)
     # The store is filled by several processes at once; starting threads in each costs more than it saves.
     stream.codec_context.thread_count = 1
-    if stream.average_rate is None or stream.time_base is None:
-        raise VideoError(f"{spec.video}: states no frame rate; re-encode it, e.g. ffmpeg -i IN -r 30 OUT.mp4")
-    fps = float(stream.average_rate)
-    total = stream.frames or round(float((stream.duration or 0) * stream.time_base) * fps)
     last = (total - 1) / fps
     end = last if spec.end_s is None else min(spec.end_s, last)
     targets = target_times(spec.start_s, end, spec.num_frames)
     if spec.start_s > 0:
-        container.seek(int(spec.start_s / stream.time_base), stream=stream)
+        container.seek(int(spec.start_s / (stream.time_base or 1)), stream=stream)
     nearest = _nearest(container, stream, targets, fps)
     far = [t for i, t in enumerate(targets) if i not in nearest or nearest[i][0] > 1 / fps]
     if far:
@@ -209,6 +234,17 @@ def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrame
         fps=fps,
         total_frames=total,
     )
+
+
+def _stream(container: av.container.InputContainer, video: str) -> tuple[av.VideoStream, float, int]:
+    """The video stream, its frames per second, its number of frames."""
+    if not container.streams.video:
+        raise VideoError(f"{video}: has no video stream; re-encode the file or drop its rows")
+    stream = container.streams.video[0]
+    if stream.average_rate is None or stream.time_base is None:
+        raise VideoError(f"{video}: states no frame rate; re-encode it, e.g. ffmpeg -i IN -r 30 OUT.mp4")
+    fps = float(stream.average_rate)
+    return stream, fps, stream.frames or round(float((stream.duration or 0) * stream.time_base) * fps)
 
 
 def _nearest(

@@ -1,0 +1,84 @@
+"""Predictions files: what does not fit is counted and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from videostr.errors import DataError
+from videostr.evaluate.benchmark import Question
+from videostr.evaluate.predictions import Prediction, read_predictions
+
+QUESTIONS = [Question(id=f"q{i}", video="v.mp4", task="t", text="?", truth="A") for i in range(8)]
+
+
+def write(path: Path, *lines: Any) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_texts_by_id_and_what_is_missing_or_unknown(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.jsonl",
+        {"id": "q0", "prediction": "A"},
+        "",
+        {"id": "q1", "prediction": "", "width": 640, "height": 480},
+        {"id": "x", "prediction": "B"},
+        {"id": "q0", "prediction": "A"},
+    )
+    found = read_predictions(path, QUESTIONS)
+    assert found.by_id == {"q0": Prediction(text="A"), "q1": Prediction(text="", size=(640, 480))}
+    assert found.missing == tuple(f"q{i}" for i in range(2, 8))
+    assert found.unknown == ("x",)
+    missing, unknown = found.problems()
+    assert missing == "6 questions have no prediction, they count as wrong: q2, q3, q4, q5, q6 and 1 more"
+    assert unknown == "1 predictions name no question, they are left out: x"
+
+
+def test_a_number_may_be_an_id(tmp_path: Path) -> None:
+    questions = [Question(id="17", video="v.mp4", task="t", text="?", truth="A")]
+    assert (
+        read_predictions(write(tmp_path / "p.jsonl", {"id": 17, "prediction": "A"}), questions).missing == ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            [{"id": "q0", "prediction": "A"}, {"id": "q0", "prediction": "B"}],
+            r":2: id 'q0' is there twice, in line 1",
+        ),
+        (["{"], r":1: is not JSON"),
+        (["[" * 100_000], r":1: is not JSON"),
+        ([["q0", "A"]], r':1: must be an object with "id" and "prediction"'),
+        ([{"id": "q0"}], r':1: must be an object with "id" and "prediction"'),
+        ([{"id": None, "prediction": "A"}], r":1: id = None: must be a string"),
+        ([{"id": True, "prediction": "A"}], r":1: id = True: must be a string"),
+        ([{"id": "q0", "prediction": 3}], r":1: prediction = 3: must be the text"),
+        (
+            [{"id": "q0", "prediction": "A", "width": 3}],
+            r":1: width = 3, height = None: must be two whole numbers",
+        ),
+        (
+            [{"id": "q0", "prediction": "A", "width": 3, "height": 0}],
+            r"height = 0: must be two whole numbers",
+        ),
+        ([{"id": "x", "prediction": "A"}], r"none of its 1 ids is one of the benchmark's 8 \(such as 'q0'\)"),
+        ([], r"none of its 0 ids"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, lines: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_predictions(write(tmp_path / "p.jsonl", *lines), QUESTIONS)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "none.jsonl", QUESTIONS)
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "b.jsonl", QUESTIONS)

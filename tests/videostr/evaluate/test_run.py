@@ -1,0 +1,287 @@
+"""From questions to rows: what is asked, what is asked once, what is told of what could not be asked.
+
+The engines are a stand-in here; tests/test_evaluate.py runs the whole command with a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoProcessor
+
+import rewards
+from rewards import Rubric
+from videostr.checkpoint import digest_of
+from videostr.config import EvaluationConfig, Frames
+from videostr.errors import DataError
+from videostr.evaluate.answers import Answers
+from videostr.evaluate.benchmark import Mode, Question
+from videostr.evaluate.records import Records
+from videostr.evaluate.run import (
+    Asked,
+    Asker,
+    Unasked,
+    ask,
+    baselines,
+    counts,
+    limited,
+    scores_of,
+    tally,
+    write_rows,
+)
+from videostr.ports import Sampled, SampleRequest
+from videostr.prompt import instruction, reference_trace
+from videostr.tabletop.build import Split, build
+from videostr.tabletop.world import Difficulty
+from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
+
+POLICY = "videostr/tabletop/pretrained"
+SCENES = 12
+
+
+@dataclass
+class Pool:
+    """Writes the true trace, or what `say` has for the record."""
+
+    truths: dict[str, str]
+    say: dict[str, str] = field(default_factory=dict)
+    refuse: set[str] = field(default_factory=set)
+    stop_after: int = 10**9
+    asked: list[SampleRequest] = field(default_factory=list)
+    in_flight: int = 0
+    most: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        if len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked.append(request)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(0)
+        self.in_flight -= 1
+        name = request.prompt.record_id
+        if name in self.refuse:
+            return Failure(kind=FailureKind.PROMPT_TOO_LONG, record_id=name, detail="9 prompt tokens")
+        completion = Completion(
+            text=self.say.get(name, self.truths[name]),
+            token_ids=np.arange(5, dtype=np.int32),
+            logprobs=np.zeros(5, dtype=np.float32),
+            finish_reason=FinishReason.STOP,
+            weight_versions=(VersionSpan(version=0, start=0, end=5),),
+        )
+        return Sampled(prompt_token_ids=np.arange(3, dtype=np.int32), completions=(completion,))
+
+
+@dataclass
+class World:
+    """A tabletop dataset, asked of a policy."""
+
+    asker: Asker
+    questions: tuple[Question, ...]
+    pool: Pool
+    answers: Answers
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("heldout")
+    build(
+        root, scenes=SCENES, seed=3, split=Split.HELDOUT, difficulty=Difficulty.EASY, questions=1, workers=1
+    )
+    return root
+
+
+@pytest.fixture
+def world(dataset: Path, tmp_path: Path) -> Iterator[World]:
+    config = EvaluationConfig(root=str(dataset), model=POLICY, dtype="float32", max_tokens=160, bootstrap=50)
+    benchmark = Records(lambda text, record: rewards.score(text, record, Rubric.preset("default")))
+    questions = benchmark.read(dataset).questions
+    asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
+    pool = Pool(truths={q.id: reference_trace(q.row["record"]) for q in questions})
+    with Answers(tmp_path / "answers.sqlite") as answers:
+        yield World(asker=asker, questions=questions, pool=pool, answers=answers)
+
+
+def prepare(world: World, mode: Mode) -> list[Asked | Unasked]:
+    return [world.asker.prepare(question, mode) for question in world.questions]
+
+
+def answered(world: World, items: list[Asked | Unasked], at_once: int = 4) -> dict[str, str]:
+    asked = [item for item in items if isinstance(item, Asked)]
+    return asyncio.run(ask(asked, world.pool, world.answers, world.asker.config, at_once))
+
+
+def test_true_traces_earn_all_and_rows_say_what_determined_them(world: World, tmp_path: Path) -> None:
+    items = prepare(world, Mode.GRAPH)
+    rows = tally(items, world.answers, answered(world, items), world.asker)
+    assert {
+        name: set(values) for name, values in scores_of([r.scores for r in rows], Records.columns).items()
+    } == {name: {1.0} for name in Records.columns}
+    assert world.pool.most == 4
+    write_rows(rows, tmp_path / "questions.parquet")
+    table = pq.read_table(tmp_path / "questions.parquet").to_pylist()
+    assert len(table) == SCENES
+    first, record = table[0], world.questions[0].row["record"]
+    assert first["id"] == record.id
+    assert first["text"] == reference_trace(record)
+    assert first["score/graph_node"] == 1.0
+    assert instruction(record) in first["prompt"]
+    assert first["model_digest"] == "digest"
+    assert first["frames"] == len(first["times"]) == record.clip.num_frames
+    assert first["width"] > 0
+    assert first["key"] == items[0].key  # type: ignore[union-attr]  # every one could be asked
+
+
+def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> None:
+    direct, think, graph = (prepare(world, mode)[0] for mode in (Mode.DIRECT, Mode.THINK, Mode.GRAPH))
+    assert isinstance(direct, Asked)
+    assert isinstance(think, Asked)
+    assert isinstance(graph, Asked)
+    assert "<think>" not in direct.prompt.text
+    assert "<think>" in think.prompt.text
+    assert "<graph>" not in think.prompt.text
+    assert "<graph>" in graph.prompt.text
+    assert len({direct.key, think.key, graph.key}) == 3
+    assert (direct.max_tokens, think.max_tokens) == (64, 160)
+
+    record = world.questions[0].row["record"]
+    truth = reference_trace(record).split("<answer>")[1].split("</answer>")[0]
+    world.pool.truths = {q.id: f"<think></think><answer>{truth}</answer>" for q in world.questions}
+    refused = answered(world, [think, graph])
+    (thought,) = tally([think], world.answers, refused, world.asker)
+    (drawn,) = tally([graph], world.answers, refused, world.asker)
+    assert thought.scores == {"answer": 1.0, "format": 1.0}
+    assert drawn.scores["graph"] == 0.0
+    assert drawn.extracted == truth
+    assert "graph" in drawn.problem
+
+
+def test_nothing_is_asked_twice(world: World) -> None:
+    items = prepare(world, Mode.GRAPH)
+    answered(world, [*items, *items])
+    assert len(world.pool.asked) == SCENES
+    answered(world, items)
+    assert len(world.pool.asked) == SCENES
+    world.asker.config.max_tokens = 100  # other settings: other answers
+    answered(world, prepare(world, Mode.GRAPH))
+    assert len(world.pool.asked) == 2 * SCENES
+
+
+def test_what_was_stopped_goes_on_with_the_same_result(world: World) -> None:
+    items = prepare(world, Mode.GRAPH)
+    world.pool.say = {world.questions[2].id: "<think></think><answer>no</answer>"}
+    world.pool.stop_after = 5
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
+        answered(world, items, at_once=1)
+    assert len(world.answers) == 5
+    world.pool.stop_after = 10**9
+    refused = answered(world, items, at_once=1)
+    assert len(world.pool.asked) == SCENES
+    assert len({request.prompt.record_id for request in world.pool.asked}) == SCENES
+    rows = tally(items, world.answers, refused, world.asker)
+    assert [row.scores["answer"] for row in rows] == [float(i != 2) for i in range(SCENES)]
+
+
+def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
+    world: World, dataset: Path
+) -> None:
+    lost = dataset / world.questions[1].video
+    kept = lost.read_bytes()
+    lost.unlink()
+    try:
+        world.pool.refuse = {world.questions[3].id}
+        items = prepare(world, Mode.GRAPH)
+        rows = tally(items, world.answers, answered(world, items), world.asker)
+    finally:
+        lost.write_bytes(kept)
+    assert counts(rows) == {
+        "questions": SCENES,
+        "answered": SCENES - 2,
+        "failed_engine": 1,
+        "failed_video": 1,
+    }
+    assert "the video is missing" in rows[1].problem
+    assert "leaves no room" in rows[3].problem
+    assert rows[1].scores["answer"] == rows[3].scores["answer"] == 0.0
+
+
+def test_a_truncated_video_is_told(world: World, dataset: Path) -> None:
+    path = dataset / world.questions[4].video
+    kept = path.read_bytes()
+    path.write_bytes(kept[:50])
+    try:
+        item = world.asker.prepare(world.questions[4], Mode.GRAPH)
+    finally:
+        path.write_bytes(kept)
+    assert isinstance(item, Unasked)
+    assert "cannot be opened" in item.problem
+
+
+def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
+    """At most 40 x 40 px, and sides that are multiples of a merged patch."""
+    video = world.questions[0].video
+    question = Question(
+        id="x", video=video, task="t", text="Which?", options=("a", "b"), truth="A", start_s=0.5, end_s=1.5
+    )
+    world.asker.config.frames = Frames(max_frames=7, max_pixels=1600)
+    world.asker.benchmark = Plain()  # type: ignore[assignment]  # only what prompts need
+    item = world.asker.prepare(question, Mode.GRAPH)
+    assert isinstance(item, Asked)
+    factor = (
+        world.asker.processor.video_processor.patch_size * world.asker.processor.video_processor.merge_size
+    )
+    assert all(side % factor == 0 for side in item.size)
+    assert item.size[0] * item.size[1] <= 1600
+    assert len(item.times) == 6  # in pairs
+    assert (item.times[0], item.times[-1]) == (0.5, 1.5)
+    assert "From 0.5 s to 1.5 s: Which?\nA) a\nB) b" in item.prompt.text
+    assert "Times: 0.5, 0.9, 1.1, 1.5 s." in item.prompt.text
+    assert "Then write the letter inside <answer></answer>." in item.prompt.text
+    world.asker.config.frames = Frames(max_frames=32, fps=4.0, max_pixels=1600)
+    faster = world.asker.prepare(question, Mode.DIRECT)
+    assert isinstance(faster, Asked)
+    assert len(faster.times) == 4  # 1 s at 4 a second
+    assert f"official {faster.size[0]}" in faster.prompt.text
+
+
+class Plain:
+    def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
+        return f"official {size[0]}"
+
+    def asks(self, question: Question) -> str:
+        return "the letter"
+
+
+def test_baselines_of_records(world: World) -> None:
+    found = baselines(world.asker.benchmark, world.questions, np.ones((1, SCENES)))
+    choices = [q for q in world.questions if q.options]
+    expected = 100 * np.mean([1 / len(q.options) for q in choices])
+    assert found["chance"]["overall"] == pytest.approx(expected)
+    assert 0 < found["constant"]["overall"] <= 100
+
+
+def test_limit_and_duplicate_ids(world: World, dataset: Path, tmp_path: Path) -> None:
+    read = world.asker.benchmark.read(dataset)
+    assert [q.id for q in limited(read, 3).questions] == [q.id for q in read.questions[:3]]
+    assert limited(read, 0) is read
+    for name in ("records-1.parquet", "records-2.parquet"):
+        (tmp_path / name).write_bytes(next(dataset.glob("records-*.parquet")).read_bytes())
+    with pytest.raises(DataError, match=r"ids must be unique; an evaluation set must be whole"):
+        world.asker.benchmark.read(tmp_path)
+
+
+def test_a_changed_question_file_has_another_digest(world: World, dataset: Path, tmp_path: Path) -> None:
+    shard = next(dataset.glob("records-*.parquet"))
+    (tmp_path / shard.name).write_bytes(shard.read_bytes() + b" ")
+    same: Any = world.asker.benchmark.read(dataset).digest
+    assert same == world.asker.benchmark.read(dataset).digest
+    assert digest_of(tmp_path) != same

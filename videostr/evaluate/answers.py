@@ -1,0 +1,82 @@
+"""Every answer that a model ever gave here, by what determines it: nothing is asked twice, whatever was killed in between.
+
+In: a key (digest of model, prompt, frames and sampling) and an answer. Out: the answer of a key. One SQLite file; each answer is
+on disk when `put` returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from videostr.errors import RunFolderError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back for one question."""
+
+    text: str
+    """Decoded, without special tokens."""
+    finish_reason: str
+    """Name of a `FinishReason`: STOP, LENGTH, ABORT."""
+    prompt_tokens: int
+    """Vision tokens included."""
+    completion_tokens: int
+
+
+def key_of(**parts: Any) -> str:
+    """Digest of everything that determines an answer, hex."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Answers:
+    """A context manager around the file; one process writes it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it.
+
+        Raises:
+            RunFolderError: it is no file of answers.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path)
+            self._db.execute(
+                "create table if not exists answers (key text primary key, text text, finish_reason text, "
+                "prompt_tokens integer, completion_tokens integer)"
+            )
+        except sqlite3.DatabaseError as error:
+            raise RunFolderError(f"{path}: holds no answers ({error}); move it away to ask anew") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def __len__(self) -> int:
+        (count,) = self._db.execute("select count(*) from answers").fetchone()
+        return int(count)
+
+    def get(self, key: str) -> Answer | None:
+        """The answer of a key, or None."""
+        row = self._db.execute(
+            "select text, finish_reason, prompt_tokens, completion_tokens from answers where key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            return None
+        return Answer(text=row[0], finish_reason=row[1], prompt_tokens=row[2], completion_tokens=row[3])
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer; the first one of a key stays."""
+        with self._db:
+            self._db.execute("insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(answer)))

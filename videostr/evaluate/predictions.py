@@ -1,0 +1,119 @@
+"""Texts that exist already: `{"id", "prediction"}` a line, from any model and program.
+
+In: a JSON Lines file and the questions of a benchmark. Out: the text of each question that has one, and what does not fit,
+counted and named; nothing that is missing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videostr.errors import DataError
+from videostr.evaluate.benchmark import Question
+
+NAMED = 5
+"""Ids named in a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One line."""
+
+    text: str
+    size: tuple[int, int] | None = None
+    """Width and height of the frames that the model was shown, pixels (`"width"`, `"height"`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """A file, held against the questions."""
+
+    by_id: dict[str, Prediction]
+    missing: tuple[str, ...]
+    """Questions without a prediction; they count as wrong."""
+    unknown: tuple[str, ...]
+    """Ids that the benchmark does not have; they count for nothing."""
+
+    def problems(self) -> list[str]:
+        """What does not fit, in words."""
+        found = []
+        if self.missing:
+            found.append(
+                f"{len(self.missing)} questions have no prediction, they count as wrong: {_some(self.missing)}"
+            )
+        if self.unknown:
+            found.append(
+                f"{len(self.unknown)} predictions name no question, they are left out: {_some(self.unknown)}"
+            )
+        return found
+
+
+def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
+    """Read a file of predictions.
+
+    Raises:
+        DataError: the file or a line cannot be read, an id is there twice with different texts, or no id is one of the
+            benchmark's; names file and line.
+    """
+    found: dict[str, Prediction] = {}
+    lines: dict[str, int] = {}
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, prediction = _line(f"{path}:{number}", line)
+        if name in found and found[name] != prediction:
+            raise DataError(
+                f"{path}:{number}: id {name!r} is there twice, in line {lines[name]} with another text; keep one of them"
+            )
+        found[name], lines[name] = prediction, number
+    known = {question.id for question in questions}
+    unknown = tuple(name for name in found if name not in known)
+    by_id = {name: prediction for name, prediction in found.items() if name in known}
+    if not by_id:
+        example = questions[0].id if questions else "none"
+        raise DataError(
+            f"{path}: none of its {len(found)} ids is one of the benchmark's {len(questions)} (such as {example!r}); "
+            "check --benchmark and --root"
+        )
+    missing = tuple(question.id for question in questions if question.id not in by_id)
+    return Predictions(by_id=by_id, missing=missing, unknown=unknown)
+
+
+def _line(where: str, line: str) -> tuple[str, Prediction]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{where}: is not JSON ({error}); write {{"id": ..., "prediction": "..."}}') from None
+    if not isinstance(value, dict) or not {"id", "prediction"} <= value.keys():
+        raise DataError(f'{where}: must be an object with "id" and "prediction"')
+    name, text = value["id"], value["prediction"]
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise DataError(f"{where}: id = {name!r}: must be a string or a whole number")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: prediction = {text!r:.60}: must be the text of the model, a string")
+    return str(name), Prediction(text=text, size=_size(where, value))
+
+
+def _size(where: str, value: dict[str, Any]) -> tuple[int, int] | None:
+    if "width" not in value and "height" not in value:
+        return None
+    size = (value.get("width"), value.get("height"))
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise DataError(
+            f"{where}: width = {size[0]!r}, height = {size[1]!r}: must be two whole numbers above 0, the pixels of the "
+            "frames that the model was shown"
+        )
+    return int(size[0] or 0), int(size[1] or 0)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,143 @@
+"""A record dataset of ours as a benchmark: the rubric's parts, by question family and source.
+
+In: a folder of Parquet shards. Out: questions whose `row` holds the record, and figures in percent of each part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from videostr.checkpoint import digest_of
+from videostr.data.records import read_records
+from videostr.errors import DataError
+from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict
+from videostr.prompt import answer_text, asked, form_of, instruction
+from videostr.trace import parse
+from videostr.types import AnswerKind, Failure, Record, Score
+
+PARTS = ("answer", "format", "graph", "graph_node", "graph_edge")
+
+
+class Records:
+    """Scores whole traces: where the mode asks for a graph, the graph counts, too."""
+
+    name: str = "records"
+    columns: tuple[str, ...] = PARTS
+
+    def __init__(self, score: Callable[[str, Record], Score]) -> None:
+        self._score = score
+        """Rubric of the config (`rewards.score`, which this package may not import)."""
+
+    def read(self, root: Path) -> QuestionSet:
+        """All records; raises `DataError` where one breaks the schema (`python -m videostr.data check` names all)."""
+        questions = []
+        for row in read_records(root):
+            if isinstance(row, Failure):
+                raise DataError(f"{row.detail}; an evaluation set must be whole")
+            questions.append(_question(row))
+        return QuestionSet(questions=tuple(questions), digest=digest_of(root))
+
+    def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
+        """The question and the form of its answer."""
+        record = _record(question)
+        return f"{asked(record.question, record.options)}\nAnswer with {form_of(record.answer)} only."
+
+    def instruction(self, question: Question, mode: Mode) -> str:
+        """The instruction of training; without the graph in `Mode.THINK`."""
+        record = _record(question)
+        return instruction(record if mode is Mode.GRAPH else replace(record, graph=None))
+
+    def asks(self, question: Question) -> str:
+        """The form of the answer."""
+        return form_of(_record(question).answer)
+
+    def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
+        """What an answer alone earns; it has no other part."""
+        earned = self._score(f"<think></think><answer>{answer}</answer>", _record(question))
+        return Verdict(
+            extracted=answer.strip(), scores={"answer": earned.parts["answer"]}, note=_notes(earned, "answer")
+        )
+
+    def score_trace(self, question: Question, text: str, mode: Mode) -> Verdict:
+        """The rubric's parts of a whole text; without those of the graph where the mode asks for none."""
+        earned = self._score(text, _record(question))
+        wanted = PARTS if mode is Mode.GRAPH else PARTS[:2]
+        parts = {name: earned.parts[name] for name in wanted if name in earned.parts}
+        return Verdict(extracted=parse(text).answer, scores=parts, note=_notes(earned, *wanted))
+
+    def chance(self, question: Question) -> Mapping[str, float]:
+        """1 over the number of options."""
+        return {"answer": 1 / len(question.options)} if question.options else {}
+
+    def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
+        """By family: the most frequent letter, the median number; nothing for boxes and spans."""
+        families: dict[str, list[Question]] = defaultdict(list)
+        for question in questions:
+            families[question.task].append(question)
+        given: dict[str, str] = {}
+        for members in families.values():
+            for kind in {_record(q).answer.kind for q in members}:
+                same = [q for q in members if _record(q).answer.kind is kind]
+                truths = [_record(q).answer.value for q in same]
+                if kind is AnswerKind.CHOICE:
+                    said = Counter(map(str, truths)).most_common(1)[0][0]
+                elif kind is AnswerKind.NUMBER:
+                    said = f"{median(float(v) for v in truths):g}"  # type: ignore[arg-type]  # a number's value is a float
+                else:
+                    continue
+                given |= {q.id: said for q in same}
+        return given
+
+    def figures(
+        self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """`overall` (the answer), the other parts, then the answer by family and by source; percent."""
+        answer = scores["answer"]
+        found = {"overall": mean(answer, weights)}
+        for name in PARTS[1:]:
+            if name in scores and not np.isnan(scores[name]).all():
+                found[f"part/{name}"] = mean(scores[name], weights)
+        for prefix, of in (("task", [q.task for q in questions]), ("source", [q.source for q in questions])):
+            for value in dict.fromkeys(of):
+                inside = np.array([other == value for other in of])
+                found[f"{prefix}/{value}"] = mean(answer[inside], weights[:, inside])
+        return {name: 100 * value for name, value in found.items()}
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[B] weighted means of [N] values, those that are NaN left out; NaN without any."""
+    there = ~np.isnan(values)
+    total = weights[:, there].sum(axis=1)
+    means: np.ndarray = np.full(len(weights), np.nan)
+    np.divide(weights[:, there] @ values[there], total, out=means, where=total > 0)
+    return means
+
+
+def _question(record: Record) -> Question:
+    return Question(
+        id=record.id,
+        video=record.clip.video,
+        task=record.family,
+        source=record.source,
+        start_s=record.clip.start_s,
+        end_s=record.clip.end_s,
+        text=record.question,
+        options=record.options,
+        truth=answer_text(record.answer),
+        row={"record": record},
+    )
+
+
+def _record(question: Question) -> Record:
+    record: Record = question.row["record"]
+    return record
+
+
+def _notes(earned: Score, *parts: str) -> str:
+    return "; ".join(note for note in earned.notes if note.split(":")[0] in parts)

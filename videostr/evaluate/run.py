@@ -1,0 +1,406 @@
+"""Questions -> prompts -> answers -> rows and figures, for any benchmark.
+
+`prepare` names what each question shows and asks, and so what determines its answer; `ask` samples what was never answered;
+`tally` scores. Nothing here knows Ray or vLLM: engines come in as a `RolloutPool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from videostr.config import EvaluationConfig
+from videostr.errors import VideoError
+from videostr.evaluate.answers import Answer, Answers, key_of
+from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
+from videostr.evaluate.records import Records
+from videostr.metrics import duration
+from videostr.ports import RolloutPool, SampleRequest
+from videostr.prompt import asked, graph_contract, reasoned
+from videostr.trace import parse
+from videostr.types import Clip, ClipSpec, Failure, Prompt, SceneGraph
+from videostr.video import VideoShape, name_clip, probe, target_times
+
+log = logging.getLogger("videostr.evaluate")
+GRAPH_TIMES = 4
+"""Most times at which a graph is asked for, where no record says which."""
+SAY_EVERY_S = 30.0
+OPEN_SCENE = SceneGraph(unit="m", frame="camera0", frames=())
+"""Contract of graphs of benchmarks without true ones: metres, seen from the first camera."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question as one model is asked it."""
+
+    question: Question
+    mode: Mode
+    prompt: Prompt
+    size: tuple[int, int]
+    """Width and height of the frames shown, pixels."""
+    times: tuple[float, ...]
+    """Times of the frames asked for, seconds; shown are the frames nearest to them."""
+    max_tokens: int
+    key: str
+    """Digest of everything that determines the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unasked:
+    """A question that cannot be asked, and why; it counts as wrong, and is told."""
+
+    question: Question
+    mode: Mode
+    problem: str
+    """In words a user understands."""
+
+
+class Asker:
+    """Turns questions into prompts for one model."""
+
+    def __init__(
+        self, config: EvaluationConfig, benchmark: Benchmark, processor: Any, model_digest: str
+    ) -> None:
+        self.config = config
+        self.benchmark = benchmark
+        self.processor = processor
+        self.model_digest = model_digest
+        self.root = Path(config.root)
+        self._shapes: dict[str, VideoShape | str] = {}
+        """By video: its shape, or why it has none."""
+
+    def prepare(self, question: Question, mode: Mode) -> Asked | Unasked:
+        """What this question shows and asks."""
+        shape = self._shape(question.video)
+        if isinstance(shape, str):
+            return Unasked(question=question, mode=mode, problem=shape)
+        spec = self._spec(question, shape)
+        try:
+            clip = name_clip(spec, self.root)
+        except VideoError as error:
+            return Unasked(question=question, mode=mode, problem=str(error))
+        size = (spec.width or shape.width, spec.height or shape.height)
+        end = shape.seconds if spec.end_s is None else min(spec.end_s, shape.seconds)
+        times = tuple(round(float(t), 3) for t in target_times(spec.start_s, end, spec.num_frames))
+        prompt = self._prompt(question, mode, clip, shape, size, times)
+        max_tokens = self.config.max_tokens_direct if mode is Mode.DIRECT else self.config.max_tokens
+        key = key_of(
+            model=self.model_digest,
+            dtype=self.config.dtype,
+            prompt=prompt.text,
+            clip=clip.digest,
+            temperature=self.config.temperature,
+            seed=self.config.seed if self.config.temperature > 0 else 0,
+            max_tokens=max_tokens,
+        )
+        return Asked(
+            question=question,
+            mode=mode,
+            prompt=prompt,
+            size=size,
+            times=times,
+            max_tokens=max_tokens,
+            key=key,
+        )
+
+    def _shape(self, video: str) -> VideoShape | str:
+        if video not in self._shapes:
+            path = self.root / video
+            try:
+                self._shapes[video] = probe(path) if path.exists() else f"{path}: the video is missing"
+            except VideoError as error:
+                self._shapes[video] = str(error)
+        return self._shapes[video]
+
+    def _spec(self, question: Question, shape: VideoShape) -> ClipSpec:
+        """Frames of a record as it says; of other questions as `frames` says."""
+        if "record" in question.row:
+            spec: ClipSpec = question.row["record"].clip
+            return spec
+        frames = self.config.frames
+        end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
+        start = min(question.start_s, end)
+        wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames
+        video = self.processor.video_processor
+        height, width = smart_resize(
+            shape.height,
+            shape.width,
+            factor=video.patch_size * video.merge_size,
+            min_pixels=min(frames.max_pixels, 4 * (video.patch_size * video.merge_size) ** 2),
+            max_pixels=frames.max_pixels,
+        )
+        return ClipSpec(
+            video=question.video,
+            num_frames=max(2, min(frames.max_frames, wanted) // 2 * 2),  # the tower takes frames in pairs
+            start_s=start,
+            end_s=end,
+            height=height,
+            width=width,
+        )
+
+    def _prompt(
+        self,
+        question: Question,
+        mode: Mode,
+        clip: Clip,
+        shape: VideoShape,
+        size: tuple[int, int],
+        times: Sequence[float],
+    ) -> Prompt:
+        benchmark = self.benchmark
+        if mode is Mode.DIRECT:
+            text = benchmark.prompt(question, shape.seconds, size)
+        elif isinstance(benchmark, Records):
+            text = benchmark.instruction(question, mode)
+        else:
+            contract = ""
+            if mode is Mode.GRAPH:
+                some = [times[i] for i in np.linspace(0, len(times) - 1, GRAPH_TIMES).round().astype(int)]
+                contract = graph_contract(
+                    OPEN_SCENE, list(dict.fromkeys(some)), "Labels: names of the objects that matter."
+                )
+            text = reasoned(_told(question), contract, benchmark.asks(question))
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
+        chat = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return Prompt(record_id=question.id, text=chat, clip=clip)
+
+
+async def ask(
+    asked: Sequence[Asked], pool: RolloutPool, answers: Answers, config: EvaluationConfig, at_once: int
+) -> dict[str, str]:
+    """Sample every question that has no answer yet; each answer is on disk before the next one is asked in its place.
+
+    Args:
+        asked: questions, of any modes; equal keys are asked once.
+        pool: engines.
+        answers: where answers are kept.
+        config: temperature and seed.
+        at_once: most questions in flight.
+
+    Returns:
+        Key -> why it got no answer, for those that the engines refused.
+    """
+    open_ = {a.key: a for a in asked if answers.get(a.key) is None}
+    log.info("%d answers are there, %d to ask", len({a.key for a in asked}) - len(open_), len(open_))
+    refused: dict[str, str] = {}
+    places = asyncio.Semaphore(at_once)
+    began = said = time.monotonic()
+    done = 0
+
+    async def one(item: Asked) -> None:
+        nonlocal done, said
+        async with places:
+            sampled = await pool.sample(
+                SampleRequest(
+                    prompt=item.prompt,
+                    n=1,
+                    temperature=config.temperature,
+                    max_tokens=item.max_tokens,
+                    seed=config.seed,
+                )
+            )
+        if isinstance(sampled, Failure):
+            refused[item.key] = f"{sampled.kind.value}: {sampled.detail}"
+            log.warning("%s: %s", item.question.id, refused[item.key])
+        else:
+            completion = sampled.completions[0]
+            answers.put(
+                item.key,
+                Answer(
+                    text=completion.text,
+                    finish_reason=completion.finish_reason.name,
+                    prompt_tokens=len(sampled.prompt_token_ids),
+                    completion_tokens=len(completion.token_ids),
+                ),
+            )
+        done += 1
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            left = (said - began) / done * (len(open_) - done)
+            log.info("%d of %d answered, about %s left", done, len(open_), duration(left))
+
+    async with asyncio.TaskGroup() as tasks:
+        for item in open_.values():
+            tasks.create_task(one(item))
+    return refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One question, its answer and what determined it: a line of `questions.parquet`."""
+
+    id: str
+    task: str
+    scene: str
+    source: str
+    video: str
+    mode: str
+    model: str
+    """Path or id."""
+    model_digest: str
+    prompt: str
+    """Chat text, the video as one placeholder."""
+    frames: int
+    times: list[float]
+    """Seconds."""
+    width: int
+    height: int
+    temperature: float
+    max_tokens: int
+    seed: int
+    text: str
+    """As the model wrote it."""
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    extracted: str
+    truth: str
+    scores: dict[str, float]
+    problem: str
+    """Why there is no text, or why it is no answer; "" where all is well."""
+    answered: bool
+    """Whether there is a text at all."""
+    key: str
+
+
+def tally(
+    items: Sequence[Asked | Unasked],
+    answers: Answers,
+    refused: Mapping[str, str],
+    asker: Asker,
+) -> list[Row]:
+    """Score every question; one without an answer scores as an empty one, and says why."""
+    rows = []
+    for item in items:
+        answer = answers.get(item.key) if isinstance(item, Asked) else None
+        size = item.size if isinstance(item, Asked) else None
+        verdict = verdict_of(asker.benchmark, item.question, item.mode, answer.text if answer else "", size)
+        problem = verdict.note
+        if isinstance(item, Unasked):
+            problem = item.problem
+        elif answer is None:
+            problem = refused.get(item.key, "it was not asked")
+        rows.append(_row(item, answer, verdict, problem, asker))
+    return rows
+
+
+def verdict_of(
+    benchmark: Benchmark, question: Question, mode: Mode, text: str, size: tuple[int, int] | None
+) -> Verdict:
+    """Score a text of a mode: the whole of it in `Mode.DIRECT`, else the content of its answer block."""
+    if mode is Mode.DIRECT:
+        return benchmark.score(question, text, size)
+    if isinstance(benchmark, Records):
+        return benchmark.score_trace(question, text, mode)
+    return benchmark.score(question, parse(text).answer, size)
+
+
+def scores_of(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Column -> [N] scores, NaN where a question does not have the column; columns that no question has are left out."""
+    found = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in columns}
+    return {name: values for name, values in found.items() if not np.isnan(values).all()}
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write `questions.parquet`; `scores` becomes one column `score/NAME` each."""
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    table = []
+    for row in rows:
+        values = {name: getattr(row, name) for name in Row.__dataclass_fields__ if name != "scores"}
+        table.append({**values, **{f"score/{name}": row.scores.get(name) for name in names}})
+    scratch = path.with_name(f".{path.name}.writing")
+    pq.write_table(pa.Table.from_pylist(table), scratch, compression="zstd")
+    scratch.replace(path)
+
+
+def baselines(
+    benchmark: Benchmark, questions: Sequence[Question], weights: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """`chance` and `constant` -> figure -> value; figures that a baseline does not reach are left out."""
+    constant = benchmark.constant(questions)
+    ways: dict[str, Callable[[Question], Mapping[str, float]]] = {
+        "chance": benchmark.chance,
+        "constant": lambda q: benchmark.score(q, constant[q.id], None).scores if q.id in constant else {},
+    }
+    found = {}
+    for name, way in ways.items():
+        rows = [way(question) for question in questions]
+        columns = scores_of(rows, benchmark.columns)
+        if not columns:
+            continue
+        full = {column: columns.get(column, np.full(len(questions), np.nan)) for column in benchmark.columns}
+        values = benchmark.figures(questions, full, weights)
+        found[name] = {key: float(value[0]) for key, value in values.items() if np.isfinite(value[0])}
+    return found
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+    """`questions`, `answered`, and what kept others from it, by kind."""
+    kinds = Counter(
+        "truncated" if row.finish_reason == "LENGTH" else "no_answer_read"
+        for row in rows
+        if row.answered and not row.extracted
+    )
+    lost = Counter("video" if not row.key else "engine" for row in rows if not row.answered)
+    return {
+        "questions": len(rows),
+        "answered": sum(row.answered for row in rows),
+        **{f"failed_{kind}": count for kind, count in sorted(lost.items())},
+        **dict(sorted(kinds.items())),
+    }
+
+
+def limited(read: QuestionSet, limit: int) -> QuestionSet:
+    """The first `limit` questions; all for 0."""
+    return replace(read, questions=read.questions[:limit]) if limit else read
+
+
+def _told(question: Question) -> str:
+    text = asked(question.text, question.options)
+    if question.end_s is None:
+        return text
+    return f"From {question.start_s:g} s to {question.end_s:g} s: {text}"
+
+
+def _row(item: Asked | Unasked, answer: Answer | None, verdict: Verdict, problem: str, asker: Asker) -> Row:
+    question, config = item.question, asker.config
+    shown = item if isinstance(item, Asked) else None
+    return Row(
+        id=question.id,
+        task=question.task,
+        scene=question.scene,
+        source=question.source,
+        video=question.video,
+        mode=item.mode.value,
+        model=config.model,
+        model_digest=asker.model_digest,
+        prompt=shown.prompt.text if shown else "",
+        frames=len(shown.times) if shown else 0,
+        times=list(shown.times) if shown else [],
+        width=shown.size[0] if shown else 0,
+        height=shown.size[1] if shown else 0,
+        temperature=config.temperature,
+        max_tokens=shown.max_tokens if shown else 0,
+        seed=config.seed,
+        text=answer.text if answer else "",
+        finish_reason=answer.finish_reason if answer else "",
+        prompt_tokens=answer.prompt_tokens if answer else 0,
+        completion_tokens=answer.completion_tokens if answer else 0,
+        extracted=verdict.extracted,
+        truth=str(question.truth),
+        scores=dict(verdict.scores),
+        problem=problem,
+        answered=answer is not None,
+        key=shown.key if shown else "",
+    )
