@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from rewards.match import Floats
 from rewards.probes import moved, trace

@@ -11,10 +11,10 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from rewards.match import Floats
 from rewards.rubric import Rubric, score_group

@@ -7,11 +7,12 @@ rollout engine does: its expanded prompt ids and ours must be equal. `reference_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from videostr import graph as graphs
 from videostr.types import Answer, AnswerKind, Clip, GraphFrame, Node, Prompt, Record, SceneGraph

@@ -690,8 +690,8 @@ def _quantity(
 ) -> Asked | None:
     """A number, or a choice between four numbers of which each is `STEP` times the one before.
 
-    The truth may be any of the four; which one it is, is balanced among questions with the same least option, so that
-    nothing is to be had from which numbers are usual.
+    The truth may be any of the four; which one it is, is balanced among questions whose least options differ by less than
+    a third of a step, so that nothing is to be had from which numbers are usual.
     """
     if not value >= least:
         return None
@@ -702,7 +702,7 @@ def _quantity(
     options = tuple(f"{v:.1f} {unit}" for v in ladder)
     if ladder[0] < least or len(set(options)) < 4:  # what cannot be true must not be offered
         return None
-    key = "|".join((family, unit, str(round(np.log(ladder[0]) / np.log(STEP)))))
+    key = "|".join((family, unit, str(round(3 * np.log(ladder[0]) / np.log(STEP)))))
     return Asked(
         family=family,
         text=_worded(rng, texts, **values),
