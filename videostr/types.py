@@ -4,7 +4,8 @@
 
 All are frozen and hold plain Python values or NumPy arrays, never tensors or pixels, so that each can cross a process
 boundary cheaply. Most are dataclasses; the parts of a graph, of which a group of traces has thousands, are msgspec
-Structs, which are made in a tenth of the time (`msgspec.structs.replace` in place of `dataclasses.replace`). Shape letters: P prompts, G rollouts of a group, T tokens, F frames, N nodes.
+Structs, which are made in a tenth of the time (to change one, `msgspec.structs.replace`). Shape letters: P prompts, G
+rollouts of a group, T tokens, F frames, N nodes.
 A failure is a value too: an enum whose member carries the sentence that the user reads.
 """
 

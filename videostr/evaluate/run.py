@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.config import EvaluationConfig
-from videostr.errors import VideoError
+from videostr.errors import DataError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
+from videostr.evaluate.statistics import Scored
 from videostr.metrics import duration
 from videostr.ports import RolloutPool, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
@@ -324,24 +325,56 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     scratch.replace(path)
 
 
+def read_rows(path: Path, columns: Sequence[str]) -> Scored:
+    """What `write_rows` wrote, as the statistics take it.
+
+    Raises:
+        DataError: the file is missing or no such table.
+    """
+    try:
+        table = pq.read_table(path).to_pylist()
+        questions = [
+            Question(
+                **{name: row[name] for name in ("id", "video", "task", "scene", "source", "truth")}, text=""
+            )
+            for row in table
+        ]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(f"{path}: holds no rows of an evaluation ({error}); evaluate again") from None
+    scores = [
+        {name: value for name in columns if (value := row.get(f"score/{name}")) is not None} for row in table
+    ]
+    return Scored(questions=questions, scores=scores_of(scores, columns))
+
+
 def baselines(
     benchmark: Benchmark, questions: Sequence[Question], weights: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """`chance` and `constant` -> figure -> value; figures that a baseline does not reach are left out."""
+    """`chance` and `constant` -> figure -> value; figures with questions that a baseline does not answer are left out."""
     constant = benchmark.constant(questions)
     ways: dict[str, Callable[[Question], Mapping[str, float]]] = {
         "chance": benchmark.chance,
         "constant": lambda q: benchmark.score(q, constant[q.id], None).scores if q.id in constant else {},
     }
+    empty = [benchmark.score(question, "", None).scores for question in questions]
     found = {}
     for name, way in ways.items():
-        rows = [way(question) for question in questions]
-        columns = scores_of(rows, benchmark.columns)
-        if not columns:
-            continue
-        full = {column: columns.get(column, np.full(len(questions), np.nan)) for column in benchmark.columns}
-        values = benchmark.figures(questions, full, weights)
-        found[name] = {key: float(value[0]) for key, value in values.items() if np.isfinite(value[0])}
+        known = [way(question) for question in questions]
+        # What does not depend on the scores of the questions that are left open, is known.
+        low, high = (
+            benchmark.figures(
+                questions,
+                scores_of(
+                    [{**dict.fromkeys(has, guess), **row} for has, row in zip(empty, known, strict=True)],
+                    benchmark.columns,
+                ),
+                weights,
+            )
+            for guess in (0.0, 0.5)
+        )
+        values = {key: float(low[key][0]) for key in low if np.array_equal(low[key], high[key])}
+        if any(known):
+            found[name] = values
     return found
 
 

@@ -262,11 +262,16 @@ class Plain:
 
 
 def test_baselines_of_records(world: World) -> None:
+    """A figure is given where every question of it is answered: "overall" holds numbers and boxes, so it has no chance."""
     found = baselines(world.asker.benchmark, world.questions, np.ones((1, SCENES)))
-    choices = [q for q in world.questions if q.options]
-    expected = 100 * np.mean([1 / len(q.options) for q in choices])
-    assert found["chance"]["overall"] == pytest.approx(expected)
-    assert 0 < found["constant"]["overall"] <= 100
+    kinds: dict[str, set[int]] = {}
+    for question in world.questions:
+        kinds.setdefault(question.task, set()).add(len(question.options))
+    choices = {f"task/{task}": 100 / n for task, (n, *others) in kinds.items() if n and not others}
+    assert choices
+    assert {name: value for name, value in found["chance"].items() if name.startswith("task/")} == choices
+    assert "overall" not in found["chance"]
+    assert all(50 <= found["constant"][name] <= 100 for name in choices)
 
 
 def test_limit_and_duplicate_ids(world: World, dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,370 @@
+"""`python -m videostr.evaluate`: a policy on a benchmark, the score of existing predictions, or runs side by side.
+
+    --config configs/eval_sti.yaml [key=value ...]                 ask a policy; goes on where it was stopped
+    --predictions FILE.jsonl --benchmark NAME --root DIR           score texts that exist; prints JSON
+    --compare DIR DIR ... --out DIR                                results side by side, the first one the base
+
+Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoProcessor
+
+import rewards
+from actors.engines import engines
+from rewards import Rubric
+from rewards.choice import chosen_letter
+from rewards.number import mean_relative_accuracy, stated_number
+from videostr import config as configs
+from videostr.checkpoint import digest_of
+from videostr.config import EvaluationConfig, Judge
+from videostr.errors import ConfigError, DataError, ModelError, PlacementError, VideoStrError
+from videostr.evaluate import tables
+from videostr.evaluate.answers import Answers
+from videostr.evaluate.benchmark import Benchmark, Mode, Parsers, QuestionSet
+from videostr.evaluate.judge import EndpointJudge
+from videostr.evaluate.predictions import read_predictions
+from videostr.evaluate.records import Records
+from videostr.evaluate.run import (
+    Asked,
+    Asker,
+    Row,
+    ask,
+    baselines,
+    counts,
+    limited,
+    read_rows,
+    scores_of,
+    tally,
+    verdict_of,
+    write_rows,
+)
+from videostr.evaluate.statistics import comparisons, intervals
+from videostr.evaluate.sti_bench import StiBench
+from videostr.evaluate.tables import Evaluated
+from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
+from videostr.evaluate.vsi_bench import VsiBench
+from videostr.launch import log_to_console
+from videostr.model import check_model
+
+log = logging.getLogger("videostr.evaluate")
+PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
+NAMES = ("sti_bench", "vsi_bench", "v_star", "records")
+BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError)
+IN_FLIGHT = 2
+"""Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
+RESULT = "figures.json"
+ROWS = "questions.parquet"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status as in the module's docstring."""
+    options = _parser().parse_args(arguments)
+    log_to_console(sys.stderr if options.predictions else sys.stdout)
+    try:
+        if options.compare:
+            return _compare(options)
+        if options.predictions:
+            return _predictions(options)
+        return _evaluate(configs.load_evaluation(options.config, options.overrides))
+    except BAD_INPUT as error:
+        log.error("error: %s", error)
+        return 2
+    except VideoStrError as error:
+        log.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.info("stopped; the same command goes on from here")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m videostr.evaluate", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="a file such as configs/eval_sti.yaml")
+    what.add_argument("--predictions", type=Path, help='lines {"id", "prediction"}')
+    what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="folders with figures.json")
+    parser.add_argument("--benchmark", choices=NAMES)
+    parser.add_argument("--root", type=Path, help="folder with the benchmark's files")
+    parser.add_argument("--mode", choices=[mode.value for mode in Mode], default="direct")
+    parser.add_argument("--out", type=Path, help="folder for the tables")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bootstrap", type=int, default=2000)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. modes=[direct,think,graph]")
+    return parser
+
+
+def make_benchmark(
+    name: str, judge: Callable[[str, str, str], int | None] | None, rubric: Rubric
+) -> Benchmark:
+    """A benchmark by name."""
+    if name == "sti_bench":
+        return StiBench(PARSERS)
+    if name == "vsi_bench":
+        return VsiBench(PARSERS)
+    if name == "v_star":
+        return VStar(PARSERS, judge)
+    return Records(lambda text, record: rewards.score(text, record, rubric))
+
+
+# --------------------------------------------------------------------------------------------------- a policy
+
+
+def _evaluate(config: EvaluationConfig) -> int:
+    check_model(config.model, cpu=config.rollout.num_gpus == 0)
+    folder = Path(config.dir) / (config.name or f"{config.benchmark}-{_short(config.model)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Answers(Path(config.dir) / "answers.sqlite") as answers:
+        judge = _judge(config.judge, answers) if config.benchmark == "v_star" else None
+        rubric = Rubric.from_config(config.reward, config.max_tokens)
+        benchmark = make_benchmark(config.benchmark, judge, rubric)
+        questions = limited(benchmark.read(Path(config.root)), config.limit)
+        processor = AutoProcessor.from_pretrained(config.model)
+        model_digest = digest_of(Path(config.model)) if Path(config.model).is_dir() else config.model
+        asker = Asker(config, benchmark, processor, model_digest)
+        log.info(
+            "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
+        )
+        items = [asker.prepare(q, Mode(mode)) for mode in config.modes for q in questions.questions]
+        asked = [item for item in items if isinstance(item, Asked)]
+        refused = asyncio.run(_ask(asked, answers, config))
+        for mode in config.modes:
+            rows = tally([item for item in items if item.mode is Mode(mode)], answers, refused, asker)
+            _keep(rows, folder / mode, config, asker, questions, judge)
+    if len(config.modes) > 1:
+        page = side_by_side([folder / mode for mode in config.modes], config.bootstrap, config.seed)
+        _write_page(page, folder)
+    log.info("tables: %s", folder)
+    return 0
+
+
+async def _ask(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, str]:
+    if all(answers.get(item.key) is not None for item in asked):
+        log.info("all %d answers are there, no engine is started", len(asked))
+        return {}
+    at_once = IN_FLIGHT * config.rollout.num_workers * config.rollout.max_num_seqs
+    folder = Path(config.dir)
+    log.info("starting %d engines", config.rollout.num_workers)
+    async with engines(_engine_config(config), folder / "frames", folder / "logs") as pool:
+        return await ask(asked, pool, answers, config, at_once)
+
+
+def _engine_config(config: EvaluationConfig) -> configs.Config:
+    """What rollout workers read, as in training."""
+    path = Path(config.model)
+    return configs.Config(
+        run=configs.Run(seed=config.seed),
+        model=configs.Model(
+            path=str(path.resolve()) if path.exists() else config.model,
+            dtype=config.dtype,
+            freeze_vision=True,
+        ),
+        rollout=config.rollout,
+        placement=config.placement,
+    )
+
+
+def _keep(
+    rows: Sequence[Row],
+    folder: Path,
+    config: EvaluationConfig,
+    asker: Asker,
+    questions: QuestionSet,
+    judge: EndpointJudge | None,
+) -> None:
+    """Write what came out of one mode, and say it."""
+    folder.mkdir(exist_ok=True)
+    write_rows(rows, folder / ROWS)
+    settings = {
+        "model digest": asker.model_digest,
+        "dtype": config.dtype,
+        "temperature": f"{config.temperature:g}",
+        "max tokens": str(config.max_tokens_direct if rows[0].mode == Mode.DIRECT else config.max_tokens),
+        "seed": str(config.seed),
+        "questions": str(config.limit or "all"),
+        **_shown(rows),
+        **_judged(asker.benchmark, judge),
+    }
+    if config.benchmark == "records":
+        settings["rubric"] = config.reward.rubric
+    evaluated = _evaluated(
+        asker.benchmark,
+        questions,
+        [row.scores for row in rows],
+        name=f"{_short(config.model)} {rows[0].mode}",
+        mode=rows[0].mode,
+        model=config.model,
+        settings=settings,
+        counts=counts(rows),
+        bootstrap=(config.bootstrap, config.seed),
+    )
+    evaluated.to_json(folder / RESULT)
+    page = tables.one(evaluated)
+    _write_page(page, folder)
+    log.info("\n%s", page.text())
+
+
+def _evaluated(
+    benchmark: Benchmark,
+    questions: QuestionSet,
+    scores: Sequence[Mapping[str, float]],
+    *,
+    bootstrap: tuple[int, int],
+    **about: Any,
+) -> Evaluated:
+    columns = scores_of(scores, benchmark.columns)
+    everyone = questions.questions
+    return Evaluated(
+        benchmark=benchmark.name,
+        digest=questions.digest,
+        intervals={
+            name: found
+            for name, found in intervals(benchmark, everyone, columns, *bootstrap).items()
+            if not np.isnan(found.value)
+        },
+        baselines=baselines(benchmark, everyone, np.ones((1, len(everyone)))),
+        **about,
+    )
+
+
+def _shown(rows: Sequence[Row]) -> dict[str, str]:
+    """Frames and pixels, as they were."""
+    shown = [row for row in rows if row.frames]
+    frames, sizes = {row.frames for row in shown}, {(row.width, row.height) for row in shown}
+    return {
+        "frames": _span([str(n) for n in sorted(frames)]),
+        "pixels": _span([f"{w}x{h}" for w, h in sorted(sizes)]),
+    }
+
+
+def _span(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}" if values else "none"
+
+
+def _short(model: str) -> str:
+    """A policy's name for folders and tables: of a checkpoint, the run's and the step's too."""
+    parts = [part for part in Path(model).parts if part not in {"/", "..", ".", "checkpoints", "policy"}]
+    return "-".join(parts[-2:]).lower() or "model"
+
+
+def _judge(config: Judge, answers: Answers) -> EndpointJudge | None:
+    return EndpointJudge(config, JUDGE_SYSTEM, JUDGE_TEMPLATE, answers) if config.endpoint else None
+
+
+def _judged(benchmark: Benchmark, judge: EndpointJudge | None) -> dict[str, str]:
+    if not isinstance(benchmark, VStar):
+        return {}
+    if judge is None:
+        return {"judge": benchmark.judge_name}
+    return {"judge": judge.name, "ratings without a number": str(judge.unreadable)}
+
+
+def _write_page(page: tables.Page, folder: Path) -> None:
+    (folder / "figures.md").write_text(page.markdown())
+    (folder / "figures.html").write_text(page.html())
+
+
+# -------------------------------------------------------------------------------------------- predictions
+
+
+def _predictions(options: argparse.Namespace) -> int:
+    if options.benchmark is None or options.root is None:
+        raise ConfigError(
+            "--predictions needs --benchmark NAME and --root DIR, the folder with the benchmark's files"
+        )
+    benchmark = make_benchmark(options.benchmark, None, Rubric.preset("default"))
+    questions = benchmark.read(options.root)
+    found = read_predictions(options.predictions, questions.questions)
+    for problem in found.problems():
+        log.warning("%s", problem)
+    mode = Mode(options.mode)
+    verdicts = []
+    for question in questions.questions:
+        given = found.by_id.get(question.id)
+        verdicts.append(
+            verdict_of(benchmark, question, mode, given.text if given else "", given.size if given else None)
+        )
+    pairs = zip(questions.questions, verdicts, strict=True)
+    unread = sum(not verdict.extracted for question, verdict in pairs if question.id in found.by_id)
+    evaluated = _evaluated(
+        benchmark,
+        questions,
+        [verdict.scores for verdict in verdicts],
+        name=options.predictions.stem,
+        mode=mode.value,
+        model="",
+        settings={"predictions": str(options.predictions), **_judged(benchmark, None)},
+        counts={
+            "questions": len(questions.questions),
+            "answered": len(found.by_id),
+            "missing": len(found.missing),
+            "unknown_ids": len(found.unknown),
+            "no_answer_read": unread,
+        },
+        bootstrap=(options.bootstrap, options.seed),
+    )
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        evaluated.to_json(options.out / RESULT)
+        _write_page(tables.one(evaluated), options.out)
+    print(
+        json.dumps(
+            {
+                "benchmark": evaluated.benchmark,
+                "digest": evaluated.digest,
+                "counts": dict(evaluated.counts),
+                "figures": {
+                    name: {"value": found.value, "ci95": [found.low, found.high]}
+                    for name, found in evaluated.intervals.items()
+                },
+                "baselines": evaluated.baselines,
+                "settings": dict(evaluated.settings),
+            },
+            indent=2,
+        )
+    )
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ compare
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if len(options.compare) < 2:
+        raise ConfigError("--compare needs at least two folders with figures.json, the base first")
+    page = side_by_side(options.compare, options.bootstrap, options.seed)
+    print(page.text())
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        _write_page(page, options.out)
+    return 0
+
+
+def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.Page:
+    """Results of `--config` runs side by side, the first one the base.
+
+    Raises:
+        DataError: a folder has no result, or they are of different benchmarks or question files.
+    """
+    runs = [Evaluated.from_json(folder / RESULT) for folder in folders]
+    tables.require_same_questions(runs)
+    benchmark = make_benchmark(runs[0].benchmark, None, Rubric.preset("default"))
+    scored = [read_rows(folder / ROWS, benchmark.columns) for folder in folders]
+    binary = "accuracy" if "accuracy" in benchmark.columns else ""
+    found = [comparisons(benchmark, scored[0], other, resamples, seed, binary=binary) for other in scored[1:]]
+    return tables.compare(runs, found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""VSI-Bench: questions about rooms, choices and numbers (arXiv 2412.14171).
+
+In: `test.jsonl` or `test-*.parquet` of huggingface.co/datasets/nyu-visionx/VSI-Bench; texts of a model. Out: questions, verdicts,
+and the eight task scores with their mean, as `lmms_eval/tasks/vsibench/utils.py` of github.com/vision-x-nyu/thinking-in-space at
+commit 51e089c computes them, with a stricter reading beside them. docs/benchmarks.md has the traps of the original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videostr.errors import DataError
+from videostr.evaluate.benchmark import Parsers, Question, QuestionSet, Verdict
+from videostr.evaluate.records import mean
+
+FILE = "test.jsonl"
+SHARDS = ("test-*.parquet", "data/test-*.parquet")
+LEVELS = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
+CHOICES = frozenset({*LEVELS, "object_rel_distance", "route_planning", "obj_appearance_order"})
+UNITS = {
+    "object_counting": "",
+    "object_abs_distance": "m",
+    "object_size_estimation": "cm",
+    "room_size_estimation": "m2",
+}
+"""Question types whose answers are numbers -> the unit in which they are asked."""
+TASKS = (
+    "object_counting",
+    "object_abs_distance",
+    "object_size_estimation",
+    "room_size_estimation",
+    "object_rel_distance",
+    "object_rel_direction",
+    "route_planning",
+    "obj_appearance_order",
+)
+"""In the order of the official output; the three levels of direction are one task."""
+LIMIT = 65_536
+"""Longer texts are no answers to the strict reader, as in traces; the official one has no limit."""
+
+_ALLOWED = 1 - np.linspace(0.5, 0.95, 10)
+_OPTION = re.compile(r"([A-Z])\.\s*(.*)", re.DOTALL)
+
+
+class VsiBench:
+    """VSI-Bench with the default prompt and the scoring of its repository."""
+
+    name: str = "vsi_bench"
+    columns: tuple[str, ...] = ("accuracy", "mra", "strict")
+
+    def __init__(self, parsers: Parsers) -> None:
+        self._parsers = parsers
+
+    def read(self, root: Path) -> QuestionSet:
+        """All questions, in the order of the file; `test.jsonl` is read where both forms are there. Ids are the file's.
+
+        Raises:
+            DataError: no file is there, or a row breaks the official form; names file, row, field and rule.
+        """
+        shards = sorted(path for pattern in SHARDS for path in root.glob(pattern))
+        paths = [root / FILE] if (root / FILE).is_file() or not shards else shards
+        digest = hashlib.sha256()
+        questions: dict[str, Question] = {}
+        for path in paths:
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be read ({error.strerror}); root must be the folder of VSI-Bench with {FILE} or {SHARDS[0]}"
+                ) from None
+            digest.update(content)
+            for place, row in _rows(path, content):
+                question = _question(place, row)
+                if question.id in questions:
+                    raise DataError(f"{place}: id {question.id!r}: is there twice; ids must be unique")
+                questions[question.id] = question
+        if not questions:
+            raise DataError(f"{paths[0]}: has no questions; download it again")
+        return QuestionSet(questions=tuple(questions.values()), digest=digest.hexdigest())
+
+    def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
+        """The text of `lmms_eval_specific_kwargs: default`."""
+        options = question.row["options"]
+        if options is None:
+            lines = (question.text, "Please answer the question using a single word or phrase.")
+        else:
+            lines = (
+                question.text,
+                "Options:",
+                *options,
+                "Answer with the option's letter from the given choices directly.",
+            )
+        return "\n".join(("These are frames of a video.", *lines))
+
+    def asks(self, question: Question) -> str:
+        """A letter or a number."""
+        if question.options:
+            return "the letter of the right option"
+        unit = UNITS[question.row["question_type"]]
+        return f"one number in {unit}" if unit else "one number"
+
+    def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
+        """`accuracy` or `mra` of the official first token; `strict` by `Parsers.letter` or `Parsers.number`."""
+        token = first_token(answer)
+        plain = " ".join(answer.split()) if len(answer) <= LIMIT else ""
+        if question.options:
+            right = float(token.lower() == question.truth.lower())
+            strict = float(self._parsers.letter(plain, question.options) == question.truth.upper())
+            is_letter = len(token) == 1 and token.upper() in question.row["letters"]
+            return Verdict(
+                extracted=token if is_letter else "",
+                scores={"accuracy": right, "strict": strict},
+                note="" if is_letter else f"{token[:60]!r}, all before the first blank, is no letter",
+            )
+        said, truth = _number(token), float(question.truth)
+        mra = 0.0 if said is None else float((abs(said - truth) / truth <= _ALLOWED).mean())
+        number = self._parsers.number(plain, UNITS[question.row["question_type"]])
+        strict = 0.0 if number is None else self._parsers.relative_accuracy(number, truth)
+        is_number = said is not None and not math.isnan(said)
+        return Verdict(
+            extracted=token[:400] if is_number else "",
+            scores={"mra": mra, "strict": strict},
+            note="" if is_number else f"{token[:60]!r}, all before the first blank, is no number",
+        )
+
+    def chance(self, question: Question) -> Mapping[str, float]:
+        """1 over the number of options; not defined for numbers."""
+        if not question.options:
+            return {}
+        return {"accuracy": 1 / len(question.options), "strict": 1 / len(question.options)}
+
+    def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
+        """The most frequent answer of the question type, numbers too: the paper's "chance level (frequency)".
+
+        Of several that are equally frequent, the first in the order of the file.
+        """
+        types: dict[str, Counter[str]] = defaultdict(Counter)
+        for question in questions:
+            types[question.row["question_type"]][question.truth] += 1
+        best = {kind: count.most_common(1)[0][0] for kind, count in types.items()}
+        return {question.id: best[question.row["question_type"]] for question in questions}
+
+    def figures(
+        self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Percent: `overall` (mean of the tasks present), `task/...`, `level/...` of direction, and the same below `strict/`."""
+        types = np.array([question.row["question_type"] for question in questions], dtype=object)
+        official = np.where(np.isin(types, list(CHOICES)), scores["accuracy"], scores["mra"])
+        return _figures("", types, official, weights) | _figures("strict/", types, scores["strict"], weights)
+
+
+def _figures(
+    prefix: str, types: np.ndarray, values: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    def of(kind: str) -> np.ndarray:
+        inside = types == kind
+        return 100 * mean(values[inside], weights[:, inside])
+
+    levels = {level: of(level) for level in LEVELS if level in types}
+    tasks = {task: of(task) for task in TASKS if task in types}
+    if levels:
+        tasks["object_rel_direction"] = _mean_of_present(levels)
+    found = {f"{prefix}overall": _mean_of_present(tasks)}
+    found |= {f"{prefix}task/{task}": tasks[task] for task in TASKS if task in tasks}
+    return found | {f"{prefix}level/{level}": value for level, value in levels.items()}
+
+
+def _mean_of_present(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[B] means of several [B], without those that are NaN; NaN where all are."""
+    stacked = np.stack(list(parts.values()))
+    there = ~np.isnan(stacked)
+    means: np.ndarray = np.full(stacked.shape[1], np.nan)
+    np.divide(np.where(there, stacked, 0).sum(axis=0), there.sum(axis=0), out=means, where=there.any(axis=0))
+    return means
+
+
+def first_token(answer: str) -> str:
+    """What the official code reads: the text before the first blank, without full stops at its end and white space."""
+    return answer.split(" ", 1)[0].rstrip(".").strip()
+
+
+def _number(token: str) -> float | None:
+    try:
+        return float(token)
+    except ValueError:
+        return None
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A row; other fields are not read."""
+
+    id: int | str
+    dataset: str
+    scene_name: str
+    question_type: str
+    question: str
+    ground_truth: str | int | float
+    options: list[str] | None = None
+
+
+def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    """Place and content of each row of a file."""
+    if path.suffix == ".parquet":
+        try:
+            table = pq.read_table(pa.BufferReader(content))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: is no Parquet file ({error}); download it again") from None
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist()))
+        return
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        if line.strip():
+            try:
+                yield f"{path}:{number}", msgspec.json.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise DataError(
+                    f"{path}:{number}: {line!r:.80} is no JSON ({error}); download it again"
+                ) from None
+
+
+def _question(place: str, row: Any) -> Question:
+    """A row in the official form.
+
+    Raises:
+        DataError: it is not; starts with `place`.
+    """
+    try:
+        record = msgspec.convert(row, _Record)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{place}: {error}, in {row!r:.300}; download the file again") from None
+    truth = str(record.ground_truth)
+    if record.question_type in CHOICES:
+        options = _options(place, record)
+        if not (len(truth) == 1 and truth.upper() in _letters(options)):
+            raise DataError(
+                f"{place}: ground_truth {truth!r:.80}: must be one of the {len(options)} options' letters"
+            )
+    elif record.question_type in UNITS:
+        options = ()
+        value = _number(truth)
+        if value is None or not 0 < value < math.inf:
+            raise DataError(
+                f"{place}: ground_truth {truth!r:.80}: must be a number above 0, the metric divides by it"
+            )
+    else:
+        raise DataError(
+            f"{place}: question_type {record.question_type!r:.80}: must be one of {', '.join(sorted(CHOICES | UNITS.keys()))}"
+        )
+    for field, name in (("dataset", record.dataset), ("scene_name", record.scene_name)):
+        if "/" in name or name in {"", ".", ".."}:
+            raise DataError(f"{place}: {field} {name!r:.80}: must be the name of a folder or file")
+    return Question(
+        id=str(record.id),
+        video=f"{record.dataset}/{record.scene_name}.mp4",
+        task="object_rel_direction" if record.question_type in LEVELS else record.question_type,
+        source=record.dataset,
+        text=record.question,
+        options=options,
+        truth=truth,
+        row={
+            "question_type": record.question_type,
+            "options": record.options if options else None,
+            "letters": _letters(options),
+        },
+    )
+
+
+def _options(place: str, record: _Record) -> tuple[str, ...]:
+    """Texts of the options, without "A. "."""
+    matches = [_OPTION.fullmatch(option) for option in record.options or ()]
+    texts = [match.group(2) for match in matches if match]
+    letters = "".join(match.group(1) for match in matches if match)
+    if len(texts) < 2 or len(texts) < len(matches) or letters != _letters(texts):
+        raise DataError(
+            f"{place}: options {record.options!r:.200}: must be 'A. text', 'B. text', ... of a choice"
+        )
+    return tuple(texts)
+
+
+def _letters(options: Sequence[str]) -> str:
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]
