@@ -1,16 +1,22 @@
-# make demo [SEED=0] [RUN=demo] | test | check | bench      each does its own set-up; EXTRA=gpu for CUDA builds
+# make demo [SEED=0] [RUN=demo] | evaluate [RUN=demo] | test | check | bench      each does its own set-up; EXTRA=gpu for CUDA builds
 EXTRA ?= cpu
 SEED ?= 0
 RUN ?= demo
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo evaluate test check bench
 
 setup:
 	@EXTRA=$(EXTRA) bash deploy/setup.sh
 
 demo: | setup
 	$(PYTHON) -m videostr.launch --config configs/tabletop_cpu.yaml run.name=$(RUN) run.seed=$(SEED)
+
+# The shipped policy and the one that the demo trained, on the held-out records, in three modes, side by side.
+evaluate: | setup
+	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=before
+	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=after model=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)
+	$(PYTHON) -m videostr.evaluate --out evaluations/tabletop --compare $(foreach mode,graph think direct,evaluations/before/$(mode) evaluations/after/$(mode))
 
 check: | setup
 	$(PYTHON) -m ruff check

@@ -20,7 +20,7 @@ import pytest
 from videostr.evaluate import __main__ as command
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS = 24
+QUESTIONS = 8
 MODES = ("direct", "think", "graph")
 
 

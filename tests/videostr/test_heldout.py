@@ -27,7 +27,7 @@ def test_gain_is_paired():
 
 
 def test_interval_has_the_width_of_the_standard_error():
-    # 400 gains of mean 0.1 and deviation 1: the 95 % interval is about 0.1 +- 1.96 / 20.
+    # 400 gains of mean 0.1 and deviation s: the 95 % interval is about 0.1 +- 1.96 s / 20.
     gains = np.random.default_rng(1).normal(0.1, 1.0, 400)
     gains += 0.1 - gains.mean()
     before = {str(i): {"total": 0.0} for i in range(400)}
@@ -35,8 +35,8 @@ def test_interval_has_the_width_of_the_standard_error():
     gain = paired_gain(before, after, "total", 4000, seed=0)
     assert gain is not None
     low, high = gain["ci95"]
-    assert low == pytest.approx(0.1 - 0.098, abs=0.01)
-    assert high == pytest.approx(0.1 + 0.098, abs=0.01)
+    assert low == pytest.approx(0.1 - 1.96 * gains.std() / 20, abs=0.006)
+    assert high == pytest.approx(0.1 + 1.96 * gains.std() / 20, abs=0.006)
 
 
 def test_summary_has_the_documented_shape(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 from videostr.checkpoint import write_json
 from videostr.config import Config
 from videostr.data.source import Drawn
+from videostr.evaluate.statistics import Interval, bootstrap_weights
 from videostr.ports import Ports, SampleRequest
 from videostr.types import Failure
 
@@ -137,10 +138,9 @@ def paired_gain(
     )
     if gains.size == 0:
         return None
-    rng = np.random.default_rng(seed)
-    resampled = gains[rng.integers(gains.size, size=(resamples, gains.size))].mean(axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return {"mean": float(gains.mean()), "ci95": [float(low), float(high)]}
+    draws = bootstrap_weights([str(i) for i in range(gains.size)], resamples, seed) @ gains / gains.size
+    found = Interval.of(float(gains.mean()), draws)
+    return {"mean": found.value, "ci95": [found.low, found.high]}
 
 
 def table(values: Mapping[str, Any]) -> str:
