@@ -114,7 +114,7 @@ class Benchmark(Protocol):
         ...
 
     def asks(self, question: Question) -> str:
-        """The form of the answer, for `Mode.THINK` and `Mode.GRAPH`: "Then write ... inside <answer></answer>."."""
+        """What the answer has to be, for `Mode.THINK` and `Mode.GRAPH`, as in "Then write ... inside <answer></answer>."."""
         ...
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:

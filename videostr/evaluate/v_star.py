@@ -177,7 +177,8 @@ class VStar:
         `domain/...`. An item without an answer to `what` counts in nothing but the number that some sums are divided by.
         `corrected/...`: every question counts, boxes are scaled. `strict/...`: the same, of the strict column.
         """
-        layout = _Layout.of(questions, scores)
+        nothing = np.full(len(questions), np.nan)
+        layout = _Layout.of(questions, {column: scores.get(column, nothing) for column in self.columns})
         everything = np.ones(len(questions))
         table = _Table(weights)
         _official(table, "", layout, everything, counts_all=True)

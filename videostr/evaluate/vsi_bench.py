@@ -157,7 +157,9 @@ class VsiBench:
     ) -> dict[str, np.ndarray]:
         """Percent: `overall` (mean of the tasks present), `task/...`, `level/...` of direction, and the same below `strict/`."""
         types = np.array([question.row["question_type"] for question in questions], dtype=object)
-        official = np.where(np.isin(types, list(CHOICES)), scores["accuracy"], scores["mra"])
+        nothing = np.full(len(questions), np.nan)
+        accuracy, mra = (scores.get(column, nothing) for column in ("accuracy", "mra"))
+        official = np.where(np.isin(types, list(CHOICES)), accuracy, mra)
         return _figures("", types, official, weights) | _figures("strict/", types, scores["strict"], weights)
 
 
