@@ -132,13 +132,11 @@ def paired_gain(
     seed: int,
 ) -> dict[str, Any] | None:
     """Mean gain of a part with its 95 % percentile interval, by paired bootstrap over prompts; None without the part."""
-    common = sorted(before.keys() & after.keys())
-    gains = np.array(
-        [after[i][part] - before[i][part] for i in common if part in before[i] and part in after[i]]
-    )
+    common = [i for i in sorted(before.keys() & after.keys()) if part in before[i] and part in after[i]]
+    gains = np.array([after[i][part] - before[i][part] for i in common])
     if gains.size == 0:
         return None
-    draws = bootstrap_weights([str(i) for i in range(gains.size)], resamples, seed) @ gains / gains.size
+    draws = bootstrap_weights(common, resamples, seed) @ gains / gains.size
     found = Interval.of(float(gains.mean()), draws)
     return {"mean": found.value, "ci95": [found.low, found.high]}
 
