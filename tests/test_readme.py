@@ -6,12 +6,12 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
 
-from videostr.config import load, load_coldstart
+from tests.test_configs import load_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,13 +57,13 @@ def is_runnable(module: str) -> bool:
 
 
 def config_complaints(words: list[str]) -> list[str]:
-    name, overrides = words[0], [word for word in words[1:] if "=" in word]
+    name = words[0]
+    overrides = [word for word in takewhile(lambda word: word[:2] != "--", words[1:]) if "=" in word]
     if PLACEHOLDER.search(name):
         return []
     if not (ROOT / name).is_file():
         return [f"--config {name}: no such file"]
-    reader = load_coldstart if Path(name).stem.endswith("coldstart") else load
-    reader(ROOT / name, [word for word in overrides if not PLACEHOLDER.search(word)])
+    load_of(Path(name))(ROOT / name, [word for word in overrides if not PLACEHOLDER.search(word)])
     return []
 
 

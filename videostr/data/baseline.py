@@ -6,7 +6,6 @@ words, beside chance; and for numbers what the best constant earns. A dataset th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -34,11 +33,13 @@ class Guessing:
 
 
 def choices(records: Iterable[Record]) -> list[Guessing]:
-    """Cross-validated over scenes: a naive Bayes guesser on family, words of the question and options."""
+    """Cross-validated: a naive Bayes guesser on family, words of the question and options.
+
+    A fold is a stretch of the records as they stand. There the questions of a complete set stand together (and mostly those of a
+    scene, too): a set that is cut, one question to be guessed and the others to learn from, would tell by what is missing.
+    """
     asked = [record for record in records if record.answer.kind is AnswerKind.CHOICE]
-    folds: list[list[Record]] = [[] for _ in range(FOLDS)]
-    for record in asked:
-        folds[_fold(record)].append(record)
+    folds = [asked[k * len(asked) // FOLDS : (k + 1) * len(asked) // FOLDS] for k in range(FOLDS)]
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     chance: Counter[str] = Counter()
@@ -113,8 +114,3 @@ def _features(record: Record, index: int) -> Iterator[str]:
 
 def _truth(record: Record) -> int:
     return ord(str(record.answer.value)) - ord("A")
-
-
-def _fold(record: Record) -> int:
-    """All records of a video are in one fold."""
-    return hashlib.sha256(record.clip.video.encode()).digest()[0] % FOLDS

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Stats:
     nodes: Counter[int] = field(default_factory=Counter)
     """Nodes of a frame of the true graphs."""
     sample: list[Record] = field(default_factory=list)
-    """Of `SAMPLE` records."""
+    """Of `SAMPLE` records, in their order."""
 
 
 def collect(folder: Path) -> Stats:
@@ -51,6 +52,7 @@ def collect(folder: Path) -> Stats:
     stats = Stats()
     videos: set[str] = set()
     chooser = random.Random(0)
+    sample: list[tuple[int, Record]] = []
     for row in read_records(folder):
         if isinstance(row, Failure):
             stats.unusable += row.records
@@ -64,17 +66,20 @@ def collect(folder: Path) -> Stats:
             stats.nodes.update(len(frame.nodes) for frame in row.graph.frames)
         if row.answer.kind is AnswerKind.CHOICE:
             stats.letters[str(row.answer.value)] += 1
-        _reservoir(stats.sample, row, stats.records, chooser)
+        _reservoir(sample, row, stats.records, chooser)
     stats.videos = len(videos)
+    stats.sample = [record for _, record in sorted(sample, key=itemgetter(0))]
     return stats
 
 
-def _reservoir(sample: list[Record], record: Record, seen: int, chooser: random.Random) -> None:
-    """Every record has the same chance to be in the sample, in one pass."""
+def _reservoir(
+    sample: list[tuple[int, Record]], record: Record, number: int, chooser: random.Random
+) -> None:
+    """Every record has the same chance to be in the sample, in one pass; `number` counts from 1."""
     if len(sample) < SAMPLE:
-        sample.append(record)
-    elif (place := chooser.randrange(seen)) < SAMPLE:
-        sample[place] = record
+        sample.append((number, record))
+    elif (place := chooser.randrange(number)) < SAMPLE:
+        sample[place] = (number, record)
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from videostr.data import build as building
@@ -176,7 +177,7 @@ def test_check_passes_what_was_built_and_finds_what_was_broken(
     late = replace(
         off,
         id="late",
-        graph=replace(off.graph, frames=tuple(replace(f, t=f.t + 9) for f in off.graph.frames)),
+        graph=structs.replace(off.graph, frames=tuple(structs.replace(f, t=f.t + 9) for f in off.graph.frames)),
     )
     gone = replace(
         records[1],
