@@ -6,6 +6,7 @@ words, beside chance; and for numbers what the best constant earns. A dataset th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -33,18 +34,21 @@ class Guessing:
 
 
 def choices(records: Iterable[Record]) -> list[Guessing]:
-    """Cross-validated: a naive Bayes guesser on family, words of the question and options.
+    """Cross-validated over scenes: a naive Bayes guesser on family, words of the question and options.
 
-    A fold is a stretch of the records as they stand. There the questions of a complete set stand together (and mostly those of a
-    scene, too): a set that is cut, one question to be guessed and the others to learn from, would tell by what is missing.
+    It learns from sets of the other folds only where they are whole: of a set that is cut, what is missing would tell the
+    answer of the question that is guessed.
     """
-    asked = [record for record in records if record.answer.kind is AnswerKind.CHOICE]
-    folds = [asked[k * len(asked) // FOLDS : (k + 1) * len(asked) // FOLDS] for k in range(FOLDS)]
+    sets = [found for found in complete_sets(records) if found[0].answer.kind is AnswerKind.CHOICE]
+    folds: list[list[Record]] = [[] for _ in range(FOLDS)]
+    for record in (record for found in sets for record in found):
+        folds[_fold(record)].append(record)
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     chance: Counter[str] = Counter()
     for number, fold in enumerate(folds):
-        guesser = _Guesser([record for other, rest in enumerate(folds) if other != number for record in rest])
+        whole = [found for found in sets if all(_fold(record) != number for record in found)]
+        guesser = _Guesser([record for found in whole for record in found])
         for record in fold:
             total[record.family] += 1
             chance[record.family] += 1 / len(record.options)  # type: ignore[assignment]  # Counter of floats
@@ -73,6 +77,26 @@ def numbers(records: Iterable[Record], judge: Callable[[str, Record], float]) ->
         earned = max(sum(judge(f"{c:g}", record) for record in of) / len(of) for c in constants)
         found.append(Guessing(family=family, questions=len(of), earned=earned, chance=None))
     return found
+
+
+def complete_sets(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Choices that were balanced against each other, which stand together in a dataset; other records alone."""
+    waiting: list[Record] = []
+    for record in records:
+        if waiting and _kind(record) != _kind(waiting[0]):
+            yield waiting
+            waiting = []
+        waiting.append(record)
+        if len(waiting) == _kind(record)[1]:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _kind(record: Record) -> tuple[str, int]:
+    """Family, and how many make a set: one for each answer that there is."""
+    return record.family, max(1, len(record.options))
 
 
 class _Guesser:
@@ -114,3 +138,8 @@ def _features(record: Record, index: int) -> Iterator[str]:
 
 def _truth(record: Record) -> int:
     return ord(str(record.answer.value)) - ord("A")
+
+
+def _fold(record: Record) -> int:
+    """All records of a video are in one fold."""
+    return hashlib.sha256(record.clip.video.encode()).digest()[0] % FOLDS

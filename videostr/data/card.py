@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from videostr.data import baseline
-from videostr.data.baseline import Guessing
+from videostr.data.baseline import Guessing, complete_sets
 from videostr.data.records import SCHEMA_VERSION, read_records
 from videostr.data.sources import SOURCES
 from videostr.types import AnswerKind, Failure, Record
 
-SAMPLE = 20_000
-"""Records that baselines and histograms look at, at most: drawn by a fixed seed."""
+SAMPLE = 10_000
+"""Complete sets (of one record or some) that baselines and histograms look at, at most: drawn by a fixed seed."""
 BINS = 24
 
 
@@ -44,7 +43,7 @@ class Stats:
     nodes: Counter[int] = field(default_factory=Counter)
     """Nodes of a frame of the true graphs."""
     sample: list[Record] = field(default_factory=list)
-    """Of `SAMPLE` records, in their order."""
+    """Records of `SAMPLE` sets; those of a set stand together."""
 
 
 def collect(folder: Path) -> Stats:
@@ -52,7 +51,19 @@ def collect(folder: Path) -> Stats:
     stats = Stats()
     videos: set[str] = set()
     chooser = random.Random(0)
-    sample: list[tuple[int, Record]] = []
+    sample: list[list[Record]] = []
+    for number, found in enumerate(complete_sets(_counted(folder, stats, videos)), 1):
+        if len(sample) < SAMPLE:
+            sample.append(found)
+        elif (place := chooser.randrange(number)) < SAMPLE:  # every set has the same chance, in one pass
+            sample[place] = found
+    stats.videos = len(videos)
+    stats.sample = [record for found in sample for record in found]
+    return stats
+
+
+def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
+    """The usable records, each counted when it is taken."""
     for row in read_records(folder):
         if isinstance(row, Failure):
             stats.unusable += row.records
@@ -66,20 +77,7 @@ def collect(folder: Path) -> Stats:
             stats.nodes.update(len(frame.nodes) for frame in row.graph.frames)
         if row.answer.kind is AnswerKind.CHOICE:
             stats.letters[str(row.answer.value)] += 1
-        _reservoir(sample, row, stats.records, chooser)
-    stats.videos = len(videos)
-    stats.sample = [record for _, record in sorted(sample, key=itemgetter(0))]
-    return stats
-
-
-def _reservoir(
-    sample: list[tuple[int, Record]], record: Record, number: int, chooser: random.Random
-) -> None:
-    """Every record has the same chance to be in the sample, in one pass; `number` counts from 1."""
-    if len(sample) < SAMPLE:
-        sample.append((number, record))
-    elif (place := chooser.randrange(number)) < SAMPLE:
-        sample[place] = (number, record)
+        yield row
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:

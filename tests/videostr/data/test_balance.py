@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.balance import MAX_WAITING, Balancer
-from videostr.data.baseline import choices, numbers
+from videostr.data.baseline import choices, complete_sets, numbers
 from videostr.data.families import Balance
 from videostr.types import Answer, AnswerKind, ClipSpec, Record
 
@@ -71,6 +71,14 @@ def test_a_guesser_beats_chance_before_and_not_after() -> None:
     assert len(passed) > 1000
     assert abs(after.earned - 0.5) < 0.04  # two standard errors
     assert after.chance == 0.5
+
+
+def test_sets_stand_together() -> None:
+    options = ("a", "b", "c")
+    records = [choice(i, "a", "?", options) for i in range(7)]
+    records[3:3] = [choice(8, "a", "?", ("a", "b")), choice(9, "a", "?", ("a", "b"))]
+    found = [[record.id for record in members] for members in complete_sets(records)]
+    assert [len(members) for members in found] == [3, 2, 3, 1]
 
 
 def test_the_guesser_sees_which_magnitude_is_usual() -> None:

@@ -177,7 +177,9 @@ def test_check_passes_what_was_built_and_finds_what_was_broken(
     late = replace(
         off,
         id="late",
-        graph=structs.replace(off.graph, frames=tuple(structs.replace(f, t=f.t + 9) for f in off.graph.frames)),
+        graph=structs.replace(
+            off.graph, frames=tuple(structs.replace(f, t=f.t + 9) for f in off.graph.frames)
+        ),
     )
     gone = replace(
         records[1],
