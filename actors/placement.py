@@ -38,13 +38,17 @@ class Role:
 
 def plan(config: Config) -> list[Role]:
     """The actors a config asks for; no reward workers where a service scores."""
-    rollout, learner, reward = config.rollout, config.learner, config.reward
+    rollout, learner, reward, meant = config.rollout, config.learner, config.reward, config.placement
     roles = [
-        Role("rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus), "PACK"),
-        Role("learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus), "PACK"),
+        Role(
+            "rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus, meant.rollout), "PACK"
+        ),
+        Role(
+            "learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus, meant.learner), "PACK"
+        ),
     ]
     if not reward.endpoint:
-        roles.append(Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0), "SPREAD"))
+        roles.append(Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, meant.reward), "SPREAD"))
     return roles
 
 
@@ -127,8 +131,8 @@ class Placement:
 
 
 REMEDY = (
-    "lower num_workers, num_ranks, num_cpus or num_gpus of the sections rollout, learner and reward, add nodes, or let an "
-    "autoscaler bring them by placement.wait_s"
+    "lower num_workers, num_ranks, num_cpus or num_gpus of the sections rollout, learner and reward, add nodes (with the "
+    "resources that placement.rollout, learner and reward name), or let an autoscaler bring them by placement.wait_s"
 )
 
 
@@ -157,5 +161,6 @@ def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
 
 
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+def _bundle(cpus: float, gpus: float, meant: str) -> dict[str, float]:
+    amounts = {"CPU": cpus, "GPU": gpus, **({meant: 1.0} if meant else {})}
+    return {name: amount for name, amount in amounts.items() if amount > 0}

@@ -282,6 +282,13 @@ class PlacementConfig:
 
     wait_s: float = 0.0
     """Seconds to wait for nodes that an autoscaler may bring; 0 refuses a plan that does not fit now."""
+    rollout: str = ""
+    """Ray resource of which every rollout worker takes one, so that it lands on a node that offers it (`ray start
+    --resources '{"rollout": 8}'`); "" for any node."""
+    learner: str = ""
+    """The same for learner ranks."""
+    reward: str = ""
+    """The same for reward workers."""
 
 
 @dataclass
@@ -601,6 +608,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         _bound("train.max_flat_steps", c.train.max_flat_steps, lambda v: v >= 0, "at least 0"),
         _bound("sampling.refill_limit", c.sampling.refill_limit, lambda v: v >= 1, "at least 1"),
         _bound("train.traces_every", c.train.traces_every, lambda v: v >= 0, "at least 0"),
+        *_placement_rules(c.placement),
         (bool(c.model.path), 'model.path = "": must name the policy; set model.path=DIR'),
         (
             bool(c.data.train),
@@ -624,6 +632,17 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             f"reward.overlong_buffer = {c.reward.overlong_buffer} must be below sampling.max_tokens = "
             f"{c.sampling.max_tokens}, or every completion is penalised; lower it",
         ),
+    ]
+
+
+def _placement_rules(p: PlacementConfig) -> list[tuple[bool, str]]:
+    return [
+        (
+            getattr(p, name) not in {"CPU", "GPU", "memory", "object_store_memory"},
+            f"placement.{name} = {getattr(p, name)}: must be a resource of your own, for Ray counts this one itself; name one "
+            'that nodes offer by `ray start --resources`, such as rollout, or ""',
+        )
+        for name in ("rollout", "learner", "reward")
     ]
 
 

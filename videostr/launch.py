@@ -1,7 +1,8 @@
 """Composition root: reads the config, starts the actors, evaluates, trains, evaluates again, reports.
 
 `python -m videostr.launch --config configs/X.yaml [key=value ...]`, also through `ray job submit --`. Resumes when the run
-folder has a checkpoint. Exit status: 0 done, 1 the run failed, 2 bad input, 130 stopped by Ctrl-C or SIGTERM after a checkpoint.
+folder has a checkpoint; `--check` says what would not work, and starts nothing. Exit status: 0 done, 1 the run failed, 2 bad
+input, 130 stopped by Ctrl-C or SIGTERM after a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 import ray
 from transformers import AutoProcessor
 
+from actors.check import check
 from actors.learner import RayLearner
 from actors.placement import Placement, plan, start_ray
 from actors.pools import RayRolloutPool
@@ -32,6 +34,7 @@ from actors.supervision import pause_before
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
+from videostr.check import as_text, exit_status
 from videostr.checkpoint import Ledger, RunState, write_json
 from videostr.config import Config
 from videostr.data.source import RecordSource
@@ -48,6 +51,8 @@ from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, tabl
 from videostr.loop import train, unless
 from videostr.metrics import duration
 from videostr.model import check_model
+from videostr.plan.memory import estimate
+from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports
 from videostr.report.page import write_report
 from videostr.runfolder import RunFolder
@@ -66,11 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status as in the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m videostr.launch", description=__doc__)
     parser.add_argument("--config", required=True, help="a file such as configs/tabletop_cpu.yaml")
+    parser.add_argument("--check", action="store_true", help="say what would not work, and start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=10")
     options = parser.parse_args(arguments)
     log_to_console()
     try:
         config = configs.load(options.config, options.overrides)
+        if options.check:
+            findings = check(config, memory=_memory)
+            log.info("\n%s", as_text(findings))
+            return exit_status(findings)
         return asyncio.run(run(config))
     except BAD_INPUT as error:
         log.error("error: %s", error)
@@ -128,6 +138,13 @@ async def run(config: Config) -> int:
     log.info("report: %s", folder.path / "report.html")
     log.info("policy: %s", folder.checkpoints.latest())
     return 0
+
+
+def _memory(config: Config, gpu_gib: float | None) -> tuple[str, Sequence[str]]:
+    """What learner and engine take, in words, and what does not fit."""
+    memory = estimate(config, shapes_of(config.model.path), gpu_gib)
+    said = f"a rank takes {memory.learner.total:.1f} GiB, the cache of an engine has {memory.engine.kv_cache:.1f} GiB"
+    return said, memory.problems
 
 
 def build_tabletop(config: Config) -> None:

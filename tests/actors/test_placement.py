@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from actors.placement import lacking, overlap_options, plan
-from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, TrainConfig
+from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig, TrainConfig
 
 CONFIG = Config(
     rollout=RolloutConfig(num_workers=3, num_cpus=2, num_gpus=2, tensor_parallel_size=2),
@@ -47,3 +47,15 @@ def test_threads_wait_passively_where_both_sides_share_cores(monkeypatch: pytest
     assert overlap_options(Config(train=TrainConfig(max_staleness=0)), num_gpus=0) == {}
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert overlap_options(ahead, num_gpus=0) == {}
+
+
+def test_a_role_takes_one_of_the_resource_of_its_nodes() -> None:
+    config = replace(CONFIG, placement=PlacementConfig(rollout="sampling", reward="judging"))
+    assert [dict(role.bundle) for role in plan(config)] == [
+        {"CPU": 2, "GPU": 2, "sampling": 1},
+        {"CPU": 1, "GPU": 1},
+        {"CPU": 0.5, "judging": 1},
+    ]
+    assert "needs 3 sampling (rollout 3 x 1), the cluster has 2" in lacking(
+        plan(config), {"CPU": 99, "GPU": 99, "sampling": 2, "judging": 2}
+    )

