@@ -124,6 +124,10 @@ def test_modes_stand_side_by_side(results: Path, capsys: pytest.CaptureFixture[s
     folders = [str(results / "shipped" / mode) for mode in ("direct", "graph")]
     assert command.main(["--compare", *folders, "--out", str(tmp_path / "table")]) == 0
     assert "The runs differ in" in capsys.readouterr().out
+    # Only one of them has a graph; what both have is compared, whichever is the base.
+    assert command.main(["--compare", *reversed(folders), "--out", str(tmp_path / "other")]) == 0
+    assert "part/graph" not in capsys.readouterr().out
+    assert "| graph_node |" in (tmp_path / "other" / "figures.md").read_text()
     assert "<html" in (tmp_path / "table" / "figures.html").read_text()
 
 

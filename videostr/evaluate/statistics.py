@@ -184,7 +184,7 @@ def comparisons(
             they are the plain percentage of that column, which a mean over tasks is not.
 
     Returns:
-        By the figure's name, in the benchmark's order.
+        By the figure's name, in the benchmark's order; those that both runs have.
 
     Raises:
         DataError: the runs have no question in common.
@@ -197,6 +197,8 @@ def comparisons(
     plain_a, plain_b = (_percentages(one, binary) if binary else {} for one in (a, b))
     found = {}
     for name, value in values_a.items():
+        if name not in values_b:  # runs of other modes have other columns
+            continue
         is_plain = name in tests and np.allclose([value, values_b[name]], [plain_a[name], plain_b[name]])
         found[name] = Comparison(
             a=value,
