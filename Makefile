@@ -16,7 +16,7 @@ demo: | setup
 evaluate: | setup
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=before
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=after model=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)
-	$(PYTHON) -m videostr.evaluate --out evaluations/tabletop --compare $(foreach mode,graph think direct,evaluations/before/$(mode) evaluations/after/$(mode))
+	for mode in graph think direct; do $(PYTHON) -m videostr.evaluate --out evaluations/tabletop-$$mode --compare evaluations/before/$$mode evaluations/after/$$mode || exit; done
 
 check: | setup
 	$(PYTHON) -m ruff check
