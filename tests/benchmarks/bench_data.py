@@ -108,7 +108,7 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         float(np.median(part)) for part in (memory.seen[third : 2 * third], memory.seen[2 * third :])
     )
     guessed = baseline.choices(card.collect(tmp_path / "out").sample)
-    over = {g.family: round(g.earned - (g.chance or 0.0), 3) for g in guessed}
+    over = {g.family: [round(g.earned - (g.chance or 0.0), 3), g.questions] for g in guessed}
     report(
         capsys,
         name="data/records_per_s",

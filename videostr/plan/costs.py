@@ -19,7 +19,7 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 VIDEO_SHARE = 0.9
 """Share of a prompt's tokens that stand for video; assumed."""
 TRACES_PER_S = 1230.0
-"""Traces that a reward worker scores a second: docs/performance.md, graphs with all edges stated."""
+"""Traces that a reward worker scores a second: about half of docs/performance.md, for a slower core."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
