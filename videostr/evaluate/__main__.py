@@ -233,7 +233,7 @@ def _evaluated(
             for name, found in intervals(benchmark, everyone, columns, *bootstrap).items()
             if not np.isnan(found.value)
         },
-        baselines=baselines(benchmark, everyone, np.ones((1, len(everyone)))),
+        baselines=baselines(benchmark, everyone),
         **about,
     )
 
@@ -265,9 +265,8 @@ def _judge(config: Judge, answers: Answers) -> EndpointJudge | None:
 def _judged(benchmark: Benchmark, judge: EndpointJudge | None) -> dict[str, str]:
     if not isinstance(benchmark, VStar):
         return {}
-    if judge is None:
-        return {"judge": benchmark.judge_name}
-    return {"judge": judge.name, "ratings without a number": str(judge.unreadable)}
+    unread = {} if judge is None else {"ratings without a number": str(judge.unreadable)}
+    return {"judge": benchmark.judge_name, **unread}
 
 
 def _write_page(page: tables.Page, folder: Path) -> None:

@@ -14,6 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from videostr.graph import MAX_BYTES
+
+LIMIT = MAX_BYTES
+"""Characters; longer texts are no answers to the strict readers, as in traces. The official ones have no limit."""
+
 
 class Mode(StrEnum):
     """How the model is asked."""
@@ -150,3 +155,12 @@ class Benchmark(Protocol):
             where the benchmark publishes percent; NaN where a weighting leaves a figure without questions.
         """
         ...
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[B] weighted means of [N] values, those that are NaN left out; NaN without any."""
+    there = ~np.isnan(values)
+    total = weights[:, there].sum(axis=1)
+    means: np.ndarray = np.full(len(weights), np.nan)
+    np.divide(weights[:, there] @ values[there], total, out=means, where=total > 0)
+    return means

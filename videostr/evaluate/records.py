@@ -16,7 +16,7 @@ import numpy as np
 from videostr.checkpoint import digest_of
 from videostr.data.records import read_records
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict
+from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict, mean
 from videostr.prompt import answer_text, asked, form_of, instruction
 from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
@@ -108,15 +108,6 @@ class Records:
                 inside = np.array([other == value for other in of])
                 found[f"{prefix}/{value}"] = mean(answer[inside], weights[:, inside])
         return {name: 100 * value for name, value in found.items()}
-
-
-def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[B] weighted means of [N] values, those that are NaN left out; NaN without any."""
-    there = ~np.isnan(values)
-    total = weights[:, there].sum(axis=1)
-    means: np.ndarray = np.full(len(weights), np.nan)
-    np.divide(weights[:, there] @ values[there], total, out=means, where=total > 0)
-    return means
 
 
 def _question(record: Record) -> Question:

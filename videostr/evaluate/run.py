@@ -25,7 +25,7 @@ from videostr.errors import DataError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
-from videostr.evaluate.statistics import Scored
+from videostr.evaluate.statistics import Scored, figure_values
 from videostr.metrics import duration
 from videostr.ports import RolloutPool, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
@@ -347,9 +347,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Scored:
     return Scored(questions=questions, scores=scores_of(scores, columns))
 
 
-def baselines(
-    benchmark: Benchmark, questions: Sequence[Question], weights: np.ndarray
-) -> dict[str, dict[str, float]]:
+def baselines(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
     """`chance` and `constant` -> figure -> value; figures with questions that a baseline does not answer are left out."""
     constant = benchmark.constant(questions)
     ways: dict[str, Callable[[Question], Mapping[str, float]]] = {
@@ -362,19 +360,18 @@ def baselines(
         known = [way(question) for question in questions]
         # What does not depend on the scores of the questions that are left open, is known.
         low, high = (
-            benchmark.figures(
+            figure_values(
+                benchmark,
                 questions,
                 scores_of(
                     [{**dict.fromkeys(has, guess), **row} for has, row in zip(empty, known, strict=True)],
                     benchmark.columns,
                 ),
-                weights,
             )
             for guess in (0.0, 0.5)
         )
-        values = {key: float(low[key][0]) for key in low if np.array_equal(low[key], high[key])}
         if any(known):
-            found[name] = values
+            found[name] = {figure: value for figure, value in low.items() if value == high[figure]}
     return found
 
 

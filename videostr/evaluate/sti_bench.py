@@ -22,13 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Parsers, Question, QuestionSet, Verdict
-from videostr.evaluate.records import mean
+from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
 
 FILE = "qa.parquet"
 LETTERS = "ABCDE"
-LIMIT = 65_536
-"""Longer texts are no answers to the strict reader, as in traces; the official one has no limit."""
 
 _L = "([A-E])"
 # Tried in this order; the first that is found anywhere counts. Case is ignored, also that of the letter: "Answer: a chair" is A.

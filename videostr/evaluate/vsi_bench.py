@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Parsers, Question, QuestionSet, Verdict
-from videostr.evaluate.records import mean
+from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
 
 FILE = "test.jsonl"
 SHARDS = ("test-*.parquet", "data/test-*.parquet")
@@ -47,8 +46,6 @@ TASKS = (
     "obj_appearance_order",
 )
 """In the order of the official output; the three levels of direction are one task."""
-LIMIT = 65_536
-"""Longer texts are no answers to the strict reader, as in traces; the official one has no limit."""
 
 _ALLOWED = 1 - np.linspace(0.5, 0.95, 10)
 _OPTION = re.compile(r"([A-Z])\.\s*(.*)", re.DOTALL)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -236,7 +237,7 @@ class _Cores:
             other.schedule()
 
 
-class _Clocked:
+class _Clocked(ABC):
     """Work that goes on at the speed of the cores, until a timer that is set anew whenever the speed changes."""
 
     def __init__(self, env: simpy.Environment, cores: _Cores) -> None:
@@ -267,17 +268,17 @@ class _Clocked:
             self.settle()
             self.end()
 
+    @abstractmethod
     def work(self, elapsed: float, done: float) -> None:
         """`elapsed` seconds went by, in which `done` seconds of full speed were done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def left(self) -> float | None:
         """Seconds of full speed until something ends; None where nothing goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> None:
         """What goes on has ended."""
-        raise NotImplementedError
 
 
 class _Computation(_Clocked):

@@ -263,7 +263,7 @@ class Plain:
 
 def test_baselines_of_records(world: World) -> None:
     """A figure is given where every question of it is answered: "overall" holds numbers and boxes, so it has no chance."""
-    found = baselines(world.asker.benchmark, world.questions, np.ones((1, SCENES)))
+    found = baselines(world.asker.benchmark, world.questions)
     kinds: dict[str, set[int]] = {}
     for question in world.questions:
         kinds.setdefault(question.task, set()).add(len(question.options))
