@@ -23,6 +23,7 @@ from actors.learner import LearnerWorker, RayLearner, digest
 from actors.learner_state import KINDS, LearnerState
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
 from videostr.errors import LearnerError
+from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
@@ -478,6 +479,48 @@ def test_frozen_vision_gradient_checkpointing_and_bfloat16(
     assert update.metrics["grad_norm"] == pytest.approx(
         np.sqrt(sum((g**2).sum() for g in expected.values())), rel=0.05
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("attention", "zero_stage", "freeze_vision"),
+    [("flex", 0, False), ("sdpa", 2, False), ("flex", 3, False), ("flex", 2, True)],
+)
+def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    attention: Kernel,
+    zero_stage: int,
+    freeze_vision: bool,
+    tmp_path: Path,
+) -> None:
+    config = stage.config(num_gpus=1, zero_stage=zero_stage, attention=attention)
+    config.model.freeze_vision = freeze_vision
+    config.model.gradient_checkpointing = True
+    learner = run(RayLearner.start(config, stage.frames, worker_class=Bench))
+    try:
+        expected_loss, expected, _ = plain_gradients(stage)
+        expected = {n: g for n, g in expected.items() if not (freeze_vision and "visual" in n)}
+        loss, gradients = run(learner.call("gradients", stage.batch))[0]
+        assert loss == pytest.approx(expected_loss, abs=1e-4)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            error = np.linalg.norm(gradient - expected[name])
+            # the convolution over pixels is computed in TF32
+            assert error <= max(2e-3 * np.linalg.norm(expected[name]), 1e-5), f"{name}: {error}"
+
+        run(learner.save(tmp_path))
+        saved = run(learner.checksums())
+        run(learner.update(stage.batch))
+        assert run(learner.checksums()) != saved
+        run(learner.load(tmp_path))
+        assert run(learner.checksums()) == saved
+
+        run(learner.call("rebuild", replace(config, model=replace(config.model, dtype="bfloat16"))))
+        norm = np.sqrt(sum((g**2).sum() for g in expected.values()))
+        assert run(learner.update(stage.batch)).metrics["grad_norm"] == pytest.approx(norm, rel=0.05)
+    finally:
+        learner.close()
 
 
 def test_prompt_that_the_engine_saw_otherwise_is_refused(

@@ -1,9 +1,9 @@
 """Packed learning against per-sample learning at the shapes of Qwen2.5-VL-3B and 7B, with random weights. One JSON object a line.
 
-    python -m tests.benchmarks.gpu_learner --size 3b --prompt 2048 --completion 256
+    python -m tests.benchmarks.gpu_learner 3b:2048:256 7b:8192:512
 
 One GPU, bfloat16, gradient checkpointing unless switched off; forward and backward of one group, without the optimizer.
-`--size tiny` runs on CPU, only to see that the script works.
+A shape `tiny:P:C` runs on CPU, only to see that the script works.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -143,6 +144,34 @@ def step(policy: PolicyLogprobs, group: Group, rows: list[Row]) -> None:
         loss.backward()
 
 
+def difference(policy: PolicyLogprobs, rows: dict[Packing, list[Row]]) -> float:
+    """Largest difference of a log-probability between the two packings."""
+    found = []
+    with torch.no_grad():
+        for packing in rows.values():
+            parts: dict[tuple[int, int], torch.Tensor] = {}
+            for row in packing:
+                logprobs, _ = policy(**row.model_inputs(), temperature=1.0)
+                parts.update(
+                    zip(row.origins, logprobs.split(row.sequence_ids.bincount().tolist()), strict=True)
+                )
+            found.append(torch.cat([parts[origin] for origin in sorted(parts)]))
+    return float((found[0] - found[1]).abs().max())
+
+
+def kernels(work: Callable[[], None], rows: int = 12) -> list[str]:
+    """The kernels that take the most of a GPU's time: share and name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    found = sorted(profile.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    total = sum(kernel.self_device_time_total for kernel in found)
+    return [
+        f"{kernel.self_device_time_total / total:6.1%} {kernel.count:6d} {kernel.key[:110]}"
+        for kernel in found[:rows]
+    ] + [f"{total / 1e6:.3f} s of kernels"]
+
+
 def measure(work: Callable[[], None], device: torch.device, repeats: int) -> tuple[list[float], float]:
     """Seconds of every repeat, and the most GiB that were allocated (0 on CPU)."""
     on_gpu = device.type == "cuda"
@@ -186,33 +215,26 @@ def model_flops(policy: PolicyLogprobs, rows: list[Row]) -> float:
     return 3.0 * forward
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="3b")
-    parser.add_argument("--prompt", type=int, default=2048, help="tokens, seven eighths of them video")
-    parser.add_argument("--completion", type=int, default=256, help="tokens")
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
-    options = parser.parse_args()
-    device = torch.device("cpu" if options.size == "tiny" else "cuda")
+def run(shape: str, options: argparse.Namespace) -> None:
+    """Measure one shape and print a line for each packing."""
+    size, prompt, completion = shape.split(":")
+    device = torch.device("cpu" if size == "tiny" else "cuda")
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name()
     checkpointing = not options.no_checkpointing
-    policy = make_policy(SIZES[options.size], device, checkpointing)
-    group = make_group(policy, options.prompt, options.completion, options.group_size)
-    found = {}
+    policy = make_policy(SIZES[size], device, checkpointing)
+    group = make_group(policy, int(prompt), int(completion), options.group_size)
     packings: tuple[Packing, ...] = ("group", "none")
+    rows = {packing: make_rows(policy, group, packing, device) for packing in packings}
+    apart = difference(policy, rows)
+    found = {}
     for packing in packings:
-        rows = make_rows(policy, group, packing, device)
-        flops = model_flops(policy, rows)
-        found[packing] = (
-            *measure(lambda rows=rows: step(policy, group, rows), device, options.repeats),
-            flops,
-        )
+        work = partial(step, policy, group, rows[packing])
+        found[packing] = measure(work, device, options.repeats)
+        if options.profile:
+            print(f"{shape} {packing}", *kernels(work), sep="\n", flush=True)  # noqa: T201
     peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
     for packing in packings:
-        seconds, memory, flops = found[packing]
+        seconds, memory = found[packing]
         median = statistics.median(seconds)
         line = {
             "name": f"learner/gpu_step/{packing}",
@@ -220,15 +242,33 @@ def main() -> None:
             "unit": "s/group",
             "ratio": round(statistics.median(found["none"][0]) / median, 3),
             "against": "packing: none",
-            "shape": f"Qwen2.5-VL {options.size}, P {options.prompt}, C {options.completion}, G {options.group_size}",
+            "shape": f"Qwen2.5-VL {size}, P {prompt}, C {completion}, G {options.group_size}",
             "gradient_checkpointing": checkpointing,
             "peak_gib": round(memory, 2),
-            "mfu": None if peak is None else round(flops / median / peak, 3),
+            "mfu": peak and round(model_flops(policy, rows[packing]) / median / peak, 3),
+            "largest_logprob_difference": round(apart, 4),
             "gpu": name,
             "repeats": options.repeats,
             "spread": round((max(seconds) - min(seconds)) / median, 3),
         }
         print(json.dumps(line), flush=True)  # noqa: T201
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "shapes", nargs="+", help="SIZE:P:C, tokens of the prompt (seven eighths video) and of a completion"
+    )
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--profile", action="store_true", help="name the kernels that take the most time")
+    options = parser.parse_args()
+    for shape in options.shapes:
+        run(shape, options)
 
 
 if __name__ == "__main__":

@@ -56,21 +56,27 @@ def ids(row: list[tuple[int, list[int]]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(prompts), torch.tensor(completions)
 
 
-def states(tokens: int, heads: int, key_heads: int) -> list[Tensor]:
+def states(tokens: int, heads: int, key_heads: int, size: int, device: str) -> list[Tensor]:
     draw = torch.Generator().manual_seed(tokens)
-    shapes = ((heads, 16), (key_heads, 16), (key_heads, 16))
-    return [torch.randn(1, h, tokens, d, generator=draw).requires_grad_() for h, d in shapes]
+    shapes = ((heads, size), (key_heads, size), (key_heads, size))
+    return [torch.randn(1, h, tokens, d, generator=draw).to(device).requires_grad_() for h, d in shapes]
 
 
-def outputs_and_gradients(attend: Any, tokens: int, heads: int, key_heads: int) -> list[Tensor]:
-    inputs = states(tokens, heads, key_heads)
+def outputs_and_gradients(attend: Any, inputs: list[Tensor]) -> list[Tensor]:
     output = attend(*inputs)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.device)
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
 
 
-def check(row: list[tuple[int, list[int]]], heads: int, key_heads: int, kernel: Kernel) -> None:
-    prompt_ids, completion_ids = ids(row)
+def check(
+    row: list[tuple[int, list[int]]],
+    heads: int,
+    key_heads: int,
+    kernel: Kernel,
+    size: int = 16,
+    device: str = "cpu",
+) -> None:
+    prompt_ids, completion_ids = (numbers.to(device) for numbers in ids(row))
     mask = attention_mask(prompt_ids, completion_ids)
 
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -80,8 +86,9 @@ def check(row: list[tuple[int, list[int]]], heads: int, key_heads: int, kernel: 
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return row_attention(prompt_ids, completion_ids, kernel).attend(query, key, value, 0.3)
 
-    found = outputs_and_gradients(ours, len(prompt_ids), heads, key_heads)
-    expected = outputs_and_gradients(dense, len(prompt_ids), heads, key_heads)
+    inputs = states(len(prompt_ids), heads, key_heads, size, device)
+    found = outputs_and_gradients(ours, inputs)
+    expected = outputs_and_gradients(dense, inputs)
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
     for gradient, wanted in zip(found[1:], expected[1:], strict=True):
         # a lone token's query has no gradient but for rounding
@@ -106,6 +113,15 @@ def test_split_equals_dense(row: list[tuple[int, list[int]]], heads: tuple[int, 
 @pytest.mark.usefixtures("flex_on_cpu")
 def test_flex_equals_dense(row: list[tuple[int, list[int]]], heads: tuple[int, int]) -> None:
     check(row, *heads, "flex")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", [16, 128])
+@pytest.mark.parametrize("heads", [(4, 4), (16, 2), (14, 2)])
+@pytest.mark.parametrize("kernel", ["flex", "sdpa"])
+def test_kernels_equal_dense_on_a_gpu(kernel: Kernel, heads: tuple[int, int], size: int) -> None:
+    """FlexAttention is compiled there; seven queries a key as in the 7B model."""
+    check([(700, [90, 10, 300]), (1, [1]), (400, [128, 800])], *heads, kernel, size, "cuda")
 
 
 def test_split_computes_no_score_outside_the_rule() -> None:
