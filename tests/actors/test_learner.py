@@ -67,13 +67,13 @@ class Bench(LearnerWorker):
         loss = self.accumulate(batch).loss
         whole = self.config.learner.zero_stage > 0
         grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in self.policy.named_parameters()}
-        found = {n: g.float().numpy().copy() for n, g in grads.items() if g is not None}
+        found = {n: g.float().cpu().numpy().copy() for n, g in grads.items() if g is not None}
         self.engine.step()
         return loss, found
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter whole, by Hugging Face name."""
-        return {name: tensor.float().numpy().copy() for name, tensor in self.full_parameters()}
+        return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.full_parameters()}
 
     def limit_shards(self, size: int) -> None:
         """Write a shard when `size` bytes were gathered."""

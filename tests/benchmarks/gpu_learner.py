@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -159,17 +160,40 @@ def difference(policy: PolicyLogprobs, rows: dict[Packing, list[Row]]) -> float:
     return float((found[0] - found[1]).abs().max())
 
 
-def kernels(work: Callable[[], None], rows: int = 12) -> list[str]:
-    """The kernels that take the most of a GPU's time: share and name."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+def kernels(work: Callable[[], None], rows: int = 8) -> list[str]:
+    """Where a GPU's time goes: share of kinds of kernels, and the kernels that take the most."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+    ) as profile:
         work()
         torch.cuda.synchronize()
     found = sorted(profile.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
     total = sum(kernel.self_device_time_total for kernel in found)
+    kinds: Counter[str] = Counter()
+    for kernel in found:
+        kinds[kind_of(kernel.key)] += kernel.self_device_time_total
     return [
-        f"{kernel.self_device_time_total / total:6.1%} {kernel.count:6d} {kernel.key[:110]}"
-        for kernel in found[:rows]
-    ] + [f"{total / 1e6:.3f} s of kernels"]
+        *(f"{time / total:6.1%} {kind}" for kind, time in kinds.most_common()),
+        *(f"{k.self_device_time_total / total:6.1%} {k.count:6d} {k.key[:110]}" for k in found[:rows]),
+        f"{total / 1e6:.3f} s of {sum(kernel.count for kernel in found)} kernels",
+    ]
+
+
+KINDS = {
+    "attention": ("flex_attention", "flash", "fmha"),
+    "matrix products, unaligned": ("align1", "align2", "align4"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "splitK"),
+    "norms": ("norm",),
+    "gather and scatter": ("index", "gather", "scatter", "embedding"),
+    "copies": ("copy", "Memcpy", "Memset", "fill", "CatArray"),
+    "elementwise": ("elementwise", "triton_poi"),
+    "reductions": ("reduce", "softmax"),
+}
+
+
+def kind_of(kernel: str) -> str:
+    """The first kind that has a word in a kernel's name."""
+    return next((kind for kind, words in KINDS.items() if any(word in kernel for word in words)), "others")
 
 
 def measure(work: Callable[[], None], device: torch.device, repeats: int) -> tuple[list[float], float]:
@@ -230,7 +254,7 @@ def run(shape: str, options: argparse.Namespace) -> None:
     for packing in packings:
         work = partial(step, policy, group, rows[packing])
         found[packing] = measure(work, device, options.repeats)
-        if options.profile:
+        if options.profile and packing == "group":
             print(f"{shape} {packing}", *kernels(work), sep="\n", flush=True)  # noqa: T201
     peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
     for packing in packings:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -91,18 +91,32 @@ def attend_windows(
     Patch u attends to the window [cu_seq_lens_q[w], cu_seq_lens_q[w + 1]) that holds it. The windows of an
     image are all of one size but at its edges, and a tower has hundreds a layer.
     """
-    starts, sizes = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
+    windows, places = _windows(cu_seq_lens_q)
     states = torch.stack([query[0], key[0], value[0]]).transpose(1, 2)  # [3, U, H, D]
-    outputs, order = [], []
-    for size in sizes.unique().tolist():
-        patches = (starts[sizes == size, None] + torch.arange(size, device=starts.device)).flatten()
-        q, k, v = (
-            states.index_select(1, patches).unflatten(1, (-1, size)).transpose(2, 3)
-        )  # each [W, H, size, D]
+    if len(windows) > 1:
+        states = states.index_select(1, torch.cat([patches for _, patches in windows]))
+    counts = [len(patches) for _, patches in windows]
+    outputs = []
+    for (size, _patches), part in zip(windows, states.split(counts, dim=1), strict=True):
+        q, k, v = part.unflatten(1, (-1, size)).transpose(2, 3)  # each [W, H, size, D]
         found = F.scaled_dot_product_attention(q, k, v, scale=scaling)
         outputs.append(found.transpose(1, 2).flatten(0, 1))
-        order.append(patches)
-    return torch.cat(outputs).index_select(0, torch.cat(order).argsort())[None], None
+    output = torch.cat(outputs)
+    return (output.index_select(0, places) if len(windows) > 1 else output)[None], None
+
+
+@lru_cache(maxsize=2)  # a tower has two kinds of layers, and hands all of a kind the same tensor
+def _windows(bounds: Tensor) -> tuple[tuple[tuple[int, Tensor], ...], Tensor]:
+    """Of each size the patches [U'] of all windows, and the place of each patch [U] in the sizes' patches laid end to end.
+
+    Kept by the tensor's identity, as sizes are read off a GPU, which stops it.
+    """
+    starts, sizes = bounds[:-1], bounds.diff()
+    windows = tuple(
+        (size, (starts[sizes == size, None] + torch.arange(size, device=starts.device)).flatten())
+        for size in sizes.unique().tolist()
+    )
+    return windows, torch.cat([patches for _, patches in windows]).argsort()
 
 
 # -------------------------------------------------------------------------------------------------------- sdpa

@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from videostr.grpo.attention import Kernel, row_attention, use_row_attention
+from videostr.grpo.layers import use_fast_layers
 
 CHUNK_TOKENS = 512
 """Tokens whose logits [., V] are held at once: 0.3 GiB in float32 for a vocabulary of 152,000."""
@@ -90,8 +91,9 @@ class LogprobHead(nn.Linear):
 class PolicyLogprobs(nn.Module):
     """The module that a DeepSpeed engine wraps: the policy, asked for log-probabilities of a row.
 
-    `policy` is the Hugging Face model; its `lm_head` is replaced by a `LogprobHead` and its language model attends as
-    `videostr.grpo.attention` says, so that it can be trained and saved, but not sampled from.
+    `policy` is the Hugging Face model with other layers for its `lm_head` (`LogprobHead`), norms and unaligned MLPs
+    (`videostr.grpo.layers`), and attention as `videostr.grpo.attention` says: it can be trained and saved, but not
+    sampled from.
 
     Args:
         policy: the model.
@@ -102,6 +104,7 @@ class PolicyLogprobs(nn.Module):
         super().__init__()
         self.attention = attention
         use_row_attention(policy.config)
+        use_fast_layers(policy)
         head = LogprobHead(policy.lm_head.in_features, policy.lm_head.out_features, bias=False, device="meta")
         head.weight = policy.lm_head.weight
         policy.lm_head = head

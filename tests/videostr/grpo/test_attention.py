@@ -77,14 +77,14 @@ def check(
     device: str = "cpu",
 ) -> None:
     prompt_ids, completion_ids = (numbers.to(device) for numbers in ids(row))
-    mask = attention_mask(prompt_ids, completion_ids)
+    mask, scale = attention_mask(prompt_ids, completion_ids), 1.2 / size**0.5
 
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key, value = (x.repeat_interleave(heads // key_heads, dim=1) for x in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return row_attention(prompt_ids, completion_ids, kernel).attend(query, key, value, 0.3)
+        return row_attention(prompt_ids, completion_ids, kernel).attend(query, key, value, scale)
 
     inputs = states(len(prompt_ids), heads, key_heads, size, device)
     found = outputs_and_gradients(ours, inputs)
