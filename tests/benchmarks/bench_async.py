@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,18 @@ def pin(actors: Iterable[Any], core: int) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
+def processor_seconds() -> Counter[str]:
+    """Seconds that each part has computed so far, with all processes below it; Ray's own are one part."""
+    parts = {"ray::RolloutWorker": "engine", "ray::LearnerWorker": "learner", "ray::RewardWorker": "rewards"}
+    driver = psutil.Process()
+    spent = Counter({"driver": sum(driver.cpu_times()[:2])})
+    for process in driver.children(recursive=True):
+        titles = " ".join(" ".join(each.cmdline()) for each in (process, *process.parents()))
+        part = next((part for title, part in parts.items() if title in titles), "ray")
+        spent[part] += sum(process.cpu_times()[:2])
+    return spent
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_async(tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A reference model and recomputed activations: learning then costs about as much as sampling.
@@ -43,10 +56,13 @@ def test_async(tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         system.steps(source, 2, PROMPTS, COMPLETION)
         rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
         turns: dict[int, list[float]] = {0: [], 1: [], 2: []}
+        computed: dict[int, Counter[str]] = {0: Counter(), 1: Counter(), 2: Counter()}
         for _ in range(TURNS):
             for staleness, of in rows.items():
+                before = processor_seconds()
                 new = system.steps(source, STEPS, PROMPTS, COMPLETION, staleness)[2:-1]
                 of += new
+                computed[staleness].update(processor_seconds() - before)
                 turns[staleness].append(statistics.mean(row["time/step"] for row in new))
     alone = {
         name: statistics.median(row[f"time/{name}"] for row in rows[0])
@@ -65,6 +81,7 @@ def test_async(tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
             longer_side_ratio=round(taken / longer, 3),
             seconds={**{name: round(value, 3) for name, value in alone.items()},
                      "step_at_0": round(statistics.median(turns[0]), 3)},
+            processor_seconds={name: round(s / TURNS / STEPS, 3) for name, s in computed[staleness].most_common()},
             staleness=max(row["staleness/max"] for row in rows[staleness]),
             shape=f"max_staleness {staleness}, {PROMPTS} prompts x {G} completions of {COMPLETION} tokens, engine and learner "
             "with one thread on a core each",
