@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -78,6 +79,38 @@ def test_relative_links_resolve(path: Path) -> None:
     targets = [link for link in LINK.findall(path.read_text()) if "://" not in link and link[:7] != "mailto:"]
     missing = [target for target in targets if not (path.parent / target).exists()]
     assert not missing, f"{path.name} links to files that are not there: {missing}"
+
+
+def message_parts(source: str) -> Iterator[str]:
+    """Every text of a program, with a NUL for each value that is put in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "\0"
+                for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.sub(r"%[-.0-9]*[a-z]", "\0", node.value)
+
+
+def is_in(quoted: str, messages: Sequence[str]) -> bool:
+    """Whether the fixed parts of a quoted message stand in one message of the code, in this order."""
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in quoted.split("…")), re.DOTALL)
+    return any(pattern.search(message) for message in messages)
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    messages = [
+        part
+        for package in ("videostr", "actors", "rewards")
+        for path in (ROOT / package).rglob("*.py")
+        for part in message_parts(path.read_text())
+    ]
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(quoted) > 20
+    assert [message for message in quoted if not is_in(message, messages)] == []
+    assert not is_in("the plan fits … nowhere", messages)
 
 
 def test_the_readme_shows_commands() -> None:
