@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from actors.learner_state import LearnerState
+from actors.names import Named, actor_name
 from actors.placement import overlap_options
 from videostr.config import Config
 from videostr.errors import LearnerError, VideoStrError
@@ -43,7 +44,7 @@ from videostr.video import FrameStore
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class LearnerWorker:
+class LearnerWorker(Named):
     """One DeepSpeed rank.
 
     Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
@@ -454,6 +455,7 @@ class RayLearner:
         remote = ray.remote(self.worker_class)
         return tuple(
             remote.options(
+                name=actor_name("learner-rank", rank),
                 num_cpus=c.num_cpus,
                 num_gpus=c.num_gpus,
                 **overlap_options(self.config, c.num_gpus),

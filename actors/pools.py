@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.names import actor_name
 from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
 from actors.supervision import Health, Standing
@@ -256,6 +257,7 @@ class RayRolloutPool:
         rollout = self.config.rollout
         log_file = self.log_folder / f"engine_{index}.log"
         actor = ray.remote(self.worker_class).options(
+            name=actor_name("rollout-engine", index),
             num_cpus=rollout.num_cpus,
             num_gpus=rollout.num_gpus,
             **overlap_options(self.config, rollout.num_gpus),

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from actors.names import Named, actor_name
 from actors.supervision import pause_before
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
@@ -28,7 +29,7 @@ _STARTS = 5
 _START_TIMEOUT_S = 300.0  # a process that imports SciPy on a busy machine; not part of a group's deadline
 
 
-class RewardWorker:
+class RewardWorker(Named):
     """Scores one group after the other."""
 
     def __init__(self, rubric: Rubric, memory_gib: float) -> None:
@@ -79,12 +80,14 @@ class RayRewardPool:
         self._deadline_s = config.deadline_s
         self._rubric = rubric
         self._memory_gib = config.memory_gib
-        self._actor_class = ray.remote(worker).options(**{"num_cpus": config.num_cpus, **(options or {})})
+        self._worker = ray.remote(worker)
+        self._options = {"num_cpus": config.num_cpus, **(options or {})}
         self._idle: asyncio.Queue[_Actor] = asyncio.Queue()
-        self._actors: set[_Actor] = set()
+        self._actors: dict[_Actor, int] = {}
+        """Index by actor; one that takes another's place takes its index."""
         self._started: set[_Actor] = set()
-        for _ in range(config.num_workers):
-            self._start_worker()
+        for index in range(config.num_workers):
+            self._start_worker(index)
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
         """Rollouts in the order of `completions`.
@@ -126,15 +129,21 @@ class RayRewardPool:
             detail=f"{problem}, the last of {_TRIES} tries",
         )
 
+    def size(self) -> tuple[int, int]:
+        """Workers that are up, and all of them."""
+        return len(self._started), len(self._actors)
+
     def close(self) -> None:
         """Kill the workers; `score` must not be called again."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()
 
-    def _start_worker(self) -> None:
-        actor = self._actor_class.remote(self._rubric, self._memory_gib)
-        self._actors.add(actor)
+    def _start_worker(self, index: int) -> None:
+        actor = self._worker.options(name=actor_name("reward-worker", index), **self._options).remote(
+            self._rubric, self._memory_gib
+        )
+        self._actors[actor] = index
         self._idle.put_nowait(actor)
 
     async def _take_worker(self) -> _Actor:
@@ -173,10 +182,10 @@ class RayRewardPool:
 
     def _replace(self, actor: _Actor, cause: str) -> None:
         self.failures[cause] += 1
-        self._actors.discard(actor)
+        index = self._actors.pop(actor)
         self._started.discard(actor)
         ray.kill(actor)
-        self._start_worker()
+        self._start_worker(index)
 
 
 async def _answer(ref: Any, timeout_s: float) -> Any:

@@ -58,6 +58,11 @@ def test_submitted_job_trains(
         tmp_path / "runs" / "job" / "checkpoints" / "step_000001" / "policy" / "model.safetensors"
     ).exists()
 
+    listing = ["ray", "list", "actors", "--address", address, "--detail", "--format", "json"]
+    actors = json.loads(_submit(listing, environment).stdout)
+    called = {a["name"]: a["repr_name"] for a in actors if not a["name"].startswith("_ray_internal_")}
+    assert called == {name: name for name in ("rollout-engine-0", "learner-rank-0", "reward-worker-0")}
+
     refused = _submit([*submit, "true"], environment | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}, once=True)
     assert refused.returncode != 0
 

@@ -6,7 +6,7 @@ A file is sparse (what it leaves out has the default below) and complete (no int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +52,11 @@ class Tabletop:
     train_scenes: int = 0
     """One record each; 0 builds nothing."""
     heldout_scenes: int = 0
+    """The same for held-out records."""
     difficulty: Literal["easy", "full"] = "easy"
+    """easy: the world of the shipped policy; full: metres, occlusion, a panning camera, for real models."""
     seed: int = 0
+    """Seeds the scenes."""
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Data:
     """Record datasets: folders of Parquet shards, each with its videos."""
 
     train: str = ""
+    """Folder of the training records."""
     heldout: str = ""
     """Evaluated before and after; "" for none."""
     frame_store: str = ""
@@ -77,6 +81,7 @@ class Sampling:
     group_size: int = 8
     """G, completions per prompt, at least 2."""
     temperature: float = 1.0
+    """Of training samples; above 0."""
     max_tokens: int = 1024
     """Longest completion, tokens."""
     refill: bool = False
@@ -98,7 +103,7 @@ class RolloutConfig:
     num_cpus: float = 1.0
     """Ray CPUs reserved per worker."""
     num_gpus: float = 0.0
-    """Ray GPUs reserved per worker; 0 runs the CPU engine. Otherwise a multiple of tensor_parallel_size."""
+    """Ray GPUs reserved per worker; 0 runs the CPU engine, otherwise equal to tensor_parallel_size."""
     max_model_len: int = 8192
     """Prompt and completion together, tokens."""
     max_num_seqs: int = 64
@@ -130,11 +135,15 @@ class RewardConfig:
     w_format: float | None = None
     """Weight of the format; null takes the preset's, as in the next two."""
     w_answer: float | None = None
+    """Weight of the answer."""
     w_graph: float | None = None
+    """Weight of the relation graph."""
     custom: str = ""
     """A reward of your own, `package.module:function`: (Trace, Record) -> float in [0, 1]; gated as the answer is."""
     w_custom: float = 1.0
+    """Weight of `custom`."""
     num_workers: int = 1
+    """Processes, each scores one group at a time."""
     num_cpus: float = 1.0
     """Ray CPUs reserved per worker."""
     deadline_s: float = 30.0
@@ -174,6 +183,7 @@ class LearnerConfig:
     """DeepSpeed ranks."""
 
     num_ranks: int = 1
+    """Data-parallel processes; fixed while a run goes on."""
     num_cpus: float = 1.0
     """Ray CPUs reserved per rank."""
     num_gpus: float = 0.0
@@ -183,8 +193,11 @@ class LearnerConfig:
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
     lr: float = 1e-6
+    """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
     weight_decay: float = 0.0
+    """AdamW's, of all trained parameters."""
     warmup_steps: int = 0
     """Linear warm-up of the learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -212,6 +225,7 @@ class LossConfig:
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation, dr_grpo does not."""
     name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
+    """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio per sequence), CISPO (clipped weight)."""
     correction: Literal["auto", "ratio", "truncated", "none"] = "auto"
     """How the engine's log-probabilities mu enter; see videostr/grpo/loss.py.
 
@@ -221,10 +235,13 @@ class LossConfig:
     else ratio on GPUs, and none on CPU, where engine and learner agree to rounding.
     """
     eps_low: float = 0.2
+    """Ratios are clipped below at 1 - eps_low."""
     eps_high: float = 0.28
+    """Ratios are clipped above at 1 + eps_high."""
     kl_coef: float = 0.0
     """Weight of the k3 estimate of KL(policy || reference); above 0 a frozen reference model is kept."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens of the batch, over sequences of their token means, or sums divided by `constant_length`."""
     constant_length: int = 1024
     """Divisor per sequence for aggregation `constant`, tokens."""
     mask_truncated: bool = False
@@ -248,6 +265,7 @@ class TrainConfig:
     """Length and shape of the run."""
 
     steps: int = 100
+    """Updates of the run."""
     prompts_per_step: int = 16
     """P, groups per update."""
     max_staleness: int = 0
@@ -292,8 +310,49 @@ class PlacementConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Weights & Biases. The key is that of `wandb login` or WANDB_API_KEY, never in a config."""
+
+    enabled: bool = False
+    """Needs the package `wandb` where the driver runs."""
+    project: str = "videostr"
+    """Project of the run."""
+    entity: str = ""
+    """User or team that the project belongs to; "" is the account's default."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes `wandb/` in the run folder, for `wandb sync` later."""
+    group: str = ""
+    """Runs of one group stand together, e.g. the seeds of a comparison; "" for none."""
+
+
+@dataclass
+class MlflowConfig:
+    """MLflow tracking. Credentials are MLflow's environment variables (MLFLOW_TRACKING_TOKEN, ...), never in a config."""
+
+    enabled: bool = False
+    """Needs the package `mlflow-skinny` where the driver runs, and for a database `sqlalchemy` and `alembic`."""
+    tracking_uri: str = ""
+    """Server (http://HOST:PORT) or database (sqlite:////FOLDER/mlflow.db); "" is MLFLOW_TRACKING_URI, else `mlflow.db` in the
+    run folder."""
+    experiment: str = "videostr"
+    """Experiment of the run; made where it does not exist."""
+
+
+@dataclass
+class LoggingConfig:
+    """Where metrics go beside `metrics.jsonl`. One that fails is counted under `failures/logger_NAME`, and never stops a run."""
+
+    tensorboard: bool = True
+    """Event files in `tensorboard/` of the run folder."""
+    prometheus: bool = True
+    """Metrics page of Ray's node: every figure of a step, failures, worker states (`ray_videostr_*`)."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+
+
+@dataclass
 class Config:
-    """One run."""
+    """One run: `python -m videostr.launch`."""
 
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
@@ -307,6 +366,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 @dataclass
@@ -324,19 +384,29 @@ class ColdStartConfig:
     frame_store: str = ""
     """Folder for decoded frames; "" is `frames/` in `data`."""
     seed: int = 0
+    """Seeds initial weights and data order."""
     steps: int = 1000
     """Optimizer steps; the learning rate falls to 0 over them, by a cosine."""
     ends_only: float = 0.0
     """Share of reference traces that state only the first and the last selected time: a habit for RL to unlearn."""
     batch_size: int = 64
+    """Traces per step."""
     lr: float = 3e-3
+    """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
+    """AdamW's, of all trained parameters."""
     warmup_steps: int = 50
+    """Linear warm-up of the learning rate."""
     max_grad_norm: float = 1.0
+    """Global gradient norm is clipped to this."""
     freeze_vision: bool = False
+    """True trains the language model only."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations."""
     device: str = "cpu"
+    """As torch names it: cpu, cuda, cuda:1."""
     threads: int = 2
+    """OpenMP threads on CPU."""
     heldout_prompts: int = 128
     """Held-out records that the final accuracy is measured on."""
 
@@ -382,6 +452,7 @@ class EvaluationConfig:
     model: str = ""
     """Hugging Face folder (or hub id) of a Qwen2.5-VL, such as `policy/` of a checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and activations."""
     modes: list[Literal["direct", "think", "graph"]] = field(default_factory=lambda: ["direct"])
     """direct: the official prompt; think: reason first; graph: draw the relation graph, then reason."""
     limit: int = 0
@@ -434,6 +505,15 @@ def dump(config: Config | ColdStartConfig | EvaluationConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of nested sections; tuples as lists, as a file has them."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
 def validate(config: Config) -> None:
     """Check every rule between keys.
 
@@ -464,9 +544,7 @@ def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
         first = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{path}: {key}: {first}; keys and types are listed in videostr/config.py"
-        ) from error
+        raise ConfigError(f"{path}: {key}: {first}; keys and types are listed in docs/config.md") from error
 
 
 def _refuse_interpolation(path: str | Path, tree: Any, key: str = "") -> None:
@@ -609,6 +687,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         _bound("sampling.refill_limit", c.sampling.refill_limit, lambda v: v >= 1, "at least 1"),
         _bound("train.traces_every", c.train.traces_every, lambda v: v >= 0, "at least 0"),
         *_placement_rules(c.placement),
+        *_logging_rules(c.logging),
         (bool(c.model.path), 'model.path = "": must name the policy; set model.path=DIR'),
         (
             bool(c.data.train),
@@ -643,6 +722,25 @@ def _placement_rules(p: PlacementConfig) -> list[tuple[bool, str]]:
             'that nodes offer by `ray start --resources`, such as rollout, or ""',
         )
         for name in ("rollout", "learner", "reward")
+    ]
+
+
+def _logging_rules(c: LoggingConfig) -> list[tuple[bool, str]]:
+    uri = c.mlflow.tracking_uri
+    return [
+        (
+            not uri.startswith(("file:", "/", ".")),
+            f"logging.mlflow.tracking_uri = {uri}: must be a server or a database, for MLflow has given folders of files up; "
+            "use http://HOST:PORT or sqlite:////FOLDER/mlflow.db",
+        ),
+        (
+            not c.wandb.enabled or bool(c.wandb.project),
+            'logging.wandb.project = "": must name a project; set logging.wandb.project=NAME',
+        ),
+        (
+            not c.mlflow.enabled or bool(c.mlflow.experiment),
+            'logging.mlflow.experiment = "": must name an experiment; set logging.mlflow.experiment=NAME',
+        ),
     ]
 
 

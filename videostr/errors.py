@@ -73,3 +73,12 @@ class LearnerError(VideoStrError):
 
 class NoSignal(VideoStrError):
     """No group's rewards differ any more: there is nothing to learn from."""
+
+
+BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError)
+"""What the user can correct before the same command is run again."""
+
+
+def exit_status_of(error: VideoStrError) -> int:
+    """What a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
+    return 2 if isinstance(error, BAD_INPUT) else 1

@@ -27,6 +27,7 @@ from actors.check import check
 from actors.learner import RayLearner
 from actors.placement import Placement, plan, start_ray
 from actors.pools import RayRolloutPool
+from actors.prometheus import RayMetrics, worker_states
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
 from actors.scaling import Scaling
@@ -40,27 +41,27 @@ from videostr.config import Config
 from videostr.data.source import RecordSource
 from videostr.errors import (
     ConfigError,
-    DataError,
     LearnerError,
-    ModelError,
-    PlacementError,
     RunFolderError,
     VideoStrError,
+    exit_status_of,
 )
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
+from videostr.loggers import require
 from videostr.loop import train, unless
 from videostr.metrics import duration
 from videostr.model import check_model
 from videostr.plan.memory import estimate
 from videostr.plan.shapes import shapes_of
-from videostr.ports import Ports
+from videostr.ports import Ports, RewardPool
 from videostr.report.page import write_report
 from videostr.runfolder import RunFolder
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 
 log = logging.getLogger("videostr.launch")
-BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError)
+METRICS_S = 5.0
+"""Longest wait for figures to be shown, which are no more than set."""
 
 
 class Stopped(Exception):
@@ -77,17 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_console()
     try:
         config = configs.load(options.config, options.overrides)
+        require(config.logging)
         if options.check:
             findings = check(config, memory=_memory)
             log.info("\n%s", as_text(findings))
             return exit_status(findings)
         return asyncio.run(run(config))
-    except BAD_INPUT as error:
-        log.error("error: %s", error)
-        return 2
     except VideoStrError as error:
         log.error("error: %s", error)
-        return 1
+        return exit_status_of(error)
     except Stopped:
         log.info("stopped; the same command goes on from here")
         return 130
@@ -103,33 +102,34 @@ async def run(config: Config) -> int:
     log.info("run folder %s", folder.path)
     stop = asyncio.Event()
     _stop_on_signal(stop)
-    source, heldout = _sources(config, folder)
-    async with cluster(config, folder, stop) as ports:
-        state = await resume(config, source, ports, folder)
-        seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
-        log.info("ready after %s", duration(seconds["startup"]))
+    with contextlib.closing(folder):
+        source, heldout = _sources(config, folder)
+        async with cluster(config, folder, stop) as ports:
+            state = await resume(config, source, ports, folder)
+            seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
+            log.info("ready after %s", duration(seconds["startup"]))
 
-        started = time.monotonic()
-        before = await _evaluation(
-            config, heldout, ports, folder, RunState(step=0, version=0, ledger=state.ledger), stop
-        )
-        seconds["evaluate"] += time.monotonic() - started
-
-        started = time.monotonic()
-        evaluator = _evaluator(config, heldout, ports, folder)
-        state = await train_on(config, source, ports, folder, state, stop, evaluator)
-        seconds["train"] = time.monotonic() - started
-        if stop.is_set():
-            log.info(
-                "stopped after step %d with a checkpoint; the same command goes on from here", state.step
+            started = time.monotonic()
+            before = await _evaluation(
+                config, heldout, ports, folder, RunState(step=0, version=0, ledger=state.ledger), stop
             )
-            write_report(folder.path)
-            return 130
+            seconds["evaluate"] += time.monotonic() - started
 
-        started = time.monotonic()
-        after = await _evaluation(config, heldout, ports, folder, state, stop)
-        seconds["evaluate"] += time.monotonic() - started
-    folder.close()
+            started = time.monotonic()
+            evaluator = _evaluator(config, heldout, ports, folder)
+            state = await train_on(config, source, ports, folder, state, stop, evaluator)
+            seconds["train"] = time.monotonic() - started
+            if stop.is_set():
+                log.info(
+                    "stopped after step %d with a checkpoint; the same command goes on from here", state.step
+                )
+                write_report(folder.path)
+                return 130
+
+            started = time.monotonic()
+            after = await _evaluation(config, heldout, ports, folder, state, stop)
+            seconds["evaluate"] += time.monotonic() - started
+        folder.close(done=True)
     if before is not None and after is not None:
         values = summary(config, before, after, {name: round(value, 1) for name, value in seconds.items()})
         write_json(folder.path / "summary.json", values)
@@ -206,6 +206,8 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         sync = SupervisedSync(config, learner, rollouts)
         sync.start()
         cleanup.callback(sync.close)
+        if config.logging.prometheus:
+            _show_metrics(config, folder, rollouts, learner, rewards, cleanup)
         scaling = Scaling(config, folder.path, rollouts, placement)
         scaling.start()
         cleanup.callback(scaling.close)
@@ -218,6 +220,23 @@ def _local_rewards(
     rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"))
     cleanup.callback(rewards.close)
     return rewards
+
+
+def _show_metrics(
+    config: Config,
+    folder: RunFolder,
+    rollouts: RayRolloutPool,
+    learner: RayLearner,
+    rewards: RewardPool,
+    cleanup: contextlib.AsyncExitStack,
+) -> None:
+    """On the metrics page of Ray's node, until Ray ends."""
+    metrics = RayMetrics(config.run.name, lambda: worker_states(rollouts, learner, rewards))
+    metrics.start()
+    cleanup.callback(metrics.stop)
+    logger = folder.loggers.add("prometheus", lambda _: metrics)
+    cleanup.callback(logger.join, METRICS_S)
+    cleanup.callback(logger.close, done=True)
 
 
 async def resume(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:

@@ -114,6 +114,7 @@ async def train(
                 + ports.rewards.failures
                 + ports.rollouts.failures
                 + ports.sync.failures
+                + folder.loggers.failures()
             )
             metrics = step_metrics(state, collected.groups, update, failures) | synced | times
             folder.metrics(metrics)

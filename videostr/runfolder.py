@@ -1,4 +1,4 @@
-"""The folder of one run: resolved config, metrics, TensorBoard, traces, quarantine, evaluations, logs.
+"""The folder of one run: resolved config, metrics, traces, quarantine, evaluations, logs.
 
 In: what the loop reports. Out: files that `python -m videostr.report` and people read, written as the run goes on.
 """
@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
-from torch.utils.tensorboard import SummaryWriter
 
-from videostr.checkpoint import Checkpoints
-from videostr.config import Config, dump
+from videostr.checkpoint import Checkpoints, write_json
+from videostr.config import Config, dump, flat
 from videostr.errors import RunFolderError, TooManyBadRecords
+from videostr.loggers import Loggers
+from videostr.report.environment import FILE as ENVIRONMENT
+from videostr.report.environment import environment
 from videostr.types import Failure, FailureKind
 
 log = logging.getLogger(__name__)
 
-FREE_SECTIONS = frozenset({"evaluate", "placement", "sync"})
+FREE_SECTIONS = frozenset({"evaluate", "logging", "placement", "sync"})
 FREE_KEYS = frozenset(
     {
         "run.resume",
@@ -115,9 +116,10 @@ class RunFolder:
         for name in ("tensorboard", "traces", "checkpoints", "eval", "logs"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(dump(config))
+        write_json(self.path / ENVIRONMENT, environment())
         self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
         self.frame_store = config.data.frame_store or str(self.path / "frames")
-        self._tensorboard: SummaryWriter | None = None
+        self.loggers = Loggers(config, self.path)
 
     def rewind(self, step: int) -> None:
         """Drop metrics after `step`, which a resumed run writes anew."""
@@ -125,32 +127,28 @@ class RunFolder:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
             path.write_text("".join(line + "\n" for line in kept))
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self.loggers.rewind(step)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Append one step."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, int(values["step"]))
+        self.loggers.log(values, int(values["step"]))
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One figure for TensorBoard that is no part of a step's metrics."""
-        if self._tensorboard is not None:
-            self._tensorboard.add_scalar(name, value, step)
+        """One figure for the loggers that is no part of a step's metrics."""
+        self.loggers.log({name: value}, step)
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+    def close(self, done: bool = False) -> None:
+        """End the loggers; `done` when the run need not be gone on with."""
+        self.loggers.close(done)
 
     def _check(self, config: Config) -> None:
         path = self.path / "config.yaml"
         if not path.exists():
             return
-        old = dict(_flat(OmegaConf.to_container(OmegaConf.load(path))))
-        new = dict(_flat(asdict(config)))
+        old = dict(flat(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]  # a mapping, by `dump`
+        new = dict(flat(asdict(config)))
         if old.keys() != new.keys():
             unknown, missing = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
             policy = (self.checkpoints.latest() or Path("checkpoints/step_N")) / "policy"
@@ -174,11 +172,3 @@ class RunFolder:
                 f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
                 "run.name, or delete the folder"
             )
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value

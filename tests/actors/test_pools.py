@@ -8,17 +8,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
+from actors import names
 from actors.pools import RayRolloutPool
+from actors.prometheus import RayMetrics, worker_states
+from actors.reward import RayRewardPool
 from actors.supervision import Health
 from actors.sync import SupervisedSync
-from videostr.config import Config, LearnerConfig, RolloutConfig, SyncConfig
+from rewards import Rubric
+from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
@@ -82,6 +89,7 @@ class Learner:
         self.sent: list[tuple[int, int]] = []
         self.updating = asyncio.Lock()
         self.version = 0
+        self.workers = ("rank",)
 
     async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
         if self.broken:
@@ -325,3 +333,76 @@ def test_weights_that_change_are_not_published_to_a_stale_engine(cluster: None, 
     during, after = play(tmp_path, use)
     assert during == []
     assert after == [(1, 2)]
+
+
+def test_engines_and_reward_workers_are_called_by_role_and_index(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_starts", Counter())
+
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        rewards = RayRewardPool(RewardConfig(num_workers=2, num_cpus=0.5), Rubric())
+        said = await asyncio.gather(*(actor.__ray_call__.remote(repr) for actor in rewards._actors))
+        before = set(ray.util.list_named_actors())
+        (tmp_path / "die_1").touch()
+        await asyncio.gather(*(pool.sample(REQUEST) for _ in range(4)))
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        rewards._replace(next(iter(rewards._actors)), "reward_worker_died")
+        after = set(ray.util.list_named_actors())
+        rewards.close()
+        return said, before, after
+
+    said, before, after = play(tmp_path, use)
+    assert said == ["reward-worker-0", "reward-worker-1"]
+    assert before == {"rollout-engine-0", "rollout-engine-1", "reward-worker-0", "reward-worker-1"}
+    assert after == {
+        "rollout-engine-0",
+        "rollout-engine-1-start-2",
+        "reward-worker-0-start-2",
+        "reward-worker-1",
+    }
+
+
+def metrics_page() -> dict[str, float]:
+    """Values of our figures on the metrics page of Ray's node, by name with their own labels."""
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=10) as page:
+        lines = [line for line in page.read().decode().splitlines() if line.startswith("ray_videostr_")]
+    found = {}
+    for line in lines:
+        name, labels = line.split("{")[0], line[line.index("{") + 1 : line.rindex("}")]
+        own = [part for part in labels.split(",") if part.split("=")[0] in {"run", "role", "state", "kind"}]
+        found[f"{name}{{{','.join(sorted(own))}}}"] = float(line.rsplit(" ", 1)[1])
+    return found
+
+
+def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        rewards = RayRewardPool(RewardConfig(num_workers=1, num_cpus=0.5), Rubric())
+        metrics = RayMetrics("mine", lambda: worker_states(pool, learner, rewards))  # type: ignore[arg-type]
+        metrics.log({"step": 1, "reward/total": 0.25, "failures/engine_died": 2}, 1)
+        metrics.log({"step": 2, "reward/total": 0.5, "failures/engine_died": 3, "failures/transfer": 1}, 2)
+        metrics.look()
+        (tmp_path / "no_start_1").touch()
+        pool.handles()[1].__ray_terminate__.remote()
+        await until(lambda: pool.health()[1] is not Health.HEALTHY)
+        metrics.start()
+        page: dict[str, float] = {}
+        while page.get('ray_videostr_workers{role="rollout",run="mine",state="healthy"}') != 1:
+            await asyncio.sleep(1)
+            page = await asyncio.to_thread(metrics_page)
+        metrics.stop()
+        rewards.close()
+        return page
+
+    page = play(tmp_path, use, health_check_s=0.2)
+    assert page['ray_videostr_step{run="mine"}'] == 2
+    assert page['ray_videostr_reward_total{run="mine"}'] == 0.5
+    assert page['ray_videostr_failures_total{kind="engine_died",run="mine"}'] == 3
+    assert page['ray_videostr_failures_total{kind="transfer",run="mine"}'] == 1
+    assert page['ray_videostr_workers{role="learner",run="mine",state="up"}'] == 1
+    assert page['ray_videostr_workers{role="reward",run="mine",state="starting"}'] == 1
+    assert sum(value for name, value in page.items() if 'workers{role="rollout"' in name) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
     ),
     ({"sync.backend": "nccl"}, ["sync.backend = nccl", "rollout.num_gpus = 0", "sync.backend=gloo"]),
     (
+        {"logging.mlflow.tracking_uri": "file:///tmp/mlruns"},
+        ["logging.mlflow.tracking_uri = file:///tmp/mlruns", "sqlite:////FOLDER/mlflow.db"],
+    ),
+    (
+        {"logging.wandb.enabled": True, "logging.wandb.project": ""},
+        ['logging.wandb.project = ""', "logging.wandb.project=NAME"],
+    ),
+    (
+        {"logging.mlflow.enabled": True, "logging.mlflow.experiment": ""},
+        ['logging.mlflow.experiment = ""', "logging.mlflow.experiment=NAME"],
+    ),
+    (
         {"reward.overlong_buffer": 1024},
         ["reward.overlong_buffer = 1024", "sampling.max_tokens = 1024", "lower it"],
     ),
@@ -170,9 +183,10 @@ RANGES: list[tuple[str, object]] = [
 def with_values(values: dict[str, object]) -> Config:
     config = valid()
     for key, value in values.items():
-        section, name = key.split(".")
-        assert hasattr(getattr(config, section), name)
-        setattr(getattr(config, section), name, value)
+        *sections, name = key.split(".")
+        section = reduce(getattr, sections, config)
+        assert hasattr(section, name)
+        setattr(section, name, value)
     return config
 
 

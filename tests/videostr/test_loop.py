@@ -331,6 +331,25 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
     ]
 
 
+def test_a_logger_that_fails_is_counted_and_the_run_goes_on(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+
+    def no_server(step: int) -> Any:
+        raise ConnectionError("no server")
+
+    async def update(batch: LearnerBatch) -> Update:
+        while len(stage.learner.batches) == 2 and stage.folder.loggers.failures()["logger_wandb"] < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # its thread may be late
+        return await Learner.update(stage.learner, batch)
+
+    stage.folder.loggers.add("wandb", no_server)
+    stage.learner.update = update  # type: ignore[method-assign]
+    assert stage.train().step == 3
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert "failures/logger_wandb" not in rows[0]
+    assert rows[2]["failures/logger_wandb"] == 2
+
+
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=3)
 

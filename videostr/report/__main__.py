@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from videostr.errors import VideoStrError
 from videostr.report.page import write_report
+from videostr.report.run import MAX_TRACES
+from videostr.report.viewer import FRAMES_MIB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,8 +18,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m videostr.report", description="(Re)write a run's HTML report."
     )
     parser.add_argument("run_dir", help="folder of the run, e.g. runs/demo")
+    parser.add_argument(
+        "--max-traces",
+        type=int,
+        default=MAX_TRACES,
+        help="most dumped rollouts in the page; dumps beyond it are left out evenly over the run (default %(default)s)",
+    )
+    parser.add_argument(
+        "--frames-mib",
+        type=float,
+        default=FRAMES_MIB,
+        help="most MiB of video frames in the page (default %(default)s)",
+    )
+    options = parser.parse_args(arguments)
     try:
-        path = write_report(parser.parse_args(arguments).run_dir)
+        path = write_report(options.run_dir, max_traces=options.max_traces, frames_mib=options.frames_mib)
     except VideoStrError as error:
         sys.stderr.write(f"{error}\n")
         return 1

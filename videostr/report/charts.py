@@ -100,7 +100,7 @@ def interval(mean: float, low: float, high: float, reach: float) -> Markup:
 
 def nice_ticks(low: float, high: float) -> list[float]:
     """3 to 6 round numbers that enclose [low, high]."""
-    if high - low < 1e-12 * max(1.0, abs(high)):
+    if high - low <= 1e-4 * max(abs(low), abs(high)):  # finer differences are rounding
         pad = abs(high) / 2 or 0.5
         low, high = low - pad, high + pad
     raw = (high - low) / 4
@@ -174,7 +174,7 @@ def _axes(scale: _Scale, ticks: Sequence[float]) -> str:
         y = scale.y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{short(tick)}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_tick(tick, ticks[1] - ticks[0])}</text>'
         )
     y = HEIGHT - 6
     parts.append(f'<text class="tick" x="{LEFT}" y="{y}">step {scale.x0:.0f}</text>')
@@ -183,6 +183,15 @@ def _axes(scale: _Scale, ticks: Sequence[float]) -> str:
             f'<text class="tick" x="{WIDTH - RIGHT}" y="{y}" text-anchor="end">{scale.x1:.0f}</text>'
         )
     return "".join(parts)
+
+
+def _tick(value: float, spacing: float) -> str:
+    """Short, but with as many digits as the spacing of the ticks has."""
+    if not 1e-4 <= abs(value) < 1e4 or spacing < 1e-6:
+        return short(value)
+    digits = max(0, math.ceil(-math.log10(spacing)) + 1)  # one more for steps of 2.5
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _path(scale: _Scale, steps: Sequence[int], values: Sequence[float | None], classes: str) -> str:
@@ -210,7 +219,7 @@ def _area(
 def _chart(
     title: str, unit: str, steps: Sequence[int], series: Sequence[Series], body: Sequence[str]
 ) -> Chart:
-    points = {"x": list(steps), "s": {one.name: [short(v) for v in one.values] for one in series}}
+    points = {"x": list(steps), "s": [[one.name, [short(v) for v in one.values]] for one in series]}
     frame = {"left": LEFT, "right": WIDTH - RIGHT, "width": WIDTH}
     svg = Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '

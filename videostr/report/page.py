@@ -1,12 +1,17 @@
-"""The HTML report: one file without outside parts, from a run folder in any state."""
+"""The HTML report: one file without outside parts, from a run folder in any state.
+
+Code, style and data stand in the page itself; its content security policy lets nothing be loaded and no other script run.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,69 +19,88 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from videostr.evaluate.heldout import PARTS, paired_gain
 from videostr.metrics import duration
-from videostr.report.charts import Chart, Series, interval, line_chart, share_chart, short
-from videostr.report.run import RunData, read_run
-from videostr.report.scene import chosen, draw, frame_at, frame_images, half_spacing, read_graph, view_of
-from videostr.report.traces import TraceRow
-from videostr.types import FailureKind, GraphAbsence, SceneGraph
+from videostr.report.charts import interval, short
+from videostr.report.curves import curves
+from videostr.report.environment import environment
+from videostr.report.run import MAX_TRACES, RunData, read_run
+from videostr.report.signs import Figures, failure_total, signs
+from videostr.report.stats import DumpStats, dump_stats
+from videostr.report.timeline import timeline
+from videostr.report.viewer import FRAMES_MIB, viewer_data
+from videostr.types import FailureKind
 
-PROMPTS_PER_DUMP = 4
-MAX_ROLLOUTS = 8
 MAX_QUARANTINE = 50
-PARTS = ("total", "answer", "graph", "format")
-LINE_CHARTS: list[tuple[str, str, dict[str, str]]] = [
-    ("Reward", "total", {"reward/total": "total"}),
-    (
-        "Reward parts",
-        "0 to 1",
-        {"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"},
-    ),
-    ("Graph reward", "0 to 1", {"reward/graph_node": "nodes", "reward/graph_edge": "edges"}),
-    ("Length reward", "-1 to 1", {"reward/length": "length"}),
-    ("Loss", "per token", {"loss": "loss"}),
-    ("Gradient norm", "before clipping", {"grad_norm": "norm"}),
-    ("Entropy", "nats per token", {"entropy": "entropy"}),
-    ("Divergence", "nats", {"kl": "from reference", "mismatch_kl": "learner from engine"}),
-    ("Clipped tokens", "share", {"clip_fraction": "clipped"}),
-    ("Rollout speed", "tokens/s", {"rollout/tokens_per_s": "tokens/s"}),
-    ("Tokens of a step", "", {"tokens/prompt": "prompt", "tokens/completion": "completion"}),
-    ("Truncated completions", "share", {"truncated_fraction": "truncated"}),
-    ("Groups without variance", "per step", {"zero_variance_groups": "groups"}),
-    ("Staleness", "updates", {"staleness/mean": "mean", "staleness/max": "greatest"}),
-    ("Step time", "s", {"time/step": "seconds"}),
-]
-ALWAYS_SHOWN = {"Reward", "Reward parts"}
-"""Other charts are left out where every value is 0: no such term, or nothing happened."""
-TIMES = {"time/rollout": "rollout", "time/reward": "reward", "time/learn": "learn", "time/sync": "sync"}
+PROCESS_FAILURES = {
+    "engine_died": "an engine's process ended; its groups were sampled by another, and it was started again",
+    "engine_hung": "an engine missed its health checks; killed and started again",
+    "engine_half_updated": "an engine had no usable weights after a broken transfer; started again",
+    "request_late": "a group took longer than rollout.request_timeout_s; asked of an engine again",
+    "tokens_sampled_again": "tokens of groups that were given up and asked again: no failures, but their cost",
+    "reward_worker_died": "a reward worker's process ended; replaced, and its group scored again",
+    "reward_worker_timeout": "a reward worker was later than reward.deadline_s; replaced, and its group scored again",
+    "reward_service_timeout": "the reward service did not answer in time; asked again",
+    "reward_service_unavailable": "the reward service could not be reached; asked again",
+    "transfer": "weights did not reach the engines; tried again",
+    "learner_lost": "a learner rank was lost; all ranks started again from the last checkpoint",
+    "checkpoint": "a checkpoint could not be written; the one before was kept",
+}
+"""What the counters of `failures/` mean that are no `FailureKind`; docs/failures.md has more."""
+SCRIPTS = ("charts.js", "scene.js", "viewer.js")
+Bounds = tuple[float, float, float]
+"""A mean gain and its 95 % interval."""
 
 
-def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a run folder and return its path; raises `RunFolderError` for another folder."""
+def write_report(folder: str | Path, *, max_traces: int = MAX_TRACES, frames_mib: float = FRAMES_MIB) -> Path:
+    """Write `report.html` into a run folder and return its path.
+
+    Args:
+        folder: of the run.
+        max_traces: most dumped rollouts in the page.
+        frames_mib: most MiB of video frames in the page.
+
+    Raises:
+        RunFolderError: nothing of a run is in the folder.
+    """
     path = Path(folder) / "report.html"
     scratch = path.with_name(".report.html.new")
-    scratch.write_text(render(read_run(folder)))
+    page = render(read_run(folder, max_traces=max_traces), frames_mib=frames_mib)
+    scratch.write_bytes(page.encode(errors="replace"))  # JSON of a run may name half a surrogate pair
     scratch.replace(path)
     return path
 
 
-def render(run: RunData) -> str:
+def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
     """The whole page."""
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("videostr.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html").render(
+    stats = [dump_stats(step, rows) for step, rows in run.dumps]
+    script = "\n".join(_asset(name) for name in SCRIPTS)
+    return templates.get_template("report.html").render(
         run=run,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(_asset("report.css")),
         status=_status(run),
         tiles=_tiles(run),
-        gains=_gains(run.summary),
+        signs=_signs(run, stats),
+        gains=_gains(run),
         heldout_prompts=_at(run.summary, "heldout", "prompts"),
-        charts=_charts(run),
+        curves=curves(run, stats),
+        timeline=timeline(run),
         failures=_failures(run),
         quarantine=[json.dumps(row, ensure_ascii=False) for row in run.quarantine[:MAX_QUARANTINE]],
         quarantine_kinds=Counter(str(row.get("kind", "?")) for row in run.quarantine).most_common(),
-        dumps=[(step, _prompts(rows, run.frame_store)) for step, rows in run.dumps],
+        viewer=viewer_data(run.dumps, run.frame_store, frames_mib) if run.dumps else None,
+        frames_mib=frames_mib,
+        environment=run.environment or environment(),
     )
+
+
+def _asset(name: str) -> str:
+    return files("videostr.report").joinpath(name).read_text()
 
 
 # ------------------------------------------------------------------------------------- figures of the run
@@ -94,11 +118,10 @@ def _status(run: RunData) -> tuple[str, str]:
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     """(name, figure, remark), those that exist."""
-    before, after = (_at(run.summary, "heldout", when, "total") for when in ("before", "after"))
+    before, after = (_number(_at(run.summary, "heldout", when, "total")) for when in ("before", "after"))
     speeds = [v for v in run.series("rollout/tokens_per_s") if v is not None]
-    seconds = {name: _at(run.summary, "seconds", name) for name in ("startup", "train", "evaluate")}
+    seconds = {name: _number(_at(run.summary, "seconds", name)) for name in ("startup", "train", "evaluate")}
     rewards = [v for v in run.series("reward/total") if v is not None]
-    failed = sum(count for _, count in run.failures())
     tiles = []
     if before is not None and after is not None:
         tiles.append(("Held-out reward", f"{before:.3f} → {after:.3f}", "sampled, before and after"))
@@ -115,8 +138,25 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
         )
         tiles.append(("Training time", duration(seconds["train"]), rest))
     if run.metrics:
+        failed = failure_total(dict(run.failures()))
         tiles.append(("Failures", str(failed), f"{len(run.quarantine)} in quarantine"))
     return tiles
+
+
+def _signs(run: RunData, stats: Sequence[DumpStats]) -> list[Any] | None:
+    """Warnings; None before the first step, when there is nothing to judge."""
+    if not run.metrics:
+        return None
+    return signs(
+        Figures(
+            series=run.series,
+            steps=len(run.metrics),
+            dumps=stats,
+            failures=dict(run.failures()),
+            not_finite=run.not_finite(),
+            prompts_per_step=run.config.train.prompts_per_step if run.config else None,
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,165 +164,64 @@ class Gain:
     """One row of the table before/after; figures are text, "–" where unknown."""
 
     part: str
+    way: str
+    """sampled or greedy."""
     before: str
     after: str
     mean: str
     ci: str
     picture: Markup | None
-    greedy_before: str
-    greedy_after: str
 
 
-def _gains(summary: dict[str, Any] | None) -> list[Gain]:
-    if not isinstance(_at(summary, "heldout"), dict):
+def _gains(run: RunData) -> list[Gain]:
+    if not isinstance(_at(run.summary, "heldout"), dict):
         return []
-    bounds = [_at(summary, "heldout", "gain", part, "ci95") or [0.0, 0.0] for part in PARTS]
-    reach = max(max(abs(float(b)) for b in pair) for pair in bounds) * 1.1
-    return [_gain(summary, part, reach) for part in PARTS]
+    found = [(way, part, _interval(run, way, part)) for way in ("sampled", "greedy") for part in PARTS]
+    reach = max((abs(bound) for _, _, gain in found if gain for bound in gain[1:]), default=0.0) * 1.1
+    return [_gain(run, way, part, gain, reach) for way, part, gain in found]
 
 
-def _gain(summary: dict[str, Any] | None, part: str, reach: float) -> Gain:
+def _gain(run: RunData, way: str, part: str, gain: Bounds | None, reach: float) -> Gain:
     def figure(when: str) -> str:
-        value = _at(summary, "heldout", when, part)
+        key = when if way == "sampled" else f"greedy_{when}"
+        value = _number(_at(run.summary, "heldout", key, part))
         return "–" if value is None else f"{value:.3f}"
 
-    mean, pair = (_at(summary, "heldout", "gain", part, name) for name in ("mean", "ci95"))
-    known = mean is not None and pair is not None
     return Gain(
         part=part,
+        way=way,
         before=figure("before"),
         after=figure("after"),
-        mean=f"{mean:+.3f}" if known else "–",
-        ci=f"{pair[0]:+.3f} to {pair[1]:+.3f}" if known else "",
-        picture=interval(mean, pair[0], pair[1], reach) if known else None,
-        greedy_before=figure("greedy_before"),
-        greedy_after=figure("greedy_after"),
+        mean=f"{gain[0]:+.3f}" if gain else "–",
+        ci=f"{gain[1]:+.3f} to {gain[2]:+.3f}" if gain else "",
+        picture=interval(*gain, reach) if gain else None,
     )
 
 
-def _charts(run: RunData) -> list[Chart]:
-    if not run.metrics:
-        return []
-    steps = [int(row["step"]) for row in run.metrics]
-    charts = []
-    for title, unit, keys in LINE_CHARTS:
-        series = [Series(name=name, values=run.series(key)) for key, name in keys.items()]
-        if title in ALWAYS_SHOWN or any(any(one.values) for one in series):
-            charts.append(line_chart(title, unit, steps, series))
-    charts.append(share_chart("Where the time goes", "share of a step", steps, _time_series(run)))
-    return [chart for chart in charts if chart is not None]
+def _interval(run: RunData, way: str, part: str) -> Bounds | None:
+    """Mean gain with its bounds: the summary's, else from the evaluations of single prompts; None where unknown."""
+    pair = _at(run.summary, "heldout", "gain", part, "ci95") if way == "sampled" else None
+    mean = _number(_at(run.summary, "heldout", "gain", part, "mean"))
+    if isinstance(pair, list) and len(pair) == 2 and mean is not None:
+        return mean, float(pair[0]), float(pair[1])
+    scores = [values[way] for _, values in run.evaluations if _is_scores(values.get(way))]
+    if len(scores) < 2 or run.config is None:
+        return None
+    gain = paired_gain(scores[0], scores[-1], part, run.config.evaluate.bootstrap, run.config.run.seed)
+    return (gain["mean"], *gain["ci95"]) if gain else None
 
 
-def _time_series(run: RunData) -> list[Series]:
-    named = [Series(name=name, values=run.series(key)) for key, name in TIMES.items()]
-    rest = [
-        max(0.0, step - sum(one.values[i] or 0.0 for one in named)) if step is not None else None
-        for i, step in enumerate(run.series("time/step"))
-    ]
-    return [*named, Series(name="other", values=rest)]
+def _is_scores(value: object) -> bool:
+    """Whether it maps record ids to parts of the reward."""
+    rows = value.values() if isinstance(value, dict) else ()
+    return bool(rows) and all(
+        isinstance(row, dict) and all(_number(number) is not None for number in row.values()) for row in rows
+    )
 
 
 def _failures(run: RunData) -> list[tuple[str, int, str]]:
-    sentences = {kind.name.lower(): kind.value for kind in FailureKind}
+    sentences = PROCESS_FAILURES | {kind.name.lower(): kind.value for kind in FailureKind}
     return [(kind, count, sentences.get(kind.lower(), "")) for kind, count in run.failures()]
-
-
-# ------------------------------------------------------------------------------------------- trace viewer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutView:
-    """One rollout: its trace, what it earned and the scene it states."""
-
-    row: TraceRow
-    parts: list[tuple[str, float]]
-    notes: list[str]
-    absence: str
-    pictures: list[Markup]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptView:
-    """One prompt with its rollouts, best first."""
-
-    row: TraceRow
-    """Any row of the prompt: what they share."""
-    mean: float
-    times: list[float]
-    images: list[str]
-    truth: list[Markup]
-    rollouts: list[RolloutView]
-
-
-def _prompts(rows: Sequence[TraceRow], store: Path) -> list[PromptView]:
-    """Some prompts of a dump: one family after the other, those with the widest spread of rewards first."""
-    by_prompt = [list(group) for _, group in groupby(sorted(rows, key=_prompt_key), key=_prompt_key)]
-    by_prompt.sort(key=lambda group: min(row["total"] for row in group) - max(row["total"] for row in group))
-    rank: Counter[str] = Counter()
-    ranked = []
-    for group in by_prompt:
-        family = group[0]["family"]
-        ranked.append((rank[family], group))
-        rank[family] += 1
-    ranked.sort(key=lambda pair: pair[0])
-    return [_prompt(group, store) for _, group in ranked[:PROMPTS_PER_DUMP]]
-
-
-def _prompt_key(row: TraceRow) -> tuple[str, str]:
-    return row["record_id"], row["prompt"]
-
-
-def _prompt(group: list[TraceRow], store: Path) -> PromptView:
-    first = group[0]
-    best = sorted(group, key=lambda row: -row["total"])
-    truth = read_graph(first["true_graph"], first["reference"])
-    predictions = [read_graph(row["predicted_graph"], first["reference"]) for row in best[:MAX_ROLLOUTS]]
-    all_times = [
-        frame.t for frame in (truth or _first(predictions) or SceneGraph(unit="", frame="", frames=())).frames
-    ]
-    indices = chosen(len(all_times)) if all_times else []
-    times, tolerance = [all_times[i] for i in indices], half_spacing(all_times)
-    shown = [graph for graph in (truth, _first(predictions)) if graph is not None]
-    view = view_of(shown, first["reference"]) if shown else None
-    true_frames = [frame_at(truth, t, tolerance) for t in times]
-    return PromptView(
-        row=first,
-        mean=fmean(row["total"] for row in group),
-        times=times,
-        images=frame_images(store, first["clip"], indices),
-        truth=[draw(frame, view) for frame in true_frames] if view and truth else [],
-        rollouts=[
-            RolloutView(
-                row=row,
-                parts=list(_json(row["parts"], {}).items()),
-                notes=_json(row["notes"], []),
-                absence=_absence(row["absence"]),
-                pictures=[
-                    draw(frame_at(prediction, t, tolerance), view, true)
-                    for t, true in zip(times, true_frames, strict=True)
-                ]
-                if view and prediction
-                else [],
-            )
-            for row, prediction in zip(best, predictions, strict=False)
-        ],
-    )
-
-
-def _first(graphs: Sequence[SceneGraph | None]) -> SceneGraph | None:
-    return next((graph for graph in graphs if graph is not None), None)
-
-
-def _absence(name: str) -> str:
-    return GraphAbsence[name].value if name in GraphAbsence.__members__ else name
-
-
-def _json(text: str, otherwise: Any) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return otherwise
-    return value if isinstance(value, type(otherwise)) else otherwise
 
 
 def _at(tree: Any, *keys: str) -> Any:
@@ -292,3 +231,7 @@ def _at(tree: Any, *keys: str) -> Any:
             return None
         tree = tree.get(key)
     return tree
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and abs(value) < float("inf") else None

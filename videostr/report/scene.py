@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +65,17 @@ class View:
 
     def place(self, pos: Sequence[float]) -> tuple[float, float, bool]:
         """Where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
+        x, y, inside = self.share(pos)
+        side = SIDE - 2 * MARGIN
+        return round(MARGIN + side * x, 1), round(MARGIN + side * y, 1), inside
+
+    def share(self, pos: Sequence[float]) -> tuple[float, float, bool]:
+        """The same as shares of the side, from the left and from the top, in [0, 1]."""
         x = (pos[self.axes[0]] - self.right) / self.extent
         y = (pos[self.axes[1]] - self.forward) / self.extent
         inside = -0.01 <= x <= 1.01 and -0.01 <= y <= 1.01
         x, y = min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)
-        side = SIDE - 2 * MARGIN
-        return round(MARGIN + side * x, 1), round(MARGIN + side * (y if self.downward else 1 - y), 1), inside
+        return x, y if self.downward else 1 - y, inside
 
 
 def read_graph(text: str, reference: str) -> SceneGraph | None:
@@ -143,6 +150,7 @@ def draw(frame: GraphFrame | None, view: View, ghosts: GraphFrame | None = None)
     return Markup(f'<svg class="scene" viewBox="0 0 {SIDE} {SIDE}" role="img">{"".join(parts)}</svg>')
 
 
+@lru_cache(maxsize=4096)
 def label_color(label: str) -> str:
     """The colour that a label names, else one that depends on the label only."""
     for word in re.split(r"[^a-z]+", label.lower()):
@@ -156,18 +164,39 @@ def chosen(count: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_TIMES))})
 
 
-def frame_images(store: Path, digest: str, indices: Sequence[int]) -> list[str]:
-    """Frames of a clip as data URLs; empty when the frame store does not have them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Frames of a clip as data URLs, with the size of the frames in the store, pixels."""
+
+    urls: list[str]
+    width: int
+    height: int
+
+
+def frame_images(store: Path, digest: str) -> Images | None:
+    """The chosen frames of a clip; None when the frame store does not have them."""
     file = store / f"{digest}.npy"
     if not _DIGEST.fullmatch(digest) or not file.exists():
-        return []
+        return None
     try:
         pixels = np.load(file, mmap_mode="r")
     except (ValueError, OSError):
+        return None
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        return None
+    urls = [_data_url(np.asarray(pixels[index])) for index in chosen(len(pixels))]
+    return Images(urls=urls, width=pixels.shape[2], height=pixels.shape[1])
+
+
+def frame_times(store: Path, digest: str) -> list[float]:
+    """Times of all frames of a clip, seconds; empty when the frame store does not have them."""
+    file = store / f"{digest}.json"
+    if not _DIGEST.fullmatch(digest) or not file.exists():
         return []
-    if pixels.ndim != 4 or max(indices, default=0) >= len(pixels):
+    try:
+        return [float(t) for t in json.loads(file.read_text())["times"]]
+    except (ValueError, OSError, KeyError, TypeError):
         return []
-    return [_data_url(np.asarray(pixels[index])) for index in indices]
 
 
 def data_url(image: Image.Image, kind: str = "jpeg") -> str:

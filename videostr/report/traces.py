@@ -118,6 +118,18 @@ def write_traces(path: str | Path, rows: Sequence[TraceRow]) -> None:
     scratch.replace(path)
 
 
+def trace_count(path: str | Path) -> int:
+    """Rows of a dump, without reading them.
+
+    Raises:
+        DataError: not readable.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_traces(path: str | Path) -> list[TraceRow]:
     """Read a dump.
 
@@ -127,8 +139,12 @@ def read_traces(path: str | Path) -> list[TraceRow]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error}); delete it or restore it") from error
+        raise _unreadable(path, error) from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path}: a trace dump has the columns {SCHEMA.names}, this one lacks {missing}")
     return cast("list[TraceRow]", table.select(SCHEMA.names).to_pylist())
+
+
+def _unreadable(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not readable as Parquet ({error}); delete it or restore it")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +25,7 @@ from videostr.report.scene import (
     draw,
     frame_at,
     frame_images,
+    frame_times,
     half_spacing,
     label_color,
     read_graph,
@@ -130,7 +133,7 @@ def run_dir(tmp_path: Path) -> Path:
 class Outline(HTMLParser):
     """Tags, attribute values and visible text of a page; refuses tags that are closed in the wrong order."""
 
-    VOID = frozenset({"meta", "link", "img", "br"})
+    VOID = frozenset({"meta", "link", "img", "br", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -138,6 +141,7 @@ class Outline(HTMLParser):
         self.open: list[str] = []
         self.addresses: list[str] = []
         self.texts: list[str] = []
+        self.scripts: list[str] = []
         self.feed(page)
         self.close()
         assert self.open == []
@@ -156,7 +160,9 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in {"script", "style"}:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
             self.texts.append(data)
 
     @property
@@ -181,12 +187,10 @@ def test_a_finished_run_shows_its_figures(run_dir: Path) -> None:
         "256 prompts.",
         "total 0.951 1.310 +0.359 +0.311 to +0.412",
         "answer 0.310 0.440 +0.130 -0.020 to +0.160",
-        "1.100 1.350",
+        "greedy before after gain 95 % interval total 1.100 1.350 –",
         "bad_video 3 the video is missing or cannot be decoded",
         "7.mp4: truncated",
-        "How many balls are there? counting mean reward 0.75",
-        "reward 1.250 advantage +0.50 17 tokens stop",
-        "answer: 2 read, 3 true",
+        "2 rollouts of 1 prompt, dumped at 1 step.",
         "group_size: 8",
     ]:
         assert words in page.text, words
@@ -195,17 +199,8 @@ def test_a_finished_run_shows_its_figures(run_dir: Path) -> None:
 def test_the_page_is_one_file(run_dir: Path) -> None:
     page = Outline(write_report(run_dir).read_text())
     assert page.addresses
-    assert all(address.startswith("data:") for address in page.addresses)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert [path.name for path in run_dir.iterdir() if "report" in path.name] == ["report.html"]
-
-
-def test_pictures_stand_side_by_side(run_dir: Path) -> None:
-    text = render(read_run(run_dir))
-    # 2 times: 2 frames, 2 true views, and 2 predicted views for each of 2 rollouts.
-    assert text.count("<img ") == 2
-    assert text.count('<svg class="scene"') == 6
-    # The prediction at 0.1 s stands for 0 s; 1 s is not stated, in either rollout.
-    assert text.count("not stated") == 2
 
 
 def test_the_command_writes_the_report_and_refuses_another_folder(
@@ -223,7 +218,7 @@ def test_the_command_writes_the_report_and_refuses_another_folder(
 @pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "summary.json", "quarantine.jsonl"])
 def test_any_file_may_be_missing(run_dir: Path, missing: str) -> None:
     (run_dir / missing).unlink()
-    assert "How many balls" in Outline(render(read_run(run_dir))).text
+    assert "2 rollouts of 1 prompt" in Outline(render(read_run(run_dir))).text
 
 
 def test_a_run_in_progress(run_dir: Path) -> None:
@@ -261,7 +256,7 @@ def test_unreadable_pieces_are_named(run_dir: Path) -> None:
         "metrics.jsonl:1:",
     ]:
         assert words in page.text
-    assert "How many balls" in page.text
+    assert "2 rollouts of 1 prompt" in page.text
 
 
 def test_a_step_written_twice_after_a_resume_counts_once(run_dir: Path) -> None:
@@ -273,6 +268,16 @@ def test_a_step_written_twice_after_a_resume_counts_once(run_dir: Path) -> None:
     assert run.failures() == [("bad_video", 1)]
 
 
+def test_failures_are_counted_since_the_process_started(run_dir: Path) -> None:
+    counts = [0, 2, 2, 5, 1, 1]  # a new process begins with the fifth step
+    rows = [metric_row(step, **{"failures/engine_died": n}) for step, n in enumerate(counts, 1)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(run_dir)
+    assert run.failures_by_step() == {"engine_died": [0, 2, 0, 3, 1, 0]}
+    assert run.failures() == [("engine_died", 6)]
+    assert "engine_died 6 an engine's process ended" in Outline(render(run)).text
+
+
 def test_nested_and_non_finite_metrics(tmp_path: Path) -> None:
     row = {"step": 1, "failures": {"engine": 2}, "loss": float("nan"), "kl": "oops"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -282,48 +287,57 @@ def test_nested_and_non_finite_metrics(tmp_path: Path) -> None:
     assert "the rollout engine failed on the request" in Outline(render(run)).text
 
 
-def test_prompts_without_graph_frames_or_scores(run_dir: Path) -> None:
-    (run_dir / "frames" / "abc123.npy").unlink()
-    rows = [
-        trace_row(true_graph="", predicted_graph="{", absence="BAD_JSON", parts="", notes="{}", reference="")
-    ]
-    write_traces(run_dir / "traces" / "step_000003.parquet", rows)
-    page = Outline(render(read_run(run_dir)))
-    assert "no graph: the <graph> block is not JSON" in page.text
-    assert "img" not in page.tags
-
-
 # ------------------------------------------------------------------------------------------- hostile text
 
-HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7*7 }} &amp; \x00"
+HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7*7 }} &amp; \x00"
 
 
 def test_hostile_text_is_shown_not_run(run_dir: Path) -> None:
-    graph = {"unit": "grid", "frames": [{"t": 0, "nodes": [{"id": '<b onclick="x">.1', "pos": [1, 1]}]}]}
     hostile = trace_row(
-        text=HOSTILE,
-        question=HOSTILE,
-        family=HOSTILE,
-        prompt=HOSTILE,
-        true_answer=HOSTILE,
-        record_id=HOSTILE,
-        finish_reason=HOSTILE,
-        absence=HOSTILE,
+        **dict.fromkeys(
+            ("text", "question", "family", "prompt", "true_answer", "record_id", "finish_reason", "absence"),
+            HOSTILE,
+        ),
         clip="../../etc/passwd",
         parts=json.dumps({HOSTILE: 1.0, "x": "not a number"}),
         notes=json.dumps([HOSTILE]),
-        predicted_graph=json.dumps(graph),
     )
     write_traces(run_dir / "traces" / "step_000003.parquet", [hostile])
     (run_dir / "quarantine.jsonl").write_text(json.dumps({"kind": HOSTILE, "detail": HOSTILE}) + "\n")
+    (run_dir / "environment.json").write_text(json.dumps({"gpu": HOSTILE}))
     with (run_dir / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metric_row(4, **{f"failures/{HOSTILE}": 1})) + "\n")
-    text = render(read_run(run_dir))
-    page = Outline(text)
-    assert page.tags.count("script") == 1
-    assert "alert(1)" in page.text
+        file.write(json.dumps(metric_row(4, **{f"failures/{HOSTILE}": 1, f"reward/{HOSTILE}": 1})) + "\n")
+    page = Outline(render(read_run(run_dir)))
+    # One script runs; the others are the index and the chunk of the traces, whose text is base64.
+    assert page.tags.count("script") == 3
+    assert page.text.count("alert(1)") >= 4
     assert "{{ 7*7 }}" in page.text
     assert "img" not in page.tags
+    assert HOSTILE not in "".join(page.scripts)
+
+
+def test_the_environment_is_the_runs_own_where_it_is_known(run_dir: Path) -> None:
+    page = Outline(render(read_run(run_dir)))
+    assert "Environment of the process that wrote this page" in page.text
+    assert f"python {platform.python_version()}" in page.text
+    (run_dir / "environment.json").write_text('{"torch": "9.9.9", "accelerators": "8 x H100"}')
+    page = Outline(render(read_run(run_dir)))
+    assert "Environment torch 9.9.9 accelerators 8 x H100" in page.text
+
+
+def test_gains_without_a_summary_of_them_come_from_single_prompts(run_dir: Path) -> None:
+    (run_dir / "eval").mkdir()
+    for step, form in ((0, 0.25), (3, 0.75)):
+        values = {"sampled": {}, "greedy": {f"r{i}": {"format": form} for i in range(20)}, "version": step}
+        (run_dir / "eval" / f"step_{step:06d}.json").write_text(json.dumps(values))
+    page = Outline(render(read_run(run_dir)))
+    assert "format 0.980 1.000 +0.500 +0.500 to +0.500" in page.text  # greedy; every prompt gained the same
+    assert "format 0.970 0.990 –" in page.text
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_report(run_dir: Path) -> None:
+    (run_dir / "quarantine.jsonl").write_text('{"kind": "bad_row", "detail": "\\ud800"}\n')
+    assert "bad_row" in write_report(run_dir).read_text()
 
 
 # ------------------------------------------------------------------------------------------------- traces
@@ -428,6 +442,7 @@ def test_a_dump_that_is_not_one_is_refused(tmp_path: Path) -> None:
         (0.83, 1.47, [0.8, 1.0, 1.2, 1.4, 1.6]),
         (-3.0, 12.0, [-5.0, 0.0, 5.0, 10.0, 15.0]),
         (2.0, 2.0, [1.0, 1.5, 2.0, 2.5, 3.0]),
+        (1.0000001, 1.0000003, [0.0, 0.5, 1.0, 1.5, 2.0]),
         (0.0, 0.0, [-0.5, -0.25, 0.0, 0.25, 0.5]),
     ],
 )
@@ -451,6 +466,21 @@ def test_ticks_are_round_and_enclose(low: float, high: float, ticks: list[float]
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([2.25, 2.35], ["2.25", "2.275", "2.3", "2.325", "2.35"]),
+        ([1000.0, 1002.0], ["1000", "1000.5", "1001", "1001.5", "1002"]),
+        ([0.0, 20_000.0], ["0", "5000", "10k", "15k", "20k"]),
+        ([0.0, 1e-4], ["0", "2.5e-5", "5.0e-5", "7.5e-5", "0.0001"]),
+    ],
+)
+def test_ticks_are_told_apart(values: list[float], labels: list[str]) -> None:
+    chart = line_chart("", "", [1, 2], [Series(name="a", values=values)])
+    assert chart is not None
+    assert re.findall(r'text-anchor="end">([^<]+)</text>', chart.svg)[: len(labels)] == labels
 
 
 def test_smoothing_is_a_centred_mean_that_keeps_gaps() -> None:
@@ -554,10 +584,20 @@ def test_at_most_eight_times_are_chosen() -> None:
 def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     path = tmp_path / "d.npy"
     np.save(path, np.zeros((2, 120, 160, 3), np.uint8))
-    assert [url[:22] for url in frame_images(tmp_path, "d", [0, 1])] == ["data:image/jpeg;base64"] * 2
-    assert frame_images(tmp_path, "d", [2]) == []
+    images = frame_images(tmp_path, "d")
+    assert images is not None
+    assert [url[:22] for url in images.urls] == ["data:image/jpeg;base64"] * 2
+    assert (images.width, images.height) == (160, 120)
     spoil(path)
-    assert frame_images(tmp_path, "d", [0]) == []
+    assert frame_images(tmp_path, "d") is None
+    assert frame_images(tmp_path, "../d") is None
+
+
+def test_times_of_a_clip_come_from_the_frame_store(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"times": [0.0, 1.5]}')
+    assert frame_times(tmp_path, "d") == [0.0, 1.5]
+    (tmp_path / "d.json").write_text('{"times": "no"}')
+    assert frame_times(tmp_path, "d") == frame_times(tmp_path, "e") == []
 
 
 def test_durations_and_folders(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""docs/config.md is what the schema says now, and says something of every key."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from videostr.config import ColdStartConfig, Config, EvaluationConfig, flat, load
+from videostr.config_reference import Key, as_type, as_yaml, keys, reference, row, sections
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "config.md"
+
+
+def test_the_document_is_of_this_schema() -> None:
+    assert DOCUMENT.read_text() == reference(), "run python -m videostr.config_reference > docs/config.md"
+
+
+@pytest.mark.parametrize("kind", [Config, ColdStartConfig, EvaluationConfig])
+def test_every_key_is_described(kind: type) -> None:
+    without = [
+        f"{section.__name__}.{key.name}"
+        for _, section in sections(kind)
+        for key in keys(section)
+        if not key.meaning
+    ]
+    assert without == []
+
+
+def test_every_key_of_a_run_stands_in_it_with_a_default_that_a_file_may_hold(tmp_path: Path) -> None:
+    told = {f"{prefix}.{key.name}": key for prefix, section in sections(Config) for key in keys(section)}
+    assert told.keys() == {key for key, _ in flat(asdict(Config()))}
+    file = tmp_path / "defaults.yaml"
+    file.write_text("model: {path: m}\ndata: {train: d}\n")
+    overrides = [
+        f"{name}={as_yaml(key.default)}"
+        for name, key in told.items()
+        if name not in {"model.path", "data.train"}
+    ]
+    assert load(file, overrides) == load(file)
+
+
+@dataclass
+class Inner:
+    """Of the example."""
+
+    depth: tuple[int, int] = (1, 2)
+    """How | deep,
+    in metres."""
+
+
+@dataclass
+class Outer:
+    """An example."""
+
+    name: str | None = None
+    """What it is called."""
+    mode: Literal["a", "b"] = "a"
+    inner: Inner = field(default_factory=Inner)
+    modes: list[Literal["x", "y"]] = field(default_factory=lambda: ["x"])
+    """Several."""
+
+
+def test_what_is_read_of_a_section() -> None:
+    assert dict(sections(Outer)) == {"": Outer, "inner": Inner}
+    assert keys(Outer) == [
+        Key(name="name", type="str | None", default=None, meaning="What it is called."),
+        Key(name="mode", type="Literal['a', 'b']", default="a", meaning=""),
+        Key(name="modes", type="list[Literal['x', 'y']]", default=["x"], meaning="Several."),
+    ]
+    assert row("inner", keys(Inner)[0]) == "| `inner.depth` | 2 x int | `[1, 2]` | How \\| deep, in metres. |"
+    assert [as_type(key.type) for key in keys(Outer)] == ["str or null", "`a`, `b`", "list of `x`, `y`"]
+    assert [as_yaml(value) for value in (None, True, "", "x", 1e-6)] == ["null", "true", '""', "x", "1e-06"]

@@ -1,0 +1,215 @@
+"""Which curves the report draws: of metrics.jsonl, of trace dumps and of evaluations beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from videostr.report.charts import Chart, Series, line_chart, share_chart
+from videostr.report.run import RunData
+from videostr.report.stats import DumpStats
+
+MAX_LINES = 8
+"""Colour classes of the style sheet."""
+TIMES = {"time/rollout": "rollout", "time/reward": "reward", "time/learn": "learn", "time/sync": "sync"}
+ASYNCHRONOUS_TIMES = {"time/wait": "waiting for rollouts", "time/learn": "learn", "time/sync": "sync"}
+"""Sampling lies beside the step there, and may take longer than it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A chart of metrics."""
+
+    title: str
+    unit: str
+    keys: dict[str, str]
+    """Key in metrics.jsonl to name in the legend."""
+
+
+LINE_CHARTS = [
+    Wanted(title="Reward", unit="total", keys={"reward/total": "total"}),
+    Wanted(
+        title="Reward parts",
+        unit="0 to 1",
+        keys={"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"},
+    ),
+    Wanted(
+        title="Graph reward", unit="0 to 1", keys={"reward/graph_node": "nodes", "reward/graph_edge": "edges"}
+    ),
+    Wanted(title="Length reward", unit="-1 to 1", keys={"reward/length": "length"}),
+    Wanted(title="Loss", unit="", keys={"loss": "loss"}),
+    Wanted(title="Gradient norm", unit="before clipping", keys={"grad_norm": "norm"}),
+    Wanted(title="Learning rate", unit="", keys={"lr": "rate"}),
+    Wanted(title="Entropy", unit="nats per token", keys={"entropy": "entropy"}),
+    Wanted(title="KL from the reference", unit="nats per token", keys={"kl": "kl"}),
+    Wanted(
+        title="Mismatch", unit="KL of learner and engine, nats per token", keys={"mismatch_kl": "mismatch"}
+    ),
+    Wanted(title="Greatest ratio", unit="learner to engine, of a token", keys={"ratio_max": "ratio"}),
+    Wanted(title="Clipped tokens", unit="share", keys={"clip_fraction": "clipped"}),
+    Wanted(title="Truncated completions", unit="share", keys={"truncated_fraction": "truncated"}),
+    Wanted(
+        title="Groups that teach nothing",
+        unit="per step",
+        keys={"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"},
+    ),
+    Wanted(title="Staleness", unit="updates", keys={"staleness/mean": "mean", "staleness/max": "greatest"}),
+    Wanted(title="Rollout speed", unit="tokens/s", keys={"rollout/tokens_per_s": "tokens/s"}),
+    Wanted(
+        title="Tokens of a step", unit="", keys={"tokens/prompt": "prompt", "tokens/completion": "completion"}
+    ),
+    Wanted(title="Step time", unit="s", keys={"time/step": "seconds"}),
+    Wanted(title="Waiting for rollouts", unit="s, of the learner", keys={"time/wait": "seconds"}),
+]
+ALWAYS_SHOWN = {"Reward", "Reward parts"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """The charts, and the titles of those that were left out."""
+
+    charts: list[Chart]
+    zero: list[str]
+    """Every value is 0: no such term, or nothing happened."""
+    absent: list[str]
+    """metrics.jsonl does not have the figure."""
+
+
+def curves(run: RunData, stats: Sequence[DumpStats]) -> Curves:
+    """All charts of a run; none without a step."""
+    charts: list[Chart | None] = []
+    zero, absent = [], []
+    steps = [int(row["step"]) for row in run.metrics]
+    for wanted in [*LINE_CHARTS[:4], *_other_rewards(run), *LINE_CHARTS[4:]] if steps else []:
+        series = [Series(name=name, values=run.series(key)) for key, name in wanted.keys.items()]
+        if all(value is None for one in series for value in one.values):
+            absent.append(wanted.title)
+        elif wanted.title in ALWAYS_SHOWN or any(any(one.values) for one in series):
+            charts.append(line_chart(wanted.title, wanted.unit, steps, series))
+        else:
+            zero.append(wanted.title)
+    if steps:
+        charts.append(_lengths(run, steps))
+        failed = _failures(run, steps)
+        charts.append(failed)
+        zero += [] if failed else ["Failures"]
+        charts.append(share_chart("Shares of the step time", "", steps, _time_series(run)))
+    charts += [*_of_dumps(stats), _heldout(run)]
+    return Curves(charts=[chart for chart in charts if chart is not None], zero=zero, absent=absent)
+
+
+def _other_rewards(run: RunData) -> list[Wanted]:
+    """Parts of the reward that no other chart has, such as `custom` and `map`."""
+    known = {key for wanted in LINE_CHARTS for key in wanted.keys}
+    keys = sorted({key for row in run.metrics for key in row if key.startswith("reward/")} - known)
+    return [
+        Wanted(
+            title="More reward parts",
+            unit="",
+            keys={key: key.removeprefix("reward/") for key in keys[start : start + MAX_LINES]},
+        )
+        for start in range(0, len(keys), MAX_LINES)
+    ]
+
+
+def _lengths(run: RunData, steps: Sequence[int]) -> Chart | None:
+    if run.config is None:
+        return None
+    rollouts = run.config.train.prompts_per_step * run.config.sampling.group_size
+    values = [None if tokens is None else tokens / rollouts for tokens in run.series("tokens/completion")]
+    return line_chart("Completion length", "tokens, mean", steps, [Series(name="tokens", values=values)])
+
+
+def _failures(run: RunData, steps: Sequence[int]) -> Chart | None:
+    """The most frequent kinds, and all others together."""
+    by_step = run.failures_by_step()
+    by_step.pop("tokens_sampled_again", None)
+    ranked = sorted(by_step, key=lambda kind: -sum(by_step[kind]))
+    series = [
+        Series(name=kind, values=by_step[kind]) for kind in ranked[: MAX_LINES - 1] if any(by_step[kind])
+    ]
+    rest = [by_step[kind] for kind in ranked[MAX_LINES - 1 :]]
+    if rest:
+        series.append(Series(name="other kinds", values=[sum(new) for new in zip(*rest, strict=True)]))
+    return line_chart("Failures", "new in a step", steps, series) if series else None
+
+
+def _time_series(run: RunData) -> list[Series]:
+    asynchronous = run.config is not None and run.config.train.max_staleness > 0
+    times = ASYNCHRONOUS_TIMES if asynchronous else TIMES
+    named = [Series(name=name, values=run.series(key)) for key, name in times.items()]
+    rest = [
+        max(0.0, step - sum(one.values[i] or 0.0 for one in named)) if step is not None else None
+        for i, step in enumerate(run.series("time/step"))
+    ]
+    return [*named, Series(name="other", values=rest)]
+
+
+def _of_dumps(stats: Sequence[DumpStats]) -> list[Chart | None]:
+    if len(stats) < 2:
+        return []
+    steps = [dump.step for dump in stats]
+    families = sorted({family for dump in stats for family in dump.answer_by_family})
+    nodes = [
+        Series(name="predicted", values=[dump.nodes for dump in stats]),
+        Series(name="true", values=[dump.true_nodes for dump in stats]),
+    ]
+    return [
+        line_chart(
+            "Answers fully right",
+            "share, of dumped traces",
+            steps,
+            [Series(name="right", values=[dump.right for dump in stats])],
+        ),
+        *(
+            line_chart(
+                "Answer reward by family",
+                "0 to 1, of dumped traces",
+                steps,
+                [
+                    Series(name=family, values=[dump.answer_by_family.get(family) for dump in stats])
+                    for family in families[start : start + MAX_LINES]
+                ],
+            )
+            for start in range(0, len(families), MAX_LINES)
+        ),
+        line_chart("Nodes of a stated frame", "of dumped traces", steps, nodes),
+        line_chart(
+            "Frames of a predicted graph",
+            "of dumped traces",
+            steps,
+            [Series(name="frames", values=[dump.frames for dump in stats])],
+        ),
+        line_chart(
+            "Completions without a graph",
+            "share, of dumped traces",
+            steps,
+            [Series(name="share", values=[dump.absent for dump in stats])],
+        )
+        if any(dump.absent for dump in stats)
+        else None,
+        line_chart(
+            "Spread of lengths",
+            "tokens, of dumped traces",
+            steps,
+            [
+                Series(name="mean", values=[dump.tokens_mean for dump in stats]),
+                Series(name="95th percentile", values=[dump.tokens_p95 for dump in stats]),
+                Series(name="longest", values=[float(dump.tokens_max) for dump in stats]),
+            ],
+        ),
+    ]
+
+
+def _heldout(run: RunData) -> Chart | None:
+    """Evaluations beside training; before and after alone stand in the table."""
+    if len(run.evaluations) < 3:
+        return None
+    steps = [step for step, _ in run.evaluations]
+    series = []
+    for part in ("total", "answer", "graph", "format"):
+        means = [values.get("greedy_mean") for _, values in run.evaluations]
+        found = [mean.get(part) if isinstance(mean, dict) else None for mean in means]
+        values = [float(value) if isinstance(value, int | float) else None for value in found]
+        series.append(Series(name=part, values=values))
+    return line_chart("Held-out reward", "greedy", steps, series)
