@@ -21,6 +21,7 @@ from videostr.evaluate import __main__ as command
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = 8
+LIMIT_S = 600
 MODES = ("direct", "think", "graph")
 
 
@@ -50,10 +51,11 @@ def start(given: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 def answered(results: Path) -> int:
     path = results / "answers.sqlite"
-    if not path.exists():
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            return int(db.execute("select count(*) from answers").fetchone()[0])
+    except sqlite3.OperationalError:  # there is no file, or no table in it yet
         return 0
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
-        return int(db.execute("select count(*) from answers").fetchone()[0])
 
 
 def table(results: Path, mode: str) -> dict[str, dict[str, Any]]:
@@ -67,7 +69,7 @@ def results(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluations")
     process = start(arguments(tabletop, folder), folder / "first.log")
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + LIMIT_S
         while answered(folder) < QUESTIONS * len(MODES) // 2:
             assert process.poll() is None, (folder / "first.log").read_text()
             assert time.monotonic() < deadline, (folder / "first.log").read_text()
@@ -84,7 +86,7 @@ def results(tabletop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         psutil.wait_procs(family, timeout=30)
     (folder / "kept.txt").write_text(str(answered(folder)))
     again = start(arguments(tabletop, folder), folder / "second.log")
-    assert again.wait(timeout=300) == 0, (folder / "second.log").read_text()
+    assert again.wait(timeout=LIMIT_S) == 0, (folder / "second.log").read_text()
     return folder
 
 
@@ -95,6 +97,20 @@ def test_a_run_that_was_killed_asks_only_what_is_missing(results: Path) -> None:
     assert found is not None
     assert (int(found[1]), int(found[2])) == (kept, QUESTIONS * len(MODES) - kept)
     assert answered(results) == QUESTIONS * len(MODES)
+
+
+def test_two_engines_that_nobody_stopped_give_the_same_result(
+    results: Path, tabletop: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    process = start(arguments(tabletop, tmp_path, "rollout.num_workers=2"), log)
+    assert process.wait(timeout=LIMIT_S) == 0, log.read_text()
+    assert "starting 2 engines" in log.read_text()
+    for mode in MODES:
+        assert table(tmp_path, mode) == table(results, mode)
+        for name in ("figures.json", "figures.md", "figures.html"):
+            there, here = (folder / "shipped" / mode / name for folder in (tmp_path, results))
+            assert there.read_text() == here.read_text()
 
 
 def test_every_question_has_a_row_with_what_determined_it(results: Path) -> None:

@@ -39,10 +39,10 @@ def complaints(words: list[str]) -> list[str]:
         found += [
             f"make {word}: no such target" for word in words[1:] if "=" not in word and word not in targets
         ]
-    for flag, module in pairwise(words):
-        if flag == "-m" and module.split(".")[0] in {"videostr", "rewards", "actors"}:
-            found += [] if is_runnable(module) else [f"python -m {module}: no such module"]
-    if "--config" in words:
+    modules = [module for flag, module in pairwise(words) if flag == "-m"]
+    ours = [module for module in modules if module.split(".")[0] in {"videostr", "rewards", "actors"}]
+    found += [f"python -m {module}: no such module" for module in ours if not is_runnable(module)]
+    if ours and "--config" in words:
         found += config_complaints(words[words.index("--config") + 1 :])
     return found
 

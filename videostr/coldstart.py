@@ -26,7 +26,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from videostr import config as configs
 from videostr.data.records import index_at, read_records
-from videostr.errors import DataError, VideoStrError
+from videostr.errors import DataError, VideoStrError, exit_status_of
 from videostr.grpo.batch import RopeGrid, prompt_positions
 from videostr.model import check_model
 from videostr.prompt import encode_many, instruction, reference_trace, render
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(configs.load_coldstart(options.config, options.overrides))
     except VideoStrError as error:
         log.error("error: %s", error)
-        return 2
+        return exit_status_of(error)
     return 0
 
 

@@ -1,12 +1,37 @@
-"""Held-out summary: means, paired bootstrap, the file's exact shape."""
+"""Held-out evaluation: what is asked and earned, as when a policy is evaluated alone; means, paired bootstrap, the file's shape.
+
+Engines and reward workers are stand-ins; tests/test_launch.py has real ones.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import numpy as np
 import pytest
+from transformers import AutoProcessor
 
-from videostr.config import Config, EvaluateConfig, Run
-from videostr.evaluate.heldout import Evaluation, means, paired_gain, summary, table
+import rewards
+from rewards import Rubric
+from videostr.config import Config, EvaluateConfig, EvaluationConfig, Run, Sampling
+from videostr.data.source import Drawn, RecordSource
+from videostr.evaluate.answers import Answers
+from videostr.evaluate.benchmark import Mode
+from videostr.evaluate.heldout import Evaluation, evaluate, means, paired_gain, summary, table
+from videostr.evaluate.records import Records
+from videostr.evaluate.run import Asked, Asker, ask_new, tally
+from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.prompt import reference_trace
+from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Rollout, VersionSpan
+
+POLICY = "videostr/tabletop/pretrained"
+CONFIG = Config(
+    run=Run(seed=7), sampling=Sampling(temperature=0.7, max_tokens=160), evaluate=EvaluateConfig(samples=3)
+)
 
 BEFORE = {"a": {"total": 1.0, "format": 1.0, "answer": 0.0, "graph": 0.5}, "b": {"total": 0.5, "answer": 0.5}}
 AFTER = {"a": {"total": 1.5, "format": 1.0, "answer": 0.5, "graph": 0.5}, "b": {"total": 1.5, "answer": 1.0}}
@@ -56,3 +81,141 @@ def test_summary_has_the_documented_shape(tmp_path):
     assert values["heldout"]["gain"]["answer"]["mean"] == pytest.approx(0.5)
     text = table(values)
     assert "0.750   1.500    +0.750 [+0.500, +1.000]" in text
+
+
+# ------------------------------------------------------------------------------------------ asked and scored
+
+
+@dataclass
+class Rollouts:
+    """Writes what `texts` has for a record: the first alone where greedy, else in turn."""
+
+    texts: dict[str, Sequence[str]]
+    refuse: set[str] = field(default_factory=set)
+    """Records whose greedy requests are refused."""
+    asked: list[SampleRequest] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        self.asked.append(request)
+        name, ids = request.prompt.record_id, np.arange(4, dtype=np.int32)
+        await asyncio.sleep(0)
+        if name in self.refuse and request.temperature == 0:
+            return Failure(kind=FailureKind.ENGINE, record_id=name, detail="because")
+        completions = [
+            Completion(
+                text=self.texts[name][i % len(self.texts[name])],
+                token_ids=ids,
+                logprobs=np.zeros(4, dtype=np.float32),
+                finish_reason=FinishReason.STOP,
+                weight_versions=(VersionSpan(version=0, start=0, end=4),),
+            )
+            for i in range(request.n)
+        ]
+        return Sampled(prompt_token_ids=ids, completions=tuple(completions))
+
+
+@dataclass
+class Workers:
+    """Scores in this process."""
+
+    fail: set[str] = field(default_factory=set)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
+        if record.id in self.fail:
+            return Failure(kind=FailureKind.REWARD_TIMEOUT, record_id=record.id, detail="late")
+        judged = rewards.judge_group(completions, record)
+        return tuple(
+            Rollout(completion=c, trace=trace, score=score)
+            for c, (trace, score) in zip(completions, judged, strict=True)
+        )
+
+
+def ports(rollouts: Rollouts, workers: Workers | None = None) -> Ports:
+    return Ports(rollouts=rollouts, rewards=workers or Workers(), learner=None, sync=None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def drawn(tabletop: Path) -> list[Drawn]:
+    source = RecordSource(str(tabletop / "heldout"), AutoProcessor.from_pretrained(POLICY), seed=0)
+    return [d for d in source.first(8) if isinstance(d, Drawn)]
+
+
+def texts(drawn: Sequence[Drawn]) -> dict[str, Sequence[str]]:
+    """The true trace, one with another answer, and none; another one first for every third record."""
+    found: dict[str, Sequence[str]] = {}
+    for place, d in enumerate(drawn):
+        true = reference_trace(d.record)
+        several = [true, true.split("<answer>")[0] + "<answer>no</answer>", "nothing"]
+        found[d.record.id] = several[place % 3 :] + several[: place % 3]
+    return found
+
+
+def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(drawn: list[Drawn]) -> None:
+    rollouts = Rollouts(texts(drawn))
+    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4))
+    assert found.version == 4
+    assert list(found.sampled) == list(found.greedy) == sorted(d.record.id for d in drawn)
+    ways = Counter((r.n, r.temperature, r.max_tokens) for r in rollouts.asked)
+    assert ways == {(3, 0.7, 160): 8, (1, 0.0, 160): 8}
+    assert len({r.seed for r in rollouts.asked}) == 8  # one a prompt
+    # One of three has the true answer, two are well-formed: format 0.2, answer 1, graph 1.
+    for d in drawn:
+        assert found.sampled[d.record.id]["answer"] == pytest.approx(1 / 3)
+        assert found.sampled[d.record.id]["format"] == pytest.approx(2 / 3)
+        assert found.sampled[d.record.id]["total"] == pytest.approx((2 * 0.2 + 1 + 2) / 3)
+    assert {found.greedy[d.record.id]["answer"] for d in drawn[::3]} == {1.0}
+    assert {found.greedy[d.record.id]["answer"] for d in drawn[1::3]} == {0.0}
+    again = Rollouts(texts(drawn))
+    assert asyncio.run(evaluate(CONFIG, drawn, ports(again), 4)) == found
+    assert again.asked == rollouts.asked
+
+
+def test_beside_training_only_greedy_requests_are_made(drawn: list[Drawn]) -> None:
+    rollouts = Rollouts(texts(drawn))
+    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4, greedy_only=True))
+    assert {(r.n, r.temperature) for r in rollouts.asked} == {(1, 0.0)}
+    assert found.sampled == {}
+    assert len(found.greedy) == 8
+
+
+def test_a_prompt_that_fails_in_one_way_is_counted_and_left_out_of_both(drawn: list[Drawn]) -> None:
+    names = [d.record.id for d in drawn]
+    rollouts = Rollouts(texts(drawn), refuse={names[1]})
+    broken = Failure(kind=FailureKind.BAD_VIDEO, record_id="gone", detail="missing")
+    found = asyncio.run(
+        evaluate(CONFIG, [broken, *drawn], ports(rollouts, Workers(fail={names[2], names[3]})), 0)
+    )
+    assert found.failures == {"bad_video": 1, "engine": 1, "reward_timeout": 2}
+    assert list(found.sampled) == list(found.greedy) == sorted({*names} - {*names[1:4]})
+    assert asyncio.run(evaluate(CONFIG, [broken], ports(rollouts), 0)).failures == {"bad_video": 1}
+
+
+def test_alone_and_beside_training_the_same_is_asked_and_earned(
+    drawn: list[Drawn], tabletop: Path, tmp_path: Path
+) -> None:
+    beside = Rollouts(texts(drawn))
+    trained = asyncio.run(evaluate(CONFIG, drawn, ports(beside), 0, greedy_only=True))
+
+    root = tabletop / "heldout"
+    config = EvaluationConfig(root=str(root), model=POLICY, max_tokens=CONFIG.sampling.max_tokens)
+    benchmark = Records(lambda text, record: rewards.score(text, record, Rubric.preset("default")))
+    asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
+    items = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]
+    alone = Rollouts(texts(drawn))
+    with Answers(tmp_path / "answers.sqlite") as answers:
+        asked = [item for item in items if isinstance(item, Asked)]
+        refused = asyncio.run(ask_new(asked, alone, answers, at_once=2))
+        rows = tally(items, answers, refused, asker)
+
+    def what(rollouts: Rollouts) -> list[object]:
+        return [(r.prompt, r.n, r.temperature, r.max_tokens) for r in rollouts.asked]
+
+    assert len(alone.asked) == 8
+    assert what(alone) == what(beside)
+    parts = ("format", "answer", "graph")
+    assert {row.id: {part: row.scores[part] for part in parts} for row in rows} == {
+        name: {part: scores[part] for part in parts} for name, scores in trained.greedy.items()
+    }
+    assert len({row.scores["answer"] for row in rows}) > 1

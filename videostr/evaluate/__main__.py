@@ -29,7 +29,7 @@ from rewards.number import mean_relative_accuracy, stated_number
 from videostr import config as configs
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
-from videostr.errors import ConfigError, DataError, ModelError, PlacementError, VideoStrError
+from videostr.errors import ConfigError, VideoStrError, exit_status_of
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Benchmark, Mode, Parsers, QuestionSet
@@ -40,13 +40,14 @@ from videostr.evaluate.run import (
     Asked,
     Asker,
     Row,
-    ask,
+    ask_new,
     baselines,
     counts,
     limited,
     read_rows,
     scores_of,
     tally,
+    tell_unasked,
     verdict_of,
     write_rows,
 )
@@ -57,11 +58,11 @@ from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.vsi_bench import VsiBench
 from videostr.launch import log_to_console
 from videostr.model import check_model
+from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
 PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
 NAMES = ("sti_bench", "vsi_bench", "v_star", "records")
-BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError)
 IN_FLIGHT = 2
 """Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
 RESULT = "figures.json"
@@ -78,12 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.predictions:
             return _predictions(options)
         return _evaluate(configs.load_evaluation(options.config, options.overrides))
-    except BAD_INPUT as error:
-        log.error("error: %s", error)
-        return 2
     except VideoStrError as error:
         log.error("error: %s", error)
-        return 1
+        return exit_status_of(error)
     except KeyboardInterrupt:
         log.info("stopped; the same command goes on from here")
         return 130
@@ -114,7 +112,7 @@ def make_benchmark(
     if name == "vsi_bench":
         return VsiBench(PARSERS)
     if name == "v_star":
-        return VStar(PARSERS, judge)
+        return VStar(judge)
     return Records(lambda text, record: rewards.score(text, record, rubric))
 
 
@@ -137,6 +135,7 @@ def _evaluate(config: EvaluationConfig) -> int:
             "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
         )
         items = [asker.prepare(q, Mode(mode)) for mode in config.modes for q in questions.questions]
+        tell_unasked(items)
         asked = [item for item in items if isinstance(item, Asked)]
         refused = asyncio.run(_ask(asked, answers, config))
         for mode in config.modes:
@@ -149,7 +148,7 @@ def _evaluate(config: EvaluationConfig) -> int:
     return 0
 
 
-async def _ask(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, str]:
+async def _ask(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, Failure]:
     if all(answers.get(item.key) is not None for item in asked):
         log.info("all %d answers are there, no engine is started", len(asked))
         return {}
@@ -157,7 +156,7 @@ async def _ask(asked: Sequence[Asked], answers: Answers, config: EvaluationConfi
     folder = Path(config.dir)
     log.info("starting %d engines", config.rollout.num_workers)
     async with engines(_engine_config(config), folder / "frames", folder / "logs") as pool:
-        return await ask(asked, pool, answers, config, at_once)
+        return await ask_new(asked, pool, answers, at_once)
 
 
 def _engine_config(config: EvaluationConfig) -> configs.Config:
@@ -288,18 +287,16 @@ def _predictions(options: argparse.Namespace) -> int:
     for problem in found.problems():
         log.warning("%s", problem)
     mode = Mode(options.mode)
-    verdicts = []
+    rows = []
     for question in questions.questions:
         given = found.by_id.get(question.id)
-        verdicts.append(
-            verdict_of(benchmark, question, mode, given.text if given else "", given.size if given else None)
-        )
-    pairs = zip(questions.questions, verdicts, strict=True)
-    unread = sum(not verdict.extracted for question, verdict in pairs if question.id in found.by_id)
+        text, size = (given.text, given.size) if given else (None, None)
+        verdict = verdict_of(benchmark, question, mode, text or "", size)
+        rows.append(Row.of(question, mode, text, verdict, verdict.note if given else "no prediction"))
     evaluated = _evaluated(
         benchmark,
         questions,
-        [verdict.scores for verdict in verdicts],
+        [row.scores for row in rows],
         name=options.predictions.stem,
         mode=mode.value,
         model="",
@@ -309,12 +306,14 @@ def _predictions(options: argparse.Namespace) -> int:
             "answered": len(found.by_id),
             "missing": len(found.missing),
             "unknown_ids": len(found.unknown),
-            "no_answer_read": unread,
+            "repeated_ids": len(found.repeated),
+            "no_answer_read": sum(row.answered and not row.extracted for row in rows),
         },
         bootstrap=(options.bootstrap, options.seed),
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
+        write_rows(rows, options.out / ROWS)
         evaluated.to_json(options.out / RESULT)
         _write_page(tables.one(evaluated), options.out)
     print(
@@ -323,6 +322,7 @@ def _predictions(options: argparse.Namespace) -> int:
                 "benchmark": evaluated.benchmark,
                 "digest": evaluated.digest,
                 "counts": dict(evaluated.counts),
+                "problems": found.problems(),
                 "figures": {
                     name: {"value": found.value, "ci95": [found.low, found.high]}
                     for name, found in evaluated.intervals.items()
@@ -351,7 +351,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.Page:
-    """Results of `--config` runs side by side, the first one the base.
+    """Results side by side, the first one the base.
 
     Raises:
         DataError: a folder has no result, or they are of different benchmarks or question files.

@@ -1,14 +1,15 @@
 """Held-out evaluation: the same prompts before and after, sampled at the training temperature and greedily.
 
+Asked and scored as in `run`, by the engines and reward workers of the training run.
 In: held-out records, ports. Out: `eval/step_XXXXXX.json` with means per prompt, and the summary of two such evaluations:
 means and the paired gain with its confidence interval.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +20,16 @@ import numpy as np
 from videostr.checkpoint import write_json
 from videostr.config import Config
 from videostr.data.source import Drawn
+from videostr.evaluate.asking import ask
+from videostr.evaluate.benchmark import Mode
+from videostr.evaluate.records import verdict_on
 from videostr.evaluate.statistics import Interval, bootstrap_weights
-from videostr.ports import Ports, SampleRequest
-from videostr.types import Failure
+from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.types import Failure, Rollout
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("videostr.evaluate")
 PARTS = ("total", "format", "answer", "graph")
+SAMPLED, GREEDY = "sampled", "greedy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,34 +66,34 @@ async def evaluate(
     *,
     greedy_only: bool = False,
 ) -> Evaluation:
-    """Sample and score every held-out prompt; a prompt that fails is counted and left out."""
-    ways = [(1, 0.0)] if greedy_only else [(config.evaluate.samples, config.sampling.temperature), (1, 0.0)]
-    failures: dict[str, int] = {}
-    sampled: dict[str, dict[str, float]] = {}
-    greedy: dict[str, dict[str, float]] = {}
+    """Sample and score every held-out prompt; a prompt that fails in one way is counted and left out of both."""
+    ways = {GREEDY: (1, 0.0)}
+    if not greedy_only:
+        ways = {SAMPLED: (config.evaluate.samples, config.sampling.temperature), **ways}
+    drawn = {d.record.id: d for d in heldout if isinstance(d, Drawn)}
+    requests = {
+        (record_id, way): _request(config, d, *ways[way]) for record_id, d in drawn.items() for way in ways
+    }
+    scores: dict[tuple[str, str], dict[str, float]] = {}
 
-    async def one(drawn: Drawn | Failure) -> None:
-        results = [
-            drawn if isinstance(drawn, Failure) else await _ask(config, drawn, ports, n, temperature)
-            for n, temperature in ways
-        ]
-        for result in results:
-            if isinstance(result, Failure):
-                failures[result.kind.name.lower()] = failures.get(result.kind.name.lower(), 0) + 1
-                log.warning("held-out %s: %s (%s)", result.record_id, result.detail, result.kind.value)
-                return
-        record_id = drawn.record.id if isinstance(drawn, Drawn) else ""
-        scores = [result for result in results if not isinstance(result, Failure)]
-        greedy[record_id] = scores[-1]
-        if not greedy_only:
-            sampled[record_id] = scores[0]
+    async def score(name: tuple[str, str], sampled: Sampled) -> Failure | None:
+        rollouts = await ports.rewards.score(drawn[name[0]].record, sampled.completions)
+        if isinstance(rollouts, Failure):
+            return rollouts
+        scores[name] = _mean_of(rollouts)
+        return None
 
-    await asyncio.gather(*(one(drawn) for drawn in heldout))
+    unusable = [d for d in heldout if isinstance(d, Failure)]
+    for failure in unusable:
+        log.warning("%s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
+    refused = await ask(requests, ports.rollouts, score, at_once=len(requests))
+    lost = {record_id: failure for (record_id, _), failure in refused.items()}
+    whole = sorted(drawn.keys() - lost.keys())
     return Evaluation(
         version=version,
-        sampled=dict(sorted(sampled.items())),
-        greedy=dict(sorted(greedy.items())),
-        failures=failures,
+        sampled={} if greedy_only else {record_id: scores[record_id, SAMPLED] for record_id in whole},
+        greedy={record_id: scores[record_id, GREEDY] for record_id in whole},
+        failures=dict(Counter(failure.kind.name.lower() for failure in [*unusable, *lost.values()])),
     )
 
 
@@ -156,21 +161,19 @@ def table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-async def _ask(
-    config: Config, drawn: Drawn, ports: Ports, n: int, temperature: float
-) -> dict[str, float] | Failure:
-    request = SampleRequest(
+def _request(config: Config, drawn: Drawn, n: int, temperature: float) -> SampleRequest:
+    return SampleRequest(
         prompt=drawn.prompt,
         n=n,
         temperature=temperature,
         max_tokens=config.sampling.max_tokens,
         seed=int(np.random.SeedSequence([config.run.seed, 1, drawn.position]).generate_state(1)[0]),
     )
-    sampled = await ports.rollouts.sample(request)
-    if isinstance(sampled, Failure):
-        return sampled
-    rollouts = await ports.rewards.score(drawn.record, sampled.completions)
-    if isinstance(rollouts, Failure):
-        return rollouts
-    scores = [{"total": rollout.score.total, **rollout.score.parts} for rollout in rollouts]
-    return {part: float(np.mean([s[part] for s in scores])) for part in PARTS if part in scores[0]}
+
+
+def _mean_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Part -> mean over the completions of a prompt."""
+    rows = [
+        {"total": r.score.total, **verdict_on(r.trace.answer, r.score, Mode.GRAPH).scores} for r in rollouts
+    ]
+    return {part: float(np.mean([row[part] for row in rows])) for part in PARTS if part in rows[0]}

@@ -37,19 +37,17 @@ class Predictions:
     """Questions without a prediction; they count as wrong."""
     unknown: tuple[str, ...]
     """Ids that the benchmark does not have; they count for nothing."""
+    repeated: tuple[str, ...]
+    """Ids that are there again with the same text; they count once."""
 
     def problems(self) -> list[str]:
         """What does not fit, in words."""
-        found = []
-        if self.missing:
-            found.append(
-                f"{len(self.missing)} questions have no prediction, they count as wrong: {_some(self.missing)}"
-            )
-        if self.unknown:
-            found.append(
-                f"{len(self.unknown)} predictions name no question, they are left out: {_some(self.unknown)}"
-            )
-        return found
+        told = (
+            (self.missing, "questions without a prediction, which count as wrong"),
+            (self.unknown, "ids that are of no question, which are left out"),
+            (self.repeated, "ids that are there again with the same text, which count once"),
+        )
+        return [f"{what}: {len(names)} ({_some(names)})" for names, what in told if names]
 
 
 def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
@@ -61,11 +59,12 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     """
     found: dict[str, Prediction] = {}
     lines: dict[str, int] = {}
+    repeated: dict[str, None] = {}
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line ends, such as U+2028
         if not line.strip():
             continue
         name, prediction = _line(f"{path}:{number}", line)
@@ -73,6 +72,8 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
             raise DataError(
                 f"{path}:{number}: id {name!r} is there twice, in line {lines[name]} with another text; keep one of them"
             )
+        if name in found:
+            repeated[name] = None
         found[name], lines[name] = prediction, number
     known = {question.id for question in questions}
     unknown = tuple(name for name in found if name not in known)
@@ -84,7 +85,7 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
             "check --benchmark and --root"
         )
     missing = tuple(question.id for question in questions if question.id not in by_id)
-    return Predictions(by_id=by_id, missing=missing, unknown=unknown)
+    return Predictions(by_id=by_id, missing=missing, unknown=unknown, repeated=tuple(repeated))
 
 
 def _line(where: str, line: str) -> tuple[str, Prediction]:

@@ -66,10 +66,7 @@ class Records:
 
     def score_trace(self, question: Question, text: str, mode: Mode) -> Verdict:
         """The rubric's parts of a whole text; without those of the graph where the mode asks for none."""
-        earned = self._score(text, _record(question))
-        wanted = PARTS if mode is Mode.GRAPH else PARTS[:2]
-        parts = {name: earned.parts[name] for name in wanted if name in earned.parts}
-        return Verdict(extracted=parse(text).answer, scores=parts, note=_notes(earned, *wanted))
+        return verdict_on(parse(text).answer, self._score(text, _record(question)), mode)
 
     def chance(self, question: Question) -> Mapping[str, float]:
         """1 over the number of options."""
@@ -108,6 +105,13 @@ class Records:
                 inside = np.array([other == value for other in of])
                 found[f"{prefix}/{value}"] = mean(answer[inside], weights[:, inside])
         return {name: 100 * value for name, value in found.items()}
+
+
+def verdict_on(answer: str, earned: Score, mode: Mode) -> Verdict:
+    """What a trace with this answer earned by a rubric; without the parts of the graph where the mode asks for none."""
+    wanted = PARTS if mode is Mode.GRAPH else PARTS[:2]
+    parts = {name: earned.parts[name] for name in wanted if name in earned.parts}
+    return Verdict(extracted=answer, scores=parts, note=_notes(earned, *wanted))
 
 
 def _question(record: Record) -> Question:

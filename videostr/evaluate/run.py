@@ -1,17 +1,16 @@
 """Questions -> prompts -> answers -> rows and figures, for any benchmark.
 
-`prepare` names what each question shows and asks, and so what determines its answer; `ask` samples what was never answered;
+`prepare` names what each question shows and asks, and so what determines its answer; `ask_new` asks what was never answered;
 `tally` scores. Nothing here knows Ray or vLLM: engines come in as a `RolloutPool`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,27 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from videostr.config import EvaluationConfig
 from videostr.errors import DataError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
+from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
 from videostr.evaluate.statistics import Scored, figure_values
-from videostr.metrics import duration
-from videostr.ports import RolloutPool, SampleRequest
+from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
 from videostr.trace import parse
-from videostr.types import Clip, ClipSpec, Failure, Prompt, SceneGraph
+from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, Record, SceneGraph
 from videostr.video import VideoShape, name_clip, probe, target_times
 
 log = logging.getLogger("videostr.evaluate")
 GRAPH_TIMES = 4
 """Most times at which a graph is asked for, where no record says which."""
-SAY_EVERY_S = 30.0
-OPEN_SCENE = SceneGraph(unit="m", frame="camera0", frames=())
-"""Contract of graphs of benchmarks without true ones: metres, seen from the first camera."""
+OPEN_SCENE = SceneGraph(
+    unit="m",
+    frame="camera0",
+    frames=(GraphFrame(t=0.0, nodes=(Node(id="object.1", label="object", pos=(0.0, 0.0, 0.0)),)),),
+)
+"""Contract of graphs of benchmarks without true ones: metres, three coordinates, seen from the first camera."""
+NAMED = 5
+"""Reasons that are named in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +51,11 @@ class Asked:
 
     question: Question
     mode: Mode
-    prompt: Prompt
+    request: SampleRequest
     size: tuple[int, int]
     """Width and height of the frames shown, pixels."""
     times: tuple[float, ...]
     """Times of the frames asked for, seconds; shown are the frames nearest to them."""
-    max_tokens: int
     key: str
     """Digest of everything that determines the answer."""
 
@@ -95,25 +98,23 @@ class Asker:
         end = shape.seconds if spec.end_s is None else min(spec.end_s, shape.seconds)
         times = tuple(round(float(t), 3) for t in target_times(spec.start_s, end, spec.num_frames))
         prompt = self._prompt(question, mode, clip, shape, size, times)
-        max_tokens = self.config.max_tokens_direct if mode is Mode.DIRECT else self.config.max_tokens
+        request = SampleRequest(
+            prompt=prompt,
+            n=1,
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens_direct if mode is Mode.DIRECT else self.config.max_tokens,
+            seed=self.config.seed,
+        )
         key = key_of(
             model=self.model_digest,
             dtype=self.config.dtype,
             prompt=prompt.text,
             clip=clip.digest,
-            temperature=self.config.temperature,
-            seed=self.config.seed if self.config.temperature > 0 else 0,
-            max_tokens=max_tokens,
+            temperature=request.temperature,
+            seed=request.seed if request.temperature > 0 else 0,
+            max_tokens=request.max_tokens,
         )
-        return Asked(
-            question=question,
-            mode=mode,
-            prompt=prompt,
-            size=size,
-            times=times,
-            max_tokens=max_tokens,
-            key=key,
-        )
+        return Asked(question=question, mode=mode, request=request, size=size, times=times, key=key)
 
     def _shape(self, video: str) -> VideoShape | str:
         if video not in self._shapes:
@@ -177,94 +178,80 @@ class Asker:
         return Prompt(record_id=question.id, text=chat, clip=clip)
 
 
-async def ask(
-    asked: Sequence[Asked], pool: RolloutPool, answers: Answers, config: EvaluationConfig, at_once: int
-) -> dict[str, str]:
-    """Sample every question that has no answer yet; each answer is on disk before the next one is asked in its place.
+async def ask_new(
+    asked: Sequence[Asked], pool: RolloutPool, answers: Answers, at_once: int
+) -> dict[str, Failure]:
+    """Ask what has no answer yet; each answer is on disk before the next question is asked in its place.
 
     Args:
         asked: questions, of any modes; equal keys are asked once.
         pool: engines.
         answers: where answers are kept.
-        config: temperature and seed.
         at_once: most questions in flight.
 
     Returns:
         Key -> why it got no answer, for those that the engines refused.
     """
-    open_ = {a.key: a for a in asked if answers.get(a.key) is None}
-    log.info("%d answers are there, %d to ask", len({a.key for a in asked}) - len(open_), len(open_))
-    refused: dict[str, str] = {}
-    places = asyncio.Semaphore(at_once)
-    began = said = time.monotonic()
-    done = 0
+    new = {item.key: item.request for item in asked if answers.get(item.key) is None}
+    log.info("%d answers are there, %d to ask", len({item.key for item in asked}) - len(new), len(new))
 
-    async def one(item: Asked) -> None:
-        nonlocal done, said
-        async with places:
-            sampled = await pool.sample(
-                SampleRequest(
-                    prompt=item.prompt,
-                    n=1,
-                    temperature=config.temperature,
-                    max_tokens=item.max_tokens,
-                    seed=config.seed,
-                )
-            )
-        if isinstance(sampled, Failure):
-            refused[item.key] = f"{sampled.kind.value}: {sampled.detail}"
-            log.warning("%s: %s", item.question.id, refused[item.key])
-        else:
-            completion = sampled.completions[0]
-            answers.put(
-                item.key,
-                Answer(
-                    text=completion.text,
-                    finish_reason=completion.finish_reason.name,
-                    prompt_tokens=len(sampled.prompt_token_ids),
-                    completion_tokens=len(completion.token_ids),
-                ),
-            )
-        done += 1
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            left = (said - began) / done * (len(open_) - done)
-            log.info("%d of %d answered, about %s left", done, len(open_), duration(left))
+    async def keep(key: str, sampled: Sampled) -> None:
+        (completion,) = sampled.completions
+        answers.put(
+            key,
+            Answer(
+                text=completion.text,
+                finish_reason=completion.finish_reason.name,
+                prompt_tokens=len(sampled.prompt_token_ids),
+                completion_tokens=len(completion.token_ids),
+            ),
+        )
 
-    async with asyncio.TaskGroup() as tasks:
-        for item in open_.values():
-            tasks.create_task(one(item))
-    return refused
+    return await ask(new, pool, keep, at_once)
+
+
+def tell_unasked(items: Sequence[Asked | Unasked]) -> None:
+    """Log which questions cannot be asked, by reason; `questions.parquet` has them all."""
+    reasons = Counter(item.problem for item in items if isinstance(item, Unasked))
+    for problem, count in reasons.most_common(NAMED):
+        log.warning("%d of %d cannot be asked, which count as wrong: %s", count, len(items), problem)
+    if len(reasons) > NAMED:
+        log.warning("and for %d more reasons; questions.parquet has all of them", len(reasons) - NAMED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One question, its answer and what determined it: a line of `questions.parquet`."""
+    """One question, its answer and what determined it: a line of `questions.parquet`.
+
+    What is not known of texts that came in a file, is 0, empty or "".
+    """
 
     id: str
     task: str
     scene: str
     source: str
     video: str
+    facts: str
+    """What else the benchmark's figures need of the question, JSON."""
     mode: str
-    model: str
+    model: str = ""
     """Path or id."""
-    model_digest: str
-    prompt: str
+    model_digest: str = ""
+    prompt: str = ""
     """Chat text, the video as one placeholder."""
-    frames: int
-    times: list[float]
+    frames: int = 0
+    times: list[float] = field(default_factory=list)
     """Seconds."""
-    width: int
-    height: int
-    temperature: float
-    max_tokens: int
-    seed: int
+    width: int = 0
+    height: int = 0
+    temperature: float = 0.0
+    max_tokens: int = 0
+    seed: int = 0
     text: str
     """As the model wrote it."""
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     extracted: str
     truth: str
     scores: dict[str, float]
@@ -272,13 +259,36 @@ class Row:
     """Why there is no text, or why it is no answer; "" where all is well."""
     answered: bool
     """Whether there is a text at all."""
-    key: str
+    key: str = ""
+
+    @classmethod
+    def of(
+        cls, question: Question, mode: Mode, text: str | None, verdict: Verdict, problem: str, **rest: Any
+    ) -> Row:
+        """A question with its text, None for none, and what that earned."""
+        facts = {name: value for name, value in question.row.items() if not isinstance(value, Record)}
+        return cls(
+            id=question.id,
+            task=question.task,
+            scene=question.scene,
+            source=question.source,
+            video=question.video,
+            facts=json.dumps(facts),
+            mode=mode.value,
+            text=text or "",
+            extracted=verdict.extracted,
+            truth=str(question.truth),
+            scores=dict(verdict.scores),
+            problem=problem,
+            answered=text is not None,
+            **rest,
+        )
 
 
 def tally(
     items: Sequence[Asked | Unasked],
     answers: Answers,
-    refused: Mapping[str, str],
+    refused: Mapping[str, Failure],
     asker: Asker,
 ) -> list[Row]:
     """Score every question; one without an answer scores as an empty one, and says why."""
@@ -291,8 +301,18 @@ def tally(
         if isinstance(item, Unasked):
             problem = item.problem
         elif answer is None:
-            problem = refused.get(item.key, "it was not asked")
-        rows.append(_row(item, answer, verdict, problem, asker))
+            failure = refused.get(item.key)
+            problem = f"{failure.kind.value}: {failure.detail}" if failure else "it was not asked"
+        rows.append(
+            Row.of(
+                item.question,
+                item.mode,
+                answer.text if answer else None,
+                verdict,
+                problem,
+                **_asking(item, answer, asker),
+            )
+        )
     return rows
 
 
@@ -335,11 +355,13 @@ def read_rows(path: Path, columns: Sequence[str]) -> Scored:
         table = pq.read_table(path).to_pylist()
         questions = [
             Question(
-                **{name: row[name] for name in ("id", "video", "task", "scene", "source", "truth")}, text=""
+                **{name: row[name] for name in ("id", "video", "task", "scene", "source", "truth")},
+                text="",
+                row=json.loads(row["facts"]),
             )
             for row in table
         ]
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(f"{path}: holds no rows of an evaluation ({error}); evaluate again") from None
     scores = [
         {name: value for name in columns if (value := row.get(f"score/{name}")) is not None} for row in table
@@ -403,34 +425,29 @@ def _told(question: Question) -> str:
     return f"From {question.start_s:g} s to {question.end_s:g} s: {text}"
 
 
-def _row(item: Asked | Unasked, answer: Answer | None, verdict: Verdict, problem: str, asker: Asker) -> Row:
-    question, config = item.question, asker.config
-    shown = item if isinstance(item, Asked) else None
-    return Row(
-        id=question.id,
-        task=question.task,
-        scene=question.scene,
-        source=question.source,
-        video=question.video,
-        mode=item.mode.value,
-        model=config.model,
-        model_digest=asker.model_digest,
-        prompt=shown.prompt.text if shown else "",
-        frames=len(shown.times) if shown else 0,
-        times=list(shown.times) if shown else [],
-        width=shown.size[0] if shown else 0,
-        height=shown.size[1] if shown else 0,
-        temperature=config.temperature,
-        max_tokens=shown.max_tokens if shown else 0,
-        seed=config.seed,
-        text=answer.text if answer else "",
-        finish_reason=answer.finish_reason if answer else "",
-        prompt_tokens=answer.prompt_tokens if answer else 0,
-        completion_tokens=answer.completion_tokens if answer else 0,
-        extracted=verdict.extracted,
-        truth=str(question.truth),
-        scores=dict(verdict.scores),
-        problem=problem,
-        answered=answer is not None,
-        key=shown.key if shown else "",
-    )
+def _asking(item: Asked | Unasked, answer: Answer | None, asker: Asker) -> dict[str, Any]:
+    """Fields of a `Row` that say how a question was asked."""
+    config = asker.config
+    found: dict[str, Any] = {
+        "model": config.model,
+        "model_digest": asker.model_digest,
+        "temperature": config.temperature,
+        "seed": config.seed,
+    }
+    if isinstance(item, Asked):
+        found |= {
+            "prompt": item.request.prompt.text,
+            "frames": len(item.times),
+            "times": list(item.times),
+            "width": item.size[0],
+            "height": item.size[1],
+            "max_tokens": item.request.max_tokens,
+            "key": item.key,
+        }
+    if answer:
+        found |= {
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+        }
+    return found

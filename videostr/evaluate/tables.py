@@ -65,7 +65,7 @@ class Evaluated:
     counts: Mapping[str, int]
     """`questions`, `answered` (those with a text), and by reason those that earned nothing: the keys of `WHY`, and others.
 
-    `unknown_ids` are predictions, not questions."""
+    `unknown_ids` and `repeated_ids` are predictions, not questions."""
     baselines: Mapping[str, Mapping[str, float]]
     """Name ("chance", "constant") -> figure -> value."""
 
@@ -352,6 +352,8 @@ def _losses(run: Evaluated) -> list[str]:
             )
         elif key == "unknown_ids":
             sentences.append(f"Left out, as their ids are of no question: {count:,} of the predictions.")
+        elif key == "repeated_ids":
+            sentences.append(f"Counted once, though there again with the same text: {count:,} of the ids.")
         else:
             sentences.append(f"{of}: {key.replace('_', ' ')}.")
     return sentences

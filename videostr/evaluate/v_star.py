@@ -13,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,18 +23,24 @@ import msgspec
 import numpy as np
 
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Parsers, Question, QuestionSet, Verdict
+from videostr.evaluate.benchmark import Question, QuestionSet, Verdict
+from videostr.evaluate.v_star_figures import OVERLAPS, PARTS, figures
+from videostr.evaluate.v_star_reading import (
+    Box,
+    best_iou,
+    block,
+    boxes,
+    lexical_rating,
+    scaled,
+    span_iou,
+    strict_boxes,
+    strict_span,
+    timestamps,
+)
 
 FILE = "V_STaR_test.json"
-PARTS = ("what", "when", "where", "when_2", "where_2")
-OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Of AP, boxes."""
-RECALLS = (0.3, 0.5, 0.7)
-"""Of R1, spans."""
 SHOWN = 200
 """Characters of an answer that a verdict repeats."""
-LOWEST = 1e-9
-"""1 - x in the logarithms of LGM is at least this, so that a perfect score is finite (20.7)."""
 LEXICAL = "lexical (not the official judge)"
 
 JUDGE_SYSTEM = """
@@ -58,7 +62,6 @@ JUDGE_TEMPLATE = (
 
 Judge = Callable[[str, str, str], int | None]
 """(question, truth, answer) -> 0 to 3, or None where the judge's text was no rating."""
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,8 @@ class VStar:
         "strict",
     )
 
-    def __init__(self, parsers: Parsers, judge: Judge | None = None, judge_name: str = "") -> None:
+    def __init__(self, judge: Judge | None = None, judge_name: str = "") -> None:
         """Args:
-        parsers: not used; every benchmark takes them.
         judge: rates the answers to `what`; None compares words.
         judge_name: for the output; "" takes the judge's `name`, if it has one.
         """
@@ -171,27 +173,8 @@ class VStar:
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Percent, ratings 0 to 3.
-
-        As `eval.py`: `m_am`, `m_lgm`, then `what/...`, `chain_1/...`, `chain_2/...`, and all of them below `duration/...` and
-        `domain/...`. An item without an answer to `what` counts in nothing but the number that some sums are divided by.
-        `corrected/...`: every question counts, boxes are scaled. `strict/...`: the same, of the strict column.
-        """
-        nothing = np.full(len(questions), np.nan)
-        layout = _Layout.of(questions, {column: scores.get(column, nothing) for column in self.columns})
-        everything = np.ones(len(questions))
-        table = _Table(weights)
-        _official(table, "", layout, everything, counts_all=True)
-        for prefix, of in (
-            ("duration", [_duration(q.row["length"]) for q in questions]),
-            ("domain", [q.scene for q in questions]),
-        ):
-            for value in sorted(set(of)):
-                inside = np.array([float(other == value) for other in of])
-                _official(table, f"{prefix}/{value}/", layout, inside, counts_all=False)
-        _whole(table, "corrected/", layout, ("correct", "tiou", "scaled_viou"))
-        _whole(table, "strict/", layout, ("strict", "strict", "strict"))
-        return _with_means(table.ratios())
+        """Percent, ratings 0 to 3; `v_star_figures.figures` says which there are."""
+        return figures(questions, scores, weights)
 
     def _rated(self, question: Question, answer: str) -> Verdict:
         # White space is an answer to the official code.
@@ -216,164 +199,7 @@ class VStar:
         )
 
 
-# ------------------------------------------------------------------------------------------------- answers
-
-
-def lexical_rating(_question: str, truth: str, answer: str) -> int:
-    """0 to 3 by the F1 of words: from 0.9 on 3, from 0.5 on 2, from 0.2 on 1. Not the official judge, and not comparable with it.
-
-    Case, punctuation and articles do not count.
-    """
-    said, true = _words(answer), _words(truth)
-    shared = sum((said & true).values())
-    f1 = 2 * shared / (said.total() + true.total()) if shared else 0.0
-    return sum(f1 >= bound for bound in (0.2, 0.5, 0.9))
-
-
-def _words(text: str) -> Counter[str]:
-    return Counter(re.findall(r"\w+", text.casefold())) - Counter({"a": 10**9, "an": 10**9, "the": 10**9})
-
-
-def timestamps(answer: str) -> tuple[float, float] | None:
-    """The span that the official code reads: the numbers of a text, if it has exactly two.
-
-    A number is digits between word boundaries, so that "-3" is 3, "12.5s" is 12, "3s" is none and "00:12" is two.
-    """
-    found = re.findall(r"\b\d+(?:\.\d+)?\b", answer)
-    return (float(found[0]), float(found[1])) if len(found) == 2 else None
-
-
-def strict_span(answer: str) -> tuple[float, float] | None:
-    """The numbers of a text, if it has exactly two, in order; a sign and a unit that follows belong to a number."""
-    found = re.findall(r"(?<![\w.:])-?\d+(?:\.\d+)?(?![\d:])", answer)
-    if len(found) != 2:
-        return None
-    start, end = float(found[0]), float(found[1])
-    return (start, end) if 0 <= start <= end < math.inf else None
-
-
-def span_iou(true: tuple[float, float], said: tuple[float, float]) -> float:
-    """Overlap over the hull, which is the union wherever there is overlap; 0 of a span that ends before it starts."""
-    overlap = max(0, min(true[1], said[1]) - max(true[0], said[0]))
-    hull = max(true[1], said[1]) - min(true[0], said[0])
-    return overlap / hull if hull > 0 else 0.0
-
-
-def block(answer: str) -> str:
-    """The text that the official code takes for JSON, "" for none.
-
-    That is what a fence "```json" encloses; else all from the first "[" or "{" that is closed anywhere to the last bracket of its
-    kind. The official patterns find it in quadratic time, this does in linear time.
-    """
-    ends: dict[str, list[int]] = {"]": [], "}": []}
-    for match in re.finditer(r"([\]}])\s*\n```", answer):
-        ends[match.group(1)].append(match.start())
-    for match in re.finditer(r"```json\s*\n([\[{])", answer):
-        start = match.start(1)
-        closers = ends["]" if match.group(1) == "[" else "}"]
-        place = bisect_right(closers, start)
-        if place < len(closers):
-            return answer[start : closers[place] + 1]
-    spans = [(answer.find(opener), answer.rfind(closer)) for opener, closer in ("[]", "{}")]
-    start, end = min((span for span in spans if 0 <= span[0] < span[1]), default=(0, -1))
-    return answer[start : end + 1]
-
-
-def boxes(answer: str) -> Any:
-    """What the official code reads: an object by second, a list that matches no second, or None.
-
-    A list of objects is merged, a list of [second, box] becomes an object. What does not parse, or is a list of neither, is
-    parsed again with as many brackets added at its ends as are missing.
-    """
-    text = block(answer).replace("'", '"')
-    if not text:
-        return None
-    try:
-        return _by_second(json.loads(text))
-    except (ValueError, RecursionError, TypeError, LookupError):
-        pass
-    try:
-        return json.loads(_balanced(text))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _by_second(value: Any) -> dict[str, Any]:
-    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
-        merged: dict[str, Any] = {}
-        for part in value:
-            merged |= part
-        return merged
-    if isinstance(value, list):
-        return {str(part[0]): part[1] for part in value}
-    found: dict[str, Any] = value
-    return found
-
-
-def _balanced(text: str) -> str:
-    for opener, closer in ("[]", "{}"):
-        missing = text.count(opener) - text.count(closer)
-        text = opener * -missing + text + closer * missing
-    return text
-
-
-def best_iou(true: Box, said: Any) -> float:
-    """IoU of a true box and what stands at its second: a box, or several of which the best counts; 0 of anything else."""
-    try:
-        if not said:
-            return 0.0
-        several = [said] if isinstance(said[0], int | float) and len(said) == 4 else said
-        return max(_iou(true, box) for box in several)
-    except (TypeError, LookupError, ValueError, ArithmeticError):
-        return 0.0
-
-
-def _iou(true: Box, said: Any) -> float:
-    if not isinstance(said, list) or len(said) != 4:
-        return 0.0
-    width = max(0, min(true[2], said[2]) - max(true[0], said[0]))
-    height = max(0, min(true[3], said[3]) - max(true[1], said[1]))
-    overlap = width * height
-    union = (true[2] - true[0]) * (true[3] - true[1]) + (said[2] - said[0]) * (said[3] - said[1]) - overlap
-    return overlap / union if union > 0 else 0.0
-
-
-def scaled(value: Any, shown: tuple[int, int], video: tuple[int, int]) -> Any:
-    """A box, or several, in pixels of the frames shown -> in those of the video, cut to integers; else the value itself.
-
-    This is what `inference_demo.py` has a function for that it never calls; it also takes [box] and [name, box] for a box.
-    """
-    if isinstance(value, list) and value and all(isinstance(part, list) and len(part) == 4 for part in value):
-        return [_scaled_box(part, shown, video) for part in value]
-    return _scaled_box(value, shown, video)
-
-
-def _scaled_box(value: Any, shown: tuple[int, int], video: tuple[int, int]) -> Any:
-    try:
-        if len(value) == 1:
-            value = value[0]
-        if len(value) == 2:
-            value = value[1]
-        return [int(value[axis] / shown[axis % 2] * video[axis % 2]) for axis in range(4)]
-    except (TypeError, LookupError, ValueError, ArithmeticError):
-        return value
-
-
-def strict_boxes(answer: str) -> dict[str, list[float]]:
-    """Boxes of an answer that is one JSON object, fenced or not: those that are 4 finite numbers with x1 < x2 and y1 < y2."""
-    text = re.sub(r"\A\s*```(?:json)?|```\s*\Z", "", answer)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return {key: box for key, box in value.items() if _is_box(box)} if isinstance(value, dict) else {}
-
-
-def _is_box(box: Any) -> bool:
-    numbers = (
-        isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) and abs(x) < 1e9 for x in box)
-    )
-    return numbers and box[0] < box[2] and box[1] < box[3]
+# ------------------------------------------------------------------------------------------------ verdicts
 
 
 def _timed(question: Question, answer: str) -> Verdict:
@@ -413,165 +239,6 @@ def _located(question: Question, answer: str, size: tuple[int, int] | None) -> V
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
-
-
-# ------------------------------------------------------------------------------------------------- figures
-
-
-class _Table:
-    """Figures that are sums over questions divided by sums over questions, computed together."""
-
-    def __init__(self, weights: np.ndarray) -> None:
-        self._weights = weights
-        self._names: list[str] = []
-        self._above: list[np.ndarray] = []
-        self._below: list[np.ndarray] = []
-
-    def add(
-        self, name: str, values: np.ndarray, counted: np.ndarray, divisor: np.ndarray | None = None
-    ) -> None:
-        """The mean of [N] values over those counted; NaN values count nowhere. The divisor counts others where it is given."""
-        there = counted * ~np.isnan(values)
-        self._names.append(name)
-        self._above.append(np.nan_to_num(values) * there)
-        self._below.append(there if divisor is None else divisor)
-
-    def ratios(self) -> dict[str, np.ndarray]:
-        """[B] by name."""
-        above = self._weights @ np.stack(self._above, axis=1)
-        below = self._weights @ np.stack(self._below, axis=1)
-        found: np.ndarray = np.full(above.shape, np.nan)
-        np.divide(above, below, out=found, where=below > 0)
-        return dict(zip(self._names, found.T, strict=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
-    """Where the questions of each kind stand, and what their items earned elsewhere."""
-
-    scores: Mapping[str, np.ndarray]
-    is_part: Mapping[str, np.ndarray]
-    """Part -> [N] 1 or 0."""
-    answered: np.ndarray
-    """[N] whether the item has an answer to `what`, 1 or 0; 1 where `what` was not asked."""
-    passes: Mapping[str, np.ndarray]
-    """Part -> [N], at the `what` of an item: whether that part of the item counts as right in the joint figures."""
-
-    @classmethod
-    def of(cls, questions: Sequence[Question], scores: Mapping[str, np.ndarray]) -> _Layout:
-        tasks = np.array([question.task for question in questions], dtype=object)
-        items = np.array([question.row["index"] for question in questions])
-        place = {(item, task): n for n, (item, task) in enumerate(zip(items, tasks, strict=True))}
-
-        def elsewhere(part: str, values: np.ndarray, missing: float) -> np.ndarray:
-            """[N] value of the item's question of that part."""
-            places = [place.get((item, part), -1) for item in items]
-            found = np.where(np.array(places) < 0, missing, values[places])
-            return np.where(np.isnan(found), missing, found)
-
-        right = {
-            "what": elsewhere("what", scores["correct"], 0) > 0,
-            "when": elsewhere("when", scores["tiou"], 0) >= 0.3,
-            "when_2": elsewhere("when_2", scores["tiou"], 0) >= 0.3,
-            "where": elsewhere("where", scores["viou"], 0) >= 0.1,
-            "where_2": elsewhere("where_2", scores["viou"], 0) >= 0.1,
-        }
-        return cls(
-            scores=scores,
-            is_part={part: (tasks == part).astype(float) for part in PARTS},
-            answered=elsewhere("what", scores["answered"], 1),
-            passes={part: value.astype(float) for part, value in right.items()},
-        )
-
-
-def _official(table: _Table, prefix: str, layout: _Layout, inside: np.ndarray, *, counts_all: bool) -> None:
-    """The figures of `print_stats`, which divides some sums overall by the number of all items, elsewhere of those answered."""
-    scores, counted = layout.scores, layout.answered * inside
-    what = layout.is_part["what"]
-    divisor = what * (inside if counts_all else counted)
-    table.add(f"{prefix}what/accuracy", scores["correct"], what * counted, divisor)
-    table.add(f"{prefix}what/rating", 3 * scores["rating"], what * counted)
-    table.add(
-        f"{prefix}what/rating_where_rated", 3 * scores["rating"], what * counted * (scores["rated"] == 1)
-    )
-    for chain, (when, where) in enumerate((("when", "where"), ("when_2", "where_2")), start=1):
-        name, timed, located = (
-            f"{prefix}chain_{chain}/",
-            layout.is_part[when] * counted,
-            layout.is_part[where] * counted,
-        )
-        for recall in RECALLS:
-            table.add(f"{name}when/r1@{recall}", _from(scores["tiou"], recall), timed)
-        table.add(f"{name}when/m_tiou", scores["tiou"], timed)
-        for overlap in OVERLAPS:
-            table.add(f"{name}where/ap@{overlap}", scores[f"ap@{overlap}"], located)
-        table.add(f"{name}where/m_viou", scores["viou"], located)
-        passes = layout.passes
-        for joint, parts in (
-            ("what_when", ("what", when)),
-            ("what_where", ("what", where)),
-            ("when_where", (when, where)),
-            ("all", ("what", when, where)),
-        ):
-            both = np.prod([passes[part] for part in parts], axis=0)
-            table.add(f"{name}joint/{joint}", both, what * counted, divisor)
-
-
-def _whole(table: _Table, prefix: str, layout: _Layout, columns: tuple[str, str, str]) -> None:
-    """What, when and where of every question."""
-    what, tiou, viou = (layout.scores[column] for column in columns)
-    table.add(f"{prefix}what/accuracy", what, layout.is_part["what"])
-    for chain, (when, where) in enumerate((("when", "where"), ("when_2", "where_2")), start=1):
-        name = f"{prefix}chain_{chain}/"
-        table.add(f"{name}when/m_tiou", tiou, layout.is_part[when])
-        table.add(f"{name}where/m_viou", viou, layout.is_part[where])
-        if prefix != "strict/":
-            for recall in RECALLS:
-                table.add(f"{name}when/r1@{recall}", _from(tiou, recall), layout.is_part[when])
-            for overlap in OVERLAPS:
-                table.add(
-                    f"{name}where/ap@{overlap}", layout.scores[f"scaled_ap@{overlap}"], layout.is_part[where]
-                )
-
-
-def _from(values: np.ndarray, bound: float) -> np.ndarray:
-    """[N] whether a value is at least the bound, NaN where it is NaN."""
-    return np.where(np.isnan(values), np.nan, values >= bound)
-
-
-def _with_means(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """AM and LGM of each chain and their means put before the figures of each group; all in percent but the ratings."""
-    everything: dict[str, np.ndarray] = {}
-    percent = {name: value if "rating" in name else 100 * value for name, value in found.items()}
-    for name, value in percent.items():
-        prefix, is_first, _ = name.rpartition("what/accuracy")
-        if is_first:
-            means = [_means(found, prefix, chain) for chain in ("chain_1", "chain_2")]
-            everything[f"{prefix}m_am"] = 100 * (means[0][0] + means[1][0]) / 2
-            everything[f"{prefix}m_lgm"] = 100 * (means[0][1] + means[1][1]) / 2
-            for chain, (am, lgm) in zip(("chain_1", "chain_2"), means, strict=True):
-                everything |= {f"{prefix}{chain}/am": 100 * am, f"{prefix}{chain}/lgm": 100 * lgm}
-        everything[name] = value
-    overall = ("m_am", "m_lgm")
-    return {name: everything[name] for name in overall} | {
-        n: v for n, v in everything.items() if n not in overall
-    }
-
-
-def _means(found: Mapping[str, np.ndarray], prefix: str, chain: str) -> tuple[np.ndarray, np.ndarray]:
-    """Arithmetic and logarithmic geometric mean of a chain's three figures, fractions."""
-    parts = np.stack(
-        [
-            found[f"{prefix}what/accuracy"],
-            found[f"{prefix}{chain}/when/m_tiou"],
-            found[f"{prefix}{chain}/where/m_viou"],
-        ]
-    )
-    return parts.sum(axis=0) / 3, -np.log(np.maximum(1 - parts, LOWEST)).sum(axis=0) / 3
-
-
-def _duration(seconds: float) -> str:
-    return "short" if seconds < 60 else "medium" if seconds < 180 else "long"
 
 
 # --------------------------------------------------------------------------------------------------- items

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from videostr.config import Config, load
-from videostr.errors import ConfigError, VideoStrError
+from videostr.errors import ConfigError, VideoStrError, exit_status_of
 from videostr.plan.calibrate import Calibration, Validation, calibrate, validate
 from videostr.plan.costs import Hardware, Workload, assumed, default_prompt_tokens, hardware_of
 from videostr.plan.lengths import Lengths, Lognormal, read_lengths
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_answer(options))
     except VideoStrError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_status_of(error)
     return 0
 
 

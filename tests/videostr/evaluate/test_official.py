@@ -30,10 +30,11 @@ import pytest
 
 from rewards.choice import chosen_letter
 from rewards.number import mean_relative_accuracy, stated_number
-from videostr.evaluate import sti_bench, v_star
+from videostr.evaluate import sti_bench, v_star_figures, v_star_reading
 from videostr.evaluate.benchmark import Benchmark, Parsers, Question, QuestionSet
 from videostr.evaluate.sti_bench import StiBench
-from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar, lexical_rating
+from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
+from videostr.evaluate.v_star_reading import lexical_rating
 from videostr.evaluate.vsi_bench import CHOICES, UNITS, VsiBench
 
 STI = "43ddebea5e386072cc9f95f4b3cdbe81fbc390a3"  # github.com/MINT-SJTU/STI-Bench
@@ -591,9 +592,15 @@ def printed_figures(printed: str) -> dict[str, float]:
         numbers = [float(number) for number in re.findall(r":\s*(nan|-?\d+(?:\.\d+)?(?:e-?\d+)?)", line)]
         names: tuple[str, ...] = ()
         if line.startswith("Temporal Answer"):
-            names = (*(f"{chain}/when/r1@{recall}" for recall in v_star.RECALLS), f"{chain}/when/m_tiou")
+            names = (
+                *(f"{chain}/when/r1@{recall}" for recall in v_star_figures.RECALLS),
+                f"{chain}/when/m_tiou",
+            )
         elif line.startswith("Spatial Answer"):
-            names = (*(f"{chain}/where/ap@{overlap}" for overlap in v_star.OVERLAPS), f"{chain}/where/m_viou")
+            names = (
+                *(f"{chain}/where/ap@{overlap}" for overlap in v_star_figures.OVERLAPS),
+                f"{chain}/where/m_viou",
+            )
         else:
             names = next(
                 (
@@ -612,7 +619,7 @@ def printed_figures(printed: str) -> dict[str, float]:
 @pytest.mark.parametrize("seed", range(4))
 def test_v_star(tmp_path: Path, kind: str, seed: int) -> None:
     rng = random.Random(f"{kind} {seed}")
-    benchmark = VStar(PARSERS, rate)
+    benchmark = VStar(rate)
     known = benchmark.read(v_star_root(tmp_path, rng, 80))
     texts = v_star_texts(kind, rng, known)
     prompts: Texts = {}
@@ -634,7 +641,9 @@ def test_v_star(tmp_path: Path, kind: str, seed: int) -> None:
             ):
                 assert scores[f"{index}/when{part}"]["tiou"] == item[iou]
                 assert scores[f"{index}/where{part}"]["viou"] == item[miou]
-                assert [scores[f"{index}/where{part}"][f"ap@{o}"] for o in v_star.OVERLAPS] == item[aps]
+                assert [scores[f"{index}/where{part}"][f"ap@{o}"] for o in v_star_figures.OVERLAPS] == item[
+                    aps
+                ]
         else:
             assert "VQA_score" not in item
     theirs = printed_figures(printed)
@@ -647,7 +656,7 @@ def test_v_star(tmp_path: Path, kind: str, seed: int) -> None:
 
 
 def test_v_star_fails_on_a_perfect_set(tmp_path: Path) -> None:
-    benchmark = VStar(PARSERS, rate)
+    benchmark = VStar(rate)
     known = benchmark.read(v_star_root(tmp_path, random.Random(0), 10))
     texts = v_star_texts("perfect", random.Random(0), known)
     answers = infer(tmp_path, texts, {})
@@ -659,7 +668,7 @@ def test_v_star_fails_on_a_perfect_set(tmp_path: Path) -> None:
 
 
 def test_v_star_fails_on_a_group_without_an_answer(tmp_path: Path) -> None:
-    benchmark = VStar(PARSERS, rate)
+    benchmark = VStar(rate)
     known = benchmark.read(v_star_root(tmp_path, random.Random(0), 10))
     texts = dict.fromkeys((question.id for question in known.questions), "")
     with pytest.raises((ZeroDivisionError, RuntimeWarning)):
@@ -673,7 +682,7 @@ def test_v_star_fails_on_a_group_without_an_answer(tmp_path: Path) -> None:
 
 def test_v_star_skips_an_item_without_a_whole_second(tmp_path: Path) -> None:
     """The official program fails on it before it keeps any answer; we ask and count it."""
-    benchmark = VStar(PARSERS, rate)
+    benchmark = VStar(rate)
     root = v_star_root(tmp_path, random.Random(0), 2)
     items = json.loads((root / "V_STaR_test.json").read_text())
     items[0]["timestamps"] = [3.2, 3.8]
@@ -696,7 +705,7 @@ def test_v_star_extraction(tmp_path: Path) -> None:
     exec(
         source[source.index("def calculate_temporal_iou") : source.index("# evaluate the json file")], metric
     )
-    benchmark = VStar(PARSERS, rate)
+    benchmark = VStar(rate)
     known = benchmark.read(v_star_root(tmp_path, random.Random(0), 20))
     tracks = [question for question in known.questions if question.task == "where"]
     spans = [question for question in known.questions if question.task == "when"]
@@ -707,7 +716,7 @@ def test_v_star_extraction(tmp_path: Path) -> None:
         text, track = jumble(rng), rng.choice(tracks)
         with contextlib.redirect_stdout(io.StringIO()):
             theirs = demo["extract_bounding_boxes"](text, data, 364, 644)
-        assert repr(v_star.boxes(text)) == repr(theirs), text
+        assert repr(v_star_reading.boxes(text)) == repr(theirs), text
         truth = [
             {"timestamp": key, "xmin": box[0], "ymin": box[1], "xmax": box[2], "ymax": box[3]}
             for key, box in track.truth.boxes
@@ -719,7 +728,7 @@ def test_v_star_extraction(tmp_path: Path) -> None:
             assert isinstance(theirs, list)
             failed += 1
             aps, mean = [0.0] * 5, 0.0
-        assert [scores["viou"], *(scores[f"ap@{o}"] for o in v_star.OVERLAPS)] == [mean, *aps], text
+        assert [scores["viou"], *(scores[f"ap@{o}"] for o in v_star_figures.OVERLAPS)] == [mean, *aps], text
     assert failed < 200
     for _ in range(20_000):
         text = "".join(

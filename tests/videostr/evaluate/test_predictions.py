@@ -33,9 +33,21 @@ def test_texts_by_id_and_what_is_missing_or_unknown(tmp_path: Path) -> None:
     assert found.by_id == {"q0": Prediction(text="A"), "q1": Prediction(text="", size=(640, 480))}
     assert found.missing == tuple(f"q{i}" for i in range(2, 8))
     assert found.unknown == ("x",)
-    missing, unknown = found.problems()
-    assert missing == "6 questions have no prediction, they count as wrong: q2, q3, q4, q5, q6 and 1 more"
-    assert unknown == "1 predictions name no question, they are left out: x"
+    assert found.repeated == ("q0",)
+    assert found.problems() == [
+        "questions without a prediction, which count as wrong: 6 (q2, q3, q4, q5, q6 and 1 more)",
+        "ids that are of no question, which are left out: 1 (x)",
+        "ids that are there again with the same text, which count once: 1 (q0)",
+    ]
+
+
+def test_a_text_may_hold_other_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(
+        '{"id": "q0", "prediction": "A\u2028or\x85B"}\r\n{"id": "q1", "prediction": "B"}'.encode()
+    )
+    found = read_predictions(path, QUESTIONS)
+    assert found.by_id == {"q0": Prediction(text="A\u2028or\x85B"), "q1": Prediction(text="B")}
 
 
 def test_a_number_may_be_an_id(tmp_path: Path) -> None:

@@ -29,12 +29,13 @@ from videostr.evaluate.run import (
     Asked,
     Asker,
     Unasked,
-    ask,
+    ask_new,
     baselines,
     counts,
     limited,
     scores_of,
     tally,
+    tell_unasked,
     write_rows,
 )
 from videostr.ports import Sampled, SampleRequest
@@ -115,9 +116,9 @@ def prepare(world: World, mode: Mode) -> list[Asked | Unasked]:
     return [world.asker.prepare(question, mode) for question in world.questions]
 
 
-def answered(world: World, items: list[Asked | Unasked], at_once: int = 4) -> dict[str, str]:
+def answered(world: World, items: list[Asked | Unasked], at_once: int = 4) -> dict[str, Failure]:
     asked = [item for item in items if isinstance(item, Asked)]
-    return asyncio.run(ask(asked, world.pool, world.answers, world.asker.config, at_once))
+    return asyncio.run(ask_new(asked, world.pool, world.answers, at_once))
 
 
 def test_true_traces_earn_all_and_rows_say_what_determined_them(world: World, tmp_path: Path) -> None:
@@ -146,12 +147,12 @@ def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> No
     assert isinstance(direct, Asked)
     assert isinstance(think, Asked)
     assert isinstance(graph, Asked)
-    assert "<think>" not in direct.prompt.text
-    assert "<think>" in think.prompt.text
-    assert "<graph>" not in think.prompt.text
-    assert "<graph>" in graph.prompt.text
+    assert "<think>" not in direct.request.prompt.text
+    assert "<think>" in think.request.prompt.text
+    assert "<graph>" not in think.request.prompt.text
+    assert "<graph>" in graph.request.prompt.text
     assert len({direct.key, think.key, graph.key}) == 3
-    assert (direct.max_tokens, think.max_tokens) == (64, 160)
+    assert (direct.request.max_tokens, think.request.max_tokens) == (64, 160)
 
     record = world.questions[0].row["record"]
     truth = reference_trace(record).split("<answer>")[1].split("</answer>")[0]
@@ -192,7 +193,7 @@ def test_what_was_stopped_goes_on_with_the_same_result(world: World) -> None:
 
 
 def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
-    world: World, dataset: Path
+    world: World, dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = dataset / world.questions[1].video
     kept = lost.read_bytes()
@@ -210,6 +211,8 @@ def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
         "failed_video": 1,
     }
     assert "the video is missing" in rows[1].problem
+    tell_unasked(items)
+    assert f"1 of {SCENES} cannot be asked, which count as wrong: {lost}: the video is missing" in caplog.text
     assert "leaves no room" in rows[3].problem
     assert rows[1].scores["answer"] == rows[3].scores["answer"] == 0.0
 
@@ -243,14 +246,17 @@ def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
     assert item.size[0] * item.size[1] <= 1600
     assert len(item.times) == 6  # in pairs
     assert (item.times[0], item.times[-1]) == (0.5, 1.5)
-    assert "From 0.5 s to 1.5 s: Which?\nA) a\nB) b" in item.prompt.text
-    assert "Times: 0.5, 0.9, 1.1, 1.5 s." in item.prompt.text
-    assert "Then write the letter inside <answer></answer>." in item.prompt.text
+    assert "From 0.5 s to 1.5 s: Which?\nA) a\nB) b" in item.request.prompt.text
+    assert "Times: 0.5, 0.9, 1.1, 1.5 s." in item.request.prompt.text
+    assert (
+        '"id":"lamp.1","pos":[4,7,1]' in item.request.prompt.text
+    )  # as many coordinates as the frame of reference has
+    assert "Then write the letter inside <answer></answer>." in item.request.prompt.text
     world.asker.config.frames = Frames(max_frames=32, fps=4.0, max_pixels=1600)
     faster = world.asker.prepare(question, Mode.DIRECT)
     assert isinstance(faster, Asked)
     assert len(faster.times) == 4  # 1 s at 4 a second
-    assert f"official {faster.size[0]}" in faster.prompt.text
+    assert f"official {faster.size[0]}" in faster.request.prompt.text
 
 
 class Plain:

@@ -14,15 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr.errors import DataError
 from videostr.evaluate import v_star
-from videostr.evaluate.benchmark import Parsers, Question
+from videostr.evaluate.benchmark import Question
 from videostr.evaluate.v_star import LEXICAL, Track, VStar
+from videostr.evaluate.v_star_figures import OVERLAPS, PARTS
+from videostr.evaluate.v_star_reading import boxes, scaled
 
-PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
-BENCHMARK = VStar(PARSERS)
+BENCHMARK = VStar()
 TRUE = {"3": (0, 0, 10, 10), "4": (10, 10, 30, 30)}
 
 
@@ -74,7 +73,7 @@ def test_an_item_is_five_questions(tmp_path: Path) -> None:
     assert list(questions) == [
         f"{n}/{part}" for n in range(2) for part in ("what", "when", "where", "when_2", "where_2")
     ]
-    assert [questions[f"0/{part}"].text for part in v_star.PARTS] == [
+    assert [questions[f"0/{part}"].text for part in PARTS] == [
         "Who runs?",
         "When does the dog run?",
         "Where is the dog?",
@@ -99,7 +98,7 @@ def test_a_video_is_found_wherever_it_lies(tmp_path: Path) -> None:
 
 def test_prompts(tmp_path: Path) -> None:
     questions = read(tmp_path, item(timestamps=[2, 4.5]))
-    prompt = {part: BENCHMARK.prompt(questions[f"0/{part}"], 1.0, (1, 1)) for part in v_star.PARTS}
+    prompt = {part: BENCHMARK.prompt(questions[f"0/{part}"], 1.0, (1, 1)) for part in PARTS}
     assert prompt["what"] == (
         "Answer the question about the video: Who runs? \n (If the answer is a person, you don't need to identify the person.)"
     )
@@ -115,7 +114,7 @@ def test_prompts(tmp_path: Path) -> None:
     assert 'Example output: {"2": [x1, y1, x2, y2],...}' in prompt["where"]
     assert "Where is the running dog? with" in prompt["where_2"]
     assert "only need to output 2 bbox(es)" in prompt["where_2"]
-    for part in v_star.PARTS:
+    for part in PARTS:
         assert BENCHMARK.asks(questions[f"0/{part}"])
     assert "[2, 3, 4]" in BENCHMARK.asks(questions["0/where"])
     assert "[[0, 0, 10, 10], [10, 10, 30, 30]]" in BENCHMARK.asks(questions["0/when_2"])
@@ -188,7 +187,7 @@ def test_the_lexical_rating(tmp_path: Path, answer: str, rating: int) -> None:
 
 @pytest.mark.parametrize("said", [None, -1, 4])
 def test_a_judge_that_gives_no_rating(tmp_path: Path, said: int | None) -> None:
-    judged = VStar(PARSERS, lambda question, truth, answer: said, "a judge")
+    judged = VStar(lambda question, truth, answer: said, "a judge")
     verdict = judged.score(read(tmp_path, item())["0/what"], "dog", None)
     assert verdict.scores == {"answered": 1, "correct": 0, "rating": 0, "rated": 0, "strict": 0}
     assert verdict.note == "a judge gave no rating of 0 to 3"
@@ -204,7 +203,7 @@ def test_a_judge_is_told_question_truth_and_answer(tmp_path: Path) -> None:
             told.append((question, truth, answer))
             return 2
 
-    judged = VStar(PARSERS, Named())
+    judged = VStar(Named())
     question = read(tmp_path, item())["0/what"]
     assert judged.score(question, "dog", None).scores["correct"] == 1
     judged.score(question, "", None)  # nothing to rate
@@ -281,11 +280,11 @@ def test_boxes(text: str, viou: float, strict: float) -> None:
 
 def test_brackets_that_are_missing_are_added() -> None:
     # The last "]" ends the text that is read; "}" is added behind it.
-    assert v_star.boxes('{"3": [1, 2, 3, 4]') == [1, 2, 3, 4]
-    assert v_star.boxes('[{"3": [1, 2, 3, 4]') is None
-    assert v_star.boxes('{"3": [1, 2, 3, 4], {"4": 1}') is None
-    assert v_star.boxes("[1, [2, 3]") == [1, [2, 3]]
-    assert v_star.boxes('{"3": {"a": [1]}') == {"3": {"a": [1]}}
+    assert boxes('{"3": [1, 2, 3, 4]') == [1, 2, 3, 4]
+    assert boxes('[{"3": [1, 2, 3, 4]') is None
+    assert boxes('{"3": [1, 2, 3, 4], {"4": 1}') is None
+    assert boxes("[1, [2, 3]") == [1, [2, 3]]
+    assert boxes('{"3": {"a": [1]}') == {"3": {"a": [1]}}
 
 
 def test_boxes_are_scaled_from_the_frames_shown() -> None:
@@ -295,10 +294,10 @@ def test_boxes_are_scaled_from_the_frames_shown() -> None:
     # 5 * 5.3 of 100; 5 * 5 of 400 + 100 - 25.
     assert scores["viou"] == pytest.approx((0.265 + 25 / 475) / 2)
     assert (scores["scaled_viou"], scores["scaled_ap@0.9"], scores["strict"]) == (1.0, 1.0, 0.5)
-    assert v_star.scaled([[1, 2, 3, 4]], (10, 10), (20, 40)) == [[2, 8, 6, 16]]
-    assert v_star.scaled(["dog", [1, 2, 3, 4]], (10, 10), (20, 40)) == [2, 8, 6, 16]
-    assert v_star.scaled([math.inf, 0, 0, 0], (10, 10), (20, 40)) == [math.inf, 0, 0, 0]
-    assert v_star.scaled("no", (10, 10), (20, 40)) == "o"
+    assert scaled([[1, 2, 3, 4]], (10, 10), (20, 40)) == [[2, 8, 6, 16]]
+    assert scaled(["dog", [1, 2, 3, 4]], (10, 10), (20, 40)) == [2, 8, 6, 16]
+    assert scaled([math.inf, 0, 0, 0], (10, 10), (20, 40)) == [math.inf, 0, 0, 0]
+    assert scaled("no", (10, 10), (20, 40)) == "o"
 
 
 # ------------------------------------------------------------------------------------------------ robustness
@@ -384,9 +383,7 @@ def what_row(*, answered: bool = True, rating: int = 0) -> dict[str, float]:
 def where_row(viou: float, scaled: float) -> dict[str, float]:
     row = {"viou": viou, "scaled_viou": scaled, "strict": scaled}
     return row | {
-        f"{prefix}ap@{o}": float(v >= o)
-        for prefix, v in (("", viou), ("scaled_", scaled))
-        for o in v_star.OVERLAPS
+        f"{prefix}ap@{o}": float(v >= o) for prefix, v in (("", viou), ("scaled_", scaled)) for o in OVERLAPS
     }
 
 

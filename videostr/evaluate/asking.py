@@ -1,0 +1,68 @@
+"""Engines are asked here, whoever evaluates: `run` a policy on a benchmark, `heldout` a training run on its held-out records.
+
+In: requests by name, engines. Out: each sampled group handed over as it comes, and the failures of the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import TypeVar
+
+from videostr.metrics import duration
+from videostr.ports import RolloutPool, Sampled, SampleRequest
+from videostr.types import Failure
+
+log = logging.getLogger("videostr.evaluate")
+Name = TypeVar("Name", bound=Hashable)
+SAY_EVERY_S = 30.0
+
+
+async def ask(
+    requests: Mapping[Name, SampleRequest],
+    pool: RolloutPool,
+    take: Callable[[Name, Sampled], Awaitable[Failure | None]],
+    at_once: int,
+) -> dict[Name, Failure]:
+    """Sample every request; what `take` does with a group is done before the next one is asked in its place.
+
+    Args:
+        requests: what to ask, by any name.
+        pool: engines.
+        take: keeps or scores a group; a `Failure` of it counts as one of the engines.
+        at_once: most requests in flight.
+
+    Returns:
+        Name -> why there is no answer, in the order of `requests`.
+
+    Raises:
+        VideoStrError: what `pool` or `take` raises, such as `RolloutError` when no engine is left; the others are cancelled.
+    """
+    failures: dict[Name, Failure] = {}
+    places = asyncio.Semaphore(at_once)
+    began = said = time.monotonic()
+    done = 0
+
+    async def one(name: Name, request: SampleRequest) -> None:
+        nonlocal done, said
+        async with places:
+            found = await pool.sample(request)
+            failure = found if isinstance(found, Failure) else await take(name, found)
+        if failure is not None:
+            failures[name] = failure
+            log.warning("%s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
+        done += 1
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            left = (said - began) / done * (len(requests) - done)
+            log.info("%d of %d answered, about %s left", done, len(requests), duration(left))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for name, request in requests.items():
+                tasks.create_task(one(name, request))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+    return {name: failures[name] for name in requests if name in failures}
