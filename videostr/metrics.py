@@ -66,7 +66,7 @@ class Progress:
         left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
         parts = "  ".join(
             f"{name} {metrics[f'reward/{name}']:.3f}"
-            for name in ("total", "format", "answer", "graph")
+            for name in ("total", "format", "answer", "graph", "custom")
             if f"reward/{name}" in metrics
         )
         log.info(

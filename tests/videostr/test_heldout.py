@@ -40,6 +40,7 @@ AFTER = {"a": {"total": 1.5, "format": 1.0, "answer": 0.5, "graph": 0.5}, "b": {
 def test_means_are_over_the_prompts_that_have_the_part():
     # total (1.0 + 0.5) / 2; format and graph stand in one prompt only.
     assert means(BEFORE) == {"total": 0.75, "format": 1.0, "answer": 0.25, "graph": 0.5}
+    assert means({"a": {"total": 1.2, "custom": 0.5}}) == {"total": 1.2, "custom": 0.5}
 
 
 def test_gain_is_paired():

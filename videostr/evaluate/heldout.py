@@ -28,7 +28,8 @@ from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, Rollout
 
 log = logging.getLogger("videostr.evaluate")
-PARTS = ("total", "format", "answer", "graph")
+PARTS = ("total", "format", "answer", "graph", "custom")
+"""Those that a record or rubric does not have are left out."""
 SAMPLED, GREEDY = "sampled", "greedy"
 
 
