@@ -38,6 +38,7 @@ from videostr.grpo.schedule import learning_rate
 from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
 from videostr.prompt import encode
+from videostr.timeline import Timeline
 from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
 from videostr.video import FrameStore
 
@@ -402,6 +403,7 @@ class RayLearner:
         frame_store: str | Path,
         options: Sequence[Mapping[str, Any]],
         worker_class: type[LearnerWorker],
+        timeline: Timeline | None = None,
     ) -> None:
         """Use `start`."""
         self.config = config
@@ -409,6 +411,7 @@ class RayLearner:
         self.options = options
         self.worker_class = worker_class
         self.timeout_s = config.learner.timeout_s
+        self._timeline = timeline or Timeline()
         self.workers: tuple[Any, ...] = ()
         """Actor handles, by rank."""
         self.version = 0
@@ -423,6 +426,7 @@ class RayLearner:
         frame_store: str | Path,
         options: Sequence[Mapping[str, Any]] = (),
         worker_class: type[LearnerWorker] = LearnerWorker,
+        timeline: Timeline | None = None,
     ) -> RayLearner:
         """Start the ranks and load the policy.
 
@@ -431,8 +435,9 @@ class RayLearner:
             frame_store: folder that all ranks read frames from.
             options: Ray actor options of each rank, e.g. its place in a placement group.
             worker_class: what to run as a rank.
+            timeline: is told which method every rank runs.
         """
-        learner = cls(config, frame_store, options, worker_class)
+        learner = cls(config, frame_store, options, worker_class, timeline)
         await learner.restart()
         return learner
 
@@ -528,7 +533,8 @@ class RayLearner:
 
     async def _ask(self, rank: int, method: str, arguments: Sequence[Any]) -> Any:
         try:
-            return await getattr(self.workers[rank], method).remote(*arguments)
+            with self._timeline.during(f"learner-rank-{rank}", method):
+                return await getattr(self.workers[rank], method).remote(*arguments)
         except RayTaskError as error:
             cause = error.cause
             kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError

@@ -26,6 +26,7 @@ from actors.supervision import Health, Standing
 from videostr.config import Config
 from videostr.errors import LearnerError, RolloutError, VideoStrError
 from videostr.ports import Sampled, SampleRequest
+from videostr.timeline import Timeline
 from videostr.types import Failure, FailureKind
 
 log = logging.getLogger("videostr.rollouts")
@@ -59,6 +60,8 @@ class _Engine:
     sequences: int = 0
     """Completions in flight."""
     is_lost: bool = False
+    is_paused: bool = False
+    """For a publication: it samples nothing until it has got weights."""
 
 
 class RayRolloutPool:
@@ -76,6 +79,7 @@ class RayRolloutPool:
         log_folder: str | Path,
         placement: Placement | None = None,
         worker_class: type[RolloutWorker] = RolloutWorker,
+        timeline: Timeline | None = None,
     ) -> None:
         """Name the engines; `start` starts them.
 
@@ -85,6 +89,7 @@ class RayRolloutPool:
             log_folder: gets one `engine_N.log` per engine.
             placement: gives each engine its place; None leaves that to Ray.
             worker_class: what to run as a worker.
+            timeline: is told what every engine does: `sample`, `pause`, or the state of one that does not serve.
         """
         self.config = config
         self.frame_store = str(frame_store)
@@ -97,6 +102,7 @@ class RayRolloutPool:
         )
         """Ray actor options by engine."""
         self.worker_class = worker_class
+        self._timeline = timeline or Timeline()
         self.failures: Counter[str] = Counter()
         """`engine_died`, `engine_hung`, `engine_half_updated`, `engine_did_not_start`: processes lost so far, by cause; and
         `request_late`, groups that were given up and asked of an engine again; `tokens_sampled_again`, the tokens of all such
@@ -128,6 +134,7 @@ class RayRolloutPool:
         for standing in self._standings:
             standing.started()
             standing.served()
+        self._note()
         self._in_background(self._check_health())
 
     def health(self) -> list[Health]:
@@ -161,6 +168,7 @@ class RayRolloutPool:
                 await self._check(engine)
             finally:
                 engine.sequences -= request.n
+                self._note_one(engine.index)
                 await self._tell()
         return Failure(
             kind=FailureKind.ENGINE,
@@ -192,6 +200,9 @@ class RayRolloutPool:
             if not self.handles():
                 raise self._nobody()
             up = [engine for engine in self._engines if self._standings[engine.index].is_up]
+            for engine in up:
+                engine.is_paused = True
+            self._note()
             await asyncio.gather(*(self._pause(engine) for engine in up))
             paused = [engine.handle for engine in up if not engine.is_lost]
         return paused
@@ -218,6 +229,7 @@ class RayRolloutPool:
             if self.size() > count and self._standings[engine.index].health is not Health.RETIRED:
                 self._standings[engine.index].retired()
                 self._in_background(self._end(engine))
+        self._note()
         await self._tell()
 
     async def served(self, handles: Sequence[Any]) -> None:
@@ -226,6 +238,8 @@ class RayRolloutPool:
         for engine in self._engines:
             if engine.handle in handles and not engine.is_lost:
                 self._standings[engine.index].served()
+                engine.is_paused = False
+        self._note()
         await self._tell()
 
     async def refuse(self, cause: LearnerError) -> None:
@@ -278,6 +292,7 @@ class RayRolloutPool:
         if engine not in self._engines:  # it was taken out, and its place is in use again
             return
         pause_s = self._standings[engine.index].died()
+        self._note_one(engine.index)
         after = "it is not started again" if pause_s is None else f"a new one starts in {pause_s:g} s"
         log.warning("engine %d lost (%s): %s; %s", engine.index, cause, detail, after)
         if pause_s is not None:
@@ -286,6 +301,7 @@ class RayRolloutPool:
     async def _replace(self, index: int, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
         if self._standings[index].restarting():
+            self._note_one(index)
             await self._bring_up(self._launch(index))
 
     async def _bring_up(self, engine: _Engine) -> None:
@@ -297,6 +313,7 @@ class RayRolloutPool:
             self._lose(engine, "did_not_start", str(error))
         else:
             self._standings[engine.index].started()
+            self._note_one(engine.index)
             log.info("engine %d is up and waits for weights", engine.index)
         await self._tell()
 
@@ -346,6 +363,24 @@ class RayRolloutPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _note(self) -> None:
+        for index in range(len(self._engines)):
+            self._note_one(index)
+
+    def _note_one(self, index: int) -> None:
+        """Tell the timeline what an engine does now."""
+        if index >= len(self._engines):  # the pool was closed under a call
+            return
+        engine, health = self._engines[index], self._standings[index].health
+        doing: str | None
+        if health not in {Health.HEALTHY, Health.SUSPECT, Health.RETIRED}:
+            doing = health.name.lower()
+        elif engine.is_paused:
+            doing = "pause"
+        else:
+            doing = "sample" if engine.sequences else None
+        self._timeline.note(f"rollout-engine-{index}", doing)
+
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
@@ -364,6 +399,7 @@ class RayRolloutPool:
                 engine = min(healthy, key=lambda e: e.sequences, default=None)
                 if engine is not None and engine.sequences < AHEAD * self.config.rollout.max_num_seqs:
                     engine.sequences += n
+                    self._note_one(engine.index)
                     return engine
                 await self._changed.wait()
 

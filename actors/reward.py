@@ -21,6 +21,7 @@ from actors.supervision import pause_before
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
 from videostr.errors import RewardError
+from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
 
 _Actor = Any  # Ray's handle types do not follow `options`
@@ -66,6 +67,7 @@ class RayRewardPool:
         rubric: Rubric,
         options: Mapping[str, Any] | None = None,
         worker: type[RewardWorker] = RewardWorker,
+        timeline: Timeline | None = None,
     ) -> None:
         """Start the workers, without waiting for them.
 
@@ -74,6 +76,7 @@ class RayRewardPool:
             rubric: what completions are paid for.
             options: further Ray actor options, such as the scheduling strategy.
             worker: class of the workers.
+            timeline: is told when a worker has a group.
         """
         self.failures: Counter[str] = Counter()
         """`reward_worker_timeout` and `reward_worker_died`: workers replaced so far, by cause."""
@@ -82,6 +85,7 @@ class RayRewardPool:
         self._memory_gib = config.memory_gib
         self._worker = ray.remote(worker)
         self._options = {"num_cpus": config.num_cpus, **(options or {})}
+        self._timeline = timeline or Timeline()
         self._idle: asyncio.Queue[_Actor] = asyncio.Queue()
         self._actors: dict[_Actor, int] = {}
         """Index by actor; one that takes another's place takes its index."""
@@ -102,7 +106,8 @@ class RayRewardPool:
         for _ in range(_TRIES):
             actor = await self._take_worker()
             try:
-                judged = await _answer(actor.score.remote(record, completions), self._deadline_s)
+                with self._timeline.during(_name(self._actors[actor]), "score"):
+                    judged = await _answer(actor.score.remote(record, completions), self._deadline_s)
             except RayTaskError as error:  # first: it is also an instance of what the reward raised
                 self._idle.put_nowait(actor)
                 return Failure(
@@ -144,6 +149,7 @@ class RayRewardPool:
             self._rubric, self._memory_gib
         )
         self._actors[actor] = index
+        self._timeline.note(_name(index), None)
         self._idle.put_nowait(actor)
 
     async def _take_worker(self) -> _Actor:
@@ -186,6 +192,10 @@ class RayRewardPool:
         self._started.discard(actor)
         ray.kill(actor)
         self._start_worker(index)
+
+
+def _name(index: int) -> str:
+    return f"reward-worker-{index}"
 
 
 async def _answer(ref: Any, timeout_s: float) -> Any:

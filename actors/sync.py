@@ -19,6 +19,7 @@ from actors.learner import RayLearner
 from actors.pools import RayRolloutPool
 from videostr.config import Config
 from videostr.errors import LearnerError, RolloutError, TransferError
+from videostr.timeline import Timeline
 
 log = logging.getLogger("videostr.sync")
 CONTROL_CALLS = 6
@@ -77,12 +78,15 @@ class SupervisedSync:
     Publications exclude each other. `publish` waits for an engine that is up, and is unblocked by the pool's replacements.
     """
 
-    def __init__(self, config: Config, learner: RayLearner, pool: RayRolloutPool) -> None:
+    def __init__(
+        self, config: Config, learner: RayLearner, pool: RayRolloutPool, timeline: Timeline | None = None
+    ) -> None:
         self.failures: Counter[str] = Counter()
         """`transfer`: publications that broke so far."""
         self._config = config
         self._learner = learner
         self._pool = pool
+        self._timeline = timeline or Timeline()
         self._lock = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -109,7 +113,9 @@ class SupervisedSync:
         for attempt in range(1, TRIES + 1):
             engines = await self._pool.pause()
             try:
-                metrics = await RayWeightSync(self._config, self._learner, lambda: engines).publish(version)  # noqa: B023
+                one = RayWeightSync(self._config, self._learner, lambda: engines)  # noqa: B023
+                with self._timeline.during("weight-sync", "publish"):
+                    metrics = await one.publish(version)
             except TransferError as error:
                 self.failures["transfer"] += 1
                 await self._pool.condemn(engines, str(error))

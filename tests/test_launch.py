@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from videostr.launch import main
 from videostr.report.traces import read_traces
+from videostr.timeline import read_timeline
 
 LIMIT_S = 600
 
@@ -94,6 +96,34 @@ def test_run_folder_has_everything(whole: Path) -> None:
     assert ledger["next_position"] == ledger["learned"] + ledger["failed"]
 
 
+def test_every_worker_has_its_times(whole: Path) -> None:
+    steps, unread = read_timeline(whole / "timeline.jsonl")
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert ([step.step for step in steps], unread) == (list(range(1, 12)), 0)
+    # After the held-out evaluation before training, before the one after it.
+    assert (whole / "eval" / "step_000000.json").stat().st_mtime <= steps[0].start + 0.1
+    assert steps[-1].start + steps[-1].seconds <= (whole / "eval" / "step_000011.json").stat().st_mtime
+    for before, after in pairwise(steps):
+        assert after.start == pytest.approx(before.start + before.seconds, abs=0.01)
+    for step, row in zip(steps, rows, strict=True):
+        assert step.workers.keys() == {"rollout-engine-0", "reward-worker-0", "learner-rank-0", "weight-sync"}
+        for activities in step.workers.values():
+            assert sum(activity.busy for activity in activities.values()) <= step.seconds + 0.01
+        busy = {
+            doing: activity.busy for worker in step.workers.values() for doing, activity in worker.items()
+        }
+        assert row["time/step"] <= step.seconds + 0.01
+        # In synchronous training the one engine samples nearly all of that time: it waits where a lost group is replaced.
+        assert 0.5 * row["time/rollout"] < busy["sample"] <= row["time/rollout"] + 0.01
+        assert 0 < busy["score"] < row["time/rollout"] + row["time/reward"] + 0.1
+        assert 0.5 * row["time/learn"] < busy["update"] <= row["time/learn"] + 0.01
+        assert busy["send_weights"] <= busy["publish"] + 0.01
+        assert busy["publish"] <= row["time/sync"] + 0.01
+        assert ("save" in busy) == (whole / "checkpoints" / f"step_{step.step:06d}").exists()
+    page = (whole / "report.html").read_text()
+    assert all(name in page for name in ("rollout-engine-0", "reward-worker-0", "learner-rank-0"))
+
+
 def test_bad_data_is_quarantined_with_file_row_and_reason(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "quarantine.jsonl").read_text().splitlines()]
     kinds = {row["kind"]: row["detail"] for row in rows}
@@ -155,6 +185,9 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs
     )
     assert [row["step"] for row in two] == list(range(1, 12))
+    times, unread = read_timeline(tmp_path / "cut" / "timeline.jsonl")
+    assert ([step.step for step in times], unread) == (list(range(1, 12)), 0)
+    assert any("start" in step.workers["learner-rank-0"] for step in times)  # all ranks anew, within a step
     for name in (
         "reward/total",
         "reward/graph",

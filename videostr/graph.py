@@ -42,13 +42,13 @@ class GraphRefused(DataError):
         return f"{self.reason.value}: {self.detail}"
 
 
-def from_json(text: str, *, frame: str = "", sizes: bool = False) -> SceneGraph:
+def from_json(text: str, *, frame: str = "", truth: bool = False) -> SceneGraph:
     """Read a graph written by a policy or stored in a dataset.
 
     Args:
         text: JSON as in method, section 2.
         frame: frame of reference, which the contract leaves to the record; "" for a graph found in a trace.
-        sizes: read the nodes' `size`, an extension of the contract that only true graphs have.
+        truth: read the nodes' `size` and the frames' `view`, which only true graphs have, beyond the contract.
 
     Raises:
         GraphRefused: with the reason and the first offence found.
@@ -57,14 +57,14 @@ def from_json(text: str, *, frame: str = "", sizes: bool = False) -> SceneGraph:
         raise GraphRefused(
             GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
         )
-    graph = None if sizes or frame else _read_plain(text)
-    return graph or _read_fully(text, frame, sizes)
+    graph = None if truth or frame else _read_plain(text)
+    return graph or _read_fully(text, frame, truth)
 
 
-def _read_fully(text: str, frame: str, sizes: bool) -> SceneGraph:
+def _read_fully(text: str, frame: str, truth: bool) -> SceneGraph:
     try:
         # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
-        graph = from_value(json.loads(text, parse_int=float), frame=frame, sizes=sizes)
+        graph = from_value(json.loads(text, parse_int=float), frame=frame, truth=truth)
     except (ValueError, RecursionError, GraphRefused) as error:
         _check_depth(text)
         if isinstance(error, GraphRefused):
@@ -75,7 +75,7 @@ def _read_fully(text: str, frame: str, sizes: bool) -> SceneGraph:
     return graph
 
 
-def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneGraph:
+def from_value(value: object, *, frame: str = "", truth: bool = False) -> SceneGraph:
     """As `from_json`, for JSON that is already decoded into dicts, lists, strings and numbers."""
     if not isinstance(value, dict):
         raise _bad(f"the graph is {_brief(value)}, must be an object with unit and frames")
@@ -84,7 +84,7 @@ def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneG
     unit = value.get("unit")
     if unit not in UNITS:
         raise _bad(f"unit is {_brief(unit)}, must be one of {', '.join(UNITS)}")
-    frames = [_frame(item, sizes) for item in _frame_values(value)]
+    frames = [_frame(item, truth) for item in _frame_values(value)]
     dimensions = {len(node.pos) for item in frames for node in item.nodes}
     if len(dimensions) > 1:
         raise _bad("some positions have 2 coordinates and others 3")
@@ -93,12 +93,12 @@ def from_value(value: object, *, frame: str = "", sizes: bool = False) -> SceneG
     return SceneGraph(unit=unit, frame=frame, frames=tuple(sorted(frames, key=_time)))
 
 
-def to_json(graph: SceneGraph, *, sizes: bool = False, decimals: int | None = None) -> str:
+def to_json(graph: SceneGraph, *, truth: bool = False, decimals: int | None = None) -> str:
     """Compact JSON of a graph: same graph, same text.
 
     Args:
         graph: what to write; edges are written where the graph has them, the frame of reference never is.
-        sizes: also write the nodes' extents, for datasets; reference traces leave them out.
+        truth: also write the nodes' `size` and the frames' `view`, for datasets; reference traces leave them out.
         decimals: digits kept after the point; None keeps every one, so that `from_json` gives the same graph.
     """
 
@@ -108,7 +108,7 @@ def to_json(graph: SceneGraph, *, sizes: bool = False, decimals: int | None = No
 
     def node_value(node: Node) -> dict[str, Any]:
         value: dict[str, Any] = {"id": node.id, "pos": [number(x) for x in node.pos]}
-        if sizes and node.size is not None:
+        if truth and node.size is not None:
             value["size"] = [number(x) for x in node.size]
         return value
 
@@ -120,6 +120,8 @@ def to_json(graph: SceneGraph, *, sizes: bool = False, decimals: int | None = No
         value: dict[str, Any] = {"t": number(item.t), "nodes": [node_value(node) for node in item.nodes]}
         if item.edges:
             value["edges"] = [edge_value(edge) for edge in item.edges]
+        if truth and item.view is not None:
+            value["view"] = list(item.view)
         return value
 
     value = {"unit": graph.unit, "frames": [frame_value(item) for item in graph.frames]}
@@ -299,30 +301,37 @@ def _frame_values(value: dict[str, Any]) -> list[Any]:
     return frames
 
 
-def _frame(value: object, sizes: bool) -> GraphFrame:
+def _frame(value: object, truth: bool) -> GraphFrame:
     if not isinstance(value, dict):
         raise _bad(f"a frame is {_brief(value)}, must be an object with t and nodes")
     t = _number(value.get("t"), "t of a frame")
-    nodes = tuple(_node(item, sizes) for item in _items(value.get("nodes"), "nodes", MAX_NODES))
+    nodes = tuple(_node(item, truth) for item in _items(value.get("nodes"), "nodes", MAX_NODES))
     ids = {node.id for node in nodes}
     if len(ids) < len(nodes):
         twice = next(node.id for i, node in enumerate(nodes) if node.id in {other.id for other in nodes[:i]})
         raise GraphRefused(
             GraphAbsence.DUPLICATE_ID, f"{_brief(twice)} stands twice in the frame at t = {t:g}"
         )
+    view = _view(value["view"]) if truth and value.get("view") is not None else None
     edges = value.get("edges")
     if not edges and (edges is None or isinstance(edges, list)):
-        return GraphFrame(t=t, nodes=nodes)
-    return GraphFrame(t=t, nodes=nodes, edges=_edges(edges, ids))
+        return GraphFrame(t=t, nodes=nodes, view=view)
+    return GraphFrame(t=t, nodes=nodes, edges=_edges(edges, ids), view=view)
 
 
-def _node(value: object, sizes: bool) -> Node:
+def _view(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != 12:
+        raise _bad(f"a frame's view is {_brief(value)}, must be a list of 12 numbers")
+    return tuple([_number(x, "view") for x in value])
+
+
+def _node(value: object, truth: bool) -> Node:
     if not isinstance(value, dict):
         raise _bad(f"a node is {_brief(value)}, must be an object with id and pos")
     name = value.get("id")
     if not isinstance(name, str) or not (label := _label(name)):
         raise _bad(f"a node's id is {_brief(name)}, must be label.number such as car.1")
-    size = _vector(value["size"], "size") if sizes and value.get("size") is not None else None
+    size = _vector(value["size"], "size") if truth and value.get("size") is not None else None
     return Node(id=name, label=label, pos=_vector(value.get("pos"), "pos"), size=size)
 
 

@@ -154,7 +154,7 @@ def build_tabletop(config: Config) -> None:
         (config.data.train, tabletop.train_scenes, Split.TRAIN),
         (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
     ):
-        if scenes == 0 or list(Path(path).glob("records-*.parquet")):
+        if not path or scenes == 0 or list(Path(path).glob("records-*.parquet")):
             continue
         log.info("building %s: %d scenes", path, scenes)
         build(
@@ -188,22 +188,26 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         if config.reward.endpoint:
             remote = await RemoteRewardPool.connect(config.reward, rubric)
             cleanup.push_async_callback(remote.close)
-        rollouts = RayRolloutPool(config, folder.frame_store, folder.path / "logs", placement)
+        rollouts = RayRolloutPool(
+            config, folder.frame_store, folder.path / "logs", placement, timeline=folder.timeline
+        )
         cleanup.callback(rollouts.close)
         log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in plan(config)))
         started = await unless(
             stop,
             asyncio.gather(
                 rollouts.start(),
-                RayLearner.start(config, folder.frame_store, placement.options("learner")),
+                RayLearner.start(
+                    config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
+                ),
             ),
         )
         if started is None:
             raise Stopped
         learner = started[1]
         cleanup.callback(learner.close)
-        rewards = remote or _local_rewards(config, rubric, placement, cleanup)
-        sync = SupervisedSync(config, learner, rollouts)
+        rewards = remote or _local_rewards(config, folder, rubric, placement, cleanup)
+        sync = SupervisedSync(config, learner, rollouts, folder.timeline)
         sync.start()
         cleanup.callback(sync.close)
         if config.logging.prometheus:
@@ -215,9 +219,13 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
 
 
 def _local_rewards(
-    config: Config, rubric: Rubric, placement: Placement, cleanup: contextlib.AsyncExitStack
+    config: Config,
+    folder: RunFolder,
+    rubric: Rubric,
+    placement: Placement,
+    cleanup: contextlib.AsyncExitStack,
 ) -> RayRewardPool:
-    rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"))
+    rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"), timeline=folder.timeline)
     cleanup.callback(rewards.close)
     return rewards
 
@@ -272,6 +280,7 @@ async def train_on(
     A start that fails counts like a loss: for some seconds Ray may place a rank on a node that is no more.
     """
     losses = 0
+    folder.timeline.drain(state.step)  # the start belongs to no step
     while True:
         try:
             if losses:
@@ -350,9 +359,11 @@ def _evaluator(
     if heldout is None or config.evaluate.every == 0:
         return None
     prompts = heldout.first(config.evaluate.prompts)
+    folder.timeline.note("evaluation", None)
 
     async def run(state: RunState) -> None:
-        found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
+        with folder.timeline.during("evaluation", "evaluate"):
+            found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
         found.write(folder.path / "eval" / f"greedy_{state.step:06d}.json")
         reward = means(found.greedy)["total"]
         best = folder.checkpoints.note_held_out(state.step, reward)

@@ -127,6 +127,7 @@ async def train(
                 saved = state.step if await _save(folder, ports, state) is None else saved
             if evaluating and evaluator is not None and state.step < config.train.steps:
                 evaluation = asyncio.create_task(evaluator(state))
+            folder.times(state.step)
             signal.step(metrics, bool(batch.groups))
     if evaluation is not None:
         await unless(stop, evaluation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from videostr.errors import RunFolderError, TooManyBadRecords
 from videostr.loggers import Loggers
 from videostr.report.environment import FILE as ENVIRONMENT
 from videostr.report.environment import environment
+from videostr.timeline import FILE as TIMELINE
+from videostr.timeline import Timeline
 from videostr.types import Failure, FailureKind
 
 log = logging.getLogger(__name__)
@@ -120,13 +123,15 @@ class RunFolder:
         self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
         self.frame_store = config.data.frame_store or str(self.path / "frames")
         self.loggers = Loggers(config, self.path)
+        self.timeline = Timeline()
+        """For the pools to note what their workers do."""
 
     def rewind(self, step: int) -> None:
-        """Drop metrics after `step`, which a resumed run writes anew."""
-        path = self.path / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+        """Drop metrics and times after `step`, which a resumed run writes anew."""
+        for path in (self.path / "metrics.jsonl", self.path / TIMELINE):
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+                path.write_text("".join(line + "\n" for line in kept))
         self.loggers.rewind(step)
 
     def metrics(self, values: Mapping[str, float]) -> None:
@@ -134,6 +139,11 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
         self.loggers.log(values, int(values["step"]))
+
+    def times(self, step: int) -> None:
+        """Append what every worker did in a step, which ends here."""
+        with (self.path / TIMELINE).open("a") as file:
+            file.write(self.timeline.drain(step).line() + "\n")
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One figure for the loggers that is no part of a step's metrics."""
@@ -172,3 +182,11 @@ class RunFolder:
                 f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
                 "run.name, or delete the folder"
             )
+
+
+def _step(line: str) -> float:
+    """Of a row; infinite of one that was being written when the run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

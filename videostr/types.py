@@ -85,6 +85,11 @@ class GraphFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """N objects, in any order."""
     edges: tuple[Edge, ...] = ()
     """Stated relations; empty means that they are derived from the nodes."""
+    view: tuple[float, ...] | None = None
+    """3 x 4, row by row: takes (position, 1) to px of 0..1000 of the video frame at `t`, times the third row's depth.
+
+    Only true graphs in `camera0` have it, to be drawn over the video; None where the camera is not known.
+    """
 
 
 class SceneGraph(msgspec.Struct, frozen=True, kw_only=True, gc=False):

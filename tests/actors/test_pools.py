@@ -28,6 +28,7 @@ from rewards import Rubric
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
+from videostr.timeline import Timeline
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
 
 
@@ -102,7 +103,9 @@ class Learner:
 Use = Callable[[RayRolloutPool, SupervisedSync, Any], Coroutine[Any, Any, Any]]
 
 
-def play(folder: Path, use: Use, learner: Any = None, **rollout: Any) -> Any:
+def play(
+    folder: Path, use: Use, learner: Any = None, timeline: Timeline | None = None, **rollout: Any
+) -> Any:
     """Run `use` with a pool of two puppets and a sync over them."""
     config = Config(
         rollout=RolloutConfig(num_workers=2, num_cpus=0.5, **{"health_check_s": 30.0, "max_restarts": 2, **rollout}),
@@ -111,8 +114,8 @@ def play(folder: Path, use: Use, learner: Any = None, **rollout: Any) -> Any:
 
     async def main() -> Any:
         sender = learner() if learner else Learner()
-        pool = RayRolloutPool(config, folder, folder, worker_class=puppet(folder))
-        sync = SupervisedSync(config, sender, pool)  # type: ignore[arg-type]
+        pool = RayRolloutPool(config, folder, folder, worker_class=puppet(folder), timeline=timeline)
+        sync = SupervisedSync(config, sender, pool, timeline)  # type: ignore[arg-type]
         await pool.start()
         sync.start()
         try:
@@ -151,6 +154,29 @@ def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_af
     assert lost % (REQUEST.n * len(COMPLETION.token_ids)) == 0
     assert failures == {"engine_died": 1}
     assert sent == [(7, 2)]  # the present version, once, to both
+
+
+def test_the_timeline_has_the_states_of_an_engine_that_dies(cluster: None, tmp_path: Path) -> None:
+    timeline = Timeline()
+
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        idle = timeline.drain(0)
+        (tmp_path / "die_1").touch()
+        await asyncio.gather(*(pool.sample(REQUEST) for _ in range(12)))
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        return idle, timeline.drain(1), timeline.drain(2)
+
+    idle, times, after = play(tmp_path, use, timeline=timeline)
+    assert idle.workers == {"rollout-engine-0": {}, "rollout-engine-1": {}}
+    assert after.workers == {"rollout-engine-0": {}, "rollout-engine-1": {}, "weight-sync": {}}
+    well, lost = times.workers["rollout-engine-0"], times.workers["rollout-engine-1"]
+    assert well.keys() == {"sample", "pause"}  # for the publication to the new engine
+    assert list(lost) == ["sample", "dead", "restarting", "stale"]
+    ends = [activity.spans[-1][1] for activity in lost.values()]
+    assert ends == sorted(ends)
+    assert lost["dead"].busy >= 1.0  # the pause before a restart
+    assert sum(activity.busy for activity in lost.values()) <= times.seconds + 0.01
+    assert times.workers["weight-sync"]["publish"].spans[-1][1] <= ends[-1]
 
 
 def test_a_group_that_is_late_is_asked_again_and_a_hung_engine_replaced(

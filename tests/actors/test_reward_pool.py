@@ -16,6 +16,7 @@ from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
 from videostr.config import RewardConfig
 from videostr.errors import RewardError
+from videostr.timeline import Timeline
 from videostr.types import (
     Answer,
     AnswerKind,
@@ -78,10 +79,11 @@ def run_pool(
     num_workers: int = 1,
     deadline_s: float = 60.0,
     rubric: Rubric | None = None,
+    timeline: Timeline | None = None,
 ) -> Any:
     async def main() -> Any:
         config = RewardConfig(num_workers=num_workers, deadline_s=deadline_s, num_cpus=0.5, memory_gib=1.0)
-        pool = RayRewardPool(config, rubric or Rubric(), {"max_restarts": 0}, worker)
+        pool = RayRewardPool(config, rubric or Rubric(), {"max_restarts": 0}, worker, timeline)
         try:
             return await use(pool), pool.failures
         finally:
@@ -114,6 +116,24 @@ def test_a_hanging_reward_costs_its_worker_and_not_the_group(
     groups, failures = run_pool(use, worker, num_workers, deadline_s=5.0)
     assert [len(rollouts) for rollouts in groups] == [4] * 6
     assert failures == {"reward_worker_timeout": 1}
+
+
+def test_the_timeline_has_the_groups_of_every_worker(cluster: None, tmp_path: Path) -> None:
+    class Worker(RewardWorker):
+        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+            time.sleep(0.1)
+            return super().score(record, completions)
+
+    async def use(pool: RayRewardPool) -> Any:
+        idle = timeline.drain(0)
+        await asyncio.gather(*(pool.score(record(), GROUP) for _ in range(6)))
+        return idle, timeline.drain(1), timeline.drain(2)
+
+    timeline = Timeline()
+    (idle, times, after), _ = run_pool(use, Worker, num_workers=2, timeline=timeline)
+    assert idle.workers == after.workers == {"reward-worker-0": {}, "reward-worker-1": {}}
+    assert sum(worker["score"].busy for worker in times.workers.values()) >= 0.6
+    assert all(0.1 <= worker["score"].busy < times.seconds for worker in times.workers.values())
 
 
 def test_a_dying_worker_is_replaced(cluster: None, tmp_path: Path) -> None:

@@ -1,10 +1,18 @@
-"""The data engine from label files alone: records a second, and memory. One JSON object a line."""
+"""The data engine from label files alone, by its command: records a second, memory, what guessing earns. One JSON object a line.
+
+`BENCH_DATA_SCALE=2` doubles streets and records: memory must stay what it is.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -13,15 +21,28 @@ import psutil
 import pytest
 
 from tests.benchmarks.measure import report
-from videostr.data import baseline, card
-from videostr.data.build import Progress, Settings, build
+from videostr.data import baseline
+from videostr.data.build import Settings, open_source, scene_records
+from videostr.data.scene import Scene
 
-SEQUENCES, FRAMES, OBJECTS = 84, 400, 14
-"""Four times KITTI's tracking sequences, of about their length."""
-RECORDS = 205_000
+SCALE = int(os.environ.get("BENCH_DATA_SCALE", "1"))
+SEQUENCES, FRAMES, OBJECTS = 420 * SCALE, 400, (4, 15)
+"""Streets of about the length of KITTI's, as many as TAO's training set has videos, of 4 to 14 objects."""
+RECORDS = 205_000 * SCALE
 """As many as the paper's set has."""
+CLIPS, QUESTIONS = 80, 12
+PLAIN = 60
+"""Streets that are asked about without balancing, to show what a guesser would earn there."""
 SIZES = {"Car": (1.5, 1.7, 4.2), "Van": (2.1, 1.9, 5.0), "Cyclist": (1.7, 0.6, 1.8), "Pedestrian": (1.7, 0.6, 0.8),
          "Truck": (3.2, 2.5, 9.0)}  # fmt: skip
+HABITS = {
+    "Car": (-4.0, 0.3),
+    "Van": (3.0, 0.5),
+    "Cyclist": (6.0, 0.35),
+    "Pedestrian": (10.0, 0.12),
+    "Truck": (-8.0, 0.7),
+}
+"""Metres to the right where a kind mostly is, and metres a frame that it mostly drives: what a guesser could go by."""
 FOCAL, CENTRE = 720.0, (610.0, 173.0)
 
 
@@ -31,17 +52,16 @@ def write_streets(root: Path) -> None:
         (root / "training" / folder).mkdir(parents=True)
     for sequence in range(SEQUENCES):
         rng = np.random.default_rng(sequence)
-        kinds = rng.choice(list(SIZES), OBJECTS)
-        x, z, speed = (
-            rng.uniform(-12, 12, OBJECTS),
-            rng.uniform(5, 150, OBJECTS),
-            rng.uniform(0, 0.8, OBJECTS),
-        )
+        count = int(rng.integers(*OBJECTS))
+        kinds = rng.choice(list(SIZES), count)
+        side, usual = np.array([HABITS[kind] for kind in kinds]).T
+        x, z = rng.normal(side, 4.0), rng.uniform(5, 150, count)
+        speed = np.where(rng.random(count) < 0.3, 0.0, usual * rng.lognormal(0.0, 0.3, count))
         lines = []
         for frame in range(FRAMES):
             depth = z + (speed - 0.4) * frame
             lines += [
-                _line(frame, i, str(kinds[i]), x[i], depth[i]) for i in range(OBJECTS) if 4 < depth[i] < 80
+                _line(frame, i, str(kinds[i]), x[i], depth[i]) for i in range(count) if 4 < depth[i] < 80
             ]
         name = f"{sequence:04d}.txt"
         (root / "training/label_02" / name).write_text("\n".join(filter(None, lines)) + "\n")
@@ -65,63 +85,117 @@ def _line(frame: int, track: int, kind: str, x: float, z: float) -> str:
     )
 
 
-class Memory:
-    """Memory of this process and its children, MiB, watched from a thread."""
+@dataclass(slots=True)
+class Sample:
+    """Memory at a time: what the processes alone hold (USS), MiB."""
 
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+    records: int
+    """Built so far."""
+    parent: float
+    workers: float
 
-    def __enter__(self) -> Self:
-        self._thread.start()
+
+@dataclass(slots=True)
+class Watched:
+    """A build under way: lines that it prints and memory of its processes, watched from two threads."""
+
+    command: list[str]
+    seen: list[Sample] = field(default_factory=list)
+    """While records are built."""
+    most: float = 0.0
+    """Parent and workers together, up to the end of the command."""
+    build_s: float = 0.0
+    seconds: float = 0.0
+    said: list[str] = field(default_factory=list)
+
+    def run(self) -> Self:
+        """Run to the end; fails where the command does."""
+        began = time.monotonic()
+        with subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True) as process:
+            reader = threading.Thread(target=self._read, args=(process, began))
+            reader.start()
+            while process.poll() is None:
+                self._sample(psutil.Process(process.pid))
+                time.sleep(0.5)
+            reader.join()
+        self.seconds = time.monotonic() - began
+        assert process.returncode == 0, self.said[-20:]
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+    def _read(self, process: subprocess.Popen[str], began: float) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.said.append(line)
+            if (found := re.match(r"scene (\d+)/(\d+) ", line)) and found[1] == found[2]:
+                self.build_s = time.monotonic() - began
 
-    def _watch(self) -> None:
-        while not self._over.wait(0.5):
-            processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            total = 0
-            for process in processes:
-                try:
-                    total += process.memory_full_info().uss
-                except psutil.Error:
-                    continue
-            self.seen.append(total / 2**20)
+    def _sample(self, parent: psutil.Process) -> None:
+        try:
+            own = parent.memory_full_info().uss
+            children = sum(child.memory_full_info().uss for child in parent.children(recursive=True))
+        except psutil.Error:  # one of them has just ended
+            return
+        self.most = max(self.most, (own + children) / 2**20)
+        told = [found for line in self.said if (found := re.match(r"scene \d+/\d+  (\d+) records", line))]
+        if told and not self.build_s:
+            self.seen.append(Sample(int(told[-1][1]), own / 2**20, children / 2**20))
+
+    def memory(self) -> dict[str, object]:
+        """Medians of the quarters of the build, and slopes of a line through its second half, MiB per 100,000 records."""
+        quarters = [self.seen[i * len(self.seen) // 4 : (i + 1) * len(self.seen) // 4] for i in range(4)]
+        half = self.seen[len(self.seen) // 2 :]
+        found: dict[str, object] = {"most": round(self.most)}
+        for who in ("parent", "workers"):
+            found[who] = {
+                "quarters": [round(float(np.median([getattr(s, who) for s in part]))) for part in quarters],
+                "slope": round(
+                    float(np.polyfit([s.records for s in half], [getattr(s, who) for s in half], 1)[0]) * 1e5,
+                    1,
+                ),
+            }
+        return found
 
 
 def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "root"
+    root, out = tmp_path / "root", tmp_path / "out"
     write_streets(root)
-    settings = Settings(source="kitti", root=str(root), limit=RECORDS, clips=400, questions=12)
     workers = os.cpu_count() or 1
-    before = psutil.Process().memory_full_info().uss / 2**20
-    began = time.monotonic()
-    with Memory() as memory:
-        progress: Progress = build(tmp_path / "out", [settings], workers)
-    seconds = time.monotonic() - began
-    third = len(memory.seen) // 3
-    halfway, end = (
-        float(np.median(part)) for part in (memory.seen[third : 2 * third], memory.seen[2 * third :])
+    watched = Watched([
+        sys.executable, "-m", "videostr.data", "build", "--source", "kitti", "--root", str(root), "--out", str(out),
+        "--limit", str(RECORDS), "--clips", str(CLIPS), "--questions", str(QUESTIONS), "--workers", str(workers),
+    ]).run()  # fmt: skip
+    built = json.loads((out / "build.json").read_text())
+    told = subprocess.run(
+        [sys.executable, "-m", "videostr.data", "stats", str(out)], capture_output=True, text=True, check=True
     )
-    guessed = baseline.choices(card.collect(tmp_path / "out").sample)
-    over = {g.family: [round(g.earned - (g.chance or 0.0), 3), g.questions] for g in guessed}
+    guessed = [row for row in json.loads(told.stdout)["guessing"] if row["chance"] is not None]
     report(
         capsys,
         name="data/records_per_s",
-        value=round(progress.records / seconds, 1),
+        value=round(built["records"] / watched.build_s, 1),
         unit="records/s",
-        ratio=round(progress.records / seconds / (RECORDS / 900), 2),
+        ratio=round(built["records"] / watched.build_s / (RECORDS / 900 / SCALE), 2),
         against="205,000 records in 15 minutes",
-        shape=f"{progress.records} records of {progress.scenes} streets of {FRAMES} frames, {OBJECTS} objects, 8 frames a clip",
-        seconds=round(seconds, 1),
-        memory_mib={"most": round(max(memory.seen) - before), "halfway": round(halfway - before), "end": round(end - before)},
-        guessed_over_chance=over,
-        left_out=progress.unbalanced,
+        shape=f"{built['records']} records of {built['scenes']} streets of {FRAMES} frames, 4 to 14 objects, 8 frames a clip",
+        seconds={"build": round(watched.build_s, 1), "with_card": round(watched.seconds, 1)},
+        memory_mib=watched.memory(),
+        over_chance={row["family"]: [round(row["earned"] - row["chance"], 3), row["error"], row["questions"]] for row in guessed},
+        over_chance_unbalanced=_unbalanced(root),
+        left_out=built["unbalanced"],
         cores=workers,
         repeats=1,
         spread=0.0,
     )  # fmt: skip
+
+
+def _unbalanced(root: Path) -> dict[str, list[float]]:
+    """What the guesser earns over chance, and its error, where every question passes that is asked."""
+    settings = Settings(source="kitti", root=str(root), clips=CLIPS, questions=QUESTIONS)
+    source = open_source(settings)
+    scenes = [scene for name in source.names[:PLAIN] if isinstance(scene := source.read(name), Scene)]
+    records = [record for scene in scenes for record, _ in scene_records(settings, scene)]
+    alone = [[record] for record in records if record.options]  # a set of one is always whole
+    return {
+        each.family: [round(each.earned - (each.chance or 0.0), 3), round(each.error, 3)]
+        for each in baseline.choices(alone)
+    }

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from videostr.launch import train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.runfolder import RunFolder
+from videostr.timeline import read_timeline
 from videostr.types import (
     Completion,
     Failure,
@@ -440,6 +442,74 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_
     again.close()
     rows = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_times_of_workers_have_one_line_a_step(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=4, max_staleness=staleness)
+    note = stage.folder.timeline.note
+    asked = 0
+
+    async def sample(request: SampleRequest) -> Sampled | Failure:
+        nonlocal asked
+        asked += 1
+        note("rollout-engine-0", "sample")
+        await asyncio.sleep(0.03)
+        asked -= 1
+        note("rollout-engine-0", "sample" if asked else None)
+        return await Rollouts.sample(stage.rollouts, request)
+
+    async def update(batch: LearnerBatch) -> Update:
+        with stage.folder.timeline.during("learner-rank-0", "update"):
+            await asyncio.sleep(0.1)
+        return await Learner.update(stage.learner, batch)
+
+    async def save(folder: Path) -> None:
+        with stage.folder.timeline.during("learner-rank-0", "save"):
+            await Learner.save(stage.learner, folder)
+
+    stage.rollouts.sample, stage.learner.update, stage.learner.save = sample, update, save  # type: ignore[method-assign]
+    stage.train()
+    steps, unread = read_timeline(tmp_path / "r" / "timeline.jsonl")
+    assert ([step.step for step in steps], unread) == ([1, 2, 3, 4], 0)
+    for before, after in pairwise(steps):
+        assert after.start == pytest.approx(before.start + before.seconds, abs=0.002)
+    ranks = [step.workers["learner-rank-0"] for step in steps]
+    assert all(0.1 <= rank["update"].busy < step.seconds for rank, step in zip(ranks, steps, strict=True))
+    assert ["save" in rank for rank in ranks] == [
+        False,
+        True,
+        False,
+        True,
+    ]  # after the step's metrics, but within it
+    # Ahead of learning, a batch is sampled while the one before is learned from; else never.
+    overlaps = [
+        start < ranks[number]["update"].spans[0][1] and end > ranks[number]["update"].spans[0][0]
+        for number, step in enumerate(steps[:2])
+        for start, end in step.workers["rollout-engine-0"]["sample"].spans
+    ]
+    assert any(overlaps) == bool(staleness)
+
+    again = RunFolder(stage.config)
+    again.rewind(2)
+    again.close()
+    assert [step.step for step in read_timeline(tmp_path / "r" / "timeline.jsonl")[0]] == [1, 2]
+
+
+def test_a_line_that_was_being_written_when_the_run_was_killed_is_dropped(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path)
+    stage.train()
+    for name in ("metrics.jsonl", "timeline.jsonl"):
+        with (tmp_path / "r" / name).open("a") as file:
+            file.write('{"step":4,"sta')
+    again = RunFolder(stage.config)
+    again.rewind(3)
+    again.close()
+    for name in ("metrics.jsonl", "timeline.jsonl"):
+        rows = [json.loads(line)["step"] for line in (tmp_path / "r" / name).read_text().splitlines()]
+        assert rows == [1, 2, 3]
 
 
 def test_another_config_or_never_resume_is_refused(tabletop: Path, tmp_path: Path) -> None:

@@ -69,6 +69,25 @@ def test_a_panning_camera_keeps_the_graph_in_the_first_camera():
     assert camera.to_camera(np.array([2.0, 7.0, 0.0]), 0.0) == pytest.approx([2, 1, 7])
 
 
+def test_the_view_of_a_true_graph_puts_balls_where_they_are_drawn():
+    compared = 0
+    for seed in range(12):
+        found = make_scene(seed, Difficulty.FULL)
+        for frame in true_graph(found).frames:
+            view = np.reshape(frame.view, (3, 4))
+            for node in frame.nodes:
+                same = [solid for solid in found.solids if solid.label == node.label]
+                if len(same) > 1 or same[0].shape != "ball":
+                    continue
+                x, y, depth = view @ (*node.pos, 1)
+                x1, y1, x2, y2 = box2d(found, same[0], frame.t)
+                if min(x1, y1) > 0 and max(x2, y2) < 1000:
+                    assert (x / depth, y / depth) == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2), abs=1)
+                    compared += 1
+    assert compared > 20
+    assert all(frame.view is None for frame in true_graph(make_scene(0, Difficulty.EASY)).frames)
+
+
 @pytest.mark.parametrize("difficulty", list(Difficulty))
 def test_every_family_is_asked_with_a_valid_answer(difficulty):
     families = set()

@@ -353,6 +353,7 @@ def test_writing_is_compact_and_reading_gives_the_same_graph() -> None:
                     Node(id="b.1", label="b", pos=(0.0, 0.0, 1 / 3)),
                 ),
                 edges=(Edge(a="a.1", b="b.1", dist=2.0, angle=None),),
+                view=(600.0, 0.0, 500.0, 0.5, 0.0, 600.0, 500.0, -1 / 3, 0.0, 0.0, 1.0, 0.0),
             ),
         ),
     )
@@ -360,7 +361,18 @@ def test_writing_is_compact_and_reading_gives_the_same_graph() -> None:
         '{"unit":"m","frames":[{"t":0.5,"nodes":[{"id":"a.1","pos":[1,0.25,2]},{"id":"b.1","pos":[0,0,0.33]}],'
         '"edges":[{"a":"a.1","b":"b.1","dist":2}]}]}'
     )
-    assert graphs.from_json(graphs.to_json(truth, sizes=True), frame="camera0", sizes=True) == truth
+    written = graphs.to_json(truth, truth=True)
+    assert graphs.from_json(written, frame="camera0", truth=True) == truth
+    # What a model writes is read by the contract alone.
+    read = graphs.from_json(written)
+    assert (read.frames[0].view, read.frames[0].nodes[0].size) == (None, None)
+
+
+@pytest.mark.parametrize("view", [[1.0] * 11, "camera", [1.0] * 11 + [float("nan")]])
+def test_a_broken_view_of_a_true_graph_is_refused(view: object) -> None:
+    value = {"unit": "m", "frames": [{"t": 0, "nodes": [], "view": view}]}
+    with pytest.raises(graphs.GraphRefused, match="view"):
+        graphs.from_value(value, frame="camera0", truth=True)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from videostr.data.check import problems
 from videostr.data.records import read_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
-from videostr.errors import ConfigError, DataError, VideoStrError
+from videostr.errors import ConfigError, DataError, VideoStrError, exit_status_of
 from videostr.metrics import duration
 from videostr.prompt import reference_trace
 from videostr.tabletop import build as tabletop
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[options.command](options)
     except VideoStrError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_status_of(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -266,9 +266,17 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    records = [row for row in read_records(options.folder) if isinstance(row, Record)]
-    count = EXPORTS[options.format](records, options.out, options.folder)
-    print(f"{options.out}: {count} rows of {len(records)} records")
+    total = 0
+
+    def usable() -> Iterator[Record]:
+        nonlocal total
+        for row in read_records(options.folder):
+            if isinstance(row, Record):
+                total += 1
+                yield row
+
+    count = EXPORTS[options.format](usable(), options.out, options.folder)
+    print(f"{options.out}: {count} rows of {total} records")
     return 0
 
 

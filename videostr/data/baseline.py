@@ -9,73 +9,95 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
+from videostr.data.scene import Array
 from videostr.types import AnswerKind, Record
 
 FOLDS = 5
+REPEATS = 4
+"""Divisions of the videos into folds, whose results are averaged: what a guesser makes of nothing differs among them."""
+PRIOR = 4.0
+"""Times that every word counts as seen with chance's share of right options."""
 _WORD = re.compile(r"[a-z]+")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guessing:
-    """What guessing earns in one family."""
+    """What guessing earns in one family of a source."""
 
+    source: str
     family: str
     questions: int
     earned: float
     """Accuracy of the guesser, or mean relative accuracy of the best constant."""
+    error: float
+    """Standard error of `earned`: of a mean over videos, since questions about one video share their answers."""
     chance: float | None
     """Accuracy of a coin; None for numbers."""
 
 
-def choices(records: Iterable[Record]) -> list[Guessing]:
-    """Cross-validated over scenes: a naive Bayes guesser on family, words of the question and options.
+def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
+    """Cross-validated over videos: a naive Bayes guesser on source, family, words of the question and options.
 
     It learns from sets of the other folds only where they are whole: of a set that is cut, what is missing would tell the
     answer of the question that is guessed.
+
+    Args:
+        sets: records that were balanced against each other (`complete_sets`); those that are no choices are passed over.
     """
-    sets = [found for found in complete_sets(records) if found[0].answer.kind is AnswerKind.CHOICE]
-    folds: list[list[Record]] = [[] for _ in range(FOLDS)]
-    for record in (record for found in sets for record in found):
-        folds[_fold(record)].append(record)
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    chance: Counter[str] = Counter()
-    for number, fold in enumerate(folds):
-        whole = [found for found in sets if all(_fold(record) != number for record in found)]
-        guesser = _Guesser([record for found in whole for record in found])
-        for record in fold:
-            total[record.family] += 1
-            chance[record.family] += 1 / len(record.options)  # type: ignore[assignment]  # Counter of floats
-            right[record.family] += guesser.guess(record) == _truth(record)
-    return [
-        Guessing(family=f, questions=total[f], earned=right[f] / total[f], chance=chance[f] / total[f])
-        for f in sorted(total)
-    ]
+    sets = [found for found in sets if found[0].answer.kind is AnswerKind.CHOICE]
+    questions = [record for found in sets for record in found]
+    if not questions:
+        return []
+    of_set = np.repeat(np.arange(len(sets)), [len(found) for found in sets])
+    guesser = _Guesser(questions)
+    right = np.zeros(len(questions))
+    for repeat in range(REPEATS):
+        folds = np.array([_fold(record, repeat) for record in questions])
+        for number in range(FOLDS):
+            is_cut = np.bincount(of_set, folds == number) > 0
+            guessed = guesser.guess(learned=~is_cut[of_set])
+            right += (folds == number) * (guessed == guesser.truth) / REPEATS
+    found = []
+    for source, family in sorted({_kind(record) for record in questions}):
+        of = [i for i, record in enumerate(questions) if _kind(record) == (source, family)]
+        earned, error = _mean([questions[i] for i in of], right[of])
+        chance = float(np.mean([1 / len(questions[i].options) for i in of]))
+        found.append(
+            Guessing(
+                source=source, family=family, questions=len(of), earned=earned, error=error, chance=chance
+            )
+        )
+    return found
 
 
 def numbers(records: Iterable[Record], judge: Callable[[str, Record], float]) -> list[Guessing]:
-    """The best of the deciles of the true values, for each family and unit, on the same records.
+    """The best of the deciles of the true values, for each source, family and unit, on the same records.
 
     Args:
         records: any.
         judge: reward of an answer's text.
     """
-    by_kind: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    by_kind: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.answer.kind is AnswerKind.NUMBER:
-            by_kind[record.family, record.answer.unit].append(record)
+            by_kind[*_kind(record), record.answer.unit].append(record)
     found = []
-    for (family, _), of in sorted(by_kind.items()):
+    for (source, family, _), of in sorted(by_kind.items()):
         values = sorted(float(record.answer.value) for record in of)  # type: ignore[arg-type]
         constants = {values[round(share * (len(values) - 1) / 10)] for share in range(11)}
-        earned = max(sum(judge(f"{c:g}", record) for record in of) / len(of) for c in constants)
-        found.append(Guessing(family=family, questions=len(of), earned=earned, chance=None))
+        rewards = [np.array([judge(f"{c:g}", record) for record in of]) for c in sorted(constants)]
+        earned, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
+        found.append(
+            Guessing(source=source, family=family, questions=len(of), earned=earned, error=error, chance=None)
+        )
     return found
 
 
@@ -83,63 +105,95 @@ def complete_sets(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Choices that were balanced against each other, which stand together in a dataset; other records alone."""
     waiting: list[Record] = []
     for record in records:
-        if waiting and _kind(record) != _kind(waiting[0]):
+        if waiting and _set(record) != _set(waiting[0]):
             yield waiting
             waiting = []
         waiting.append(record)
-        if len(waiting) == _kind(record)[1]:
+        if len(waiting) == _set(record)[1]:
             yield waiting
             waiting = []
     if waiting:
         yield waiting
 
 
-def _kind(record: Record) -> tuple[str, int]:
-    """Family, and how many make a set: one for each answer that there is."""
-    return record.family, max(1, len(record.options))
+def _kind(record: Record) -> tuple[str, str]:
+    return record.source, record.family
+
+
+def _set(record: Record) -> tuple[tuple[str, str], int]:
+    """Kind, and how many make a set: one for each answer that there is."""
+    return _kind(record), max(1, len(record.options))
+
+
+def _mean(records: Sequence[Record], values: Array) -> tuple[float, float]:
+    """Mean of [N] values, one a record, and its standard error with videos as the independent draws."""
+    mean = float(values.mean())
+    _, video = np.unique([record.clip.video for record in records], return_inverse=True)
+    off = np.bincount(video, values - mean)
+    spread = math.sqrt(len(off) / max(1, len(off) - 1) * float(off @ off))
+    return mean, spread / len(values)
 
 
 class _Guesser:
-    """Log-odds of an option being right, given each feature alone, summed."""
+    """Log-odds of an option being right, given each feature alone, summed.
+
+    Features of all options of all questions are numbered once; learning from some of the questions is then counting.
+    """
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._shown: Counter[str] = Counter()
-        self._right: Counter[str] = Counter()
+        numbers_of: dict[str, int] = {}
+        features: list[int] = []
+        lengths: list[int] = []
         for record in records:
             for index in range(len(record.options)):
-                for feature in _features(record, index):
-                    self._shown[feature] += 1
-                    self._right[feature] += index == _truth(record)
+                of_option = [
+                    numbers_of.setdefault(text, len(numbers_of)) for text in _features(record, index)
+                ]
+                features += of_option
+                lengths.append(len(of_option))
+        self.truth = np.array([ord(str(record.answer.value)) - ord("A") for record in records])
+        """[N] index of the right option."""
+        options = np.array([len(record.options) for record in records])
+        self._first = np.cumsum(options) - options
+        """[N] first option of a question, among all options."""
+        is_right = np.zeros(options.sum(), dtype=bool)
+        is_right[self._first + self.truth] = True
+        self._option = np.repeat(np.arange(len(lengths)), lengths)
+        self._feature = np.array(features, dtype=np.int32)
+        self._is_right = is_right[self._option]
+        self._question = np.repeat(np.arange(len(records)), options)[self._option]
+        chance = np.zeros(len(numbers_of))
+        chance[self._feature] = (1 / options)[
+            self._question
+        ]  # a feature belongs to one family and number of options
+        self._chance = chance
 
-    def guess(self, record: Record) -> int:
-        scores = [
-            sum(self._weight(feature, len(record.options)) for feature in _features(record, index))
-            for index in range(len(record.options))
-        ]
-        return max(range(len(scores)), key=scores.__getitem__)
-
-    def _weight(self, feature: str, options: int) -> float:
-        prior = 1 / options
-        return math.log((self._right[feature] + 4 * prior) / (self._shown[feature] + 4) / prior)
+    def guess(self, learned: np.ndarray) -> np.ndarray:
+        """[N] guessed options of all questions, having learned from those that [N] `learned` marks."""
+        use = learned[self._question]
+        shown = np.bincount(self._feature[use], minlength=len(self._chance))
+        right = np.bincount(self._feature[use & self._is_right], minlength=len(self._chance))
+        weights = np.log((right + PRIOR * self._chance) / (shown + PRIOR) / self._chance)
+        scores = np.bincount(self._option, weights[self._feature])
+        guessed: np.ndarray = np.array([each.argmax() for each in np.split(scores, self._first[1:])])
+        return guessed
 
 
 def _features(record: Record, index: int) -> Iterator[str]:
-    family, option = record.family, record.options[index]
-    place = chr(ord("A") + index)
-    yield f"{family}|{place}"
-    yield f"{family}|{option}"
+    """What an option looks like, and what stands beside it; a number by its size and its place among the four."""
+    option, place = record.options[index], chr(ord("A") + index)
+    kind = f"{record.source}|{record.family}|{len(record.options)}"
     if number := _NUMBER.match(option):
-        size = round(3 * math.log(max(float(number[0]), 1e-3)))
-        yield from (f"{family}|size {size}", f"{family}|{place}|size {size}")
-    words = [*_WORD.findall(record.question.lower())]
-    for word in sorted({*words, *(f"{a} {b}" for a, b in pairwise(words))}):
-        yield f"{family}|{option}|{word}"
+        size = round(6 * math.log(max(float(number[0]), 1e-3)))
+        option = f"size {size}"
+        yield f"{kind}|{place}|{option}"
+    yield f"{kind}|{place}"
+    yield f"{kind}|{option}"
+    words = _WORD.findall(record.question.lower())
+    for text in sorted({*words, *(f"{a} {b}" for a, b in pairwise(words))}):
+        yield f"{kind}|{option}|{text}"
 
 
-def _truth(record: Record) -> int:
-    return ord(str(record.answer.value)) - ord("A")
-
-
-def _fold(record: Record) -> int:
+def _fold(record: Record, repeat: int) -> int:
     """All records of a video are in one fold."""
-    return hashlib.sha256(record.clip.video.encode()).digest()[0] % FOLDS
+    return hashlib.sha256(f"{repeat}|{record.clip.video}".encode()).digest()[0] % FOLDS

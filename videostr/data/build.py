@@ -10,7 +10,8 @@ In: what is asked of each source. Out: a folder with
 
 The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
 questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
-the scenes under way, one shard, and the choices that wait for their sets.
+the scenes under way, one shard, and the choices that wait for their sets, of which there is a largest number; records travel
+and wait as compressed rows.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import functools
 import hashlib
 import json
 import os
+import threading
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.checkpoint import write_json
@@ -37,7 +41,7 @@ from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
 from videostr.data.families import Asked, Balance, ask
 from videostr.data.leakage import excluded
-from videostr.data.records import record_from_row, write_records
+from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import DataError
@@ -47,6 +51,9 @@ from videostr.video import LIST_SUFFIX, ImageList
 SHARD_RECORDS = 8192
 AHEAD = 4
 """Scenes under way, per worker."""
+
+Packed = bytes
+"""A record as `_pack` makes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +97,7 @@ class Progress:
     waiting: list[tuple[str, str]] = field(default_factory=list)
     """(key, value) of the rows of `waiting-N.parquet`, N being `shards`: choices whose sets are not complete."""
     unbalanced: int = 0
-    """Choices left out because their answer was the commoner one, or because their set was never complete."""
+    """Choices and counts left out because their answer was the commoner one, or because their set was never complete."""
     skips: dict[str, int] = field(default_factory=dict)
     """By reason."""
 
@@ -109,7 +116,7 @@ class Job:
 class Part:
     """What a worker made of a scene."""
 
-    records: list[tuple[Record, Balance | None]]
+    records: list[tuple[Packed, Balance | None]]
     skips: tuple[Skip, ...]
     images: ImageList | None
     """None where the video is a file."""
@@ -142,7 +149,7 @@ def build(
         jobs += [Job(number, settings, name) for name in list(source.names)[: settings.scenes]]
         if progress.scenes == 0:
             _note_skips(out, progress, source.skips)
-    pending: list[Record] = []
+    pending: list[Packed] = []
     for job, part in _parts(progress, jobs[progress.scenes :], workers):
         pending += _take(out, progress, balancer, job, part)
         progress.scenes += 1
@@ -153,6 +160,7 @@ def build(
     balancer.restore([])
     _flush(out, progress, balancer, pending)
     if progress.records == 0:
+        (out / "build.json").unlink()  # the same command is to look at the mended files again
         raise DataError(
             f"{out}: no question could be asked about any of {len(jobs)} scenes; the reasons are in {out / 'skipped.jsonl'}"
         )
@@ -186,18 +194,16 @@ def open_source(settings: Settings) -> SceneSource:
     return source
 
 
-def scene_records(settings: Settings, scene: Scene) -> list[tuple[Record, Balance | None]]:
+def scene_records(settings: Settings, scene: Scene) -> Iterator[tuple[Record, Balance | None]]:
     """All questions about a scene, before balancing."""
     name = int.from_bytes(hashlib.sha256(f"{scene.source}/{scene.name}".encode()).digest()[:8])
     rng = np.random.default_rng([settings.seed, name])
     video = f"frames/{_file_name(scene.source, scene.name)}"
     if (file := scene.video_file) is not None:
         video = str((Path(settings.root) / file).resolve())
-    found = []
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
         for number, asked in enumerate(ask(view, rng, settings.questions)):
-            found.append((_record(settings, video, view, asked, number, rng), asked.balance))
-    return found
+            yield _record(settings, video, view, asked, number, rng), asked.balance
 
 
 def _record(
@@ -242,14 +248,32 @@ def _make(settings: Settings, name: str) -> Part:
     if scene.video_file is None:
         frames = tuple((frame.t, frame.image) for frame in scene.frames)
         images = ImageList(root=str(Path(settings.root).resolve()), fps=scene.fps, frames=frames)
-    return Part(scene_records(settings, scene), scene.skips, images)
+    records = [(_pack(record_to_row(record)), balance) for record, balance in scene_records(settings, scene)]
+    skips = scene.skips
+    if not records:
+        detail = (
+            f"no clip of {settings.num_frames} equally spaced ones among its {len(scene.frames)} frames "
+            "supports a question"
+        )
+        skips = (*skips, Skip(file=name, line=None, reason=SkipReason.NO_QUESTION, detail=detail))
+    return Part(records, skips, images)
+
+
+def _pack(row: dict[str, Any]) -> Packed:
+    """A row in a third of its bytes."""
+    return zlib.compress(msgspec.msgpack.encode(row), 1)
+
+
+def _unpack(packed: Packed) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.msgpack.decode(zlib.decompress(packed))
+    return row
 
 
 def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
     """Parts in the order of the jobs; so many scenes at a time that memory stays flat."""
     with (
         _environment("OPENBLAS_NUM_THREADS", "1"),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
     ):
         waiting: deque[tuple[Job, Future[Part] | None]] = deque()
         for job in jobs:
@@ -259,6 +283,18 @@ def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tu
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: workers of a build that was killed would wait for ever."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -286,8 +322,12 @@ def _room(progress: Progress, job: Job) -> int | None:
     return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
 
 
-def _take(out: Path, progress: Progress, balancer: Balancer, job: Job, part: Part) -> list[Record]:
-    released = [record for asked in part.records for record in balancer.add(*asked)]
+def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, part: Part) -> list[Packed]:
+    released = []
+    for packed, balance in part.records:
+        if balance is not None:  # sources are balanced apart: their videos tell them from each other
+            balance = replace(balance, key=f"{job.place}|{balance.key}")
+        released += balancer.add(packed, balance)
     kept = released[: _room(progress, job)]
     progress.by_source[str(job.place)] = progress.by_source.get(str(job.place), 0) + len(kept)
     _note_skips(out, progress, part.skips)
@@ -297,7 +337,7 @@ def _take(out: Path, progress: Progress, balancer: Balancer, job: Job, part: Par
     return kept
 
 
-def _flush(out: Path, progress: Progress, balancer: Balancer, pending: list[Record]) -> None:
+def _flush(out: Path, progress: Progress, balancer: Balancer[Packed], pending: list[Packed]) -> None:
     before = _waiting_path(out, progress)
     if pending:
         _write_shard(_shard(out, progress.shards), pending)
@@ -307,24 +347,26 @@ def _flush(out: Path, progress: Progress, balancer: Balancer, pending: list[Reco
     state = balancer.state()
     progress.waiting = [(key, value) for key, value, _ in state]
     progress.unbalanced = balancer.left_out
-    _write_shard(_waiting_path(out, progress), [record for _, _, record in state])
+    _write_shard(_waiting_path(out, progress), [packed for _, _, packed in state])
     _save(out, progress)
     if before != _waiting_path(out, progress):
         before.unlink(missing_ok=True)
 
 
-def _write_shard(path: Path, records: list[Record]) -> None:
+def _write_shard(path: Path, records: list[Packed]) -> None:
     temporary = path.with_suffix(".tmp")
-    write_records(records, temporary)
+    write_rows(map(_unpack, records), temporary)
     temporary.replace(path)
+    pa.default_memory_pool().release_unused()
 
 
-def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer]:
+def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Packed]]:
     wanted = json.loads(json.dumps([asdict(settings) for settings in recipe]))
     path = out / "build.json"
     if not path.exists():
         if list(out.glob("records-*.parquet")):
             raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
+        (out / "skipped.jsonl").unlink(missing_ok=True)  # of a build that ended before its first state
         return Progress(recipe=wanted), Balancer()
     progress = Progress(**json.loads(path.read_text()))
     if progress.recipe != wanted:
@@ -338,11 +380,12 @@ def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer]:
     skipped = out / "skipped.jsonl"
     if skipped.exists():
         skipped.write_text("".join(skipped.read_text().splitlines(keepends=True)[:lines]))
-    balancer = Balancer(left_out=progress.unbalanced)
+    balancer: Balancer[Packed] = Balancer(left_out=progress.unbalanced)
     if progress.waiting:
         rows = pq.read_table(_waiting_path(out, progress)).to_pylist()
-        records = [record_from_row(row, str(_waiting_path(out, progress))) for row in rows]
-        balancer.restore([(key, value, r) for (key, value), r in zip(progress.waiting, records, strict=True)])
+        balancer.restore(
+            [(key, value, _pack(row)) for (key, value), row in zip(progress.waiting, rows, strict=True)]
+        )
     return progress, balancer
 
 
@@ -381,5 +424,7 @@ def skip_table(progress: Progress) -> str:
     """What was left out, by reason, as lines of text."""
     counts = Counter(progress.skips)
     lines = [f"{count:8d}  {SkipReason[reason].value}" for reason, count in counts.most_common()]
-    lines.append(f"{progress.unbalanced:8d}  choices whose answer was commoner than the others of their kind")
+    lines.append(
+        f"{progress.unbalanced:8d}  choices and counts whose answer was commoner than the others of their kind"
+    )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from videostr.data.records import SCHEMA_VERSION, read_records
 from videostr.data.sources import SOURCES
 from videostr.types import AnswerKind, Failure, Record
 
-SAMPLE = 10_000
-"""Complete sets (of one record or some) that baselines and histograms look at, at most: drawn by a fixed seed."""
+CHOICES = 4000
+"""Choices that baselines look at, at most, of a family of a source: so many that the error of a share is below a hundredth."""
+OTHERS = 1000
+"""Records of other kinds, for baselines and histograms."""
 BINS = 24
 
 
@@ -43,7 +45,7 @@ class Stats:
     nodes: Counter[int] = field(default_factory=Counter)
     """Nodes of a frame of the true graphs."""
     sample: list[Record] = field(default_factory=list)
-    """Records of `SAMPLE` sets; those of a set stand together."""
+    """Records without graph, drawn by a fixed seed; those of a set stand together."""
 
 
 def collect(folder: Path) -> Stats:
@@ -51,14 +53,21 @@ def collect(folder: Path) -> Stats:
     stats = Stats()
     videos: set[str] = set()
     chooser = random.Random(0)
-    sample: list[list[Record]] = []
-    for number, found in enumerate(complete_sets(_counted(folder, stats, videos)), 1):
-        if len(sample) < SAMPLE:
+    samples: dict[tuple[str, str, AnswerKind], list[list[Record]]] = {}
+    seen: Counter[tuple[str, str, AnswerKind]] = Counter()
+    for found in complete_sets(_counted(folder, stats, videos)):
+        kind = (found[0].source, found[0].family, found[0].answer.kind)
+        sample = samples.setdefault(kind, [])
+        seen[kind] += 1
+        room = CHOICES // len(found[0].options) if kind[2] is AnswerKind.CHOICE else OTHERS
+        if len(sample) < room:
             sample.append(found)
-        elif (place := chooser.randrange(number)) < SAMPLE:  # every set has the same chance, in one pass
+        elif (place := chooser.randrange(seen[kind])) < len(
+            sample
+        ):  # every set has the same chance, in one pass
             sample[place] = found
     stats.videos = len(videos)
-    stats.sample = [record for found in sample for record in found]
+    stats.sample = [record for sample in samples.values() for found in sample for record in found]
     return stats
 
 
@@ -77,7 +86,7 @@ def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
             stats.nodes.update(len(frame.nodes) for frame in row.graph.frames)
         if row.answer.kind is AnswerKind.CHOICE:
             stats.letters[str(row.answer.value)] += 1
-        yield row
+        yield replace(row, graph=None, labels=())
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
@@ -94,9 +103,11 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
         "without_graph": stats.without_graph,
         "guessing": [
             {
+                "source": g.source,
                 "family": g.family,
                 "questions": g.questions,
                 "earned": round(g.earned, 3),
+                "error": round(g.error, 3),
                 "chance": g.chance and round(g.chance, 3),
             }
             for g in guessed
@@ -106,7 +117,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
 
 def guessing(stats: Stats, judge: Callable[[str, Record], float]) -> list[Guessing]:
     """What the questions of the sample are worth without their videos; `judge` is the reward of a number's text."""
-    return baseline.choices(stats.sample) + baseline.numbers(stats.sample, judge)
+    return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample, judge)
 
 
 def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
 from videostr.data import leakage
 from videostr.data.records import read_records
@@ -51,7 +52,7 @@ def problems(
         if isinstance(row, Failure):
             yield Problem(row.detail, row.records)
             continue
-        records.append(row)
+        records.append(_without_nodes(row))
         if problem := judge(row):
             yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}")
     by_id = {record.id: record for record in records}
@@ -65,6 +66,14 @@ def problems(
         )
     yield from _undecodable(folder, records, videos, seed)
     yield total
+
+
+def _without_nodes(record: Record) -> Record:
+    """With the times of the graph alone: those of a large dataset fit into memory, its nodes do not."""
+    if record.graph is None:
+        return record
+    frames = tuple(structs.replace(frame, nodes=()) for frame in record.graph.frames)
+    return replace(record, graph=structs.replace(record.graph, frames=frames))
 
 
 def _undecodable(folder: Path, records: Sequence[Record], count: int | None, seed: int) -> Iterator[Problem]:

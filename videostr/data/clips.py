@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from videostr.data.scene import Array, Scene, Track, ground_axes, to_camera
+from videostr.graph import MAX_ABS
 from videostr.types import GraphFrame, Node, SceneGraph
 from videostr.video import target_times
 
@@ -165,16 +166,70 @@ class ClipView:
             if np.searchsorted(track.frames, first) < np.searchsorted(track.frames, last, side="right")
         )
 
+    @cached_property
+    def distances(self) -> Array:
+        """[N, F] metres from the camera; NaN where not annotated. 3-D only."""
+        return self._distances(self.tracks)
+
+    @cached_property
+    def lead(self) -> Array:
+        """[N, F] by how many metres a track is nearer to the camera than all others of its label that are annotated then.
+
+        Infinite where there is no other; -inf in 2-D where there are some; NaN where it is not annotated itself.
+        """
+        of_all, of_own = (
+            self._distances(t) if self.is_3d else self._there(t) for t in (self.scene.tracks, self.tracks)
+        )
+        lead = np.full(of_own.shape, np.nan)
+        for n, track in enumerate(self.tracks):
+            others = [
+                m
+                for m, other in enumerate(self.scene.tracks)
+                if other.label == track.label and other is not track
+            ]
+            nearest = np.nan_to_num(of_all[others], nan=np.inf).min(0, initial=np.inf)
+            lead[n] = nearest - of_own[n] if self.is_3d else np.where(np.isinf(nearest), np.inf, -np.inf)
+        lead[np.isnan(of_own)] = np.nan
+        return lead
+
+    def _there(self, tracks: Sequence[Track]) -> Array:
+        """[N, F] 0 where a track is annotated, else NaN."""
+        return self._at_frames(tracks, "visibility", np.nan)[..., 0] * 0
+
+    def _distances(self, tracks: Sequence[Track]) -> Array:
+        world = self._at_frames(tracks, "centers", np.nan)
+        cameras = np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
+        distances: Array = np.linalg.norm(world - cameras[None, :, :3, 3], axis=-1)
+        return distances
+
     def graph(self, labels: frozenset[str]) -> SceneGraph:
         """The true graph of the objects that bear one of these labels."""
         chosen = [n for n, label in enumerate(self.labels) if label in labels]
         frames = tuple(
-            GraphFrame(t=t, nodes=tuple(self._nodes[n][f] for n in chosen if self.seen[n, f]))
+            GraphFrame(
+                t=t, nodes=tuple(self._nodes[n][f] for n in chosen if self.seen[n, f]), view=self._views[f]
+            )
             for f, t in enumerate(self.times)
         )
         if self.is_3d:
             return SceneGraph(unit="m", frame="camera0", frames=frames)
         return SceneGraph(unit="px", frame="image", frames=frames)
+
+    @cached_property
+    def _views(self) -> list[tuple[float, ...] | None]:
+        """[F] `GraphFrame.view`; None where the source has no calibration, or a number that no graph may have."""
+        if not self.is_3d or self.scene.projection is None:
+            return [None] * len(self.frames)
+        width, height = self.scene.image_size
+        projection = np.diag([1000 / width, 1000 / height, 1]) @ self.scene.projection
+        views: list[tuple[float, ...] | None] = []
+        for frame in self.frames:
+            pose = self.scene.frames[frame].camera_to_world
+            assert pose is not None
+            view = projection @ np.linalg.inv(pose) @ self.camera0
+            usable = bool((np.abs(view) <= MAX_ABS).all())  # also False for NaN
+            views.append(tuple(float(f"{x:.7g}") for x in view.ravel()) if usable else None)
+        return views
 
     @cached_property
     def _nodes(self) -> list[list[Node]]:
@@ -223,9 +278,7 @@ class ClipView:
     def _seen(self, tracks: Sequence[Track], share: float) -> np.ndarray:
         seen: np.ndarray = self._at_frames(tracks, "visibility", 0.0)[..., 0] >= share
         if self.is_3d:
-            world = self._at_frames(tracks, "centers", np.nan)
-            cameras = np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
-            seen &= np.linalg.norm(world - cameras[None, :, :3, 3], axis=-1) <= RANGE_M
+            seen &= self._distances(tracks) <= RANGE_M
         return seen
 
     def _at_frames(self, tracks: Sequence[Track], name: str, missing: float) -> Array:

@@ -4,7 +4,9 @@ In: a `ClipView` and a random generator. Out: `Asked`: text, options, answer, an
 (`videostr/data/balance.py`), so that the question alone tells nothing of the answer. Ambiguous cases are left out by the
 thresholds below: near ties, hidden objects, several objects that the words would fit.
 
-An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time.
+An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time. Boxes
+tell what is left of what, and nearly what is nearer, so that choices name no box: an object is the only one of its label
+there, or the one nearest to the camera.
 
     family                answer          needs
     counting              number          a label all of whose instances are annotated
@@ -34,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.data.clips import CLEAR, ClipView
+from videostr.data.clips import CLEAR, RANGE_M, ClipView
 from videostr.data.scene import Array
 from videostr.types import Answer, AnswerKind
 
@@ -56,7 +58,11 @@ MOVES_SHARE = 0.05
 """And as a share of the camera's own path: poses drift (KITTI's from visual odometry by 3 %), and parked cars with them."""
 LEVEL_DEG = 5.0
 """Largest tilt of the camera at which a box that turns about the vertical is one that turns about the camera's y axis."""
-STEP = 1.5
+LEAST_SPEED = 0.5
+"""Metres a second; slower things are not asked about."""
+LEAST_DISTANCE_M = 1.0
+"""Between the centres of two objects that are asked about."""
+STEP = 1.3
 """Ratio between neighbouring options of a number."""
 
 
@@ -90,18 +96,19 @@ Family = Callable[[ClipView, Rng], Asked | None]
 def ask(view: ClipView, rng: Rng, limit: int) -> list[Asked]:
     """Up to `limit` different questions about a clip, families in turn."""
     found: dict[tuple[str, str], Asked] = {}
-    tries = 0
-    while len(found) < limit and tries < TRIES:
-        tries += 1
+    barren = 0
+    while len(found) < limit and barren < TRIES:
+        before = len(found)
         for name in rng.permutation(list(FAMILIES)):
             asked = FAMILIES[str(name)](view, rng)
             if asked is not None and len(found) < limit:
                 found.setdefault((asked.family, asked.text), asked)
+        barren = barren + 1 if len(found) == before else 0
     return list(found.values())
 
 
 TRIES = 3
-"""Rounds over all families for one clip."""
+"""Rounds over all families without a new question, after which a clip has no more."""
 
 # ---------------------------------------------------------------------------------------------------- counting
 
@@ -161,10 +168,10 @@ def _is_countable(view: ClipView, label: str) -> bool:
 
 def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
     f = int(rng.integers(len(view.frames)))
-    pair = _pick(view, rng, 2, f)
-    if pair is None:
+    names = _pick_named(view, rng, 2, f)
+    if names is None:
         return None
-    a, b = pair
+    a, b = pair = list(names)
     in_depth = view.is_3d and bool(rng.integers(2))
     if in_depth:
         depth = view.in_camera(f)[[a, b], 2]
@@ -177,10 +184,8 @@ def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
     if not abs(gap) >= least:
         return None
     truth = words[int(gap > 0)]
-    text = _worded(rng, texts, a=view_name(view, a, f), b=view_name(view, b, f), t=view.times[f])
-    return _choice(
-        "direction_camera", rng, text, truth, words, _labels(view, pair), ordered_labels(view, pair)
-    )
+    text = _worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
+    return _choice("direction_camera", rng, text, truth, words, _labels(view, pair), tuple(names.values()))
 
 
 SIDE = (
@@ -199,10 +204,10 @@ def _direction_object(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    three = _pick(view, rng, 3, f)
-    if three is None:
+    names = _pick_named(view, rng, 3, f)
+    if names is None:
         return None
-    a, b, c = (_level(view, n, f) for n in three)
+    a, b, c = (_level(view, n, f) for n in names)
     facing, target = b - a, c - a
     if min(np.linalg.norm(facing), np.linalg.norm(target)) < 1.0:
         return None
@@ -212,17 +217,9 @@ def _direction_object(view: ClipView, rng: Rng) -> Asked | None:
     border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
     if border < UNSURE_DEG:
         return None
-    names = [view_name(view, n, f) for n in three]
-    text = _worded(rng, STANCE, a=names[0], b=names[1], c=names[2], t=view.times[f])
-    return _choice(
-        "direction_object",
-        rng,
-        text,
-        QUARTERS[quarter],
-        QUARTERS,
-        _labels(view, three),
-        ordered_labels(view, three),
-    )
+    text = _worded(rng, STANCE, **dict(zip("abc", names.values(), strict=True)), t=view.times[f])
+    labels = _labels(view, list(names))
+    return _choice("direction_object", rng, text, QUARTERS[quarter], QUARTERS, labels, tuple(names.values()))
 
 
 QUARTERS = ("front-right", "back-right", "back-left", "front-left")
@@ -243,31 +240,25 @@ def _coordinates(facing: Array, target: Array) -> tuple[float, float]:
 
 
 def _distance_relative(view: ClipView, rng: Rng) -> Asked | None:
-    """Among three of different labels, or three of the same."""
+    """Among three objects of different labels."""
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    four = _pick(view, rng, 4, f, distinct=True) or _pick(view, rng, 4, f)
-    if four is None:
+    names = _pick_named(view, rng, 4, f)
+    if names is None:
         return None
-    target, *others = four
-    labels = ordered_labels(view, others)
-    if len(set(labels)) == 2:
-        return None
+    target, *others = names
     distances = np.linalg.norm(_places(view, others, f) - _places(view, [target], f), axis=1)
     nearest = bool(rng.integers(2))
     order = np.argsort(distances if nearest else -distances)
     best, second = distances[order[:2]]
     if abs(best - second) < max(UNSURE_M, UNSURE * max(best, second)):
         return None
-    names = [view_name(view, n, f) for n in others]
-    truth = names[int(order[0])]
-    text = _worded(rng, NEAREST if nearest else FARTHEST, a=view_name(view, target, f), t=view.times[f])
-    asked = _choice("distance_relative", rng, text, truth, names, _labels(view, four), ())
-    if len(set(labels)) == 1:
-        return replace(asked, balance=None)
-    key = "|".join(("distance_relative", str(nearest), view.labels[target], *sorted(labels)))
-    return replace(asked, balance=Balance(key, labels[int(order[0])], labels))
+    options = tuple(sorted(names[n] for n in others))
+    text = _worded(rng, NEAREST if nearest else FARTHEST, a=names[target], t=view.times[f])
+    key = (str(nearest), names[target], *options)
+    truth = names[others[int(order[0])]]
+    return _choice("distance_relative", rng, text, truth, options, _labels(view, list(names)), key)
 
 
 NEAREST = (
@@ -290,11 +281,29 @@ def _distance_absolute(view: ClipView, rng: Rng) -> Asked | None:
     if pair is None:
         return None
     a, b = _places(view, pair, f)
+    distance = float(np.linalg.norm(a - b))
+    values: dict[str, Any] = {"t": view.times[f], "labels": _labels(view, pair)}
+    names = [_name_without_box(view, n, f) for n in pair]
+    if all(names) and rng.integers(2):
+        key = sorted(ordered_labels(view, pair))
+        return _ladder(
+            "distance_absolute",
+            rng,
+            DISTANCE,
+            distance,
+            "m",
+            LEAST_DISTANCE_M,
+            key,
+            a=names[0],
+            b=names[1],
+            **values,
+        )
+    if not distance >= LEAST_DISTANCE_M:
+        return None
     names = [view_name(view, n, f) for n in pair]
-    return _quantity(
-        "distance_absolute", rng, DISTANCE, float(np.linalg.norm(a - b)), "m", 1.0,
-        a=names[0], b=names[1], t=view.times[f], labels=_labels(view, pair),
-    )  # fmt: skip
+    return _number(
+        "distance_absolute", rng, DISTANCE, round(distance, 1), "m", a=names[0], b=names[1], **values
+    )
 
 
 DISTANCE = (
@@ -409,7 +418,11 @@ def _displacement(view: ClipView, rng: Rng) -> Asked | None:
         return None
     n, first, last = moving
     moved = float(np.linalg.norm(view.positions[n, last] - view.positions[n, first]))
-    return _quantity("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, **_motion(view, *moving))
+    if (name := _name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+        lasting = str(round(np.log2(view.times[last] - view.times[first])))
+        key, motion = (view.labels[n], lasting), _motion(view, *moving) | {"a": name}
+        return _ladder("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, key, **motion)
+    return _number("displacement", rng, DISPLACEMENT, round(moved, 1), "m", **_motion(view, *moving))
 
 
 DISPLACEMENT = (
@@ -439,7 +452,12 @@ def _speed(view: ClipView, rng: Rng) -> Asked | None:
         return None
     n, first, last = moving
     speed = _path(view, n, first, last) / (view.times[last] - view.times[first])
-    return _quantity("speed", rng, SPEED, speed, "m/s", 0.5, **_motion(view, *moving))
+    if not speed >= LEAST_SPEED:
+        return None
+    if (name := _name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+        motion = _motion(view, *moving) | {"a": name}
+        return _ladder("speed", rng, SPEED, speed, "m/s", LEAST_SPEED, (view.labels[n],), **motion)
+    return _number("speed", rng, SPEED, round(speed, 1), "m/s", **_motion(view, *moving))
 
 
 SPEED = (
@@ -586,6 +604,26 @@ def view_name(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
     return f"the {label} (box [{box}] px at {view.times[f]:g} s)"
 
 
+def _name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> str | None:
+    """What to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
+
+    Args:
+        view: the clip.
+        n: the track.
+        f: selected frame.
+        with_time: say at what time it is the nearest, because the question is about several.
+    """
+    label = _plain(view.labels[n])
+    lead = view.lead[n, f]
+    if not _is_countable(view, view.labels[n]) or np.isnan(lead):
+        return None
+    if _is_unique(view, n) or (np.isinf(lead) and lead > 0 and not with_time):
+        return f"the {label}"
+    if not view.is_3d or not lead >= max(UNSURE_M, UNSURE * (view.distances[n, f] + min(lead, RANGE_M))):
+        return None
+    return f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else "")
+
+
 _NAMED_BOX = re.compile(r"\(box \[([\d,]+)\] px at ([\d.]+) s\)")
 _TIME = re.compile(r"([\d.]*\d) s\b")
 
@@ -610,20 +648,27 @@ def _is_unique(view: ClipView, n: int) -> bool:
 
 
 def _is_unique_at(view: ClipView, n: int, f: int) -> bool:
-    same = [m for m, label in enumerate(view.labels) if label == view.labels[n]]
-    return _is_countable(view, view.labels[n]) and int((view.visibility[same, f] > 0).sum()) == 1
+    """Whether no second one of the label is annotated at a selected frame, and none could be missing."""
+    return _is_countable(view, view.labels[n]) and bool(view.lead[n, f] == np.inf)
 
 
 def _nameable(view: ClipView, n: int, f: int) -> bool:
     return _is_unique(view, n) or bool(view.large[n, f])
 
 
-def _pick(view: ClipView, rng: Rng, count: int, f: int, *, distinct: bool = False) -> list[int] | None:
-    """So many tracks that are clearly seen at a selected frame and can be named; of different labels if asked for."""
+def _pick(view: ClipView, rng: Rng, count: int, f: int) -> list[int] | None:
+    """So many tracks that are clearly seen at a selected frame and can be named."""
     able = [n for n in rng.permutation(np.flatnonzero(view.clear[:, f])) if _nameable(view, int(n), f)]
-    if distinct:
-        able = list({view.labels[n]: n for n in able}.values())
     return [int(n) for n in able[:count]] if len(able) >= count else None
+
+
+def _pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, str] | None:
+    """So many tracks of different labels that are clearly seen at a selected frame, with names that need no box."""
+    names = {
+        int(n): _name_without_box(view, int(n), f) for n in rng.permutation(np.flatnonzero(view.clear[:, f]))
+    }
+    able = [(n, name) for n, name in names.items() if name]
+    return dict(able[:count]) if len(able) >= count else None
 
 
 def _labels(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
@@ -677,39 +722,37 @@ def _number(
     )
 
 
-def _quantity(
+def _ladder(
     family: str,
     rng: Rng,
     texts: Sequence[str],
     value: float,
     unit: str,
     least: float,
+    key: Sequence[str],
     *,
     labels: Iterable[str],
     **values: object,
 ) -> Asked | None:
-    """A number, or a choice between four numbers of which each is `STEP` times the one before.
+    """A choice between four numbers of which each is `STEP` times the one before.
 
-    The truth may be any of the four; which one it is, is balanced among questions whose least options differ by less than
-    a third of a step, so that nothing is to be had from which numbers are usual.
+    The truth may be any of the four; which one it is, is balanced among questions of a key whose least options differ by less
+    than half a step. The key holds what else the question tells of the number: that pedestrians are slow, that more
+    way is covered in more time.
     """
-    if not value >= least:
-        return None
-    if rng.integers(2):
-        return _number(family, rng, texts, round(value, 1), unit, labels=labels, **values)
     place = int(rng.integers(4))
     ladder = [value * STEP ** (i - place) for i in range(4)]
-    options = tuple(f"{v:.1f} {unit}" for v in ladder)
-    if ladder[0] < least or len(set(options)) < 4:  # what cannot be true must not be offered
+    options = tuple(f"{v:.{1 if v >= 10 else 2}f} {unit}" for v in ladder)
+    if not ladder[0] >= least or len(set(options)) < 4:  # what cannot be true must not be offered
         return None
-    key = "|".join((family, unit, str(round(3 * np.log(ladder[0]) / np.log(STEP)))))
+    size = str(round(2 * np.log(ladder[0]) / np.log(STEP)))
     return Asked(
         family=family,
         text=_worded(rng, texts, **values),
         options=options,
         answer=Answer(kind=AnswerKind.CHOICE, value="ABCD"[place]),
         labels=frozenset(labels),
-        balance=Balance(key, str(place), ("0", "1", "2", "3")),
+        balance=Balance("|".join((family, unit, size, *key)), str(place), ("0", "1", "2", "3")),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,25 @@ SCHEMA = pa.schema(
 """`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
 stands in `graph_frame`."""
 
+GROUP_ROWS = 1024
+"""Rows of a row group; so many are in memory at a time."""
 NUMBERS_IN_BOX = {AnswerKind.BOX2D: 4, AnswerKind.BOX3D: 7, AnswerKind.SPAN: 2}
 
 
 def write_records(records: Iterable[Record], path: Path) -> int:
     """Write one shard; returns the number of rows."""
-    rows = [record_to_row(record) for record in records]
+    return write_rows(map(record_to_row, records), path)
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    """Write one shard of rows as `record_to_row` makes them, a row group at a time; returns the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=SCHEMA), path, compression="zstd", write_page_checksum=True
-    )
-    return len(rows)
+    count, rest = 0, iter(rows)
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        while group := list(islice(rest, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            count += len(group)
+    return count
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Failure]:
@@ -136,7 +145,7 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
                     f"{shard}: record schema {found}, columns missing: {sorted(missing) or 'none'}; this version reads "
                     f"schema {SCHEMA_VERSION}: build the dataset again"
                 )
-            for batch in file.iter_batches(1024):
+            for batch in file.iter_batches(GROUP_ROWS):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield error
@@ -165,7 +174,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
             "width": clip.width,
         },
         "labels": list(record.labels),
-        "graph": None if record.graph is None else graphs.to_json(record.graph, sizes=True),
+        "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
     }
 
@@ -260,7 +269,7 @@ def _graph(row: dict[str, Any], origin: str) -> SceneGraph | None:
     if not row["graph_frame"]:
         raise RecordError(f"{origin}: graph_frame is missing; a graph needs its frame of reference")
     try:
-        graph = graphs.from_json(row["graph"], frame=row["graph_frame"], sizes=True)
+        graph = graphs.from_json(row["graph"], frame=row["graph_frame"], truth=True)
     except graphs.GraphRefused as error:
         raise RecordError(f"{origin}: graph: {error}") from None
     unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row["labels"])

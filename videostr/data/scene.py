@@ -43,6 +43,7 @@ class SkipReason(Enum):
     UNKNOWN_REFERENCE = "the entry refers to one that does not exist"
     EXCLUDED = "the scene belongs to a benchmark or to a test split"
     NO_OBJECT = "nothing is left of the scene"
+    NO_QUESTION = "no question can be asked about the scene"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ In: a dataset's folder. Out: `sheet.html`, to be looked at: do boxes sit on obje
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from videostr.video import ClipFrames, FrameStore, name_clip
 
 MAX_SHOWN = 4
 """Frames of a record."""
-WIDTH = 520
+WIDTH = 640
 """Of a frame, px."""
 SAME_S = 0.05
 """Times in a question are rounded."""
@@ -32,19 +32,25 @@ SAME_S = 0.05
 
 def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
     """Write a sheet of `count` records chosen by `seed`, the families in turn; returns how many there are."""
-    records = [row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family)]
+    families = [row.family for row in _of_family(folder, family)]
     rng = np.random.default_rng(seed)
-    by_family: dict[str, list[Record]] = {}
-    for index in rng.permutation(len(records)):
-        by_family.setdefault(records[index].family, []).append(records[index])
-    turns = [of[turn] for turn in range(count) for of in by_family.values() if turn < len(of)]
+    by_family: dict[str, list[int]] = {}
+    for index in rng.permutation(len(families)).tolist():
+        by_family.setdefault(families[index], []).append(index)
+    turns = [of[turn] for turn in range(count) for of in by_family.values() if turn < len(of)][:count]
+    wanted = set(turns)  # read again: all records with their graphs may be too many for memory
+    records = {i: row for i, row in enumerate(_of_family(folder, family)) if i in wanted}
     with tempfile.TemporaryDirectory() as scratch:
         store = FrameStore(scratch)
-        cards = [_card(record, folder, store) for record in turns[:count]]
+        cards = [_card(records[index], folder, store) for index in turns]
     environment = Environment(loader=PackageLoader("videostr.data", "."), autoescape=True, trim_blocks=True)
     page = environment.get_template("sheet.html").render(folder=folder.name, cards=cards)
     out.write_text(page)
     return len(cards)
+
+
+def _of_family(folder: Path, family: str) -> Iterator[Record]:
+    return (row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family))
 
 
 def _card(record: Record, folder: Path, store: FrameStore) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 // Scene graphs as SVG: over a video frame or on a floor seen from above.
-// A frame is {nodes: [[id, colour, x, y, inside, position]], edges: [[i, j]]}; x and y are shares of the picture.
+// A frame is {nodes: [[id, colour, x, y, inside, position, seen]], edges: [[i, j]]}; x and y are shares of the picture from above,
+// `seen` those of the video frame ([x, y], or null from behind the camera), left out where both pictures are alike.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -23,10 +24,15 @@ function scenePicture({ width, height, image, truth, predicted, stated }) {
   const parts = image
     ? [svg("image", { href: image, width, height, preserveAspectRatio: "none" })]
     : [svg("rect", { class: "floor", width, height, rx: 3 }), ...mesh(width, height)];
-  const at = (node) => [Math.min(Math.max(node[2] * width, 5), width - 5), Math.min(Math.max(node[3] * height, 5), height - 5)];
-  const places = new Map();
+  const share = (node) => image && node.length > 6 ? node[6] : [node[2], node[3]];
+  const within = (node) => image && node.length > 6 ? node[6].every((value) => value >= 0 && value <= 1) : node[4];
+  const at = (node) => {
+    const [x, y] = share(node);
+    return [Math.min(Math.max(x * width, 5), width - 5), Math.min(Math.max(y * height, 5), height - 5)];
+  };
+  const places = new Map(), shown = (frame) => frame.nodes.filter(share);
   if (truth) {
-    for (const node of truth.nodes) {
+    for (const node of shown(truth)) {
       const [x, y] = at(node);
       places.set(node[0], [x, y]);
       parts.push(svg("circle", { class: "halo", cx: x, cy: y, r: 7.5 }));
@@ -35,17 +41,18 @@ function scenePicture({ width, height, image, truth, predicted, stated }) {
   }
   if (predicted) {
     for (const [a, b] of predicted.edges) {
+      if (!share(predicted.nodes[a]) || !share(predicted.nodes[b])) continue;
       const [[x1, y1], [x2, y2]] = [at(predicted.nodes[a]), at(predicted.nodes[b])];
       parts.push(svg("line", { class: "edge", x1, y1, x2, y2 }));
     }
-    for (const node of predicted.nodes) {
+    for (const node of shown(predicted)) {
       const [x, y] = at(node), home = places.get(node[0]);
       if (home) parts.push(svg("line", { class: "error", x1: home[0], y1: home[1], x2: x, y2: y }));
       const shape = svg("circle", { cx: x, cy: y, r: 4.5, style: `fill:${node[1]}` }, title("predicted ", node));
-      parts.push(svg("g", { class: node[4] ? "node" : "node outside" }, shape));
+      parts.push(svg("g", { class: within(node) ? "node" : "node outside" }, shape));
     }
   }
-  const named = predicted && predicted.nodes.length ? predicted.nodes : truth ? truth.nodes : [];
+  const named = predicted && predicted.nodes.length ? shown(predicted) : truth ? shown(truth) : [];
   parts.push(...names(named.map((node) => [node[0], ...at(node)]), width, height));
   if (stated === false) parts.push(svg("text", { class: "none", x: width / 2, y: height - 8, "text-anchor": "middle" }, "not stated"));
   return svg("svg", { class: image ? "scene over" : "scene", viewBox: `0 0 ${width} ${height}`, width, height, role: "img" }, ...parts);

@@ -83,7 +83,7 @@ def read_graph(text: str, reference: str) -> SceneGraph | None:
     if not text:
         return None
     try:
-        return from_json(text, frame=reference, sizes=True)
+        return from_json(text, frame=reference, truth=True)
     except GraphRefused:
         return None
 

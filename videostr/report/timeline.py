@@ -1,30 +1,63 @@
-"""Where the time of a step goes: bars of rollout, reward, learn and sync over the seconds of training.
+"""Where the time of a step goes: a lane of bars per worker over the seconds of training.
 
-In: the times of metrics.jsonl, which are those of a role as a whole: from its first worker's start to its last one's end.
-Out: spans, a table of what each role takes, and the picture.
+In: `timeline.jsonl`; of a run folder without it the times of metrics.jsonl, which are those of a role as a whole: from its first
+worker's start to its last one's end. Out: the picture, and a table of what each worker, or role, takes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import accumulate, pairwise
+from statistics import fmean, median
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from videostr.config import Config
 from videostr.report.charts import nice_ticks, short
 from videostr.report.run import RunData
+from videostr.timeline import FILE, StepTimes, read_timeline
 
-LANES = ("rollout", "reward", "learn", "sync")
-COLORS = {"rollout": "c0", "reward": "c1", "learn": "c2", "sync": "c3"}
+ROLES = ("rollout", "reward", "learn", "sync")
+WORK = {
+    "rollout-engine": "sample",
+    "reward-worker": "score",
+    "learner-rank": "update",
+    "weight-sync": "publish",
+    "evaluation": "evaluate",
+}
+"""Kinds of workers from top to bottom, and what each is there for."""
+COLORS = {
+    "rollout": "c0", "reward": "c1", "learn": "c2", "sync": "c3",
+    "sample": "c0", "score": "c1", "update": "c2", "publish": "c3", "send_weights": "c3", "pause": "c3",
+    "save": "c4", "evaluate": "c7",
+}  # fmt: skip
+"""By role, and by activity of a worker."""
+OTHER = "c5"
+WORDS = {"pause": "paused for weights", "send_weights": "sends weights", "save": "writes checkpoints"}
+LEGEND = {
+    "c0": "samples",
+    "c1": "scores",
+    "c2": "learns",
+    "c3": "new weights",
+    "c4": "writes a checkpoint",
+    "c7": "held-out evaluation",
+    OTHER: "starts, is lost or waits for weights",
+}
 SHOWN_STEPS = 60
+SHOWN_LANES = 8
+"""Most lanes of one kind of workers: of more, the busiest."""
 STEPS_IN_VIEW = 8
-LANE, BAR, LEFT, TOP, BOTTOM = 34, 22, 4, 22, 22
+BREAK_S = 1.0
+"""Time between two steps that is told: the run was started again."""
+ROLE_LANE, WORKER_LANE = 32, 24
+GAP, LEFT, TOP, BOTTOM = 10, 4, 22, 22
 VIEW = 1100
 LABEL = 64
 """Least distance of the labels of two steps."""
+JOINED_PX = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +72,8 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaneUse:
-    """What a role takes of the run."""
+class Use:
+    """What a role or a worker takes of the run."""
 
     lane: str
     workers: str
@@ -48,11 +81,15 @@ class LaneUse:
     seconds: float
     """Median over steps."""
     share: float
-    """Its seconds over those of all steps; above 1 where several batches are sampled at once."""
+    """Its seconds over those of all steps; of a role above 1 where several batches are sampled at once."""
+    idle: float | None
+    """Share of the time in which it does nothing; None where that is not recorded."""
+    other: str = ""
+    """What else it does, with shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
+class Picture:
     """Picture and table."""
 
     first: int
@@ -60,48 +97,203 @@ class Timeline:
     """Steps in the picture."""
     svg: Markup
     width: int
-    uses: list[LaneUse]
+    lane: int
+    """Height of a lane in pixels."""
+    uses: list[Use]
+    """One a lane."""
+    of_workers: bool
+    """Else of roles."""
+    legend: list[tuple[str, str]]
+    """(colour class, words), of a picture of workers."""
     asynchronous: bool
-    """Sampling overlaps with learning: the start of a batch is not known, its end only as a bound."""
+    """Sampling overlaps with learning."""
     wait_share: float | None
     """Share of all step time that the learner waited for rollouts."""
+    many: int
+    """Lanes of one kind of workers, where one has more; else 0."""
+    breaks: int
+    """Times that the run was started again in the steps of the picture."""
+    unread: int
+    """Lines of timeline.jsonl that cannot be read."""
 
 
-def timeline(run: RunData) -> Timeline | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bars:
+    """Of one lane, step and activity."""
+
+    lane: int
+    color: str
+    title: str
+    spans: Sequence[tuple[float, float]]
+    """Seconds on the axis of the picture, ascending."""
+
+
+def timeline(run: RunData) -> Picture | None:
     """None where no step has its times."""
+    steps, unread = read_timeline(run.folder / FILE)
     rows = [
         row
         for row in run.metrics
-        if all(_seconds(row, f"time/{name}") is not None for name in (*LANES, "step"))
+        if all(_seconds(row, f"time/{name}") is not None for name in (*ROLES, "step"))
     ]
-    if not rows:
-        return None
+    if steps:
+        return _of_workers(run, steps, rows, unread)
+    return _of_roles(run, rows, unread) if rows else None
+
+
+# ------------------------------------------------------------------------------------------------- workers
+
+
+def _of_workers(
+    run: RunData, steps: Sequence[StepTimes], rows: Sequence[dict[str, float]], unread: int
+) -> Picture:
+    shown = steps[-SHOWN_STEPS:]
+    begins = list(accumulate((step.seconds for step in shown), initial=0.0))
+    lanes = list(_lanes(steps))
+    bars = [
+        _Bars(
+            lane=number,
+            color=COLORS.get(doing, OTHER),
+            title=f"step {step.step}, {worker}: {doing} {short(activity.busy)} s in {len(activity.spans)}",
+            spans=[(begin + start, begin + end) for start, end in activity.spans],
+        )
+        for number, (worker, _) in enumerate(lanes)
+        for step, begin in zip(shown, begins, strict=False)
+        for doing, activity in step.workers.get(worker, {}).items()
+    ]
+    breaks = [
+        begin
+        for (before, after), begin in zip(pairwise(shown), begins[1:], strict=False)
+        if after.start - before.start - before.seconds > BREAK_S
+    ]
+    drawn = _Drawing(0.0, begins[-1], len(shown), len(lanes), WORKER_LANE)
+    used = {bar.color for bar in bars}
+    return Picture(
+        first=shown[0].step,
+        last=shown[-1].step,
+        svg=drawn.svg(bars, [(begin, step.step) for step, begin in zip(shown, begins, strict=False)], breaks),
+        width=drawn.width,
+        lane=WORKER_LANE,
+        uses=[use for _, use in lanes],
+        of_workers=True,
+        legend=[(color, words) for color, words in LEGEND.items() if color in used],
+        asynchronous=_is_asynchronous(run),
+        wait_share=_wait_share(rows),
+        many=SHOWN_LANES if any(not worker for worker, _ in lanes) else 0,
+        breaks=len(breaks),
+        unread=unread,
+    )
+
+
+def _lanes(steps: Sequence[StepTimes]) -> Iterator[tuple[str, Use]]:
+    """Workers from top to bottom, the busiest of each kind where there are many, then the others of it as one."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for worker in {worker: None for step in steps for worker in step.workers}:
+        kinds[_kind(worker)].append(worker)
+    order = [*WORK, *sorted(kinds.keys() - WORK.keys())]
+    for kind in order:
+        uses = {worker: _use(steps, worker) for worker in sorted(kinds[kind], key=_number)}
+        busiest = sorted(uses, key=lambda worker: -uses[worker].share)[:SHOWN_LANES]
+        yield from ((worker, use) for worker, use in uses.items() if worker in busiest)
+        rest = [use for worker, use in uses.items() if worker not in busiest]
+        if rest:
+            yield (
+                "",
+                Use(
+                    lane=f"{len(rest)} more",
+                    workers=f"{kind.replace('-', ' ')}s, their mean",
+                    seconds=fmean(use.seconds for use in rest),
+                    share=fmean(use.share for use in rest),
+                    idle=fmean(use.idle or 0.0 for use in rest),
+                ),
+            )
+
+
+def _use(steps: Sequence[StepTimes], worker: str) -> Use:
+    """Of the steps that name the worker."""
+    there = [step for step in steps if worker in step.workers]
+    total = sum(step.seconds for step in there) or 1.0
+    work = WORK.get(_kind(worker), "")
+    busy: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * len(there))
+    for number, step in enumerate(there):
+        for doing, activity in step.workers[worker].items():
+            busy[doing][number] = activity.busy
+    worked = busy.pop(work, [0.0] * len(there))
+    others = sorted(((sum(seconds) / total, doing) for doing, seconds in busy.items()), reverse=True)
+    share = sum(worked) / total
+    return Use(
+        lane=worker,
+        workers="",
+        seconds=median(worked),
+        share=share,
+        idle=max(0.0, 1 - share - sum(other for other, _ in others)),
+        other=", ".join(f"{WORDS.get(doing, doing)} {100 * other:.1f} %" for other, doing in others),
+    )
+
+
+def _kind(worker: str) -> str:
+    name, _, number = worker.rpartition("-")
+    return name if number.isdecimal() else worker
+
+
+def _number(worker: str) -> tuple[int, str]:
+    number = worker.rpartition("-")[2]
+    return (int(number) if number.isdecimal() else 0, worker)
+
+
+# --------------------------------------------------------------------------------------------------- roles
+
+
+def _of_roles(run: RunData, rows: Sequence[dict[str, float]], unread: int) -> Picture:
     total = sum(row["time/step"] for row in rows) or 1.0
-    waits = [_seconds(row, "time/wait") for row in rows]
-    shown = spans(rows)
     first = int(rows[-SHOWN_STEPS:][0]["step"])
-    svg, width = _draw([span for span in shown if span.step >= first], rows[-SHOWN_STEPS:])
-    return Timeline(
+    drawn = [span for span in spans(rows) if span.step >= first]
+    shown = rows[-SHOWN_STEPS:]
+    drawing = _Drawing(
+        min(span.start for span in drawn), max(span.end for span in drawn), len(shown), len(ROLES), ROLE_LANE
+    )
+    bars = [
+        _Bars(
+            lane=ROLES.index(span.lane),
+            color=COLORS[span.lane],
+            title=f"step {span.step}, {span.lane}: {short(span.end - span.start)} s",
+            spans=[(span.start, span.end)],
+        )
+        for span in drawn
+    ]
+    ends = {span.step: span.end for span in drawn if span.lane == "sync"}
+    asynchronous = _is_asynchronous(run)
+    unknown = {"reward", "rollout"} if asynchronous else {"reward"}
+    return Picture(
         first=first,
         last=int(rows[-1]["step"]),
-        svg=svg,
-        width=width,
+        svg=drawing.svg(
+            bars, [(ends[int(row["step"])] - row["time/step"], int(row["step"])) for row in shown], ()
+        ),
+        width=drawing.width,
+        lane=ROLE_LANE,
         uses=[
-            LaneUse(
+            Use(
                 lane=name,
                 workers=_workers(run.config, name),
                 seconds=median(row[f"time/{name}"] for row in rows),
-                share=sum(row[f"time/{name}"] for row in rows) / total,
+                share=(share := sum(row[f"time/{name}"] for row in rows) / total),
+                idle=None if name in unknown else max(0.0, 1 - share),
             )
-            for name in LANES
+            for name in ROLES
         ],
-        asynchronous=run.config is not None and run.config.train.max_staleness > 0,
-        wait_share=sum(w for w in waits if w is not None) / total if None not in waits else None,
+        of_workers=False,
+        legend=[],
+        asynchronous=asynchronous,
+        wait_share=_wait_share(rows),
+        many=0,
+        breaks=0,
+        unread=unread,
     )
 
 
 def spans(rows: Sequence[dict[str, float]]) -> list[Span]:
-    """Bars of all steps, which are laid end to end.
+    """Bars of the roles in all steps, which are laid end to end.
 
     A step is: wait until its batch is sampled and scored, learn, sync. Its batch ends with the wait at the latest: in
     synchronous training exactly then, and with asynchronous training earlier by what is not known.
@@ -127,6 +319,16 @@ def _seconds(row: dict[str, float], key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else None
 
 
+def _is_asynchronous(run: RunData) -> bool:
+    return run.config is not None and run.config.train.max_staleness > 0
+
+
+def _wait_share(rows: Sequence[dict[str, float]]) -> float | None:
+    waits = [_seconds(row, "time/wait") for row in rows]
+    total = sum(row["time/step"] for row in rows)
+    return sum(w for w in waits if w is not None) / total if total and None not in waits else None
+
+
 def _workers(config: Config | None, lane: str) -> str:
     if config is None:
         return ""
@@ -143,45 +345,68 @@ def _workers(config: Config | None, lane: str) -> str:
     )
 
 
-def _draw(drawn: Sequence[Span], rows: Sequence[dict[str, float]]) -> tuple[Markup, int]:
-    start, end = min(span.start for span in drawn), max(span.end for span in drawn)
-    seconds = (end - start) or 1.0
-    width = round(VIEW * max(1.0, len(rows) / STEPS_IN_VIEW))
-    height = TOP + LANE * len(LANES) + BOTTOM
+# ------------------------------------------------------------------------------------------------- drawing
 
-    def x(at: float) -> float:
-        return round(LEFT + (width - 2 * LEFT) * (at - start) / seconds, 1)
 
-    parts = [
-        f'<line class="grid" x1="0" x2="{width}" y1="{TOP + LANE * (i + 1)}" y2="{TOP + LANE * (i + 1)}"/>'
-        for i in range(len(LANES))
-    ]
-    labelled = -math.inf
-    for row in rows:
-        ended = next(span.end for span in drawn if span.step == row["step"] and span.lane == "sync")
-        began = ended - row["time/step"]
-        parts.append(
-            f'<line class="grid" x1="{x(began)}" x2="{x(began)}" y1="{TOP - 6}" y2="{height - BOTTOM}"/>'
+class _Drawing:
+    """Lanes of equal height over seconds from `start` to `end`."""
+
+    def __init__(self, start: float, end: float, steps: int, lanes: int, lane: int) -> None:
+        self.start, self.end = start, end
+        self.lanes, self.lane = lanes, lane
+        self.width = round(VIEW * max(1.0, steps / STEPS_IN_VIEW))
+        self.height = TOP + lane * lanes + BOTTOM
+
+    def svg(
+        self, bars: Sequence[_Bars], steps: Sequence[tuple[float, int]], breaks: Sequence[float]
+    ) -> Markup:
+        """Steps by their start."""
+        parts = [*self._grid(), *self._steps(steps, breaks), *map(self._bars, bars), *self._axis()]
+        return Markup(
+            f'<svg class="timeline" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
+            f'height="{self.height}" role="img" aria-label="timeline of steps">{"".join(parts)}</svg>'
         )
-        if x(began) - labelled >= LABEL:
-            labelled = x(began)
-            parts.append(f'<text class="tick" x="{labelled + 4}" y="{TOP - 8}">step {row["step"]:.0f}</text>')
-    for span in drawn:
-        top = TOP + LANE * LANES.index(span.lane) + (LANE - BAR) / 2
-        length = max(x(span.end) - x(span.start), 0.8)
-        parts.append(
-            f'<rect class="area {COLORS[span.lane]}" x="{x(span.start)}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2">'
-            f"<title>step {span.step}, {span.lane}: {short(span.end - span.start)} s</title></rect>"
-        )
-    ticks = nice_ticks(0.0, seconds * VIEW / width)
-    spacing = ticks[1] - ticks[0]
-    for number in range(math.ceil(start / spacing), math.floor(end / spacing) + 1):
-        at = number * spacing
-        anchor = "start" if x(at) < 20 else "end" if x(at) > width - 40 else "middle"
-        parts.append(
-            f'<text class="tick" x="{x(at)}" y="{height - 6}" text-anchor="{anchor}">{short(at)} s</text>'
-        )
-    return Markup(
-        f'<svg class="timeline" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="timeline of steps">{"".join(parts)}</svg>'
-    ), width
+
+    def _x(self, at: float) -> float:
+        seconds = (self.end - self.start) or 1.0
+        return round(LEFT + (self.width - 2 * LEFT) * (at - self.start) / seconds, 1)
+
+    def _grid(self) -> Iterator[str]:
+        for number in range(1, self.lanes + 1):
+            y = TOP + self.lane * number
+            yield f'<line class="grid" x1="0" x2="{self.width}" y1="{y}" y2="{y}"/>'
+
+    def _steps(self, steps: Sequence[tuple[float, int]], breaks: Sequence[float]) -> Iterator[str]:
+        labelled = -math.inf
+        for begin, step in steps:
+            x, classes = self._x(begin), "cut" if begin in breaks else "grid"
+            yield f'<line class="{classes}" x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{self.height - BOTTOM}"/>'
+            if x - labelled >= LABEL:
+                labelled = x
+                yield f'<text class="tick" x="{x + 4}" y="{TOP - 8}">step {step}</text>'
+
+    def _bars(self, bars: _Bars) -> str:
+        top, height = TOP + self.lane * bars.lane + (self.lane - self._bar) // 2, self._bar
+        places: list[tuple[float, float]] = []
+        for start, end in bars.spans:
+            x0, x1 = self._x(start), max(self._x(end), self._x(start) + 0.8)
+            if places and x0 - places[-1][1] < JOINED_PX:
+                places[-1] = (places[-1][0], max(x1, places[-1][1]))
+            else:
+                places.append((x0, x1))
+        path = "".join(f"M{x0:g} {top}h{x1 - x0:.1f}v{height}h{x0 - x1:.1f}z" for x0, x1 in places)
+        return f'<path class="area {bars.color}" d="{path}"><title>{escape(bars.title)}</title></path>'
+
+    @property
+    def _bar(self) -> int:
+        return self.lane - GAP
+
+    def _axis(self) -> Iterator[str]:
+        seconds = (self.end - self.start) or 1.0
+        ticks = nice_ticks(0.0, seconds * VIEW / self.width)
+        spacing = ticks[1] - ticks[0]
+        for number in range(math.ceil(self.start / spacing), math.floor(self.end / spacing) + 1):
+            at = number * spacing
+            x = self._x(at)
+            anchor = "start" if x < 20 else "end" if x > self.width - 40 else "middle"
+            yield f'<text class="tick" x="{x}" y="{self.height - 6}" text-anchor="{anchor}">{short(at)} s</text>'

@@ -101,7 +101,7 @@ def _row(step: int, group: RolloutGroup, index: int, advantage: float, record: R
         tokens=len(rollout.completion.token_ids),
         finish_reason=rollout.completion.finish_reason.name,
         true_answer=f"{record.answer.value} {record.answer.unit}".strip(),
-        true_graph=to_json(record.graph, sizes=True) if record.graph else "",
+        true_graph=to_json(record.graph, truth=True) if record.graph else "",
         predicted_graph=to_json(predicted) if isinstance(predicted, SceneGraph) else "",
         absence=predicted.name if isinstance(predicted, GraphAbsence) else "",
         reference=record.graph.frame if record.graph else "",

@@ -287,7 +287,7 @@ class Viewer {
     if (data.truth || rollout.frames) line(data.reference === "image" ? "on the image" : "from above", scenes({ width: CELL, height: CELL }, false));
     const legend = element("p", { class: "note legend-line" }, `Rollout #${rollout.n}: filled circles are its graph, dashed rings the truth, a line joins an object to its true place. `,
       images.length ? "" : "The frames of this clip are not in the page. ",
-      images.length && data.times.length && !over ? "Drawn from above only: the run folder holds no camera to draw metres over the frames. " : "",
+      images.length && data.times.length && !over ? "Drawn from above only: the dataset holds no camera to draw metres over the frames. " : "",
       rollout.absence ? element("b", { class: "bad" }, `No graph: ${visible(rollout.absence)}.`) : "");
     return element("div", { class: "pictures" }, legend, element("div", { class: "scroll", tabindex: "0", "aria-label": "frames, scroll sideways" }, film));
   }

@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from videostr.report.scene import (
     MAX_DRAWN_EDGES,
     View,
@@ -33,6 +35,8 @@ from videostr.report.traces import TraceRow
 from videostr.types import FinishReason, GraphAbsence, GraphFrame, SceneGraph
 
 CHUNK_ROLLOUTS = 128
+NEAR = 1e-3
+"""Depth, in the unit of the graph, from which on a position is before the camera."""
 MAX_TEXT = 64 * 1024
 """Characters of a text that the page holds; a trace beyond it is not read by the rewards either."""
 FRAMES_MIB = 24.0
@@ -111,9 +115,20 @@ def drawn_over_frames(reference: str, unit: str) -> bool:
     """Whether the view is that of the frames, so that a graph can be drawn over them.
 
     It is where positions are shares of the image, and for the grid of a floor, which only the tabletop world has: its
-    camera looks straight down on it. For metres it would take the camera, which neither records nor dumps hold.
+    camera looks straight down on it. For metres it takes the camera: `GraphFrame.view` of the true graph, see `seen_at`.
     """
     return reference == "image" or unit == "px" or (reference == "floor" and unit == "grid")
+
+
+def seen_at(pos: Sequence[float], camera: Sequence[float]) -> list[float] | None:
+    """Where a position appears in a frame, as shares of its sides from the left and the top; None from behind the camera.
+
+    Args:
+        pos: 3 coordinates in the frame of reference of the graph.
+        camera: `GraphFrame.view` of the true graph.
+    """
+    x, y, depth = np.reshape(camera, (3, 4)) @ (*pos, 1.0)
+    return [round(float(x / depth) / 1000, 4), round(float(y / depth) / 1000, 4)] if depth > NEAR else None
 
 
 def _groups(rows: Sequence[TraceRow]) -> Iterator[list[TraceRow]]:
@@ -159,11 +174,15 @@ def _group(group: Sequence[TraceRow], store: Path) -> dict[str, Any]:
     times = times or [frame.t for frame in (shown.frames if shown else ())]
     indices, tolerance = chosen(len(times)) if times else [], half_spacing(times)
     view = view_of([shown], reference) if shown else None
+    cameras = [truth.frames[i].view if truth else None for i in indices]
 
     def placed(graph: SceneGraph | None) -> list[Any] | None:
         if graph is None or view is None:
             return None
-        return [_frame(frame_at(graph, times[i], tolerance), view) for i in indices]
+        return [
+            _frame(frame_at(graph, times[i], tolerance), view, camera)
+            for i, camera in zip(indices, cameras, strict=True)
+        ]
 
     return {
         "prompt": _clipped(first["prompt"]),
@@ -171,7 +190,8 @@ def _group(group: Sequence[TraceRow], store: Path) -> dict[str, Any]:
         "answer": _clipped(first["true_answer"]),
         "reference": reference,
         "unit": shown.unit if shown else "",
-        "over": shown is not None and drawn_over_frames(reference, shown.unit),
+        "over": shown is not None
+        and (drawn_over_frames(reference, shown.unit) or (len(cameras) > 0 and None not in cameras)),
         "times": [round(times[i], 3) for i in indices],
         "truth": placed(truth),
         "rollouts": [
@@ -194,8 +214,11 @@ def _group(group: Sequence[TraceRow], store: Path) -> dict[str, Any]:
     }
 
 
-def _frame(frame: GraphFrame | None, view: View) -> dict[str, Any] | None:
-    """Nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated."""
+def _frame(frame: GraphFrame | None, view: View, camera: Sequence[float] | None) -> dict[str, Any] | None:
+    """Nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated.
+
+    With a camera a node has one more entry: where it appears in the video frame.
+    """
     if frame is None:
         return None
     nodes = [node for node in frame.nodes if len(node.pos) > max(view.axes)]
@@ -204,7 +227,10 @@ def _frame(frame: GraphFrame | None, view: View) -> dict[str, Any] | None:
     for node in nodes:
         x, y, inside = view.share(node.pos)
         where = [float(f"{value:.4g}") for value in node.pos]
-        placed.append([node.id[:60], label_color(node.label), round(x, 4), round(y, 4), int(inside), where])
+        entry = [node.id[:60], label_color(node.label), round(x, 4), round(y, 4), int(inside), where]
+        if camera is not None:
+            entry.append(seen_at(node.pos, camera) if len(node.pos) == 3 else None)
+        placed.append(entry)
     edges = [
         [numbers[edge.a], numbers[edge.b]]
         for edge in frame.edges[:MAX_DRAWN_EDGES]

@@ -67,7 +67,7 @@ def true_graph(scene: Scene) -> SceneGraph:
             nodes.append(
                 Node(id=name, label=solid.label, pos=tuple(round(float(p), 3) for p in pos), size=extent)
             )
-        frames.append(GraphFrame(t=t, nodes=tuple(nodes)))
+        frames.append(GraphFrame(t=t, nodes=tuple(nodes), view=None if easy else scene.camera.view(t)))
     return SceneGraph(unit=scene.unit, frame="floor" if easy else "camera0", frames=tuple(frames))
 
 

@@ -84,6 +84,12 @@ class Camera:
         forward = np.cos(pitch) * level - np.sin(pitch) * np.array([0.0, 0.0, 1.0])
         return np.stack([right, np.cross(forward, right), forward])
 
+    def view(self, t: float) -> tuple[float, ...]:
+        """`GraphFrame.view` at time `t`: the camera turns about itself, so there is no shift."""
+        scale = np.array([[self.focal * 1000, 0, 500], [0, self.focal * 1000, 500], [0, 0, 1]])
+        turned = scale @ self.rotation(t) @ self.rotation(0.0).T
+        return tuple(float(f"{x:.7g}") for x in np.column_stack([turned, np.zeros(3)]).ravel())
+
     def to_camera(self, points: np.ndarray, t: float) -> np.ndarray:
         """[..., 3] world points in camera axes at time `t`."""
         result: np.ndarray = (points - np.array(self.position)) @ self.rotation(t).T

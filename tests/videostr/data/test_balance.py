@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from videostr.data import balance
 from videostr.data.balance import MAX_WAITING, Balancer
 from videostr.data.baseline import choices, complete_sets, numbers
 from videostr.data.families import Balance
@@ -23,7 +25,7 @@ def choice(
 
 
 def test_a_set_is_released_when_it_is_complete() -> None:
-    balancer = Balancer()
+    balancer: Balancer[Record] = Balancer()
     left, right = Balance("k", "left", SIDES), Balance("k", "right", SIDES)
     a, b, c, d = (choice(i, "left") for i in range(4))
     assert balancer.add(a, left) == []
@@ -32,20 +34,34 @@ def test_a_set_is_released_when_it_is_complete() -> None:
     assert balancer.add(d, right) == [a, d]
     assert balancer.add(c, None) == [c]
     assert [(key, value, r.id) for key, value, r in balancer.state()] == [
-        ("k", "left", "r1"),
         ("other", "right", "r2"),
+        ("k", "left", "r1"),  # asked for last
     ]
-    again = Balancer()
+    again: Balancer[Record] = Balancer()
     again.restore(balancer.state())
     assert again.add(d, right) == [b, d]
 
 
 def test_what_comes_too_often_is_left_out_and_counted() -> None:
-    balancer = Balancer()
+    balancer: Balancer[Record] = Balancer()
     for i in range(MAX_WAITING + 5):
         balancer.add(choice(i, "left"), Balance("k", "left", SIDES))
     assert balancer.left_out == 5
     assert len(balancer.state()) == MAX_WAITING
+
+
+def test_the_kind_asked_least_recently_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balance, "MAX_WAITING_IN_ALL", 3)
+    balancer: Balancer[int] = Balancer()
+    for number, key in enumerate(("a", "b", "a", "c")):
+        assert balancer.add(number, Balance(key, "left", SIDES)) == []
+    assert balancer.state() == [("a", "left", 0), ("a", "left", 2), ("c", "left", 3)]
+    assert (balancer.left_out, balancer.held) == (1, 3)
+    assert balancer.add(4, Balance("c", "right", SIDES)) == [3, 4]
+    assert (list(balancer.waiting), balancer.held) == (["a"], 2)  # a kind that nothing waits for is forgotten
+    again: Balancer[int] = Balancer()
+    again.restore(balancer.state())
+    assert (again.waiting, again.held) == (balancer.waiting, balancer.held)
 
 
 def world(count: int, rng: np.random.Generator) -> list[tuple[Record, Balance]]:
@@ -63,10 +79,10 @@ def world(count: int, rng: np.random.Generator) -> list[tuple[Record, Balance]]:
 
 def test_a_guesser_beats_chance_before_and_not_after() -> None:
     came = world(4000, np.random.default_rng(0))
-    balancer = Balancer()
+    balancer: Balancer[Record] = Balancer()
     passed = [record for asked in came for record in balancer.add(*asked)]
-    (before,) = choices([record for record, _ in came])
-    (after,) = choices(passed)
+    (before,) = choices([record] for record, _ in came)
+    (after,) = choices(complete_sets(passed))
     assert before.earned > 0.75
     assert len(passed) > 1000
     assert abs(after.earned - 0.5) < 0.04  # two standard errors
@@ -104,7 +120,7 @@ def test_the_guesser_sees_which_magnitude_is_usual() -> None:
                 graph=None,
             )
         )
-    (found,) = choices(records)
+    (found,) = choices([record] for record in records)
     assert found.earned > 0.45
 
 
@@ -119,3 +135,21 @@ def test_the_best_constant() -> None:
     ]  # fmt: skip
     (found,) = numbers(records, lambda text, record: float(float(text) == record.answer.value))
     assert (found.family, found.questions, found.earned, found.chance) == ("count", 4, 0.75, None)
+
+
+def test_the_error_is_one_of_videos() -> None:
+    def earned(videos: int) -> float:
+        values = [float(i % videos < videos / 2) for i in range(400)]  # the same in all of a video
+        records = [
+            Record(
+                id=str(i), source="s", family="f", question="?", options=(),
+                answer=Answer(kind=AnswerKind.NUMBER, value=value),
+                clip=ClipSpec(video=str(i % videos), num_frames=2), labels=(), graph=None,
+            )
+            for i, value in enumerate(values)
+        ]  # fmt: skip
+        (found,) = numbers(records, lambda text, record: float(float(text) == record.answer.value))
+        return found.error
+
+    assert earned(400) == pytest.approx(0.5 / 400**0.5, rel=0.01)
+    assert earned(16) == pytest.approx(0.5 / 15**0.5, rel=0.01)

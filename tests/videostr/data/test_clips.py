@@ -46,6 +46,22 @@ def test_the_graph_holds_what_is_seen_at_each_time() -> None:
     assert [node.label for frame in view.graph(frozenset({"van"})).frames for node in frame.nodes] == ["van"]
 
 
+def test_the_view_takes_positions_of_the_graph_to_the_frame_of_their_time() -> None:
+    # Focal length 500 px in an image of 1000 x 500: in the first frame x = 0 + 500 x / z, y = (0 + 500 y / z) * 2.
+    parked = track("a", "car", [(2.0, 1.0, 20.0)] * 5)
+    clip = ClipView(scene([parked], turn=0.1), 0, (0, 2, 4))
+    places = []
+    for frame in clip.graph(frozenset({"car"})).frames:
+        x, y, depth = np.reshape(frame.view or (), (3, 4)) @ (*frame.nodes[0].pos, 1)
+        places.append((x / depth, y / depth))
+    np.testing.assert_allclose(places[0], (50.0, 50.0))
+    seen = [clip.in_camera(f)[0] for f in range(3)]  # the pose of each frame, without the graph
+    expected = [(500 * x / z, 1000 * y / z) for x, y, z in seen]
+    np.testing.assert_allclose(places, expected, atol=0.6)  # positions have 2 decimals
+    blind = ClipView(replace(scene([parked]), projection=None), 0, (0, 2, 4))
+    assert [frame.view for frame in blind.graph(frozenset({"car"})).frames] == [None] * 3
+
+
 def test_the_extent_turns_with_the_box() -> None:
     # A quarter turn: length along z. An eighth: (4 + 2) / sqrt 2 along x and z.
     turned = track("a", "car", [(2.0, 1.0, 20.0)] * 2, yaws=np.array([np.pi / 2, np.pi / 4]))

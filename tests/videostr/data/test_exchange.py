@@ -324,7 +324,7 @@ def test_trl_rows(tmp_path: Path) -> None:
     assert json.loads(box["answer"]) == {"kind": "box2d", "value": [0, 1, 2.5, 4], "unit": ""}
     assert choice["options"] == list(CHOICE.options)
     assert choice["labels"] == ["cup", "pen"]
-    assert graphs.from_json(choice["graph"], frame=choice["graph_frame"], sizes=True) == GRAPH
+    assert graphs.from_json(choice["graph"], frame=choice["graph_frame"], truth=True) == GRAPH
     clip = [choice[name] for name in ("video", "num_frames", "start_s", "end_s")]
     assert clip == [str(tmp_path / "videos/0001.mp4"), 4, 1.0, 3.5]
     assert (count["graph"], count["graph_frame"], count["video"], count["end_s"]) == (

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.videostr.data.hand import scene, track
+from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView
 from videostr.data.families import FAMILIES, STEP, Asked, ask, asked_times, named_boxes
 from videostr.data.scene import Scene
@@ -152,6 +153,20 @@ def test_a_number_as_a_choice_may_be_any_of_the_four() -> None:
     assert {place: places.count(place) / len(places) > 0.1 for place in "ABCD"} == dict.fromkeys("ABCD", True)
 
 
+def test_a_set_of_choices_among_numbers_has_every_place_once() -> None:
+    balancer: Balancer[str] = Balancer()
+    pairs = [
+        [track("a", "car", [(0.0, 1.0, 9.0)] * FRAMES), track("b", "van", [(0.0, 1.0, 9.0 + apart)] * FRAMES)]
+        for apart in np.geomspace(3, 30, 40)
+    ]
+    scenes = [scene(pair, frames=FRAMES, drive=0.0) for pair in pairs]
+    given = [f for each in scenes for f in asked("distance_absolute", each) if f.balance is not None]
+    passed = [place for f in given for place in balancer.add(str(f.answer.value), f.balance)]
+    assert passed
+    assert {passed.count(place) for place in "ABCD"} == {len(passed) // 4}
+    assert all(f.balance and f.balance.key.split("|")[3:] == sorted(named(f)) for f in given)
+
+
 def test_counting_leaves_out_what_is_beyond_doubt_only() -> None:
     pair = [track(name, "dog", [(x, 1.0, 15.0)] * FRAMES) for name, x in (("a", 0.0), ("b", 5.0))]
     given = scene(pair, frames=FRAMES, drive=0.0)
@@ -240,15 +255,40 @@ def test_several_of_a_label_are_named_by_their_boxes() -> None:
         for name, x in (("a", 0.0), ("b", 5.0))
     ]
     given = scene(twins, frames=FRAMES, drive=0.0)
-    for found in asked("direction_camera", given):
-        (t1, a), (t2, b) = named_boxes(found.text)[:: -1 if names_reference_first(found) else 1]
-        assert t1 == t2 == at(found)
-        if right(found) in {"left", "right"}:
-            assert right(found) == ("left" if a[0] < b[0] else "right")
+    for found in asked("size", given):
+        ((t, box),) = named_boxes(found.text)
+        assert t in {0.0, 0.5, 1.0, 1.5, 2.0}
+        assert box in {(100.0, 200.0, 200.0, 300.0), (300.0, 200.0, 400.0, 300.0)}  # of 1000 x 500 px
     assert not list(asked("localisation_2d", given))  # which of the two would be meant
     # A source that does not annotate every car cannot say "the car" of a single one either.
     single = replace(given, tracks=tuple(twins[:1]), countable=frozenset())
     assert all(named_boxes(found.text) for found in asked("size", single))
+
+
+def test_choices_name_no_box_but_the_nearest_of_a_label() -> None:
+    far = track("far", "car", [(-15.0, 1.0, 50.0)] * FRAMES, boxes=np.array([_box(-15.0, 50.0)] * FRAMES))
+    given = replace(street(), tracks=(*street().tracks, far))
+    texts = []
+    for family in FAMILIES:
+        for found in asked(family, given):
+            if found.options:
+                assert not named_boxes(" ".join((found.text, *found.options)))
+                texts.append(found.text)
+    assert any("the car nearest to the camera" in text for text in texts)
+    assert any(re.search(r"the car nearest to the camera at [\d.]+ s (move )?from", text) for text in texts)
+    for found in asked("direction_camera", given):
+        if "the car nearest to the camera" in found.text and right(found) in {"left", "right"}:
+            a, b = named(found)[:: -1 if names_reference_first(found) else 1]
+            (ax, az), (bx, bz) = (place(label, at(found)) for label in (a, b))  # the street's own car
+            assert right(found) == ("left" if ax / az < bx / bz else "right")
+    # At nearly the same distance, neither is the nearest beyond doubt.
+    twin = track("twin", "car", [(-1.0, 1.0, 20.0 + 2.0 * i) for i in range(FRAMES)])
+    doubtful = replace(street(), tracks=(*street().tracks, twin))
+    assert list(asked("direction_camera", doubtful))
+    assert not any("car" in found.text for found in asked("direction_camera", doubtful))
+    # In 2-D nothing tells which is nearer.
+    flat = replace(given, up=None, frames=tuple(replace(f, camera_to_world=None) for f in given.frames))
+    assert not any("car" in found.text for found in asked("direction_camera", flat))
 
 
 def test_without_depth_nothing_is_asked_in_metres() -> None:
@@ -269,3 +309,11 @@ def test_questions_of_a_clip_differ_and_depend_on_the_seed_alone() -> None:
     assert [f.text for f in one] != [f.text for f in other]
     assert len({f.text for f in one}) == len(one) == 20
     assert len({f.family for f in one[:10]}) >= 8  # in turn
+
+
+def test_a_clip_is_asked_until_nothing_new_comes() -> None:
+    view = ClipView(street(), 0, tuple(range(FRAMES)))
+    assert len(ask(view, np.random.default_rng(0), 120)) == 120
+    (single,) = (replace(street(), tracks=street().tracks[1:2]),)  # a parked van: few questions are possible
+    found = ask(ClipView(single, 0, (0, 1)), np.random.default_rng(0), 500)
+    assert 0 < len(found) < 100

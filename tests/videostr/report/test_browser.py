@@ -16,6 +16,7 @@ from tests.videostr.report.browser import Browser, Page, chromium, executable
 from tests.videostr.report.synthetic import HOSTILE, synthetic_run
 from videostr.report.page import write_report
 from videostr.report.traces import TraceRow
+from videostr.timeline import Timeline
 
 pytestmark = [
     pytest.mark.skipif(executable() is None, reason="no Chromium on the path: apt-get install chromium"),
@@ -315,6 +316,41 @@ def test_nothing_overflows_and_text_has_contrast(browser: Browser, run: Path, wi
         assert tab.errors == []
 
 
+@pytest.mark.parametrize(("width", "dark"), SIZES)
+def test_lanes_of_workers_stand_beside_their_names(
+    browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    synthetic_run(tmp_path, 200)
+    names = [f"rollout-engine-{i}" for i in range(9)] + ["learner-rank-0", "weight-sync"]
+    clock = [0.0]
+    noted = Timeline(lambda: clock[0])
+    for step in (1, 2, 3):
+        for number, name in enumerate(names):
+            noted.note(name, "sample" if number < 9 else "update" if number < 10 else "publish")
+            clock[0] += 5.0
+        with (tmp_path / "timeline.jsonl").open("a") as file:
+            file.write(noted.drain(step).line() + "\n")
+    with browser.page() as tab:
+        tab.open(write_report(tmp_path), width=width, dark=dark)
+        lanes = tab.run(LANES)
+        # The last engine is the least busy one: it has no lane but a row of the table.
+        assert [name for name, _ in lanes] == [*names[:8], "1 more", *names[9:]]
+        assert [distance is None for _, distance in lanes] == [name == "1 more" for name, _ in lanes]
+        assert all(abs(distance) <= 1.5 for _, distance in lanes if distance is not None)
+        assert tab.run("document.documentElement.scrollWidth") == width
+        assert tab.run(CUT_OFF) == []
+        assert tab.run(LOW_CONTRAST) == []
+        assert tab.run("document.querySelectorAll('#time tbody tr').length") == 11
+        assert tab.errors == []
+
+
+LANES = """[...document.querySelectorAll('.lanes .names span')].map((name) => {
+  const middle = (box) => (box.top + box.bottom) / 2, at = middle(name.getBoundingClientRect());
+  const bars = [...document.querySelectorAll('svg.timeline path')].filter(
+    (bar) => bar.querySelector('title').textContent.includes(`, ${name.querySelector('b').textContent}:`));
+  return [name.querySelector('b').textContent, bars.length ? middle(bars[0].getBoundingClientRect()) - at : null];
+})"""
+"""Name of every lane, and how far below its middle that of its bars lies, in pixels."""
 CUT_OFF = """[...document.querySelectorAll('main, main *:not(svg *)')].filter((element) => {
   const style = getComputedStyle(element);
   return style.overflowX === 'hidden' && style.textOverflow !== 'ellipsis' && element.scrollWidth > element.clientWidth + 1;

@@ -120,6 +120,26 @@ def test_graphs_are_drawn_over_frames_only_where_the_camera_is_known(
     assert drawn_over_frames(reference, unit) is expected
 
 
+def test_graphs_in_metres_are_drawn_over_frames_through_the_camera(tmp_path: Path) -> None:
+    # 90 degrees wide; at the second time the camera has gone 2 m forward, past the cup.
+    views = [
+        [500, 0, 500, 0, 0, 500, 500, 0, 0, 0, 1, 0],
+        [500, 0, 500, -1000, 0, 500, 500, -1000, 0, 0, 1, -2],
+    ]
+    nodes = [{"id": "cup.1", "pos": [0.5, -0.25, 1]}, {"id": "box.1", "pos": [0, 0, 4]}]
+    graph = {"unit": "m", "frames": [{"t": t, "nodes": nodes, "view": v} for t, v in enumerate(views)]}
+    row = trace_row(reference="camera0", true_graph=json.dumps(graph), predicted_graph=json.dumps(graph))
+    (group,) = opened(viewer_data([(1, [row])], tmp_path).chunks[0])
+    seen = [[node[6] for node in frame["nodes"]] for frame in group["truth"]]
+    assert (group["over"], seen) == (True, [[[0.75, 0.375], [0.5, 0.5]], [None, [0.5, 0.5]]])
+    assert group["rollouts"][0]["frames"] == group["truth"]
+
+    del graph["frames"][1]["view"]  # of one frame it is not known
+    row = trace_row(reference="camera0", true_graph=json.dumps(graph))
+    (group,) = opened(viewer_data([(1, [row])], tmp_path).chunks[0])
+    assert not group["over"]
+
+
 def test_long_texts_are_cut_and_unreadable_graphs_left_out(tmp_path: Path) -> None:
     row = trace_row(
         text="x" * (MAX_TEXT + 7),
@@ -259,6 +279,7 @@ def test_a_batch_sampled_ahead_ends_where_the_learner_takes_it(tmp_path: Path) -
     assert shown is not None
     assert shown.asynchronous
     assert shown.uses[0].share == pytest.approx(1.5)  # batches overlap
+    assert [use.idle for use in shown.uses] == [None, None, pytest.approx(1 / 3), pytest.approx(5 / 6)]
     assert "its bar ends where the learner took it" in render(read_run(tmp_path))
 
 
@@ -271,7 +292,7 @@ def test_the_table_of_roles(tmp_path: Path) -> None:
     total = sum(row["time/step"] for row in run.metrics)
     assert shown.uses[2].share == pytest.approx(sum(row["time/learn"] for row in run.metrics) / total)
     assert [use.workers for use in shown.uses] == ["1 engine", "1 worker", "1 rank", "ranks and engines"]
-    assert shown.svg.count("<rect") == 4 * 2
+    assert shown.svg.count("<path") == 4 * 2
 
 
 def test_a_run_without_times_has_no_timeline(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 In: `training/` with `label_02/NNNN.txt`, `calib/NNNN.txt` and, for the camera's poses, `poses/NNNN.txt` (12 numbers a
 frame, camera to world) or else `oxts/NNNN.txt` (the official GPS/IMU records). Out: a scene per label file, with 3-D and
-2-D boxes; its world is the camera frame of the first frame that has a pose. `image_02/NNNN/NNNNNN.png` may be missing.
+2-D boxes; its world is the camera frame of the first frame that has a pose. `image_02/NNNN/` may be missing; where it is
+there, frames without an image are left out.
 """
 
 from __future__ import annotations
@@ -93,17 +94,18 @@ class Kitti:
         image_size = self._image_size(name, skips)
         last, rows = self._labels(name, image_size, skips)
         projection, poses = self._cameras(name, last, skips)
-        kept = np.flatnonzero(np.isfinite(poses).all((1, 2)))
+        is_kept = np.isfinite(poses).all((1, 2)) & self._has_image(name, len(poses), skips)
+        kept = np.flatnonzero(is_kept)
         frames = tuple(
             Frame(t=i / FPS, image=f"training/image_02/{name}/{i:06d}.png", camera_to_world=poses[i])
             for i in kept.tolist()
         )
         by_track: dict[int, list[_Row]] = defaultdict(list)
         for row in sorted(rows, key=lambda row: row.frame):
-            if row.frame < len(poses) and np.isfinite(poses[row.frame, 0, 0]):
+            if row.frame < len(poses) and is_kept[row.frame]:
                 by_track[row.track].append(row)
         if not by_track:
-            detail = "has no usable object in a frame with a pose"
+            detail = "has no usable object in a frame with a pose and an image"
             if skips:
                 place = skips[0].file if skips[0].line is None else f"{skips[0].file}:{skips[0].line}"
                 detail += f"; first of {len(skips)} findings: {place}: {skips[0].detail}"
@@ -120,6 +122,20 @@ class Kitti:
             countable=None,
             skips=tuple(skips),
         )
+
+    def _has_image(self, name: str, count: int, skips: list[Skip]) -> np.ndarray:
+        """[F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
+        folder = self.root / "training" / "image_02" / name
+        if not folder.is_dir():
+            return np.ones(count, dtype=bool)
+        there = {path.name for path in folder.glob("*.png")}
+        found = np.array([f"{i:06d}.png" in there for i in range(count)])
+        if not found.all():
+            first = f"{found.argmin():06d}.png"
+            detail = f"{(~found).sum()} of {count} frames have none, {first} is the first"
+            file = folder.relative_to(self.root).as_posix()
+            skips.append(Skip(file=file, line=None, reason=SkipReason.NO_IMAGE, detail=detail))
+        return found
 
     def _image_size(self, name: str, skips: list[Skip]) -> tuple[int, int]:
         first = min((self.root / "training" / "image_02" / name).glob("*.png"), default=None)

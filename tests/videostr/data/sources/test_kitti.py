@@ -187,7 +187,7 @@ def test_boxes_are_cut_at_the_image(tmp_path):
 
 
 def test_the_image_size_is_that_of_an_image_where_there_is_one(tmp_path):
-    file = tmp_path / "training" / "image_02" / "0007" / "000001.png"
+    file = tmp_path / "training" / "image_02" / "0007" / "000000.png"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (1224, 370)).save(file)
     scene = read(tmp_path, [car(0, CAR.replace("100 150 200 250", "100 150 1230 375"))])
@@ -385,6 +385,19 @@ def test_an_unreadable_image_leaves_the_documented_size(tmp_path):
     assert scene.image_size == (1242, 375)
 
 
+def test_frames_without_an_image_are_left_out_where_the_sequence_has_images(tmp_path):
+    folder = tmp_path / "training" / "image_02" / "0007"
+    folder.mkdir(parents=True)
+    for number in (0, 2):
+        Image.new("RGB", (1242, 375)).save(folder / f"{number:06d}.png")
+    scene = read(tmp_path, [car(frame) for frame in range(3)])
+    assert [frame.image[-10:] for frame in scene.frames] == ["000000.png", "000002.png"]
+    assert only(scene).frames.tolist() == [0, 1]
+    (skip,) = scene.skips
+    assert (skip.file, skip.reason) == ("training/image_02/0007", SkipReason.NO_IMAGE)
+    assert skip.detail == "1 of 3 frames have none, 000001.png is the first"
+
+
 BROKEN_CALIBRATIONS = {
     "no P2": ("calib", CALIBRATION[1:], None, SkipReason.NO_CALIBRATION, "has no line P2"),
     "no transform": (
@@ -465,10 +478,15 @@ def test_another_tree_is_refused(tmp_path, missing):
 
 
 @pytest.fixture(scope="module")
-def real() -> dict[str, Scene]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scene]:
+    """All labelled frames: of some sequences, images of a few are there, and the others would be left out."""
     if not REAL.is_dir():
         pytest.skip("the real labels are not here")
-    source = Kitti(REAL, "train")
+    root = tmp_path_factory.mktemp("real")
+    (root / "training").mkdir()
+    for folder in ("label_02", "calib", "poses"):
+        (root / "training" / folder).symlink_to(REAL / "training" / folder)
+    source = Kitti(root, "train")
     scenes = [source.read(name) for name in source.names]
     return {scene.name: scene for scene in scenes if isinstance(scene, Scene)}
 
@@ -482,7 +500,7 @@ def test_real_labels_are_read_without_findings(real):
         "0000": (154, 15, (1242, 375), ()),
         "0001": (447, 97, (1242, 375), ()),
         "0012": (78, 4, (1242, 375), ()),
-        "0016": (209, 28, (1224, 370), ()),
+        "0016": (209, 28, (1242, 375), ()),
     }
 
 
