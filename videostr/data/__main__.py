@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "--exclude", type=Path, action="append", default=[], help="file with scenes to leave out"
     )
     make.add_argument(
+        "--families",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="A,B",
+        help="ask these only",
+    )
+    make.add_argument(
         "--difficulty", choices=[d.value for d in Difficulty], default="easy", help="of the tabletop"
     )
     stats = commands.add_parser(
@@ -144,6 +151,8 @@ def _build_tabletop(options: argparse.Namespace) -> int:
         raise ConfigError("--source tabletop needs --scenes N: how many scenes to make")
     if options.split not in splits:
         raise ConfigError(f"--split {options.split}: the tabletop world has {', '.join(splits)}")
+    if options.families:
+        raise ConfigError("--families: the tabletop world asks all of its own; leave it out")
     count = tabletop.build(
         options.out,
         scenes=options.scenes,
@@ -179,6 +188,7 @@ def _recipe(options: argparse.Namespace) -> list[Settings]:
             height=height,
             width=width,
             exclude=tuple(str(path) for path in options.exclude),
+            families=options.families,
         )
     ]
 

@@ -39,12 +39,12 @@ import pyarrow.parquet as pq
 from videostr.checkpoint import write_json
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
-from videostr.data.families import Asked, Balance, ask
+from videostr.data.families import FAMILIES, Asked, Balance, ask
 from videostr.data.leakage import excluded
 from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
-from videostr.errors import DataError
+from videostr.errors import ConfigError, DataError
 from videostr.types import ClipSpec, Record
 from videostr.video import LIST_SUFFIX, ImageList
 
@@ -79,6 +79,18 @@ class Settings:
     """Size of the frames handed to the model, px; None keeps the images'."""
     exclude: tuple[str, ...] = ()
     """Files with names of scenes to leave out (`videostr/data/leakage.py`)."""
+    families: tuple[str, ...] = ()
+    """Those that are asked; () is all."""
+
+    def __post_init__(self) -> None:
+        """Refuse families that do not exist.
+
+        Raises:
+            ConfigError: names one, and those there are.
+        """
+        for name in self.families:
+            if name not in FAMILIES:
+                raise ConfigError(f"families: {name!r} is none; choose from {', '.join(FAMILIES)}")
 
 
 @dataclass(slots=True)
@@ -202,7 +214,7 @@ def scene_records(settings: Settings, scene: Scene) -> Iterator[tuple[Record, Ba
     if (file := scene.video_file) is not None:
         video = str((Path(settings.root) / file).resolve())
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
-        for number, asked in enumerate(ask(view, rng, settings.questions)):
+        for number, asked in enumerate(ask(view, rng, settings.questions, settings.families)):
             yield _record(settings, video, view, asked, number, rng), asked.balance
 
 

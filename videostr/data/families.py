@@ -93,13 +93,13 @@ class Asked:
 Family = Callable[[ClipView, Rng], Asked | None]
 
 
-def ask(view: ClipView, rng: Rng, limit: int) -> list[Asked]:
-    """Up to `limit` different questions about a clip, families in turn."""
+def ask(view: ClipView, rng: Rng, limit: int, families: Sequence[str] = ()) -> list[Asked]:
+    """Up to `limit` different questions about a clip, of these families (() is all) in turn."""
     found: dict[tuple[str, str], Asked] = {}
     barren = 0
     while len(found) < limit and barren < TRIES:
         before = len(found)
-        for name in rng.permutation(list(FAMILIES)):
+        for name in rng.permutation(families or list(FAMILIES)):
             asked = FAMILIES[str(name)](view, rng)
             if asked is not None and len(found) < limit:
                 found.setdefault((asked.family, asked.text), asked)

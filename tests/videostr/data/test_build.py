@@ -22,7 +22,7 @@ from videostr.data import build as building
 from videostr.data.__main__ import main
 from videostr.data.build import Settings, build
 from videostr.data.records import SCHEMA, read_records, write_records
-from videostr.errors import DataError
+from videostr.errors import ConfigError, DataError
 from videostr.types import AnswerKind, Record
 
 
@@ -43,6 +43,16 @@ def built(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("built") / "set"
     build(out, [settings(street)], workers=2)
     return out
+
+
+def test_only_the_families_that_are_named_are_asked(street: Path, tmp_path: Path) -> None:
+    build(tmp_path / "set", [settings(street, families=("size", "tracking"), scenes=2)], workers=1)
+    records = [row for row in read_records(tmp_path / "set") if isinstance(row, Record)]
+    assert {record.family for record in records} == {"size", "tracking"}
+    with pytest.raises(ConfigError, match="families: 'sizes' is none; choose from counting, "):
+        settings(street, families=("size", "sizes"))
+    with pytest.raises(ConfigError, match="tabletop world asks all of its own"):
+        main(["build", "--source", "tabletop", "--scenes", "1", "--families", "size", "--out", str(tmp_path)])
 
 
 def test_records_are_of_the_schema_and_point_at_their_images(built: Path, street: Path) -> None:
