@@ -1,4 +1,4 @@
-"""`ray job submit` on a local cluster with token authentication, as README says."""
+"""`ray job submit` on a cluster of several nodes of this machine with token authentication, as README says."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,39 +21,90 @@ ROOT = Path(__file__).parents[1]
 LIMIT_S = 600
 
 
+@dataclass
+class OwnCluster:
+    """Ray nodes of this machine, started as README says."""
+
+    dashboard: str
+    gcs: str
+    environment: dict[str, str]
+    log: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> None:
+        """A node; it runs until `stop`."""
+        always = ("--node-ip-address=127.0.0.1", "--object-store-memory=200000000", "--block")
+        command = ["ray", "start", *arguments, *always]
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        self.processes.append(process)
+
+    def add(self, resource: str) -> None:
+        """A node that offers two CPUs and one of a resource."""
+        self.start(f"--address={self.gcs}", "--num-cpus=2", f"--resources={json.dumps({resource: 1})}")
+
+    def stop(self) -> None:
+        """The head last."""
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            process.wait(60)
+
+    def ask(self, *command: str) -> list[dict[str, Any]]:
+        """What Ray's state API answers."""
+        listing = ["ray", "list", *command, "--address", self.dashboard, "--detail", "--format", "json"]
+        found: list[dict[str, Any]] = json.loads(_submit(listing, self.environment).stdout)
+        return found
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node on loopback: its dashboard address, and an environment that may speak to it."""
-    bin_folder = str(ROOT / ".venv" / "bin")
+def cluster(tmp_path: Path) -> Iterator[OwnCluster]:
+    """A head that has room for nobody but the driver, and a node for the engine and one for the learner."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {
-        "PATH": f"{bin_folder}:{environment['PATH']}",
+        "PATH": f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_raylet_start_wait_time_s": "120",  # several nodes start on two cores
     }
     dashboard, gcs = free_port(), free_port()
     temporary = Path(f"/tmp/ray-test-{os.getpid()}")  # socket paths are limited to 107 bytes
-    command = [
-        "ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={temporary}", "--block",
-    ]  # fmt: skip
-    with (tmp_path / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    found = OwnCluster(
+        f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment, tmp_path / "nodes.log"
+    )
     try:
-        yield f"http://127.0.0.1:{dashboard}", environment
+        found.start(
+            "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=0",
+            f"--temp-dir={temporary}",
+        )  # fmt: skip
+        _until(lambda: len(found.ask("nodes")) == 1)
+        for count, resource in enumerate(("rollout", "learner"), 2):
+            found.add(resource)
+            _until(lambda count=count: len(found.ask("nodes")) == count)  # type: ignore[misc]
+        yield found
     finally:
-        process.terminate()
-        process.wait(60)
+        found.stop()
         subprocess.run(["rm", "-rf", str(temporary)], check=True)
 
 
-def test_submitted_job_trains(
-    head: tuple[str, dict[str, str]], small_run, tabletop: Path, tmp_path: Path
+def test_submitted_job_trains_on_the_nodes_meant_for_its_roles(
+    cluster: OwnCluster, small_run, tabletop: Path, tmp_path: Path
 ) -> None:
-    address, environment = head
-    arguments = [*small_run(tabletop, tmp_path / "runs", "job"), "train.steps=1", "evaluate.prompts=0"]
-    submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
-    done = _submit([*submit, "python", "-m", "videostr.launch", *arguments], environment)
+    arguments = [
+        *small_run(tabletop, tmp_path / "runs", "job"), "train.steps=1", "evaluate.prompts=0",
+        "placement.rollout=rollout", "placement.learner=learner", "placement.reward=reward",
+    ]  # fmt: skip
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
+    run = [*submit, "python", "-m", "videostr.launch", *arguments]
+    early = _submit(run, cluster.environment)
+    assert early.returncode != 0
+    assert "needs 1 reward (reward 1 x 1), the cluster has 0" in early.stdout, early.stdout + early.stderr
+
+    with ThreadPoolExecutor(1) as aside:  # the node for rewards comes when the run waits for it
+        waiting = aside.submit(_submit, [*run, "placement.wait_s=300"], cluster.environment)
+        _until(lambda: any(a["state"] == "PENDING" for a in cluster.ask("placement-groups")))
+        cluster.add("reward")
+        done = waiting.result(LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 1/1" in done.stdout
     row = json.loads((tmp_path / "runs" / "job" / "metrics.jsonl").read_text())
@@ -58,13 +113,34 @@ def test_submitted_job_trains(
         tmp_path / "runs" / "job" / "checkpoints" / "step_000001" / "policy" / "model.safetensors"
     ).exists()
 
-    listing = ["ray", "list", "actors", "--address", address, "--detail", "--format", "json"]
-    actors = json.loads(_submit(listing, environment).stdout)
-    called = {a["name"]: a["repr_name"] for a in actors if not a["name"].startswith("_ray_internal_")}
-    assert called == {name: name for name in ("rollout-engine-0", "learner-rank-0", "reward-worker-0")}
+    of_node = {
+        node["node_id"]: resource
+        for node in cluster.ask("nodes")
+        for resource in ("rollout", "learner", "reward")
+        if resource in node["resources_total"]
+    }
+    actors = [a for a in cluster.ask("actors") if not a["name"].startswith("_ray_internal_")]
+    assert {(a["name"], a["repr_name"], of_node[a["node_id"]]) for a in actors} == {
+        ("rollout-engine-0", "rollout-engine-0", "rollout"),
+        ("learner-rank-0", "learner-rank-0", "learner"),
+        ("reward-worker-0", "reward-worker-0", "reward"),
+    }
 
-    refused = _submit([*submit, "true"], environment | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}, once=True)
-    assert refused.returncode != 0
+    stranger = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    assert _submit([*submit, "true"], stranger, once=True).returncode != 0
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    """Wait; Ray's answers may fail while a node starts."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if holds():
+                return
+        except (ValueError, KeyError):
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 def _submit(
