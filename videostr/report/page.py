@@ -176,7 +176,8 @@ class Gain:
 def _gains(run: RunData) -> list[Gain]:
     if not isinstance(_at(run.summary, "heldout"), dict):
         return []
-    found = [(way, part, _interval(run, way, part)) for way in ("sampled", "greedy") for part in PARTS]
+    parts = [part for part in PARTS if _at(run.summary, "heldout", "before", part) is not None]
+    found = [(way, part, _interval(run, way, part)) for way in ("sampled", "greedy") for part in parts]
     reach = max((abs(bound) for _, _, gain in found if gain for bound in gain[1:]), default=0.0) * 1.1
     return [_gain(run, way, part, gain, reach) for way, part, gain in found]
 
