@@ -132,7 +132,7 @@ def test_submitted_job_trains_on_the_nodes_meant_for_its_roles(
 
 def _until(holds: Callable[[], bool]) -> None:
     """Wait; Ray's answers may fail while a node starts."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             if holds():
