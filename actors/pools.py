@@ -168,7 +168,6 @@ class RayRolloutPool:
                 await self._check(engine)
             finally:
                 engine.sequences -= request.n
-                self._note_one(engine.index)
                 await self._tell()
         return Failure(
             kind=FailureKind.ENGINE,
@@ -229,7 +228,6 @@ class RayRolloutPool:
             if self.size() > count and self._standings[engine.index].health is not Health.RETIRED:
                 self._standings[engine.index].retired()
                 self._in_background(self._end(engine))
-        self._note()
         await self._tell()
 
     async def served(self, handles: Sequence[Any]) -> None:
@@ -239,7 +237,6 @@ class RayRolloutPool:
             if engine.handle in handles and not engine.is_lost:
                 self._standings[engine.index].served()
                 engine.is_paused = False
-        self._note()
         await self._tell()
 
     async def refuse(self, cause: LearnerError) -> None:
@@ -313,7 +310,6 @@ class RayRolloutPool:
             self._lose(engine, "did_not_start", str(error))
         else:
             self._standings[engine.index].started()
-            self._note_one(engine.index)
             log.info("engine %d is up and waits for weights", engine.index)
         await self._tell()
 
@@ -382,6 +378,8 @@ class RayRolloutPool:
         self._timeline.note(f"rollout-engine-{index}", doing)
 
     async def _tell(self) -> None:
+        """Something changed: for the timeline, and for those who wait for an engine."""
+        self._note()
         async with self._changed:
             self._changed.notify_all()
 

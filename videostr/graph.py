@@ -131,6 +131,13 @@ def to_json(graph: SceneGraph, *, truth: bool = False, decimals: int | None = No
 # ------------------------------------------------------------------------------------------------ geometry
 
 
+def view_of(projection: NDArray[np.float64]) -> tuple[float, ...] | None:
+    """`GraphFrame.view` of a [3, 4] projection; None where a number is none that a graph may have."""
+    if not (np.abs(projection) <= MAX_ABS).all():  # also of NaN
+        return None
+    return tuple(float(f"{x:.7g}") for x in projection.ravel())
+
+
 def ground_axes(frame: str) -> tuple[int, int]:
     """Indices of the right and the forward coordinate: (x, z) in camera0, (x, y) otherwise."""
     return (0, 2) if frame == "camera0" else (0, 1)

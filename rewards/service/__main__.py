@@ -16,7 +16,7 @@ from rewards.rubric import Rubric
 from rewards.service.address import parse_address, read_token
 from rewards.service.server import RewardServer, Settings
 from videostr import config as configs
-from videostr.errors import ConfigError, RewardError
+from videostr.errors import ConfigError, RewardError, exit_status_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,12 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         asyncio.run(_serve(_settings(options), _rubric(options), options.grace))
-    except ConfigError as error:
+    except (ConfigError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return exit_status_of(error)
     return 0
 
 

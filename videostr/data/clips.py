@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from videostr.data.scene import Array, Scene, Track, ground_axes, to_camera
-from videostr.graph import MAX_ABS
+from videostr.graph import view_of
 from videostr.types import GraphFrame, Node, SceneGraph
 from videostr.video import target_times
 
@@ -126,9 +126,8 @@ class ClipView:
     @cached_property
     def camera0(self) -> Array:
         """[4, 4] pose of the first selected frame's camera."""
-        pose = self.scene.frames[self.frames[0]].camera_to_world
-        assert pose is not None
-        return pose
+        first: Array = self._poses[0]
+        return first
 
     @cached_property
     def up0(self) -> Array:
@@ -139,9 +138,7 @@ class ClipView:
 
     def in_camera(self, frame: int) -> Array:
         """[N, 3] centres as the camera of selected frame `frame` sees them."""
-        pose = self.scene.frames[self.frames[frame]].camera_to_world
-        assert pose is not None
-        return to_camera(self._centers[:, frame], pose)
+        return to_camera(self._centers[:, frame], self._poses[frame])
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -198,9 +195,13 @@ class ClipView:
 
     def _distances(self, tracks: Sequence[Track]) -> Array:
         world = self._at_frames(tracks, "centers", np.nan)
-        cameras = np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
-        distances: Array = np.linalg.norm(world - cameras[None, :, :3, 3], axis=-1)
+        distances: Array = np.linalg.norm(world - self._poses[None, :, :3, 3], axis=-1)
         return distances
+
+    @cached_property
+    def _poses(self) -> Array:
+        """[F, 4, 4] camera to world; 3-D only."""
+        return np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
 
     def graph(self, labels: frozenset[str]) -> SceneGraph:
         """The true graph of the objects that bear one of these labels."""
@@ -222,14 +223,7 @@ class ClipView:
             return [None] * len(self.frames)
         width, height = self.scene.image_size
         projection = np.diag([1000 / width, 1000 / height, 1]) @ self.scene.projection
-        views: list[tuple[float, ...] | None] = []
-        for frame in self.frames:
-            pose = self.scene.frames[frame].camera_to_world
-            assert pose is not None
-            view = projection @ np.linalg.inv(pose) @ self.camera0
-            usable = bool((np.abs(view) <= MAX_ABS).all())  # also False for NaN
-            views.append(tuple(float(f"{x:.7g}") for x in view.ravel()) if usable else None)
-        return views
+        return [view_of(projection @ np.linalg.inv(pose) @ self.camera0) for pose in self._poses]
 
     @cached_property
     def _nodes(self) -> list[list[Node]]:

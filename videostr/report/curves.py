@@ -135,8 +135,7 @@ def _failures(run: RunData, steps: Sequence[int]) -> Chart | None:
 
 
 def _time_series(run: RunData) -> list[Series]:
-    asynchronous = run.config is not None and run.config.train.max_staleness > 0
-    times = ASYNCHRONOUS_TIMES if asynchronous else TIMES
+    times = ASYNCHRONOUS_TIMES if run.is_asynchronous else TIMES
     named = [Series(name=name, values=run.series(key)) for key, name in times.items()]
     rest = [
         max(0.0, step - sum(one.values[i] or 0.0 for one in named)) if step is not None else None

@@ -52,6 +52,11 @@ class RunData:
         stated = self.config.data.frame_store if self.config else ""
         return Path(stated) if stated else self.folder / "frames"
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Sampling overlaps with learning."""
+        return self.config is not None and self.config.train.max_staleness > 0
+
     def series(self, key: str) -> list[float | None]:
         """A metric per step; None where it is absent or not finite."""
         return [_finite(row.get(key)) for row in self.metrics]

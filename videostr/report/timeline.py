@@ -177,7 +177,7 @@ def _of_workers(
         uses=[use for _, use in lanes],
         of_workers=True,
         legend=[(color, words) for color, words in LEGEND.items() if color in used],
-        asynchronous=_is_asynchronous(run),
+        asynchronous=run.is_asynchronous,
         wait_share=_wait_share(rows),
         many=SHOWN_LANES if any(not worker for worker, _ in lanes) else 0,
         breaks=len(breaks),
@@ -262,7 +262,7 @@ def _of_roles(run: RunData, rows: Sequence[dict[str, float]], unread: int) -> Pi
         for span in drawn
     ]
     ends = {span.step: span.end for span in drawn if span.lane == "sync"}
-    asynchronous = _is_asynchronous(run)
+    asynchronous = run.is_asynchronous
     unknown = {"reward", "rollout"} if asynchronous else {"reward"}
     return Picture(
         first=first,
@@ -317,10 +317,6 @@ def spans(rows: Sequence[dict[str, float]]) -> list[Span]:
 def _seconds(row: dict[str, float], key: str) -> float | None:
     value = row.get(key)
     return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else None
-
-
-def _is_asynchronous(run: RunData) -> bool:
-    return run.config is not None and run.config.train.max_staleness > 0
 
 
 def _wait_share(rows: Sequence[dict[str, float]]) -> float | None:

@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from videostr.graph import view_of
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (230, 30, 30),
     "green": (20, 190, 40),
@@ -84,11 +86,11 @@ class Camera:
         forward = np.cos(pitch) * level - np.sin(pitch) * np.array([0.0, 0.0, 1.0])
         return np.stack([right, np.cross(forward, right), forward])
 
-    def view(self, t: float) -> tuple[float, ...]:
+    def view(self, t: float) -> tuple[float, ...] | None:
         """`GraphFrame.view` at time `t`: the camera turns about itself, so there is no shift."""
         scale = np.array([[self.focal * 1000, 0, 500], [0, self.focal * 1000, 500], [0, 0, 1]])
         turned = scale @ self.rotation(t) @ self.rotation(0.0).T
-        return tuple(float(f"{x:.7g}") for x in np.column_stack([turned, np.zeros(3)]).ravel())
+        return view_of(np.column_stack([turned, np.zeros(3)]))
 
     def to_camera(self, points: np.ndarray, t: float) -> np.ndarray:
         """[..., 3] world points in camera axes at time `t`."""
