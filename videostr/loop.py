@@ -108,6 +108,7 @@ async def train(
                 "time/step": ended - started,
                 "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
                 "refilled_groups": collected.refilled,
+                "dropped_fraction": 1 - len(collected.groups) / len(collected.positions),
             }
             failures = (
                 folder.quarantine.counts

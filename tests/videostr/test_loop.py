@@ -201,6 +201,7 @@ def test_a_failed_group_is_quarantined_and_replaced_by_the_next_record(
     assert {row["record_id"]: row["kind"] for row in rows} == {order[1]: "BAD_VIDEO", order[4]: "ENGINE"}
     metrics = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["failures/bad_video"] == metrics[-1]["failures/engine"] == 1
+    assert [row["dropped_fraction"] for row in metrics] == pytest.approx([2 / 6, 0])
     # A record with a broken video is not asked again, one that met an engine failure is.
     assert order[1] in stage.folder.quarantine
     assert order[4] not in stage.folder.quarantine
@@ -298,6 +299,7 @@ def test_groups_without_variance_are_refilled(tabletop: Path, tmp_path: Path) ->
     assert (state.ledger.next_position, state.ledger.learned, state.ledger.failed) == (14, 14, 0)
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["refilled_groups"], row["zero_variance_groups"]) for row in rows] == [(2, 0), (4, 2)]
+    assert [row["dropped_fraction"] for row in rows] == pytest.approx([2 / 6, 4 / 8])
 
 
 def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.checkpoint import write_json
+from videostr.data.asked import Asked, Balance
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
-from videostr.data.families import FAMILIES, Asked, Balance, ask
+from videostr.data.families import FAMILIES, ask
 from videostr.data.leakage import excluded
 from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason

@@ -4,10 +4,6 @@ In: a `ClipView` and a random generator. Out: `Asked`: text, options, answer, an
 (`videostr/data/balance.py`), so that the question alone tells nothing of the answer. Ambiguous cases are left out by the
 thresholds below: near ties, hidden objects, several objects that the words would fit.
 
-An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time. Boxes
-tell what is left of what, and nearly what is nearer, so that choices name no box: an object is the only one of its label
-there, or the one nearest to the camera.
-
     family                answer          needs
     counting              number          a label all of whose instances are annotated
     direction_camera      choice of 2     one frame; left/right in the image, nearer/farther in 3-D
@@ -28,28 +24,37 @@ there, or the one nearest to the camera.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
-from videostr.data.clips import CLEAR, RANGE_M, ClipView
+from videostr.data.asked import Asked, Balance, Rng, choice, ladder, number, worded
+from videostr.data.clips import CLEAR, ClipView
+from videostr.data.naming import (
+    UNSURE,
+    UNSURE_M,
+    is_countable,
+    is_nameable,
+    is_unique,
+    is_unique_at,
+    labels_of,
+    name_of,
+    name_without_box,
+    ordered_labels,
+    pick,
+    pick_named,
+    plain,
+)
 from videostr.data.scene import Array
 from videostr.types import Answer, AnswerKind
 
-Rng = np.random.Generator
-
 COUNT_WITHIN_M = 30.0
 """Objects of a street are counted within this distance of the camera."""
-UNSURE = 0.15
-"""Share of a threshold or a distance that two things must differ by to be told apart."""
-UNSURE_M = 0.5
-"""And the least difference in metres."""
 UNSURE_PX = 60.0
-"""The same in the image, px of 0..1000."""
+"""What two things must differ by in the image to be told apart, px of 0..1000."""
 UNSURE_DEG = 20.0
 """Angles closer to the border between two directions are not asked."""
 MOVES_M = 1.5
@@ -62,33 +67,6 @@ LEAST_SPEED = 0.5
 """Metres a second; slower things are not asked about."""
 LEAST_DISTANCE_M = 1.0
 """Between the centres of two objects that are asked about."""
-STEP = 1.3
-"""Ratio between neighbouring options of a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """Among the questions of a key, every value is to be the truth as often as every other."""
-
-    key: str
-    value: str
-    values: tuple[str, ...]
-    """What the value could have been, for the words of the question."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A question with its answer."""
-
-    family: str
-    text: str
-    answer: Answer
-    options: tuple[str, ...] = ()
-    labels: frozenset[str] = frozenset()
-    """Labels of the objects that it is about."""
-    balance: Balance | None = None
-    """Of choices and counts."""
-
 
 Family = Callable[[ClipView, Rng], Asked | None]
 
@@ -114,7 +92,7 @@ TRIES = 3
 
 
 def _counting(view: ClipView, rng: Rng) -> Asked | None:
-    labels = [label for label in sorted(set(view.labels)) if _is_countable(view, label)]
+    labels = [label for label in sorted(set(view.labels)) if is_countable(view, label)]
     if not labels:
         return None
     label = str(rng.choice(labels))
@@ -143,7 +121,7 @@ def _counting(view: ClipView, rng: Rng) -> Asked | None:
 
 def _count(rng: Rng, texts: Sequence[str], count: int, label: str, **values: object) -> Asked:
     """Half of the answers are 1, else "1" would nearly always be right."""
-    asked = _number("counting", rng, texts, float(count), "", label=_plain(label), labels={label}, **values)
+    asked = number("counting", rng, texts, float(count), "", label=plain(label), labels={label}, **values)
     return replace(asked, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 
 
@@ -159,16 +137,12 @@ COUNT_AT = (
 )
 
 
-def _is_countable(view: ClipView, label: str) -> bool:
-    return view.scene.countable is None or label in view.scene.countable
-
-
 # --------------------------------------------------------------------------------------------------- direction
 
 
 def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
     f = int(rng.integers(len(view.frames)))
-    names = _pick_named(view, rng, 2, f)
+    names = pick_named(view, rng, 2, f)
     if names is None:
         return None
     a, b = pair = list(names)
@@ -184,8 +158,8 @@ def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
     if not abs(gap) >= least:
         return None
     truth = words[int(gap > 0)]
-    text = _worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
-    return _choice("direction_camera", rng, text, truth, words, _labels(view, pair), tuple(names.values()))
+    text = worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
+    return choice("direction_camera", rng, text, truth, words, labels_of(view, pair), tuple(names.values()))
 
 
 SIDE = (
@@ -204,7 +178,7 @@ def _direction_object(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    names = _pick_named(view, rng, 3, f)
+    names = pick_named(view, rng, 3, f)
     if names is None:
         return None
     a, b, c = (_level(view, n, f) for n in names)
@@ -217,9 +191,9 @@ def _direction_object(view: ClipView, rng: Rng) -> Asked | None:
     border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
     if border < UNSURE_DEG:
         return None
-    text = _worded(rng, STANCE, **dict(zip("abc", names.values(), strict=True)), t=view.times[f])
-    labels = _labels(view, list(names))
-    return _choice("direction_object", rng, text, QUARTERS[quarter], QUARTERS, labels, tuple(names.values()))
+    text = worded(rng, STANCE, **dict(zip("abc", names.values(), strict=True)), t=view.times[f])
+    labels = labels_of(view, list(names))
+    return choice("direction_object", rng, text, QUARTERS[quarter], QUARTERS, labels, tuple(names.values()))
 
 
 QUARTERS = ("front-right", "back-right", "back-left", "front-left")
@@ -244,7 +218,7 @@ def _distance_relative(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    names = _pick_named(view, rng, 4, f)
+    names = pick_named(view, rng, 4, f)
     if names is None:
         return None
     target, *others = names
@@ -255,10 +229,10 @@ def _distance_relative(view: ClipView, rng: Rng) -> Asked | None:
     if abs(best - second) < max(UNSURE_M, UNSURE * max(best, second)):
         return None
     options = tuple(sorted(names[n] for n in others))
-    text = _worded(rng, NEAREST if nearest else FARTHEST, a=names[target], t=view.times[f])
+    text = worded(rng, NEAREST if nearest else FARTHEST, a=names[target], t=view.times[f])
     key = (str(nearest), names[target], *options)
     truth = names[others[int(order[0])]]
-    return _choice("distance_relative", rng, text, truth, options, _labels(view, list(names)), key)
+    return choice("distance_relative", rng, text, truth, options, labels_of(view, list(names)), key)
 
 
 NEAREST = (
@@ -277,16 +251,16 @@ def _distance_absolute(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    pair = _pick(view, rng, 2, f)
+    pair = pick(view, rng, 2, f)
     if pair is None:
         return None
     a, b = _places(view, pair, f)
     distance = float(np.linalg.norm(a - b))
-    values: dict[str, Any] = {"t": view.times[f], "labels": _labels(view, pair)}
-    names = [_name_without_box(view, n, f) for n in pair]
+    values: dict[str, Any] = {"t": view.times[f], "labels": labels_of(view, pair)}
+    names = [name_without_box(view, n, f) for n in pair]
     if all(names) and rng.integers(2):
         key = sorted(ordered_labels(view, pair))
-        return _ladder(
+        return ladder(
             "distance_absolute",
             rng,
             DISTANCE,
@@ -300,8 +274,8 @@ def _distance_absolute(view: ClipView, rng: Rng) -> Asked | None:
         )
     if not distance >= LEAST_DISTANCE_M:
         return None
-    names = [view_name(view, n, f) for n in pair]
-    return _number(
+    names = [name_of(view, n, f) for n in pair]
+    return number(
         "distance_absolute", rng, DISTANCE, round(distance, 1), "m", a=names[0], b=names[1], **values
     )
 
@@ -317,7 +291,7 @@ DISTANCE = (
 
 def _order(view: ClipView, rng: Rng) -> Asked | None:
     firsts = _first_seen(view)
-    unique = [n for n in range(len(view.tracks)) if _is_unique(view, n) and n in firsts]
+    unique = [n for n in range(len(view.tracks)) if is_unique(view, n) and n in firsts]
     chosen: list[int] = []
     for n in rng.permutation(unique):
         if all(abs(firsts[int(n)] - firsts[m]) >= 2 for m in chosen):
@@ -325,11 +299,11 @@ def _order(view: ClipView, rng: Rng) -> Asked | None:
     if len(chosen) < 2:
         return None
     chosen = sorted(chosen[:3], key=lambda n: firsts[n])
-    labels = [_plain(view.labels[n]) for n in chosen]
+    labels = [plain(view.labels[n]) for n in chosen]
     options = tuple(sorted(", ".join(order) for order in permutations(labels)))
-    text = _worded(rng, ORDER, names=", ".join(sorted(f"the {label}" for label in labels)))
+    text = worded(rng, ORDER, names=", ".join(sorted(f"the {label}" for label in labels)))
     key = tuple(sorted(labels))
-    return _choice("order", rng, text, ", ".join(labels), options, _labels(view, chosen), key)
+    return choice("order", rng, text, ", ".join(labels), options, labels_of(view, chosen), key)
 
 
 ORDER = (
@@ -357,7 +331,7 @@ def _presence(view: ClipView, rng: Rng) -> Asked | None:
         at = np.flatnonzero(visible > 0)
         whole = at[0] == 0 and at[-1] == last
         if (
-            _is_unique(view, n)
+            is_unique(view, n)
             and not whole
             and len(at) >= 2
             and (view.clear[n, at]).all()
@@ -367,11 +341,11 @@ def _presence(view: ClipView, rng: Rng) -> Asked | None:
     if not found:
         return None
     n, start, end = found[int(rng.integers(len(found)))]
-    text = _worded(
-        rng, PRESENCE, a=f"the {_plain(view.labels[n])}", times=", ".join(f"{t:g}" for t in view.times)
+    text = worded(
+        rng, PRESENCE, a=f"the {plain(view.labels[n])}", times=", ".join(f"{t:g}" for t in view.times)
     )
     answer = Answer(kind=AnswerKind.SPAN, value=(start, end), unit="s")
-    return Asked(family="presence", text=text, answer=answer, labels=_labels(view, [n]))
+    return Asked(family="presence", text=text, answer=answer, labels=labels_of(view, [n]))
 
 
 PRESENCE = (
@@ -386,19 +360,19 @@ def _size(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d:
         return None
     f = int(rng.integers(len(view.frames)))
-    one = _pick(view, rng, 1, f)
+    one = pick(view, rng, 1, f)
     if one is None:
         return None
     axis = int(rng.integers(3))
-    name = view_name(view, one[0], f)
+    name = name_of(view, one[0], f)
     sides = view.sizes[one[0]]
     if all(track.is_static for track in view.tracks):  # boxes of a scan follow the room, not the object
-        return _number(
-            "size", rng, LONGEST, round(float(sides.max()), 2), "m", a=name, labels=_labels(view, one)
+        return number(
+            "size", rng, LONGEST, round(float(sides.max()), 2), "m", a=name, labels=labels_of(view, one)
         )
-    return _number(
+    return number(
         "size", rng, SIZE, round(float(sides[axis]), 2), "m",
-        a=name, dimension=("long", "wide", "tall")[axis], labels=_labels(view, one),
+        a=name, dimension=("long", "wide", "tall")[axis], labels=labels_of(view, one),
     )  # fmt: skip
 
 
@@ -418,11 +392,11 @@ def _displacement(view: ClipView, rng: Rng) -> Asked | None:
         return None
     n, first, last = moving
     moved = float(np.linalg.norm(view.positions[n, last] - view.positions[n, first]))
-    if (name := _name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+    if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
         lasting = str(round(np.log2(view.times[last] - view.times[first])))
         key, motion = (view.labels[n], lasting), _motion(view, *moving) | {"a": name}
-        return _ladder("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, key, **motion)
-    return _number("displacement", rng, DISPLACEMENT, round(moved, 1), "m", **_motion(view, *moving))
+        return ladder("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, key, **motion)
+    return number("displacement", rng, DISPLACEMENT, round(moved, 1), "m", **_motion(view, *moving))
 
 
 DISPLACEMENT = (
@@ -437,7 +411,7 @@ def _path_length(view: ClipView, rng: Rng) -> Asked | None:
     if moving is None:
         return None
     length = _path(view, *moving)
-    return _number("path_length", rng, PATH, round(length, 1), "m", **_motion(view, *moving))
+    return number("path_length", rng, PATH, round(length, 1), "m", **_motion(view, *moving))
 
 
 PATH = (
@@ -454,10 +428,10 @@ def _speed(view: ClipView, rng: Rng) -> Asked | None:
     speed = _path(view, n, first, last) / (view.times[last] - view.times[first])
     if not speed >= LEAST_SPEED:
         return None
-    if (name := _name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+    if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
         motion = _motion(view, *moving) | {"a": name}
-        return _ladder("speed", rng, SPEED, speed, "m/s", LEAST_SPEED, (view.labels[n],), **motion)
-    return _number("speed", rng, SPEED, round(speed, 1), "m/s", **_motion(view, *moving))
+        return ladder("speed", rng, SPEED, speed, "m/s", LEAST_SPEED, (view.labels[n],), **motion)
+    return number("speed", rng, SPEED, round(speed, 1), "m/s", **_motion(view, *moving))
 
 
 SPEED = (
@@ -477,7 +451,7 @@ def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
             continue
         first, last = int(at[0]), int(at[-1])
         moved = np.linalg.norm(view.positions[n, last] - view.positions[n, first])
-        if moved >= max(MOVES_M, MOVES_SHARE * view.camera_path(first, last)) and _nameable(view, n, first):
+        if moved >= max(MOVES_M, MOVES_SHARE * view.camera_path(first, last)) and is_nameable(view, n, first):
             found.append((n, first, last))
     return found[int(rng.integers(len(found)))] if found else None
 
@@ -488,8 +462,8 @@ def _path(view: ClipView, n: int, first: int, last: int) -> float:
 
 
 def _motion(view: ClipView, n: int, first: int, last: int) -> dict[str, Any]:
-    return {"a": view_name(view, n, first), "start": view.times[first], "end": view.times[last],
-            "labels": _labels(view, [n])}  # fmt: skip
+    return {"a": name_of(view, n, first), "start": view.times[first], "end": view.times[last],
+            "labels": labels_of(view, [n])}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- places
@@ -497,21 +471,23 @@ def _motion(view: ClipView, n: int, first: int, last: int) -> dict[str, Any]:
 
 def _tracking(view: ClipView, rng: Rng) -> Asked | None:
     found = [
-        n for n in range(len(view.tracks)) if (view.clear[n] & view.large[n]).all() and _nameable(view, n, 0)
+        n
+        for n in range(len(view.tracks))
+        if (view.clear[n] & view.large[n]).all() and is_nameable(view, n, 0)
     ]
     if not found:
         return None
     n = found[int(rng.integers(len(found)))]
     asked = np.unique(np.linspace(1, len(view.frames) - 1, 3).round().astype(int))
     boxes = tuple(tuple(float(v) for v in view.boxes[n, f].round()) for f in asked)
-    text = _worded(
+    text = worded(
         rng,
         TRACKING,
-        a=view_name(view, n, 0, by_box=True),
+        a=name_of(view, n, 0, by_box=True),
         times=", ".join(f"{view.times[f]:g} s" for f in asked),
     )
     answer = Answer(kind=AnswerKind.TRACK, value=boxes, unit="px")
-    return Asked(family="tracking", text=text, answer=answer, labels=_labels(view, [n]))
+    return Asked(family="tracking", text=text, answer=answer, labels=labels_of(view, [n]))
 
 
 TRACKING = (
@@ -522,14 +498,14 @@ TRACKING = (
 
 def _localisation_2d(view: ClipView, rng: Rng) -> Asked | None:
     found = np.argwhere(view.clear & view.large)
-    found = np.array([(n, f) for n, f in found if _is_unique_at(view, n, f)])
+    found = np.array([(n, f) for n, f in found if is_unique_at(view, n, f)])
     if not len(found):
         return None
     n, f = (int(v) for v in found[int(rng.integers(len(found)))])
-    text = _worded(rng, WHERE_2D, a=f"the {_plain(view.labels[n])}", t=view.times[f])
+    text = worded(rng, WHERE_2D, a=f"the {plain(view.labels[n])}", t=view.times[f])
     box = tuple(float(v) for v in view.boxes[n, f].round())
     answer = Answer(kind=AnswerKind.BOX2D, value=box, unit="px")
-    return Asked(family="localisation_2d", text=text, answer=answer, labels=_labels(view, [n]))
+    return Asked(family="localisation_2d", text=text, answer=answer, labels=labels_of(view, [n]))
 
 
 WHERE_2D = (
@@ -543,7 +519,7 @@ def _localisation_3d(view: ClipView, rng: Rng) -> Asked | None:
     if not view.is_3d or np.degrees(np.arccos(np.clip(-view.up0[1], -1, 1))) > LEVEL_DEG:
         return None
     f = int(rng.integers(len(view.frames)))
-    one = _pick(view, rng, 1, f)
+    one = pick(view, rng, 1, f)
     if one is None:
         return None
     n = one[0]
@@ -553,8 +529,8 @@ def _localisation_3d(view: ClipView, rng: Rng) -> Asked | None:
     place = tuple(float(v) for v in view.positions[n, f].round(2))
     sides = tuple(round(float(v), 2) for v in (length, height, width))
     answer = Answer(kind=AnswerKind.BOX3D, value=(*place, *sides, round(yaw, 2)), unit="m")
-    text = _worded(rng, WHERE_3D, a=view_name(view, n, f), t=view.times[f])
-    return Asked(family="localisation_3d", text=text, answer=answer, labels=_labels(view, one))
+    text = worded(rng, WHERE_3D, a=name_of(view, n, f), t=view.times[f])
+    return Asked(family="localisation_3d", text=text, answer=answer, labels=labels_of(view, one))
 
 
 WHERE_3D = (
@@ -566,7 +542,7 @@ WHERE_3D = (
 def _room_size(view: ClipView, rng: Rng) -> Asked | None:
     if view.scene.room_size is None:
         return None
-    return _number("room_size", rng, ROOM, round(view.scene.room_size, 1), "m2", labels=set())
+    return number("room_size", rng, ROOM, round(view.scene.room_size, 1), "m2", labels=set())
 
 
 ROOM = (
@@ -592,93 +568,6 @@ FAMILIES: dict[str, Family] = {
     "room_size": _room_size,
 }
 
-# ------------------------------------------------------------------------------------------------------- naming
-
-
-def view_name(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
-    """What to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
-    label = _plain(view.labels[n])
-    if _is_unique(view, n) and not by_box:
-        return f"the {label}"
-    box = ",".join(f"{v:.0f}" for v in view.boxes[n, f])
-    return f"the {label} (box [{box}] px at {view.times[f]:g} s)"
-
-
-def _name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> str | None:
-    """What to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
-
-    Args:
-        view: the clip.
-        n: the track.
-        f: selected frame.
-        with_time: say at what time it is the nearest, because the question is about several.
-    """
-    label = _plain(view.labels[n])
-    lead = view.lead[n, f]
-    if not _is_countable(view, view.labels[n]) or np.isnan(lead):
-        return None
-    if _is_unique(view, n) or (np.isinf(lead) and lead > 0 and not with_time):
-        return f"the {label}"
-    if not view.is_3d or not lead >= max(UNSURE_M, UNSURE * (view.distances[n, f] + min(lead, RANGE_M))):
-        return None
-    return f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else "")
-
-
-_NAMED_BOX = re.compile(r"\(box \[([\d,]+)\] px at ([\d.]+) s\)")
-_TIME = re.compile(r"([\d.]*\d) s\b")
-
-
-def named_boxes(text: str) -> list[tuple[float, tuple[float, ...]]]:
-    """(seconds, box) of the objects that a question names by their boxes."""
-    return [(float(t), tuple(float(v) for v in box.split(","))) for box, t in _NAMED_BOX.findall(text)]
-
-
-def asked_times(text: str) -> list[float]:
-    """Times in a question, in its order; those of named boxes left out."""
-    return [float(t) for t in _TIME.findall(_NAMED_BOX.sub("", text))]
-
-
-def _plain(label: str) -> str:
-    return label.replace("_", " ")
-
-
-def _is_unique(view: ClipView, n: int) -> bool:
-    """Whether the scene has no second one of the label in any annotated frame of the clip, and none could be missing."""
-    return _is_countable(view, view.labels[n]) and view.in_clip[view.labels[n]] == 1
-
-
-def _is_unique_at(view: ClipView, n: int, f: int) -> bool:
-    """Whether no second one of the label is annotated at a selected frame, and none could be missing."""
-    return _is_countable(view, view.labels[n]) and bool(view.lead[n, f] == np.inf)
-
-
-def _nameable(view: ClipView, n: int, f: int) -> bool:
-    return _is_unique(view, n) or bool(view.large[n, f])
-
-
-def _pick(view: ClipView, rng: Rng, count: int, f: int) -> list[int] | None:
-    """So many tracks that are clearly seen at a selected frame and can be named."""
-    able = [n for n in rng.permutation(np.flatnonzero(view.clear[:, f])) if _nameable(view, int(n), f)]
-    return [int(n) for n in able[:count]] if len(able) >= count else None
-
-
-def _pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, str] | None:
-    """So many tracks of different labels that are clearly seen at a selected frame, with names that need no box."""
-    names = {
-        int(n): _name_without_box(view, int(n), f) for n in rng.permutation(np.flatnonzero(view.clear[:, f]))
-    }
-    able = [(n, name) for n, name in names.items() if name]
-    return dict(able[:count]) if len(able) >= count else None
-
-
-def _labels(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
-    return frozenset(view.labels[n] for n in tracks)
-
-
-def ordered_labels(view: ClipView, tracks: Sequence[int]) -> tuple[str, ...]:
-    """Labels of tracks in the order of the question."""
-    return tuple(view.labels[n] for n in tracks)
-
 
 def _places(view: ClipView, tracks: Sequence[int], f: int) -> Array:
     """[N, 3] positions in `camera0` at a selected frame."""
@@ -695,83 +584,3 @@ def _level(view: ClipView, n: int, f: int) -> Array:
     right = np.cross(forward, up)
     place = view.positions[n, f]
     return np.array([place @ right, place @ forward])
-
-
-# ----------------------------------------------------------------------------------------------------- wording
-
-
-def _worded(rng: Rng, texts: Sequence[str], **values: object) -> str:
-    return str(texts[int(rng.integers(len(texts)))]).format(**values)
-
-
-def _number(
-    family: str,
-    rng: Rng,
-    texts: Sequence[str],
-    value: float,
-    unit: str,
-    *,
-    labels: Iterable[str],
-    **values: object,
-) -> Asked:
-    return Asked(
-        family=family,
-        text=_worded(rng, texts, **values),
-        answer=Answer(kind=AnswerKind.NUMBER, value=value, unit=unit),
-        labels=frozenset(labels),
-    )
-
-
-def _ladder(
-    family: str,
-    rng: Rng,
-    texts: Sequence[str],
-    value: float,
-    unit: str,
-    least: float,
-    key: Sequence[str],
-    *,
-    labels: Iterable[str],
-    **values: object,
-) -> Asked | None:
-    """A choice between four numbers of which each is `STEP` times the one before.
-
-    The truth may be any of the four; which one it is, is balanced among questions of a key whose least options differ by less
-    than half a step. The key holds what else the question tells of the number: that pedestrians are slow, that more
-    way is covered in more time.
-    """
-    place = int(rng.integers(4))
-    ladder = [value * STEP ** (i - place) for i in range(4)]
-    options = tuple(f"{v:.{1 if v >= 10 else 2}f} {unit}" for v in ladder)
-    if not ladder[0] >= least or len(set(options)) < 4:  # what cannot be true must not be offered
-        return None
-    size = str(round(2 * np.log(ladder[0]) / np.log(STEP)))
-    return Asked(
-        family=family,
-        text=_worded(rng, texts, **values),
-        options=options,
-        answer=Answer(kind=AnswerKind.CHOICE, value="ABCD"[place]),
-        labels=frozenset(labels),
-        balance=Balance("|".join((family, unit, size, *key)), str(place), ("0", "1", "2", "3")),
-    )
-
-
-def _choice(
-    family: str,
-    rng: Rng,
-    text: str,
-    truth: str,
-    options: Sequence[str],
-    labels: frozenset[str],
-    key: Sequence[str],
-) -> Asked:
-    """A question with its options in random order; options that are the same for all questions of a key."""
-    shown = [options[i] for i in rng.permutation(len(options))]
-    return Asked(
-        family=family,
-        text=text,
-        options=tuple(shown),
-        answer=Answer(kind=AnswerKind.CHOICE, value=chr(ord("A") + shown.index(truth))),
-        labels=labels,
-        balance=Balance("|".join((family, *key)), truth, tuple(options)),
-    )

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw
 
-from videostr.data.families import asked_times, named_boxes
+from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records
 from videostr.errors import VideoError
 from videostr.prompt import answer_text

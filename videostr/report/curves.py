@@ -53,6 +53,7 @@ LINE_CHARTS = [
         unit="per step",
         keys={"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"},
     ),
+    Wanted(title="Dropped prompts", unit="share, failed or replaced", keys={"dropped_fraction": "dropped"}),
     Wanted(title="Staleness", unit="updates", keys={"staleness/mean": "mean", "staleness/max": "greatest"}),
     Wanted(title="Rollout speed", unit="tokens/s", keys={"rollout/tokens_per_s": "tokens/s"}),
     Wanted(

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from tests.videostr.data.hand import scene, track
+from videostr.data.asked import STEP, Asked
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView
-from videostr.data.families import FAMILIES, STEP, Asked, ask, asked_times, named_boxes
+from videostr.data.families import FAMILIES, ask
+from videostr.data.naming import asked_times, named_boxes
 from videostr.data.scene import Scene
 from videostr.types import AnswerKind
 

@@ -1,0 +1,114 @@
+"""How questions name the objects of a clip, and what a question's text names.
+
+An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time. Boxes
+tell what is left of what, and nearly what is nearer, so that choices name no box: an object is the only one of its label
+there, or the one nearest to the camera.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from videostr.data.asked import Rng
+from videostr.data.clips import RANGE_M, ClipView
+
+UNSURE = 0.15
+"""Share of a threshold or a distance that two things must differ by to be told apart."""
+UNSURE_M = 0.5
+"""And the least difference in metres."""
+
+
+def name_of(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
+    """What to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
+    label = plain(view.labels[n])
+    if is_unique(view, n) and not by_box:
+        return f"the {label}"
+    box = ",".join(f"{v:.0f}" for v in view.boxes[n, f])
+    return f"the {label} (box [{box}] px at {view.times[f]:g} s)"
+
+
+def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> str | None:
+    """What to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
+
+    Args:
+        view: the clip.
+        n: the track.
+        f: selected frame.
+        with_time: say at what time it is the nearest, because the question is about several.
+    """
+    label = plain(view.labels[n])
+    lead = view.lead[n, f]
+    if not is_countable(view, view.labels[n]) or np.isnan(lead):
+        return None
+    if is_unique(view, n) or (np.isinf(lead) and lead > 0 and not with_time):
+        return f"the {label}"
+    if not view.is_3d or not lead >= max(UNSURE_M, UNSURE * (view.distances[n, f] + min(lead, RANGE_M))):
+        return None
+    return f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else "")
+
+
+_NAMED_BOX = re.compile(r"\(box \[([\d,]+)\] px at ([\d.]+) s\)")
+_TIME = re.compile(r"([\d.]*\d) s\b")
+
+
+def named_boxes(text: str) -> list[tuple[float, tuple[float, ...]]]:
+    """(seconds, box) of the objects that a question names by their boxes."""
+    return [(float(t), tuple(float(v) for v in box.split(","))) for box, t in _NAMED_BOX.findall(text)]
+
+
+def asked_times(text: str) -> list[float]:
+    """Times in a question, in its order; those of named boxes left out."""
+    return [float(t) for t in _TIME.findall(_NAMED_BOX.sub("", text))]
+
+
+def plain(label: str) -> str:
+    """The label as words."""
+    return label.replace("_", " ")
+
+
+def is_countable(view: ClipView, label: str) -> bool:
+    """Whether the source annotates every instance of the label."""
+    return view.scene.countable is None or label in view.scene.countable
+
+
+def is_unique(view: ClipView, n: int) -> bool:
+    """Whether the scene has no second one of the label in any annotated frame of the clip, and none could be missing."""
+    return is_countable(view, view.labels[n]) and view.in_clip[view.labels[n]] == 1
+
+
+def is_unique_at(view: ClipView, n: int, f: int) -> bool:
+    """Whether no second one of the label is annotated at a selected frame, and none could be missing."""
+    return is_countable(view, view.labels[n]) and bool(view.lead[n, f] == np.inf)
+
+
+def is_nameable(view: ClipView, n: int, f: int) -> bool:
+    """Whether it is the only one of its label, or large enough at a selected frame for its box to tell it."""
+    return is_unique(view, n) or bool(view.large[n, f])
+
+
+def pick(view: ClipView, rng: Rng, count: int, f: int) -> list[int] | None:
+    """So many tracks that are clearly seen at a selected frame and can be named."""
+    able = [n for n in rng.permutation(np.flatnonzero(view.clear[:, f])) if is_nameable(view, int(n), f)]
+    return [int(n) for n in able[:count]] if len(able) >= count else None
+
+
+def pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, str] | None:
+    """So many tracks of different labels that are clearly seen at a selected frame, with names that need no box."""
+    names = {
+        int(n): name_without_box(view, int(n), f) for n in rng.permutation(np.flatnonzero(view.clear[:, f]))
+    }
+    able = [(n, name) for n, name in names.items() if name]
+    return dict(able[:count]) if len(able) >= count else None
+
+
+def labels_of(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
+    """Labels of tracks."""
+    return frozenset(view.labels[n] for n in tracks)
+
+
+def ordered_labels(view: ClipView, tracks: Sequence[int]) -> tuple[str, ...]:
+    """Labels of tracks in the order of the question."""
+    return tuple(view.labels[n] for n in tracks)
