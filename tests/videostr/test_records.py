@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def graph(nodes: list[dict[str, Any]]) -> str:
         ({"clip": {"video": ""}}, "clip.video is empty"),
         ({"clip": {"num_frames": 0}}, "clip.num_frames = 0"),
         ({"clip": {"end_s": 0.5}}, "clip.end_s = 0.5 lies before clip.start_s = 1.0"),
+        ({"clip": {"start_s": math.nan}}, "clip.start_s = nan: must be a finite number of seconds"),
+        ({"clip": {"end_s": math.nan}}, "clip.end_s = nan: must be a finite number of seconds"),
+        ({"clip": {"end_s": math.inf}}, "clip.end_s = inf: must be a finite number of seconds"),
         ({"graph": "{"}, "the <graph> block is not JSON"),
         ({"graph": graph([{"id": "cup.1", "pos": [1, 2]}] * 2)}, "two nodes of one frame share an id"),
         ({"graph": graph([{"id": "hat.1", "pos": [1, 2]}])}, "labels ['hat'] that the column labels lacks"),
@@ -186,3 +190,7 @@ def test_commands_describe_and_check(
     assert "v.mp4: video cannot be read" in capsys.readouterr().out
     assert main(["stats", str(tmp_path / "none")]) == 2
     assert "build a dataset with" in capsys.readouterr().err
+    write_records([], tmp_path / "empty/records-00000.parquet")
+    for command in ("stats", "check", "show"):
+        assert main([command, str(tmp_path / "empty")]) == 2
+        assert f"{tmp_path / 'empty'}: its records-*.parquet have no rows" in capsys.readouterr().err

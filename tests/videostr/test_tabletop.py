@@ -7,12 +7,12 @@ import pytest
 
 from videostr.data.records import read_records
 from videostr.errors import DataError
-from videostr.prompt import instruction, reference_trace
+from videostr.prompt import graph_contract, instruction, reference_trace
 from videostr.tabletop.build import Split, build, scene_seed
 from videostr.tabletop.questions import FAMILIES, make_records, true_graph
 from videostr.tabletop.render import box2d, draw, write_mp4
 from videostr.tabletop.world import COLORS, Camera, Difficulty, Scene, Solid, make_scene
-from videostr.types import AnswerKind, ClipSpec, Record
+from videostr.types import AnswerKind, ClipSpec, GraphFrame, Record, SceneGraph
 from videostr.video import FrameStore, name_clip
 
 ABOVE = Camera(position=(4.5, 4.5, 60.0), pitch_deg=90, yaw_deg=0, pan_deg_s=0, focal=6.0)
@@ -198,3 +198,11 @@ def test_prompt_states_what_the_contract_asks_for():
     trace = reference_trace(record)
     assert trace.startswith('<think><graph>{"unit":"grid","frames":[{"t":0,')
     assert trace.endswith("</answer>")
+
+
+@pytest.mark.parametrize(
+    ("reference", "lamp"), [("floor", "[4,7]"), ("image", "[4,7]"), ("camera0", "[4,7,1]")]
+)
+def test_the_example_has_the_coordinates_of_a_scene_without_nodes(reference, lamp):
+    empty = SceneGraph(unit="m", frame=reference, frames=(GraphFrame(t=0.0, nodes=()),))
+    assert f'"id":"lamp.1","pos":{lamp}' in graph_contract(empty, [0.0], "")

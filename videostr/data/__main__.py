@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from omegaconf import OmegaConf
@@ -56,31 +57,28 @@ def _parser() -> argparse.ArgumentParser:
         "--root", action="append", default=[], help="folder of the source; NAME=DIR with a recipe"
     )
     make.add_argument("--out", type=Path, required=True)
-    make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--split", default="train")
+    make.add_argument("--seed", type=int, help="0 unless given")
+    make.add_argument("--split", help="train unless given")
     make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     make.add_argument("--limit", type=int, help="at most so many records")
     make.add_argument("--scenes", type=int, help="at most so many scenes; of the tabletop world, how many")
-    make.add_argument("--clips", type=int, default=8, help="at most this many clips of a scene")
+    make.add_argument("--clips", type=int, help="at most this many clips of a scene (8)")
     make.add_argument(
         "--questions", type=int, help="at most this many about a clip (8) or a tabletop scene (1)"
     )
-    make.add_argument("--frames", type=int, default=8, help="frames of a clip")
-    make.add_argument(
-        "--size", type=_size, default=(None, None), metavar="WxH", help="of the frames, e.g. 448x252"
-    )
+    make.add_argument("--frames", type=int, help="frames of a clip (8)")
+    make.add_argument("--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252")
     make.add_argument(
         "--exclude", type=Path, action="append", default=[], help="file with scenes to leave out"
     )
     make.add_argument(
         "--families",
         type=lambda text: tuple(text.split(",")),
-        default=(),
         metavar="A,B",
         help="ask these only",
     )
     make.add_argument(
-        "--difficulty", choices=[d.value for d in Difficulty], default="easy", help="of the tabletop"
+        "--difficulty", choices=[d.value for d in Difficulty], help="of the tabletop; easy unless given"
     )
     stats = commands.add_parser(
         "stats", help="print counts and baselines as JSON; write README.md and stats.html"
@@ -122,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> int:
+    if options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: must be at least 1")
     if options.source == "tabletop":
         return _build_tabletop(options)
     recipe = _recipe(options)
@@ -147,19 +147,24 @@ def _build(options: argparse.Namespace) -> int:
 
 def _build_tabletop(options: argparse.Namespace) -> int:
     splits = [split.name.lower() for split in Split]
+    seed, split = options.seed or 0, options.split or "train"
+    questions = 1 if options.questions is None else options.questions
     if options.scenes is None:
         raise ConfigError("--source tabletop needs --scenes N: how many scenes to make")
-    if options.split not in splits:
-        raise ConfigError(f"--split {options.split}: the tabletop world has {', '.join(splits)}")
+    for name, value, least in (("scenes", options.scenes, 1), ("questions", questions, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} {value}: must be at least {least}")
+    if split not in splits:
+        raise ConfigError(f"--split {split}: the tabletop world has {', '.join(splits)}")
     if options.families:
         raise ConfigError("--families: the tabletop world asks all of its own; leave it out")
     count = tabletop.build(
         options.out,
         scenes=options.scenes,
-        seed=options.seed,
-        split=Split[options.split.upper()],
-        difficulty=Difficulty(options.difficulty),
-        questions=options.questions or 1,
+        seed=seed,
+        split=Split[split.upper()],
+        difficulty=Difficulty(options.difficulty or "easy"),
+        questions=questions,
         workers=options.workers,
     )
     print(f"{options.out}: {count} records of {options.scenes} scenes")
@@ -169,46 +174,74 @@ def _build_tabletop(options: argparse.Namespace) -> int:
 def _recipe(options: argparse.Namespace) -> list[Settings]:
     if (options.source is None) == (options.recipe is None):
         raise ConfigError("build needs either --source NAME --root DIR or --recipe FILE")
+    exclude = tuple(str(path) for path in options.exclude)
     if options.recipe is not None:
-        return read_recipe(options.recipe, dict(_named_root(text) for text in options.root))
+        for name in (*OF_A_SOURCE, "size", "difficulty"):
+            if getattr(options, name) is not None:
+                raise ConfigError(
+                    f"--{name}: cannot go with --recipe; what is asked of each source stands in {options.recipe}"
+                )
+        recipe = read_recipe(options.recipe, dict(_named_root(text) for text in options.root))
+        return [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe]
     if len(options.root) != 1:
         raise ConfigError(f"--source {options.source} needs one --root DIR: where the source lies")
-    width, height = options.size
+    width, height = options.size or (None, None)
+    given = {key: getattr(options, name) for name, key in OF_A_SOURCE.items()}
     return [
         Settings(
             source=options.source,
             root=options.root[0],
-            split=options.split,
-            seed=options.seed,
-            limit=options.limit,
-            scenes=options.scenes,
-            clips=options.clips,
-            questions=options.questions or 8,
-            num_frames=options.frames,
+            exclude=exclude,
             height=height,
             width=width,
-            exclude=tuple(str(path) for path in options.exclude),
-            families=options.families,
+            **{key: value for key, value in given.items() if value is not None},
         )
     ]
 
 
+OF_A_SOURCE = {
+    "split": "split",
+    "seed": "seed",
+    "limit": "limit",
+    "scenes": "scenes",
+    "clips": "clips",
+    "questions": "questions",
+    "frames": "num_frames",
+    "families": "families",
+}
+"""Arguments of one source, by their names in `Settings`, which has defaults for them."""
+
+
 def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
-    """The sources of a recipe; `roots` by name of the source take the place of those in the file."""
+    """The sources of a recipe; `roots` by name of the source take the place of those in the file.
+
+    Raises:
+        ConfigError: the file is no recipe, or `roots` has a name that none of its sources has.
+    """
     try:
-        rows = OmegaConf.to_container(OmegaConf.load(path))
-        sources = rows["sources"]  # type: ignore[index,call-overload]
-        unknown = {key for row in sources for key in row} - {f.name for f in dataclasses.fields(Settings)}
-        recipe = msgspec.convert(sources, list[Settings])
+        rows: Any = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # PyYAML, OmegaConf and the decoding of text share no base class
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    try:
+        sources = rows["sources"]
+        unknown = {str(key) for row in sources for key in row} - {
+            f.name for f in dataclasses.fields(Settings)
+        }
+        recipe = msgspec.convert(sources, list[Settings])
     except (KeyError, TypeError):
         raise ConfigError(f"{path}: must have a list `sources`, each with source and root") from None
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{path}: sources: {error}") from None
     if unknown:
         raise ConfigError(
             f"{path}: sources: {sorted(unknown)[0]} is no key of a source; see Settings in videostr/data/build.py"
+        )
+    if strangers := sorted(roots.keys() - {each.source for each in recipe}):
+        raise ConfigError(
+            f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}; it has "
+            f"{', '.join(sorted({each.source for each in recipe}))}"
         )
     return [dataclasses.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
 
@@ -303,9 +336,12 @@ def _import(options: argparse.Namespace) -> int:
         dataclasses.replace(r, clip=dataclasses.replace(r.clip, video=str(root / r.clip.video)))
         for r in records
     ]
+    if not placed:
+        print(f"{options.out}: nothing is written: none of {len(rows)} rows of {options.file} can be used")
+        return 1
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
-    return 0 if records else 1
+    return 0
 
 
 IMPORTS: dict[str, Callable[..., Iterator[Record | Failure]]] = {

@@ -38,7 +38,7 @@ class Guessing:
     earned: float
     """Accuracy of the guesser, or mean relative accuracy of the best constant."""
     error: float
-    """Standard error of `earned`: of a mean over videos, since questions about one video share their answers."""
+    """Standard error of `earned`: of a mean over videos, since questions about one video share their answers; NaN of one."""
     chance: float | None
     """Accuracy of a coin; None for numbers."""
 
@@ -126,11 +126,13 @@ def _set(record: Record) -> tuple[tuple[str, str], int]:
 
 
 def _mean(records: Sequence[Record], values: Array) -> tuple[float, float]:
-    """Mean of [N] values, one a record, and its standard error with videos as the independent draws."""
+    """Mean of [N] values, one a record, and its standard error with videos as the independent draws; NaN of one video."""
     mean = float(values.mean())
     _, video = np.unique([record.clip.video for record in records], return_inverse=True)
     off = np.bincount(video, values - mean)
-    spread = math.sqrt(len(off) / max(1, len(off) - 1) * float(off @ off))
+    if len(off) < 2:
+        return mean, math.nan
+    spread = math.sqrt(len(off) / (len(off) - 1) * float(off @ off))
     return mean, spread / len(values)
 
 

@@ -3,7 +3,8 @@
 In: what is asked of each source. Out: a folder with
 
     records-00000.parquet ..   the records
-    frames/SCENE.frames.json   the images of every scene as a video (nothing is copied)
+    frames/SCENE.frames.json   the images of every scene as a video (nothing is copied); frames/1/SCENE.frames.json where
+                               source 1 of the recipe has other images of a scene that an earlier one has, too
     skipped.jsonl              everything that was left out, with file, line and reason
     README.md  stats.html      dataset card, plots
     build.json                 how far it is, and what it was asked for: the same command goes on after an interruption
@@ -46,6 +47,7 @@ from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError
+from videostr.graph import MAX_FRAMES
 from videostr.types import ClipSpec, Record
 from videostr.video import LIST_SUFFIX, ImageList
 
@@ -84,11 +86,21 @@ class Settings:
     """Those that are asked; () is all."""
 
     def __post_init__(self) -> None:
-        """Refuse families that do not exist.
+        """Refuse numbers that nothing can be built with, and families that do not exist.
 
         Raises:
-            ConfigError: names one, and those there are.
+            ConfigError: names the key, its value and the rule.
         """
+        if not 2 <= self.num_frames <= MAX_FRAMES:
+            raise ConfigError(
+                f"num_frames = {self.num_frames}: must be 2 to {MAX_FRAMES}, as many times as a graph may have"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed = {self.seed}: must not be negative")
+        for key in ("limit", "scenes", "clips", "questions", "height", "width"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
                 raise ConfigError(f"families: {name!r} is none; choose from {', '.join(FAMILIES)}")
@@ -123,6 +135,10 @@ class Job:
     """Of its source in the recipe."""
     settings: Settings
     name: str
+    images: str
+    """List of its images, below the dataset's folder."""
+    mark: str
+    """Part of the ids that tells questions about scenes of one name apart; "" for the first source that has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +173,12 @@ def build(
         return progress
     (out / "frames").mkdir(parents=True, exist_ok=True)
     jobs: list[Job] = []
+    first: dict[tuple[str, str], int] = {}
     for number, settings in enumerate(recipe):
         source = open_source(settings)
-        jobs += [Job(number, settings, name) for name in list(source.names)[: settings.scenes]]
+        for name in list(source.names)[: settings.scenes]:
+            earlier = first.setdefault((settings.source, name), number)
+            jobs.append(_job(number, settings, name, recipe[earlier] if earlier < number else None))
         if progress.scenes == 0:
             _note_skips(out, progress, source.skips)
     pending: list[Packed] = []
@@ -207,26 +226,49 @@ def open_source(settings: Settings) -> SceneSource:
     return source
 
 
-def scene_records(settings: Settings, scene: Scene) -> Iterator[tuple[Record, Balance | None]]:
-    """All questions about a scene, before balancing."""
+def _job(place: int, settings: Settings, name: str, first: Settings | None) -> Job:
+    """A scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
+    folder, mark = "", ""
+    if first is not None:
+        mark = f"{place}."
+        if (first.root, first.split) != (settings.root, settings.split):
+            folder = f"{place}/"
+    return Job(place, settings, name, _images(settings.source, name, folder), mark)
+
+
+def _images(source: str, name: str, folder: str = "") -> str:
+    return f"frames/{folder}{source}-{name.replace('/', '-')}{LIST_SUFFIX}"
+
+
+def scene_records(
+    settings: Settings, scene: Scene, images: str = "", mark: str = ""
+) -> Iterator[tuple[Record, Balance | None]]:
+    """All questions about a scene, before balancing.
+
+    Args:
+        settings: of its source.
+        scene: as the source reads it.
+        images: `Job.images`; "" where no other source has a scene of this name.
+        mark: `Job.mark`.
+    """
     name = int.from_bytes(hashlib.sha256(f"{scene.source}/{scene.name}".encode()).digest()[:8])
     rng = np.random.default_rng([settings.seed, name])
-    video = f"frames/{_file_name(scene.source, scene.name)}"
+    video = images or _images(scene.source, scene.name)
     if (file := scene.video_file) is not None:
         video = str((Path(settings.root) / file).resolve())
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
         for number, asked in enumerate(ask(view, rng, settings.questions, settings.families)):
-            yield _record(settings, video, view, asked, number, rng), asked.balance
+            identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{asked.family}/{number}"
+            yield _record(settings, identity, video, view, asked, rng), asked.balance
 
 
 def _record(
-    settings: Settings, video: str, view: ClipView, asked: Asked, number: int, rng: np.random.Generator
+    settings: Settings, identity: str, video: str, view: ClipView, asked: Asked, rng: np.random.Generator
 ) -> Record:
-    scene = view.scene
     labels = view.graph_labels(asked.labels, rng)
     return Record(
-        id=f"{scene.source}/{scene.name}/{view.number}/{asked.family}/{number}",
-        source=scene.source,
+        id=identity,
+        source=view.scene.source,
         family=asked.family,
         question=asked.text,
         options=asked.options,
@@ -252,8 +294,9 @@ def _source_of_process(settings: Settings) -> SceneSource:
     return open_source(settings)
 
 
-def _make(settings: Settings, name: str) -> Part:
+def _make(job: Job) -> Part:
     """What a worker does."""
+    settings, name = job.settings, job.name
     scene = _source_of_process(settings).read(name)
     if isinstance(scene, Skip):
         return Part([], (scene,), None)
@@ -261,7 +304,8 @@ def _make(settings: Settings, name: str) -> Part:
     if scene.video_file is None:
         frames = tuple((frame.t, frame.image) for frame in scene.frames)
         images = ImageList(root=str(Path(settings.root).resolve()), fps=scene.fps, frames=frames)
-    records = [(_pack(record_to_row(record)), balance) for record, balance in scene_records(settings, scene)]
+    asked = scene_records(settings, scene, job.images, job.mark)
+    records = [(_pack(record_to_row(record)), balance) for record, balance in asked]
     skips = scene.skips
     if not records:
         detail = (
@@ -290,7 +334,7 @@ def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tu
     ):
         waiting: deque[tuple[Job, Future[Part] | None]] = deque()
         for job in jobs:
-            future = None if _room(progress, job) == 0 else pool.submit(_make, job.settings, job.name)
+            future = None if _room(progress, job) == 0 else pool.submit(_make, job)
             waiting.append((job, future))
             if len(waiting) >= AHEAD * workers:
                 yield _finished(*waiting.popleft())
@@ -345,8 +389,9 @@ def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, p
     progress.by_source[str(job.place)] = progress.by_source.get(str(job.place), 0) + len(kept)
     _note_skips(out, progress, part.skips)
     if part.images is not None and part.records:
-        name = _file_name(job.settings.source, job.name)
-        write_json(out / "frames" / name, msgspec.to_builtins(part.images))
+        path = out / job.images
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, msgspec.to_builtins(part.images))
     return kept
 
 
@@ -427,10 +472,6 @@ def _shard(out: Path, number: int) -> Path:
 
 def _waiting_path(out: Path, progress: Progress) -> Path:
     return out / f"waiting-{progress.shards:05d}.parquet"
-
-
-def _file_name(source: str, name: str) -> str:
-    return f"{source}-{name.replace('/', '-')}{LIST_SUFFIX}"
 
 
 def skip_table(progress: Progress) -> str:

@@ -6,6 +6,7 @@ In: a dataset's folder. Out: `Stats`, and the two files beside the shards.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +108,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
                 "family": g.family,
                 "questions": g.questions,
                 "earned": round(g.earned, 3),
-                "error": round(g.error, 3),
+                "error": None if math.isnan(g.error) else round(g.error, 3),
                 "chance": g.chance and round(g.chance, 3),
             }
             for g in guessed

@@ -39,7 +39,7 @@ SPACINGS_S = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class ClipView:
-    """A scene during one clip; F selected frames, N tracks."""
+    """A scene during one clip; F selected frames, N tracks seen in them, M tracks of the scene."""
 
     scene: Scene
     number: int
@@ -60,21 +60,29 @@ class ClipView:
     @cached_property
     def tracks(self) -> tuple[Track, ...]:
         """[N] those seen in at least one selected frame, in the scene's order."""
-        return tuple(
-            track
-            for track, seen in zip(self.scene.tracks, self._seen(self.scene.tracks, SEEN), strict=True)
-            if seen.any()
-        )
+        return tuple(self.scene.tracks[m] for m in self._chosen)
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """[N] which of the scene's tracks are seen in at least one selected frame."""
+        return np.flatnonzero(self._seen(SEEN).any(1))
 
     @cached_property
     def seen(self) -> np.ndarray:
         """[N, F] whether a track is seen at a selected frame."""
-        return self._seen(self.tracks, SEEN)
+        seen: np.ndarray = self._seen(SEEN)[self._chosen]
+        return seen
 
     @cached_property
     def clear(self) -> np.ndarray:
         """[N, F] whether it is seen well enough to be asked about."""
-        return self._seen(self.tracks, CLEAR)
+        clear: np.ndarray = self.all_clear[self._chosen]
+        return clear
+
+    @cached_property
+    def all_clear(self) -> np.ndarray:
+        """[M, F] `clear` of all tracks of the scene, those that are seen in no selected frame included."""
+        return self._seen(CLEAR)
 
     @cached_property
     def large(self) -> np.ndarray:
@@ -85,7 +93,13 @@ class ClipView:
     @cached_property
     def visibility(self) -> Array:
         """[N, F] share that can be seen; 0 where it is not annotated."""
-        return self._at_frames(self.tracks, "visibility", 0.0)[..., 0]
+        visibility: Array = self.all_visibility[self._chosen]
+        return visibility
+
+    @cached_property
+    def all_visibility(self) -> Array:
+        """[M, F] `visibility` of all tracks of the scene."""
+        return self._at_frames(self.scene.tracks, "visibility", 0.0)[..., 0]
 
     @cached_property
     def positions(self) -> Array:
@@ -145,6 +159,11 @@ class ClipView:
         """[N] labels of the tracks."""
         return tuple(track.label for track in self.tracks)
 
+    @cached_property
+    def all_labels(self) -> tuple[str, ...]:
+        """[M] labels of all tracks of the scene."""
+        return tuple(track.label for track in self.scene.tracks)
+
     def camera_path(self, first: int, last: int) -> float:
         """Metres that the camera goes from one selected frame to another, through all annotated frames between."""
         poses = [
@@ -166,7 +185,15 @@ class ClipView:
     @cached_property
     def distances(self) -> Array:
         """[N, F] metres from the camera; NaN where not annotated. 3-D only."""
-        return self._distances(self.tracks)
+        distances: Array = self.all_distances[self._chosen]
+        return distances
+
+    @cached_property
+    def all_distances(self) -> Array:
+        """[M, F] `distances` of all tracks of the scene. 3-D only."""
+        world = self._at_frames(self.scene.tracks, "centers", np.nan)
+        distances: Array = np.linalg.norm(world - self._poses[None, :, :3, 3], axis=-1)
+        return distances
 
     @cached_property
     def lead(self) -> Array:
@@ -174,9 +201,8 @@ class ClipView:
 
         Infinite where there is no other; -inf in 2-D where there are some; NaN where it is not annotated itself.
         """
-        of_all, of_own = (
-            self._distances(t) if self.is_3d else self._there(t) for t in (self.scene.tracks, self.tracks)
-        )
+        of_all = self.all_distances if self.is_3d else self._there
+        of_own = of_all[self._chosen]
         lead = np.full(of_own.shape, np.nan)
         for n, track in enumerate(self.tracks):
             others = [
@@ -189,14 +215,10 @@ class ClipView:
         lead[np.isnan(of_own)] = np.nan
         return lead
 
-    def _there(self, tracks: Sequence[Track]) -> Array:
-        """[N, F] 0 where a track is annotated, else NaN."""
-        return self._at_frames(tracks, "visibility", np.nan)[..., 0] * 0
-
-    def _distances(self, tracks: Sequence[Track]) -> Array:
-        world = self._at_frames(tracks, "centers", np.nan)
-        distances: Array = np.linalg.norm(world - self._poses[None, :, :3, 3], axis=-1)
-        return distances
+    @property
+    def _there(self) -> Array:
+        """[M, F] 0 where a track of the scene is annotated, else NaN."""
+        return self._at_frames(self.scene.tracks, "visibility", np.nan)[..., 0] * 0
 
     @cached_property
     def _poses(self) -> Array:
@@ -269,10 +291,11 @@ class ClipView:
                 chosen.add(str(label))
         return frozenset(chosen)
 
-    def _seen(self, tracks: Sequence[Track], share: float) -> np.ndarray:
-        seen: np.ndarray = self._at_frames(tracks, "visibility", 0.0)[..., 0] >= share
+    def _seen(self, share: float) -> np.ndarray:
+        """[M, F]"""
+        seen: np.ndarray = self.all_visibility >= share
         if self.is_3d:
-            seen &= self._distances(tracks) <= RANGE_M
+            seen &= self.all_distances <= RANGE_M
         return seen
 
     def _at_frames(self, tracks: Sequence[Track], name: str, missing: float) -> Array:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from videostr.data.asked import Asked, Balance, Rng, choice, ladder, number, worded
-from videostr.data.clips import CLEAR, ClipView
+from videostr.data.clips import ClipView
 from videostr.data.naming import (
     UNSURE,
     UNSURE_M,
@@ -48,7 +48,7 @@ from videostr.data.naming import (
     pick_named,
     plain,
 )
-from videostr.data.scene import Array
+from videostr.data.scene import Array, ground_axes
 from videostr.types import Answer, AnswerKind
 
 COUNT_WITHIN_M = 30.0
@@ -96,25 +96,24 @@ def _counting(view: ClipView, rng: Rng) -> Asked | None:
     if not labels:
         return None
     label = str(rng.choice(labels))
-    of_label = np.array([other == label for other in view.labels])
+    # Of all in the scene: one that is too hidden everywhere to be among the view's tracks makes the count doubtful, too.
+    of_label = np.array([other == label for other in view.all_labels])
+    shown, clear = view.all_visibility[of_label] > 0, view.all_clear[of_label]
     if all(track.is_static for track in view.tracks):
-        best = view.visibility[of_label].max(1)
-        if ((best > 0) & (best < CLEAR)).any():
+        count = int(clear.any(1).sum())
+        if count == 0 or shown.any(1).sum() > count:
             return None
-        return _count(rng, COUNT_ROOM, int(of_label.sum()), label)
+        return _count(rng, COUNT_ROOM, count, label)
     f = int(rng.integers(len(view.frames)))
-    visibility = view.visibility[of_label, f]
-    where = ""
+    counted, where = shown[:, f], ""
     if view.is_3d:
-        distance = np.linalg.norm(view.in_camera(f)[of_label], axis=1)
+        distance = view.all_distances[of_label, f]
         if (np.abs(distance - COUNT_WITHIN_M) < UNSURE * COUNT_WITHIN_M).any():
             return None
-        visibility = visibility[distance < COUNT_WITHIN_M]  # NaN where not annotated
+        counted = distance < COUNT_WITHIN_M  # NaN where not annotated
         where = f" within {COUNT_WITHIN_M:g} m of the camera"
-    else:
-        visibility = visibility[visibility > 0]
-    count = len(visibility)
-    if count == 0 or (visibility < CLEAR).any():
+    count = int(counted.sum())
+    if count == 0 or not clear[counted, f].all():
         return None
     return _count(rng, COUNT_AT, count, label, t=view.times[f], where=where)
 
@@ -148,16 +147,17 @@ def _direction_camera(view: ClipView, rng: Rng) -> Asked | None:
     a, b = pair = list(names)
     in_depth = view.is_3d and bool(rng.integers(2))
     if in_depth:
-        depth = view.in_camera(f)[[a, b], 2]
-        gap, least = depth[0] - depth[1], max(UNSURE_M, UNSURE * abs(float(depth.max())))
+        # By depth as by distance: of two things, the one farther to the side may be nearer in one and farther in the other.
+        far = np.array([view.in_camera(f)[pair, 2], view.distances[pair, f]])
+        gaps, least = far[:, 0] - far[:, 1], np.maximum(UNSURE_M, UNSURE * np.abs(far.max(1)))
         words, texts = ("nearer to the camera", "farther from the camera"), DEPTH
     else:
-        centres = (view.boxes[[a, b], f, 0] + view.boxes[[a, b], f, 2]) / 2
-        gap, least = centres[0] - centres[1], UNSURE_PX
+        centres = (view.boxes[pair, f, 0] + view.boxes[pair, f, 2]) / 2
+        gaps, least = centres[:1] - centres[1:], np.array([UNSURE_PX])
         words, texts = ("left", "right"), SIDE
-    if not abs(gap) >= least:
+    if not ((gaps >= least).all() or (-gaps >= least).all()):
         return None
-    truth = words[int(gap > 0)]
+    truth = words[int(gaps[0] > 0)]
     text = worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
     return choice("direction_camera", rng, text, truth, words, labels_of(view, pair), tuple(names.values()))
 
@@ -576,11 +576,6 @@ def _places(view: ClipView, tracks: Sequence[int], f: int) -> Array:
 
 
 def _level(view: ClipView, n: int, f: int) -> Array:
-    """[2] position over the ground: to the right of, and along the first camera's level direction."""
-    up = view.up0
-    forward = np.array([0.0, 0.0, 1.0])
-    forward = forward - up * (up @ forward)
-    forward /= np.linalg.norm(forward)
-    right = np.cross(forward, up)
-    place = view.positions[n, f]
-    return np.array([place @ right, place @ forward])
+    """[2] position over the ground, along axes of which the first lies to the right of the second, seen from above."""
+    place: Array = np.array(ground_axes(tuple(view.up0))) @ view.positions[n, f]
+    return place

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
     for as many as the other shards hold on average.
 
     Raises:
-        DataError: the folder has no shard, or a shard follows another schema.
+        DataError: the folder has no shard, its shards have no row, or a shard follows another schema.
     """
     shards = sorted(Path(folder).glob("records-*.parquet"))
     if not shards:
@@ -89,6 +90,8 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
             f"python -m videostr.data build --source tabletop --out {folder}"
         )
     promised = {shard: rows for shard in shards if (rows := _promised_rows(shard)) is not None}
+    if len(promised) == len(shards) and not any(promised.values()):
+        raise DataError(f"{folder}: its records-*.parquet have no rows; build the dataset again")
     typical = round(np.mean(list(promised.values()))) if promised else 1
     seen: set[str] = set()
     for shard in shards:
@@ -250,6 +253,11 @@ def _clip(row: dict[str, Any], origin: str) -> ClipSpec:
         raise RecordError(f"{origin}: clip.video is empty; it must name a file")
     if not row["num_frames"] or row["num_frames"] < 1:
         raise RecordError(f"{origin}: clip.num_frames = {row['num_frames']}: must be at least 1")
+    for name in ("start_s", "end_s"):
+        if row[name] is not None and not math.isfinite(row[name]):
+            raise RecordError(
+                f"{origin}: clip.{name} = {row[name]}: must be a finite number of seconds, or null"
+            )
     start = row["start_s"] or 0.0
     if row["end_s"] is not None and row["end_s"] < start:
         raise RecordError(f"{origin}: clip.end_s = {row['end_s']} lies before clip.start_s = {start}")

@@ -39,7 +39,7 @@ class RecordSource:
         """Rows and shards that cannot be used."""
         if not self.records:
             reasons = "; ".join(failure.detail for failure in self.failures[:3])
-            raise DataError(f"{folder}: has no usable record: {reasons or 'its shards have no rows'}")
+            raise DataError(f"{folder}: has no usable record: {reasons}")
 
     def draw(self, position: int) -> Drawn | Failure:
         """The record at a position of the endless seeded order; every epoch is a new permutation."""

@@ -21,6 +21,7 @@ from PIL import Image
 from videostr.data import build as building
 from videostr.data.__main__ import main
 from videostr.data.build import Settings, build
+from videostr.data.leakage import find
 from videostr.data.records import SCHEMA, read_records, write_records
 from videostr.errors import ConfigError, DataError
 from videostr.types import AnswerKind, Record
@@ -142,6 +143,23 @@ def test_limits_and_recipes(street: Path, tmp_path: Path) -> None:
     recipe = [settings(street, limit=30), settings(street, seed=1, limit=25, scenes=2)]
     progress = build(tmp_path / "two", recipe, workers=1)
     assert (progress.records, progress.by_source) == (55, {"0": 30, "1": 25})
+    records = [row for row in read_records(tmp_path / "two") if isinstance(row, Record)]
+    assert len(records) == 55  # none has the id of another
+    assert {r.clip.video.count("/") for r in records} == {1}  # one list for the same images
+
+
+def test_scenes_of_one_name_in_two_roots_keep_their_images(street: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(street, other)
+    build(out, [settings(root, scenes=2, limit=20) for root in (street, other)], workers=1)
+    records = [row for row in read_records(out) if isinstance(row, Record)]
+    roots = [json.loads((out / r.clip.video).read_text())["root"] for r in records]
+    assert roots == [str(street.resolve())] * 20 + [str(other.resolve())] * 20
+    assert {r.clip.video for r in records[20:]} == {
+        f"frames/1/kitti-{r.id.split('/')[1]}.frames.json" for r in records[20:]
+    }
+    (tmp_path / "list.txt").write_text("kitti: 0000\nkitti: 0001\n")
+    assert len(find(records, [tmp_path / "list.txt"])) == 40
 
 
 def test_excluded_scenes_and_broken_files_are_told(
@@ -307,8 +325,39 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
             ["--recipe", "configs/data/stv.yaml", "--root", "here", "--out", "x"],
             "must be NAME=DIR, e.g. kitti=here",
         ),
+        (
+            ["--recipe", "configs/data/stv.yaml", "--root", "kiti=here", "--out", "x"],
+            "configs/data/stv.yaml has no source 'kiti'; it has kitti, scannet, tao",
+        ),
+        *(
+            (["--recipe", "configs/data/stv.yaml", name, value, "--out", "x"], f"{name}: cannot go with --recipe; what is asked")
+            for name, value in (("--limit", "9"), ("--seed", "0"), ("--frames", "8"), ("--families", "size"),
+                                ("--split", "train"), ("--size", "64x64"), ("--scenes", "1"), ("--clips", "1"),
+                                ("--questions", "1"), ("--difficulty", "easy"))
+        ),
+        *(
+            (["--source", "kitti", "--root", "/nowhere", name, value, "--out", "x"], message)
+            for name, value, message in (
+                ("--frames", "17", "num_frames = 17: must be 2 to 16"),
+                ("--frames", "1", "num_frames = 1: must be 2 to 16"),
+                ("--seed", "-1", "seed = -1: must not be negative"),
+                ("--limit", "0", "limit = 0: must be at least 1"),
+                ("--questions", "0", "questions = 0: must be at least 1"),
+                ("--size", "64x0", "height = 0: must be at least 1"),
+                ("--workers", "0", "--workers 0: must be at least 1"),
+            )
+        ),
+        *(
+            (["--source", "tabletop", "--scenes", "1", name, value, "--out", "x"], message)
+            for name, value, message in (
+                ("--seed", "-1", "--seed -1: must be at least 0"),
+                ("--scenes", "0", "--scenes 0: must be at least 1"),
+                ("--questions", "0", "--questions 0: must be at least 1"),
+                ("--workers", "0", "--workers 0: must be at least 1"),
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments_are_refused(
     arguments: list[str],
     message: str,
@@ -331,3 +380,30 @@ def test_a_recipe_with_an_unknown_value_is_refused(
     recipe.write_text("sources:\n  - {source: kitti, root: here, limits: 4}\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
     assert "limits" in capsys.readouterr().err
+    recipe.write_text("sources:\n  - {source: kitti, root: here, num_frames: 17}\n")
+    assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
+    assert "r.yaml: sources: num_frames = 17: must be 2 to 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"sources: [", b"sources: \xff", b"sources: {a: b", b"\x00", b"a: ${b"])
+def test_a_recipe_that_is_no_yaml_is_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_bytes(content)
+    assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
+    assert "r.yaml: not readable as YAML: " in capsys.readouterr().err
+
+
+def test_a_list_of_excluded_scenes_holds_for_every_source_of_a_recipe(street: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("0001\n")
+    (tmp_path / "benchmark.txt").write_text("0000\n0003\n")
+    source = f"{{source: kitti, root: {street}, scenes: 3, num_frames: 4, clips: 3"
+    (tmp_path / "r.yaml").write_text(
+        f"sources:\n  - {source}}}\n  - {source}, seed: 1, exclude: [{tmp_path / 'own.txt'}]}}\n"
+    )
+    command = ["build", "--recipe", str(tmp_path / "r.yaml"), "--exclude", str(tmp_path / "benchmark.txt")]
+    assert main([*command, "--out", str(tmp_path / "x"), "--workers", "1"]) == 0
+    records = [row for row in read_records(tmp_path / "x") if isinstance(row, Record)]
+    assert {r.id.split("/")[1] for r in records} == {"0001", "0002", "0004"}
+    assert {r.id.split("/")[1] for r in records if "." in r.id.split("/")[2]} == {"0002", "0004"}

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from videostr import graph as graphs
+from videostr.data.__main__ import main
 from videostr.data.exchange import (
     export_easyr1,
     export_trl,
@@ -214,6 +215,17 @@ def test_video_r1_id_twice(tmp_path: Path) -> None:
     assert isinstance(again, Failure)
     assert "NextQA/1234/17" in again.detail
     assert "rows.jsonl:2: " in again.detail
+
+
+def test_import_of_nothing_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows.write_text("{}\n")
+    command = ["import", str(rows), "--format", "video-r1", "--out", str(out)]
+    assert main(command) == 1
+    assert f"nothing is written: none of 1 rows of {rows} can be used" in capsys.readouterr().out
+    assert not out.exists()
+    export_video_r1(RECORDS, rows, tmp_path)
+    assert main(command) == 0
 
 
 def test_video_r1_missing_file(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ def names_reference_first(found: Asked) -> bool:
 
 def test_left_and_right_near_and_far() -> None:
     seen = set()
+    # By the camera's depth the car is nearer than the bus, and farther in a straight line; nothing is asked of them.
+    aside = [track("a", "car", [(9.0, 1.0, 10.0)] * FRAMES), track("b", "bus", [(0.0, 1.0, 12.2)] * FRAMES)]
+    wide = scene([replace(each, boxes=None) for each in aside], frames=FRAMES, drive=0.0)
+    assert not list(asked("direction_camera", wide))
     for found in asked("direction_camera", street()):
         a, b = named(found)[:: -1 if names_reference_first(found) else 1]
         (ax, az), (bx, bz) = (place(label, at(found)) for label in (a, b))
@@ -85,14 +89,32 @@ def test_left_and_right_near_and_far() -> None:
             expected = "left" if ax / az < bx / bz else "right"  # in the image
         else:
             expected = "nearer to the camera" if az < bz else "farther from the camera"
+            assert (az < bz) == (np.hypot(ax, az) < np.hypot(bx, bz))
         assert right(found) == expected
         seen.add(expected)
     assert len(seen) == 4
 
 
-def test_direction_from_where_an_object_stands() -> None:
+def pitched(axes: list[tuple[int, int, int]]) -> Scene:
+    """The street; `axes` are those of the camera, in the world."""
+    pose = np.eye(4)
+    pose[:3, :3] = np.transpose(axes)
+    return street(frames=tuple(replace(frame, camera_to_world=pose) for frame in street().frames))
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+        [(1, 0, 0), (0, 0, -1), (0, 1, 0)],
+        [(0, 0, 1), (1, 0, 0), (0, 1, 0)],
+    ],
+    ids=["ahead", "straight down", "straight down, turned"],
+)
+def test_direction_from_where_an_object_stands(axes: list[tuple[int, int, int]]) -> None:
     seen = set()
-    for found in asked("direction_object", street()):
+    assert ask(ClipView(pitched(axes), 0, tuple(range(FRAMES))), np.random.default_rng(0), 100)
+    for found in asked("direction_object", pitched(axes)):
         names = named(found)
         a, b, c = (place(label, at(found)) for label in names)
         # Turn the facing direction onto the second axis: then x > 0 is right, y > 0 in front.
@@ -175,14 +197,27 @@ def test_counting_leaves_out_what_is_beyond_doubt_only() -> None:
     assert {(f.answer.value, f.labels) for f in asked("counting", given)} == {(2.0, frozenset({"dog"}))}
     assert "within 30 m" in next(asked("counting", given)).text
     assert {f.balance.value for f in asked("counting", given) if f.balance} == {"more"}
-    hidden = replace(pair[1], visibility=np.full(FRAMES, 0.4))
     border = replace(pair[1], centers=np.tile([5.0, 1.0, 29.0], (FRAMES, 1)))
     away = replace(pair[1], centers=np.tile([5.0, 1.0, 45.0], (FRAMES, 1)))
-    assert not list(asked("counting", replace(given, tracks=(pair[0], hidden))))
     assert not list(asked("counting", replace(given, tracks=(pair[0], border))))
     assert {f.answer.value for f in asked("counting", replace(given, tracks=(pair[0], away)))} == {1.0}
     # A federated source counts only what it has verified.
     assert not list(asked("counting", replace(given, countable=frozenset({"cat"}))))
+
+
+@pytest.mark.parametrize("kind", ["street", "room", "image"])
+def test_one_that_is_not_clear_forbids_to_count(kind: str) -> None:
+    pair = [
+        track(name, "dog", [(x, 1.0, 15.0)] * FRAMES, is_static=kind == "room")
+        for name, x in (("a", 0.0), ("b", 5.0))
+    ]
+    given = scene(pair, frames=FRAMES, drive=0.0)
+    if kind == "image":
+        given = replace(given, up=None, frames=tuple(replace(f, camera_to_world=None) for f in given.frames))
+    assert {f.answer.value for f in asked("counting", given)} == {2.0}
+    for share in (0.4, 0.25, 0.1):  # below 0.3 it is not even among the objects of the clip
+        hidden = replace(pair[1], visibility=np.full(FRAMES, share))
+        assert not list(asked("counting", replace(given, tracks=(pair[0], hidden))))
 
 
 def test_order_and_presence() -> None:

@@ -422,6 +422,8 @@ def ply_vertices(data: bytes) -> Array:
     if end is None or not data.startswith(b"ply"):
         raise ValueError("has no PLY header")
     encoding, count, fields = _ply_header(data[: end.start()].decode("ascii", "replace").splitlines())
+    if count > len(data):
+        raise ValueError(f"{len(data)} bytes are too few for {count} vertices")
     if encoding == "ascii":
         rows = [line.split() for line in data[end.end() :].split(b"\n", count)[:count]]
         table = np.array(rows, dtype=float)  # a ValueError where rows differ in length
@@ -465,6 +467,8 @@ def _ply_header(lines: Sequence[str]) -> tuple[str, int, list[tuple[str, str]]]:
 
 def _hull_area(points: Array) -> float | None:
     """Area of the convex hull of [N, 2] points, m^2; None where they span none."""
+    if not len(points):
+        return None
     try:
         return float(ConvexHull(points).volume)
     except QhullError:

@@ -353,6 +353,11 @@ def test_room_size_is_the_hull_of_the_floor(tmp_path: Path) -> None:
 def test_floor_without_an_area(tmp_path: Path) -> None:
     write_scan(tmp_path, [("floor", np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]])), BOX])
     assert scene_of(tmp_path).room_size is None
+    file = tmp_path / FOLDER / f"{NAME}.aggregation.json"
+    tree = json.loads(file.read_text())
+    tree["segGroups"][0]["segments"] = []
+    file.write_text(json.dumps(tree))
+    assert scene_of(tmp_path).room_size is None
 
 
 # ------------------------------------------------------------------------------------------------------ frames
@@ -617,6 +622,8 @@ XYZ = ("property float x", "property float y", "property float z")
         ("binary_little_endian", ("element vertex 0", *XYZ)),
         ("binary_little_endian", ("element vertex many", *XYZ)),
         ("binary_little_endian", ("element vertex 9000000000000000000", *XYZ)),
+        ("binary_little_endian", (f"element vertex {10**20}", *XYZ)),
+        ("ascii", (f"element vertex {10**20}", *XYZ)),
         ("binary_little_endian", ("element face 1", "property int a", "element vertex 1", *XYZ)),
         ("binary_little_endian", ("element face 1", *XYZ)),
         ("binary_middle_endian", ("element vertex 1", *XYZ)),
