@@ -534,17 +534,27 @@ def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
         raise ConfigError(
             f"{path}: holds a {type(file).__name__}, must be a mapping of sections such as `model:`"
         )
-    for text in overrides:
-        if "=" not in text:
-            raise ConfigError(f"override {text!r}: must be key=value, e.g. train.steps=10")
+    given = [_override(text) for text in overrides]
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), file, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), file, *given)
         _refuse_interpolation(path, OmegaConf.to_container(merged, resolve=False))
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = error.full_key or "?"
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping for a list
+        key = getattr(error, "full_key", None) or "?"
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path}: {key}: {first}; keys and types are listed in docs/config.md") from error
+
+
+def _override(text: str) -> DictConfig:
+    if "=" not in text:
+        raise ConfigError(f"override {text!r}: must be key=value, e.g. train.steps=10")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:  # as of a file
+        problem = " ".join(str(error).split())
+        raise ConfigError(
+            f"override {text!r}: not readable as YAML: {problem}; quote the value, e.g. run.name='\"@x\"'"
+        ) from error
 
 
 def _refuse_interpolation(path: str | Path, tree: Any, key: str = "") -> None:
@@ -567,6 +577,11 @@ def _positive(section: str, values: Any, *names: str) -> list[tuple[bool, str]]:
 
 def _bound(key: str, value: float, holds: Callable[[float], bool], rule: str) -> tuple[bool, str]:
     return holds(value), f"{key} = {value}: must be {rule}"
+
+
+def seed_rule(key: str, value: int) -> tuple[bool, str]:
+    """Whether NumPy, torch and vLLM take a seed, and what is said where they do not."""
+    return _bound(key, value, lambda v: 0 <= v < 2**32, f"at least 0 and at most {2**32 - 1}")
 
 
 def _rollout_rules(
@@ -623,6 +638,7 @@ def _evaluation_rules(c: EvaluationConfig) -> list[tuple[bool, str]]:
         _bound("frames.fps", c.frames.fps, lambda v: v >= 0, "at least 0"),
         _bound("temperature", c.temperature, lambda v: v >= 0, "at least 0"),
         _bound("limit", c.limit, lambda v: v >= 0, "at least 0"),
+        seed_rule("seed", c.seed),
         (bool(c.root), 'root = "": must name the folder with the files of the benchmark; set root=DIR'),
         (bool(c.model), 'model = "": must name the policy to evaluate; set model=DIR'),
         (
@@ -636,6 +652,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     gpu_rollout = c.rollout.num_gpus > 0
     gpu_learner = c.learner.num_gpus > 0
     return [
+        seed_rule("run.seed", c.run.seed),
+        seed_rule("data.tabletop.seed", c.data.tabletop.seed),
         *_positive("sampling", c.sampling, "temperature", "max_tokens"),
         *_rollout_rules(c.rollout, c.sampling.max_tokens),
         *_positive(
@@ -747,6 +765,7 @@ def _logging_rules(c: LoggingConfig) -> list[tuple[bool, str]]:
 def _coldstart_rules(c: ColdStartConfig) -> list[tuple[bool, str]]:
     return [
         *_positive("coldstart", c, "steps", "batch_size", "lr", "max_grad_norm", "threads"),
+        seed_rule("seed", c.seed),
         _bound("ends_only", c.ends_only, lambda v: 0 <= v <= 1, "in [0, 1]"),
         (bool(c.data), 'data = "": must name a record dataset; build one with python -m videostr.data build'),
         (bool(c.out), 'out = "": must name the folder for the result'),

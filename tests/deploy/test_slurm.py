@@ -120,6 +120,7 @@ def _processes_of(temporary: str) -> list[str]:
         ({}, [], "no arguments"),
         ({"SLURM_JOB_ID": ""}, ["--config", "x"], "submit this script with sbatch"),
         ({"VENV": "/nowhere"}, ["--config", "x"], "make the environment with EXTRA=gpu"),
+        ({"VENV": "other"}, ["--config", "x"], "/project/other/bin/ray is not there"),
         ({"SLURM_SUBMIT_DIR": "/tmp"}, ["--config", "x"], "submit the job in it"),
     ],
 )

@@ -78,6 +78,7 @@ def test_coldstart_round_trip(tmp_path: Path) -> None:
         (SPARSE, ["train.steps=many"], ["train.steps", "many"]),
         (SPARSE, ["loss.name=reinforce"], ["loss.name", "reinforce"]),
         (SPARSE, ["run.seed=1.5"], ["run.seed", "1.5"]),
+        (SPARSE, ["learner.betas={a: 1}"], ["incompatible container types"]),
         (SPARSE, ["learner.betas=[0.9]"], ["length 1 does not match type hint length 2"]),
         (SPARSE, ["train.steps"], ["train.steps", "key=value"]),
         ("[1, 2]", [], ["must be a mapping"]),
@@ -93,6 +94,15 @@ def test_a_bad_key_or_value_is_refused_by_name(
         load(path, overrides)
     for word in [str(path), *words] if "=" in "".join(overrides) or not overrides else words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["run.name=@x", "model.path=[", "run.name=*x", "run.name='x"])
+def test_an_override_that_is_no_yaml_is_refused_by_name(write: Callable[[str], Path], override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(SPARSE), ["train.steps=3", override])
+    assert str(caught.value).startswith(f"override {override!r}: not readable as YAML: ")
+    assert "quote the value" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -172,6 +182,7 @@ RANGES: list[tuple[str, object]] = [
         for key in ("loss.kl_coef", "evaluate.prompts", "train.checkpoint_every", "train.traces_every")
     ],
     *[(key, 1.5) for key in ("reward.node_weight", "data.max_bad_fraction")],
+    *[(key, value) for key in ("run.seed", "data.tabletop.seed") for value in (-1, 2**32)],
     ("learner.zero_stage", 4),
     ("learner.warmup_steps", -1),
     ("learner.vision_cache_gib", -1),
@@ -218,6 +229,7 @@ def test_all_broken_rules_are_told_at_once() -> None:
         (["data=''"], 'data = ""'),
         (["out=''"], 'out = ""'),
         (["steps=0"], "coldstart.steps = 0"),
+        (["seed=-1"], "seed = -1: must be at least 0"),
         (["x=1"], "x"),
     ],
 )

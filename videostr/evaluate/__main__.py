@@ -4,6 +4,8 @@
     --predictions FILE.jsonl --benchmark NAME --root DIR           score texts that exist; prints JSON
     --compare DIR DIR ... --out DIR                                results side by side, the first one the base
 
+Options that do not go with the first one are refused.
+
 Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
 """
 
@@ -51,7 +53,7 @@ from videostr.evaluate.run import (
     verdict_of,
     write_rows,
 )
-from videostr.evaluate.statistics import comparisons, intervals
+from videostr.evaluate.statistics import Interval, comparisons, intervals
 from videostr.evaluate.sti_bench import StiBench
 from videostr.evaluate.tables import Evaluated
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
@@ -63,6 +65,18 @@ from videostr.types import Failure
 log = logging.getLogger("videostr.evaluate")
 PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
 NAMES = ("sti_bench", "vsi_bench", "v_star", "records")
+AS_KEY = {
+    "benchmark": "benchmark={}",
+    "root": "root={}",
+    "mode": "modes=[{}]",
+    "out": "dir={}",
+    "seed": "seed={}",
+    "bootstrap": "bootstrap={}",
+}
+"""Option -> the key of a config that says the same."""
+TAKES = {"config": (), "predictions": tuple(AS_KEY), "compare": ("out", "seed", "bootstrap")}
+"""What is done -> the other options that go with it."""
+DEFAULTS = {"mode": Mode.DIRECT.value, "seed": 0, "bootstrap": 2000}
 IN_FLIGHT = 2
 """Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
 RESULT = "figures.json"
@@ -74,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     log_to_console(sys.stderr if options.predictions else sys.stdout)
     try:
+        _check(options)
         if options.compare:
             return _compare(options)
         if options.predictions:
@@ -95,12 +110,57 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="folders with figures.json")
     parser.add_argument("--benchmark", choices=NAMES)
     parser.add_argument("--root", type=Path, help="folder with the benchmark's files")
-    parser.add_argument("--mode", choices=[mode.value for mode in Mode], default="direct")
+    parser.add_argument("--mode", choices=[mode.value for mode in Mode], help="default direct")
     parser.add_argument("--out", type=Path, help="folder for the tables")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bootstrap", type=int, default=2000)
+    parser.add_argument("--seed", type=int, help="default 0")
+    parser.add_argument("--bootstrap", type=int, help="resamples, default 2000")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. modes=[direct,think,graph]")
     return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored, fill in `DEFAULTS`, make the folder `--out`.
+
+    Raises:
+        ConfigError: an option does not go with what is done, its value is out of range, or `--out` can be no folder.
+    """
+    done = next(name for name in TAKES if getattr(options, name) is not None)
+    given = {name: getattr(options, name) for name in AS_KEY if getattr(options, name) is not None}
+    surplus = [name for name in given if name not in TAKES[done]]
+    if surplus:
+        as_keys = " ".join(AS_KEY[name].format(given[name]) for name in surplus)
+        raise ConfigError(
+            f"--{done} does not take {', '.join(f'--{name}' for name in surplus)}; "
+            + (f"write {as_keys} in place of it" if done == "config" else "leave it out")
+        )
+    if options.overrides and done != "config":
+        raise ConfigError(
+            f"--{done} does not take {' '.join(options.overrides)}: key=value goes with --config only; "
+            f"it takes {', '.join(f'--{name}' for name in TAKES[done])}"
+        )
+    vars(options).update(DEFAULTS | given)
+    for holds, message in (
+        configs.seed_rule("--seed", options.seed),
+        (options.bootstrap > 0, f"--bootstrap = {options.bootstrap}: must be above 0"),
+    ):
+        if not holds:
+            raise ConfigError(message)
+    if options.out:
+        _make(options.out, "--out")
+
+
+def _make(folder: Path, key: str) -> None:
+    """Make a folder for results.
+
+    Raises:
+        ConfigError: it can be none, for a file has the name or is above it; starts with `key`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{key} = {folder}: cannot be made a folder ({error.strerror}); name another one"
+        ) from None
 
 
 def make_benchmark(
@@ -122,7 +182,8 @@ def make_benchmark(
 def _evaluate(config: EvaluationConfig) -> int:
     check_model(config.model, cpu=config.rollout.num_gpus == 0)
     folder = Path(config.dir) / (config.name or f"{config.benchmark}-{_short(config.model)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    for mode in config.modes:
+        _make(folder / mode, "dir/name/mode")
     with Answers(Path(config.dir) / "answers.sqlite") as answers:
         judge = _judge(config.judge, answers) if config.benchmark == "v_star" else None
         rubric = Rubric.from_config(config.reward, config.max_tokens)
@@ -139,6 +200,8 @@ def _evaluate(config: EvaluationConfig) -> int:
         asked = [item for item in items if isinstance(item, Asked)]
         refused = asyncio.run(_ask(asked, answers, config))
         for mode in config.modes:
+            if judge is not None:
+                judge.unreadable = 0  # of this mode, as the rows are
             rows = tally([item for item in items if item.mode is Mode(mode)], answers, refused, asker)
             _keep(rows, folder / mode, config, asker, questions, judge)
     if len(config.modes) > 1:
@@ -183,7 +246,6 @@ def _keep(
     judge: EndpointJudge | None,
 ) -> None:
     """Write what came out of one mode, and say it."""
-    folder.mkdir(exist_ok=True)
     write_rows(rows, folder / ROWS)
     settings = {
         "model digest": asker.model_digest,
@@ -312,7 +374,6 @@ def _predictions(options: argparse.Namespace) -> int:
         bootstrap=(options.bootstrap, options.seed),
     )
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         write_rows(rows, options.out / ROWS)
         evaluated.to_json(options.out / RESULT)
         _write_page(tables.one(evaluated), options.out)
@@ -324,7 +385,7 @@ def _predictions(options: argparse.Namespace) -> int:
                 "counts": dict(evaluated.counts),
                 "problems": found.problems(),
                 "figures": {
-                    name: {"value": found.value, "ci95": [found.low, found.high]}
+                    name: {"value": found.value, "ci95": _ends(found)}
                     for name, found in evaluated.intervals.items()
                 },
                 "baselines": evaluated.baselines,
@@ -336,6 +397,11 @@ def _predictions(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ends(found: Interval) -> list[float | None]:
+    """As JSON, which has no NaN."""
+    return [None if np.isnan(end) else end for end in (found.low, found.high)]
+
+
 # ------------------------------------------------------------------------------------------------ compare
 
 
@@ -345,7 +411,6 @@ def _compare(options: argparse.Namespace) -> int:
     page = side_by_side(options.compare, options.bootstrap, options.seed)
     print(page.text())
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         _write_page(page, options.out)
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,11 @@ class Answer:
 def key_of(**parts: Any) -> str:
     """Digest of everything that determines an answer, hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def writable(text: str) -> str:
+    """A text as UTF-8 can hold it: each lone surrogate, which JSON may bring, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Answers:
@@ -77,6 +82,7 @@ class Answers:
         return Answer(text=row[0], finish_reason=row[1], prompt_tokens=row[2], completion_tokens=row[3])
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; the first one of a key stays."""
+        """Keep an answer, its text as `writable` gives it; the first one of a key stays."""
+        kept = replace(answer, text=writable(answer.text))
         with self._db:
-            self._db.execute("insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(answer)))
+            self._db.execute("insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(kept)))

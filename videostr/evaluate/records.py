@@ -35,7 +35,11 @@ class Records:
         """Rubric of the config (`rewards.score`, which this package may not import)."""
 
     def read(self, root: Path) -> QuestionSet:
-        """All records; raises `DataError` where one breaks the schema (`python -m videostr.data check` names all)."""
+        """All records.
+
+        Raises:
+            DataError: there are none, or one breaks the schema (`python -m videostr.data check` names all).
+        """
         questions = []
         for row in read_records(root):
             if isinstance(row, Failure):

@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.config import EvaluationConfig
 from videostr.errors import DataError, VideoError
-from videostr.evaluate.answers import Answer, Answers, key_of
+from videostr.evaluate.answers import Answer, Answers, key_of, writable
 from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
@@ -30,7 +30,7 @@ from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
 from videostr.trace import parse
 from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, Record, SceneGraph
-from videostr.video import VideoShape, name_clip, probe, target_times
+from videostr.video import METADATA, VideoShape, name_clip, probe, target_times
 
 log = logging.getLogger("videostr.evaluate")
 GRAPH_TIMES = 4
@@ -113,6 +113,7 @@ class Asker:
             temperature=request.temperature,
             seed=request.seed if request.temperature > 0 else 0,
             max_tokens=request.max_tokens,
+            metadata=METADATA,
         )
         return Asked(question=question, mode=mode, request=request, size=size, times=times, key=key)
 
@@ -334,11 +335,12 @@ def scores_of(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> di
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write `questions.parquet`; `scores` becomes one column `score/NAME` each."""
+    """Write `questions.parquet`; `scores` becomes one column `score/NAME` each, texts are as `writable` gives them."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     table = []
     for row in rows:
         values = {name: getattr(row, name) for name in Row.__dataclass_fields__ if name != "scores"}
+        values |= {name: writable(value) for name, value in values.items() if isinstance(value, str)}
         table.append({**values, **{f"score/{name}": row.scores.get(name) for name in names}})
     scratch = path.with_name(f".{path.name}.writing")
     pq.write_table(pa.Table.from_pylist(table), scratch, compression="zstd")

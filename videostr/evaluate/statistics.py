@@ -28,23 +28,25 @@ class Interval:
     value: float
     """NaN where the figure has no questions."""
     low: float
-    """NaN where no draw had the figure."""
+    """NaN, like `high`, where no draw had the figure, or where it is one of a single cluster."""
     high: float
 
     @classmethod
-    def of(cls, value: float, draws: np.ndarray) -> Interval:
+    def of(cls, value: float, draws: np.ndarray, weights: np.ndarray) -> Interval:
         """The percentile interval: from the 2.5th to the 97.5th percentile of the draws that are not NaN.
 
-        Draws that are all equal (questions of one video, or all right) give no width: too little data, not certainty.
+        A figure of one cluster is the same in every draw that has it, and says nothing about other clusters: no interval.
+        Draws of several clusters that are all equal (all right) give one without width: too little data, not certainty.
 
         Args:
             value: the figure itself.
             draws: [B] figures of the bootstrap.
+            weights: [B, N] of `bootstrap_weights`, that `draws` come from.
         """
-        kept = draws[~np.isnan(draws)]
-        if np.isnan(value) or kept.size == 0:
+        has = ~np.isnan(draws)
+        if np.isnan(value) or not has.any() or _of_one_cluster(value, draws[has], weights[has]):
             return cls(value=value, low=np.nan, high=np.nan)
-        low, high = np.percentile(kept, [2.5, 97.5])
+        low, high = np.percentile(draws[has], [2.5, 97.5])
         return cls(value=value, low=float(low), high=float(high))
 
     @property
@@ -148,7 +150,7 @@ def intervals(
     weights = bootstrap_weights([question.video for question in questions], resamples, seed)
     draws = _draws(benchmark, questions, scores, weights)
     values = figure_values(benchmark, questions, scores)
-    return {name: Interval.of(value, draws[name]) for name, value in values.items()}
+    return {name: Interval.of(value, draws[name], weights) for name, value in values.items()}
 
 
 def common(a: Scored, b: Scored) -> tuple[Scored, Scored]:
@@ -203,7 +205,7 @@ def comparisons(
         found[name] = Comparison(
             a=value,
             b=values_b[name],
-            difference=Interval.of(values_b[name] - value, draws_b[name] - draws_a[name]),
+            difference=Interval.of(values_b[name] - value, draws_b[name] - draws_a[name], weights),
             test=tests[name] if is_plain else None,
         )
     return found
@@ -263,6 +265,11 @@ def _percentages(run: Scored, column: str) -> dict[str, float]:
     return {
         name: 100 * float(run.scores[column][where].mean()) for name, where in _groups(run, column).items()
     }
+
+
+def _of_one_cluster(value: float, draws: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether all draws that have a figure drew the same cluster, and gave what the figure itself is."""
+    return bool(np.allclose(draws, value) and (weights > 0).all(axis=0).any())
 
 
 def _draws(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def one(evaluated: Evaluated) -> Page:
         guesses = (evaluated.baselines[name].get(figure, math.nan) for name in names)
         return (_figure(evaluated.intervals[figure]), *(Cell(main=_number(guess)) for guess in guesses))
 
-    notes = ["[...]: 95 % interval, by bootstrap over videos."]
+    notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
         notes.append(f"{' and '.join(names)}: what an answer earns without the video.")
     return _page(
@@ -269,6 +269,7 @@ def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Compar
     notes = [
         "[...]: 95 % interval, by bootstrap over videos, of a difference with the same draws for both runs.",
         "*: the interval excludes 0. Of 20 figures without any difference, one is marked on average.",
+        *_without(c.difference for found in comparisons for c in found.values()),
     ]
     if any(tested):
         notes.append(
@@ -382,6 +383,12 @@ def _number(value: float, sign: str = "") -> str:
 
 def _range(found: Interval, sign: str = "") -> str:
     return "" if math.isnan(found.low) else f"[{_number(found.low, sign)}, {_number(found.high, sign)}]"
+
+
+def _without(found: Iterable[Interval]) -> list[str]:
+    """A note where a figure has no interval."""
+    is_there = any(math.isnan(one.low) and not math.isnan(one.value) for one in found)
+    return ["No interval: of one video alone, which says nothing about others."] if is_there else []
 
 
 def _figure(found: Interval) -> Cell:

@@ -27,6 +27,14 @@ def test_an_answer_is_found_by_its_key_and_the_first_one_stays(tmp_path: Path) -
         assert len(answers) == 1
 
 
+def test_what_utf_8_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    with Answers(tmp_path / "answers.sqlite") as answers:
+        answers.put("k", answer("B \ud800 \ud83d\ude00"))
+        assert answers.get("k") == Answer(
+            text="B \ufffd \U0001f600", finish_reason="STOP", prompt_tokens=7, completion_tokens=6
+        )
+
+
 def test_a_key_depends_on_every_part_and_on_nothing_else() -> None:
     parts = {"model": "m", "prompt": "p", "seed": 0}
     assert key_of(**parts) == key_of(**dict(reversed(parts.items())))

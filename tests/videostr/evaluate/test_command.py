@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from videostr.config import EvaluationConfig
 from videostr.evaluate import __main__ as command
+from videostr.evaluate.answers import Answer, Answers
+from videostr.evaluate.judge import EndpointJudge
+from videostr.evaluate.run import Asked
 from videostr.evaluate.v_star import FILE
+
+ROOT = Path(__file__).parents[3]
+SAID = Answer(
+    text="<think></think><answer>a dog</answer>", finish_reason="STOP", prompt_tokens=1, completion_tokens=1
+)
 
 
 def vsi(root: Path) -> dict[str, str]:
@@ -135,3 +146,103 @@ def test_missing_unknown_and_repeated_ids_are_counted_and_named(
     page = (tmp_path / "out" / "figures.md").read_text()
     assert "1 of 6 questions has no prediction; it counts as wrong." in page
     assert "Counted once, though there again with the same text: 1 of the ids." in page
+
+
+def test_a_text_that_utf_8_cannot_hold_earns_what_it_earned_and_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = sti(tmp_path)
+    odd = {i: f"\ud800 {text}" for i, text in true.items()}
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "prediction": text}) + "\n" for i, text in odd.items()))
+    given = ["--predictions", str(path), "--benchmark", "sti_bench", "--root", str(tmp_path)]
+    assert command.main([*given, "--bootstrap", "50"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert score("sti_bench", tmp_path, odd, tmp_path / "p", capsys) == plain
+    rows = pq.read_table(tmp_path / "p" / "questions.parquet").to_pylist()
+    assert {row["id"]: row["text"] for row in rows} == {i: f"\ufffd {text}" for i, text in true.items()}
+
+
+def test_figures_of_one_video_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    true = sti(tmp_path)
+    rows = pq.read_table(tmp_path / "qa.parquet").to_pylist()[:3]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "qa.parquet")
+    wrong = score("sti_bench", tmp_path, dict.fromkeys(true, "(A)"), tmp_path / "wrong", capsys)
+    right = score("sti_bench", tmp_path, true, tmp_path / "right", capsys)
+    assert wrong["figures"]["overall"] == {"value": 0.0, "ci95": [None, None]}
+    assert right["figures"]["overall"] == {"value": 100.0, "ci95": [None, None]}
+    assert command.main(["--compare", str(tmp_path / "wrong"), str(tmp_path / "right")]) == 0
+    told = capsys.readouterr().out
+    assert "+100.0" in told
+    assert "+100.0 *" not in told
+    assert "No interval: of one video alone" in told
+
+
+CONFIG = ("--config", "configs/eval_tabletop.yaml")
+TEXTS = ("--predictions", "x.jsonl", "--benchmark", "records", "--root", "r")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([*CONFIG, "--mode", "think"], "--config does not take --mode; write modes=[think] in place of it"),
+        (
+            [*CONFIG, "--root", "D", "--seed", "3", "--out", "O", "limit=1"],
+            "--config does not take --root, --out, --seed; write root=D dir=O seed=3 in place of it",
+        ),
+        ([*CONFIG, "--bootstrap", "9", "--benchmark", "sti_bench"], "write benchmark=sti_bench bootstrap=9"),
+        ([*TEXTS, "limit=3"], "--predictions does not take limit=3: key=value goes with --config only"),
+        (["--compare", "a", "b", "--seed", "1", "limit=3"], "--compare does not take limit=3"),
+        (["--compare", "a", "b", "--mode", "think"], "--compare does not take --mode; leave it out"),
+        ([*TEXTS, "--seed", "-1"], "--seed = -1: must be at least 0"),
+        ([*TEXTS, "--bootstrap", "0"], "--bootstrap = 0: must be above 0"),
+        ([*CONFIG, "seed=-1"], "seed = -1: must be at least 0 and at most 4294967295"),
+        ([*CONFIG, f"seed={2**32}"], "seed = 4294967296: must be at least 0"),
+        (
+            [*TEXTS, "--out", "pyproject.toml"],
+            "--out = pyproject.toml: cannot be made a folder (File exists)",
+        ),
+        (
+            [*TEXTS, "--out", "pyproject.toml/x"],
+            "pyproject.toml/x: cannot be made a folder (Not a directory)",
+        ),
+        (
+            ["--compare", "a", "b", "--out", "pyproject.toml"],
+            "--out = pyproject.toml: cannot be made a folder",
+        ),
+        ([*CONFIG, "dir=pyproject.toml"], "cannot be made a folder (Not a directory); name another one"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused_at_the_start(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert command.main(given) == 2
+    seen = capsys.readouterr()
+    assert message in seen.out + seen.err
+
+
+def test_each_mode_tells_its_own_ratings_without_a_number(
+    tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three items; the judge rates nothing, neither answers nor what a constant answer would earn."""
+    v_star(tmp_path)
+    for i in range(3):
+        shutil.copy(next((tabletop / "heldout").rglob("*.mp4")), tmp_path / f"v{i}.mp4")
+
+    async def answered(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, Any]:
+        for item in asked:
+            answers.put(item.key, SAID)
+        return {}
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(command, "_ask", answered)
+    monkeypatch.setattr(EndpointJudge, "_ask", lambda self, prompt: replace(SAID, text="good"))
+    given = [
+        *CONFIG, "benchmark=v_star", f"root={tmp_path}", f"dir={tmp_path / 'out'}", "name=x", "bootstrap=20",
+        "modes=[direct,think]", "judge.endpoint=http://127.0.0.1:9/v1",
+    ]  # fmt: skip
+    assert command.main(given) == 0
+    for mode in ("direct", "think"):
+        result = json.loads((tmp_path / "out" / "x" / mode / "figures.json").read_text())
+        assert result["settings"]["ratings without a number"] == "3"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import rewards
 from rewards import Rubric
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Frames
+from videostr.data.records import write_records
 from videostr.errors import DataError
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode, Question
@@ -229,6 +230,18 @@ def test_a_truncated_video_is_told(world: World, dataset: Path) -> None:
     assert "cannot be opened" in item.problem
 
 
+def test_a_list_whose_first_image_is_missing_counts_as_wrong_and_is_told(world: World, dataset: Path) -> None:
+    (dataset / "v.frames.json").write_text('{"root": ".", "fps": 1.0, "frames": [[0.0, "none.png"]]}')
+    record = world.questions[0].row["record"]
+    listed = replace(record, clip=replace(record.clip, video="v.frames.json"))
+    question = replace(world.questions[0], video="v.frames.json", row={"record": listed})
+    items = [world.asker.prepare(question, Mode.GRAPH)]
+    (row,) = rows = tally(items, world.answers, answered(world, items), world.asker)
+    assert counts(rows) == {"questions": 1, "answered": 0, "failed_video": 1}
+    assert "none.png" in row.problem
+    assert row.scores["answer"] == 0.0
+
+
 def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
     """At most 40 x 40 px, and sides that are multiples of a merged patch."""
     video = world.questions[0].video
@@ -280,10 +293,13 @@ def test_baselines_of_records(world: World) -> None:
     assert all(50 <= found["constant"][name] <= 100 for name in choices)
 
 
-def test_limit_and_duplicate_ids(world: World, dataset: Path, tmp_path: Path) -> None:
+def test_limit_duplicate_ids_and_no_records(world: World, dataset: Path, tmp_path: Path) -> None:
     read = world.asker.benchmark.read(dataset)
     assert [q.id for q in limited(read, 3).questions] == [q.id for q in read.questions[:3]]
     assert limited(read, 0) is read
+    write_records([], tmp_path / "records-1.parquet")
+    with pytest.raises(DataError, match=r"its records-\*\.parquet have no rows"):
+        world.asker.benchmark.read(tmp_path)
     for name in ("records-1.parquet", "records-2.parquet"):
         (tmp_path / name).write_bytes(next(dataset.glob("records-*.parquet")).read_bytes())
     with pytest.raises(DataError, match=r"ids must be unique; an evaluation set must be whole"):

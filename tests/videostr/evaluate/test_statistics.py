@@ -108,7 +108,7 @@ def test_no_questions_give_no_weights() -> None:
 
 def test_the_interval_is_from_the_2_5th_to_the_97_5th_percentile_of_the_draws_that_are_there() -> None:
     draws = np.concatenate([np.arange(201.0), [np.nan] * 50])
-    assert Interval.of(7.0, draws) == Interval(value=7.0, low=5.0, high=195.0)
+    assert Interval.of(7.0, draws, np.ones((251, 3))) == Interval(value=7.0, low=5.0, high=195.0)
 
 
 def test_figures_are_the_benchmarks_and_their_order_too() -> None:
@@ -136,13 +136,34 @@ def test_two_videos_drawn_give_the_interval_that_a_hand_can_compute() -> None:
 def test_draws_without_a_figures_questions_are_ignored_and_a_figure_without_questions_has_no_interval() -> (
     None
 ):
-    run = scored([1, 0, 1, 0], "sssl")
+    run = scored([1, 0, 1, 0, 0], "sssll")
     found = intervals(FAKE, run.questions, run.scores, 300, 0)
     assert found["task/l"] == Interval(value=0.0, low=0.0, high=0.0)
-    run.scores["right"][3] = np.nan
+    run.scores["right"][3:] = np.nan
     nothing = intervals(FAKE, run.questions, run.scores, 300, 0)["task/l"]
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
     assert not nothing.excludes_zero
+
+
+@pytest.mark.parametrize(
+    ("tasks", "videos", "unsure"),
+    [
+        ("ssll", "aaaa", {"overall", "mean of tasks", "task/s", "task/l"}),
+        ("ssll", "abcc", {"task/l"}),
+        ("ssll", "abab", set()),
+        ("ssll", "aabb", {"mean of tasks", "task/s", "task/l"}),  # only a draw of both has a mean of tasks
+    ],
+)
+def test_a_figure_of_one_video_has_no_interval_and_no_difference_that_excludes_0(
+    tasks: str, videos: str, unsure: set[str]
+) -> None:
+    a, b = scored([0, 0.1, 0.3, 0], tasks, videos), scored([0.3, 1, 0.7, 0.7], tasks, videos)
+    found = intervals(FAKE, b.questions, b.scores, 400, 0)
+    assert {name for name, one in found.items() if np.isnan(one.low) and np.isnan(one.high)} == unsure
+    compared = comparisons(FAKE, a, b, 400, 0)
+    assert {name for name, one in compared.items() if np.isnan(one.difference.low)} == unsure
+    assert {name for name, one in compared.items() if not one.difference.excludes_zero} == unsure
+    assert compared["overall"].difference.value == pytest.approx(57.5)
 
 
 def test_figures_are_asked_for_a_few_weightings_at_a_time() -> None:
@@ -161,7 +182,7 @@ def test_the_interval_holds_the_truth_95_times_in_100_by_videos_and_far_less_oft
         right = (rng.random(300) < np.repeat(rng.beta(0.5, 0.5, 60), 5)).astype(float)
         for kind, clusters in (("videos", videos), ("questions", [str(i) for i in range(300)])):
             weights = bootstrap_weights(clusters, 200, seed=world)
-            found = Interval.of(100 * right.mean(), 100 * (weights @ right) / weights.sum(axis=1))
+            found = Interval.of(100 * right.mean(), 100 * (weights @ right) / weights.sum(axis=1), weights)
             held[kind] += found.low <= truth <= found.high
             width[kind] += found.high - found.low
     assert 0.90 <= held["videos"] / worlds <= 0.98
@@ -176,7 +197,7 @@ def test_it_gives_the_numbers_of_held_out_evaluation() -> None:
     )
     gains = np.array([after[i]["total"] - before[i]["total"] for i in before])
     weights = bootstrap_weights(list(before), 500, seed=9)
-    found = Interval.of(gains.mean(), weights @ gains / gains.size)
+    found = Interval.of(gains.mean(), weights @ gains / gains.size, weights)
     gain = paired_gain(before, after, "total", 500, seed=9)
     assert gain is not None
     assert [found.value, found.low, found.high] == pytest.approx([gain["mean"], *gain["ci95"]])

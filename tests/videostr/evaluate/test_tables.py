@@ -206,6 +206,23 @@ def test_a_difference_has_a_sign_an_interval_a_mark_and_p() -> None:
     assert "McNemar" not in compare([golden(), golden()], [{}]).text()
 
 
+def test_what_has_no_interval_is_not_starred_and_says_why() -> None:
+    right = Scored(questions=QUESTIONS[:4], scores={"right": np.ones(4)})
+    wrong = Scored(questions=QUESTIONS[:4], scores={"right": np.array([1.0, 1, 0, 0])})
+    page = compare(
+        [evaluated("a", wrong), evaluated("b", right)],
+        [comparisons(FAKE, wrong, right, 50, 0, binary="right")],
+    )
+    assert line_of(page.text(), "overall  ").split() == ["overall", "50.0", "100.0", "+50.0", "0.500"]
+    assert "**" not in page.markdown()
+    note = "No interval: of one video alone, which says nothing about others."
+    assert note in page.notes
+    assert note in one(evaluated("a", wrong)).notes
+    assert note not in PAGE.notes
+    assert note not in one(RUNS[0]).notes
+    Tags(page.html())
+
+
 def test_a_figure_that_one_run_lacks_is_a_dash() -> None:
     other = replace(RUNS[1], intervals={"overall": RUNS[1].intervals["overall"]})
     page = compare([RUNS[0], other], [{"overall": COMPARED["overall"]}])
