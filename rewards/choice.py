@@ -30,20 +30,24 @@ def chosen_letter(answer: str, options: tuple[str, ...]) -> str | None:
     """The one option that an answer names, or None.
 
     Understood are `B`, `b`, `(B)`, `B.`, `B) text`, `Option B`, `\\boxed{B}` and an option's full text. Two different
-    letters, a letter with the text of another option, a letter in prose, or one beyond the options name none.
+    letters, a letter with the text of another option, a letter in prose, or one beyond the options name none, where that
+    is not an option's full text: `S. Smith`.
     """
     boxed = _BOXED.fullmatch(answer.strip())
     text = (boxed.group(1) if boxed else answer).strip()
     texts = [_plain(option) for option in options]
+    by_text = _letter(texts.index(_plain(text))) if _plain(text) in texts else None
     match = _LETTER.fullmatch(text)
     if match is None:
-        return _letter(texts.index(_plain(text))) if _plain(text) in texts else None
+        return by_text
     letter, rest = (match.group(1) or match.group(2)).upper(), match.group(3).strip()
     index = ord(letter) - ord("A")
     if index >= len(options):
-        return None
+        return by_text
     if _plain(rest) == texts[index]:
         return letter
+    if rest and by_text:  # "B. Brown", where that is the text of an option
+        return by_text
     named = {found.upper() for found in _LONE_LETTER.findall(rest)} & set(map(_letter, range(len(options))))
     return None if named - {letter} or _plain(rest) in texts else letter
 

@@ -73,7 +73,7 @@ def prepare(truth: SceneGraph, rule: GraphRule) -> Target:
     items = [node for item in truth.frames for node in item.nodes]
     counts = tuple(len(item.nodes) for item in truth.frames)
     pos = np.array([node.pos for node in items], dtype=np.float64)
-    pos = pos.reshape(-1, len(items[0].pos) if items else 2)
+    pos = pos.reshape(-1, len(items[0].pos) if items else (3 if truth.frame == "camera0" else 2))
     nodes, pairs = subsets(counts, 1), subsets(counts, 2)
     dist, bearing, ground_length = _between(pos[pairs.members[:, 0]], pos[pairs.members[:, 1]], truth.frame)
     labels = [node.label for node in items]
@@ -191,7 +191,7 @@ class _Nodes:
         dimension = target.pos.shape[1]
         pos = [place for stated in group for place in stated.pos]
         if not len(target.pos):  # without true nodes the dimension is not known, and positions do not matter
-            pos = [place[:dimension] for place in pos]
+            pos = [(0.0,) * dimension] * len(pos)
         return cls(
             group=group,
             first=[*itertools.accumulate((len(stated.pos) for stated in group), initial=0)],
@@ -421,15 +421,31 @@ def _with_interior_angles(
 ) -> Floats:
     """R_e [R, F] from the distances' share [R, F] and the interior angles of all triples; frames of two nodes have none."""
     true = _interior_angles(target.pos[target.triples.members])
-    found = _stated_angles(rows[:, target.triples.members], nodes, said, rule)
+    members = rows[:, target.triples.members]
+    found = _stated_angles(members, nodes, said, rule)
     credit = _credit(np.abs(found - true) / rule.angle_tolerance)
-    # Where two true nodes coincide there is no angle to be right about.
-    credit = np.where(np.isnan(true), ~np.isnan(found).all(axis=-1, keepdims=True), credit).mean(axis=-1)
+    unknown = np.isnan(true)
+    if unknown.any():  # where true nodes coincide there is no angle to be right about
+        known = ~np.isnan(found).all(axis=-1)
+        known |= unknown.all(axis=-1) & _are_related(members, nodes, said, rule)
+        credit = np.where(unknown, known[..., None], credit)
+    credit = credit.mean(axis=-1)
     n = nodes.count[owners]
     in_truth = target.triples.count
     triples = np.maximum(in_truth, n * (n - 1) * (n - 2) // 6)
     angles = target.triples.sum_per_frame(credit) / np.maximum(triples, 1)
     return np.where(in_truth > 0, 0.5 * earned + 0.5 * angles, earned)
+
+
+def _are_related(triples: Ints, nodes: _Nodes, said: _Said | None, rule: GraphRule) -> np.ndarray:
+    """[R, L] whether all sides of stated nodes [R, L, 3] have a length, be it 0."""
+    known = np.where(triples != nodes.none, 0.0, np.nan)
+    if rule.edges == "stated":
+        if said is None:
+            return np.zeros(triples.shape[:-1], dtype=bool)
+        known, _ = said.between(triples, np.roll(triples, -1, axis=-1))
+    related: np.ndarray = ~np.isnan(known).any(axis=-1)
+    return related
 
 
 def _interior_angles(corners: Floats) -> Floats:

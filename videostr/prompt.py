@@ -154,7 +154,8 @@ def _brackets(value: Sequence[Any] | float) -> str:
 
 def _example(graph: SceneGraph) -> str:
     """A graph of a scene that does not exist, in the unit and the dimensions asked for."""
-    dimensions = len(next((node.pos for frame in graph.frames for node in frame.nodes), (0, 0)))
+    unknown = (0,) * (3 if graph.frame == "camera0" else 2)
+    dimensions = len(next((node.pos for frame in graph.frames for node in frame.nodes), unknown))
     nodes = (
         Node(id="lamp.1", label="lamp", pos=(4.0, 7.0, 1.0)[:dimensions]),
         Node(id="sofa.1", label="sofa", pos=(1.0, 3.0, 5.0)[:dimensions]),

@@ -22,6 +22,10 @@ from videostr.errors import VideoError
 from videostr.types import Clip, ClipSpec
 
 LIST_SUFFIX = ".frames.json"
+METADATA = 2
+"""Raised when `ClipFrames.metadata` tells the model something else of the same frames: answers kept before are then void."""
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on files that are damaged: SyntaxError and ValueError on bad chunks of a PNG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,17 @@ class ClipFrames:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Video metadata under the names that transformers and vLLM share."""
+        """Video metadata under the names that transformers and vLLM share.
+
+        Both take `len(frames_indices) / total_num_frames * fps` for the rate of the frames shown, which sets the temporal
+        positions of M-RoPE. So a part of a video is given as a video of its own, as in Qwen's own `qwen_vl_utils`.
+        """
+        first, count = self.indices[0], self.indices[-1] - self.indices[0] + 1
         return {
             "fps": self.fps,
-            "duration": self.total_frames / self.fps,
-            "total_num_frames": self.total_frames,
-            "frames_indices": list(self.indices),
+            "duration": count / self.fps,
+            "total_num_frames": count,
+            "frames_indices": [index - first for index in self.indices],
             "video_backend": "pyav",
             "do_sample_frames": False,
         }
@@ -139,8 +148,12 @@ def probe(path: Path) -> VideoShape:
     """Length and size of a video, without decoding it; raises `VideoError` as `decode` does."""
     if path.name.endswith(LIST_SUFFIX):
         listed = _read_list(path)
-        with Image.open(path.parent / listed.root / listed.frames[0][1]) as image:
-            return VideoShape(seconds=listed.frames[-1][0], width=image.width, height=image.height)
+        first = path.parent / listed.root / listed.frames[0][1]
+        try:
+            with Image.open(first) as image:
+                return VideoShape(seconds=listed.frames[-1][0], width=image.width, height=image.height)
+        except BROKEN_IMAGE as error:
+            raise _unreadable(first, error) from None
     try:
         with av.open(str(path)) as container:
             stream, fps, total = _stream(container, str(path))
@@ -187,7 +200,7 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
 def _read_list(path: Path) -> ImageList:
     try:
         listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
-    except (msgspec.DecodeError, OSError) as error:
+    except (OSError, ValueError) as error:  # msgspec's own are ValueErrors
         raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
     if not listed.frames:
         raise VideoError(f"{path}: lists no image; drop its rows")
@@ -202,8 +215,12 @@ def _read_image(path: Path, spec: ClipSpec) -> np.ndarray:
             return np.asarray(
                 converted if size == image.size else converted.resize(size, Image.Resampling.BICUBIC)
             )
-    except OSError as error:
-        raise VideoError(f"{path}: image cannot be read ({error}); restore it or drop its rows") from None
+    except BROKEN_IMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> VideoError:
+    return VideoError(f"{path}: image cannot be read ({error}); restore it or drop its rows")
 
 
 def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrames:

@@ -59,6 +59,20 @@ def test_an_option_that_begins_with_a_letter_is_its_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("S. Smith", "A"), ("s. smith", "A"), (r"\boxed{S. Smith}", "A"), ("(A) S. Smith", "A"),
+        ("x", "B"), ("X.", "B"), ("(X)", None), ("y", None), ("S. Jones", None),
+        ("B. Brown", "C"), ("B. Smith", "B"), ("B", "B"), ("B. x", "B"), ("B) S. Smith", None),
+        ("B) x", "B"), ("(Z) none", "D"), ("(Z) some", None),
+    ],
+)  # fmt: skip
+def test_the_full_text_of_an_option_names_it_whatever_it_begins_with(answer: str, letter: str | None) -> None:
+    options = ("S. Smith", "x", "B. Brown", "(Z) none")
+    assert choice.chosen_letter(answer, options) == letter
+
+
+@pytest.mark.parametrize(
     ("said", "truth", "value"),
     [
         (10.0, 10.0, 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -112,6 +113,24 @@ def test_interior_angles_follow_from_stated_sides(edges: str) -> None:
     assert two.edge == pytest.approx(0.5 * 2 / 3)  # two distances of three, and a triangle needs three
 
 
+def test_true_nodes_at_one_place_have_no_interior_angles_to_be_right_about() -> None:
+    heap: Positions = dict.fromkeys(("a.1", "b.1", "c.1"), (1.0, 2.0)) | {"d.1": (4.0, 6.0)}
+    truth = graph(frame(heap))
+    sides = tuple(
+        Edge(a=a, b=b, dist=math.dist(heap[a], heap[b]), angle=None)
+        for a, b in itertools.combinations(heap, 2)
+    )
+    assert judge(truth, truth, angle="interior").edge == 1.0
+    assert judge(graph(frame(heap, edges=sides)), truth, angle="interior", edges="stated").edge == 1.0
+    # Without c: three of six distances, and of four triples the one that is stated.
+    three = graph(frame({name: pos for name, pos in heap.items() if name != "c.1"}))
+    assert judge(three, truth, angle="interior").edge == pytest.approx(0.5 * 3 / 6 + 0.5 * 1 / 4)
+    # Where only stated sides count: one distance of six, and no triangle.
+    one = graph(frame(heap, edges=sides[:1]))
+    assert judge(one, truth, angle="interior", edges="stated").edge == pytest.approx(0.5 * 1 / 6)
+    assert judge(truth, truth, angle="interior", edges="stated").edge == 0.0
+
+
 def test_a_group_scores_as_its_graphs_do_one_by_one() -> None:
     truth = scene(7, "aabbc", "camera0")
     group = [
@@ -188,6 +207,17 @@ def test_an_empty_frame_stated_as_empty_is_right() -> None:
     assert judge(truth, truth).graph == 1.0
     assert judge(graph(frame(TRIANGLE, 0.0), frame(TRIANGLE, 1.0)), truth).node == pytest.approx(0.5)
     assert judge(graph(frame({}, 0.0), frame({}, 1.0)), truth).node == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("angle", ["bearing", "interior"])
+@pytest.mark.parametrize("reference", ["floor", "camera0", "image"])
+def test_a_true_graph_without_nodes_is_right_when_stated(reference: str, angle: str) -> None:
+    truth = graph(frame({}, 0.0), frame({}, 1.0), reference=reference)
+    score = judge(truth, truth, angle=angle)
+    assert (score.graph, score.node, score.edge) == (1.0, 1.0, None)
+    for position in ((1.0, 2.0), (1.0, 2.0, 3.0)):
+        invented = graph(frame({}, 0.0), frame({"a.1": position, "a.2": position}, 1.0))
+        assert judge(invented, truth, angle=angle).graph == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.types import Clip, ClipSpec
-from videostr.video import FrameStore, decode, name_clip
+from videostr.video import ClipFrames, FrameStore, decode, name_clip, probe
 
 
 def write_video(path: Path, frames: int = 20, fps: int = 10, size: int = 32) -> None:
@@ -46,8 +48,14 @@ def test_frames_at_equal_spacing_ends_included(video):
     assert frames.indices in ((0, 9, 19), (0, 10, 19))
     assert brightness(frames.pixels) == list(frames.indices)
     assert frames.pixels.shape == (3, 32, 32, 3)
-    assert frames.metadata["total_num_frames"] == 20
-    assert frames.metadata["duration"] == pytest.approx(2.0)
+    assert frames.metadata == {
+        "fps": 10.0,
+        "duration": 2.0,
+        "total_num_frames": 20,
+        "frames_indices": list(frames.indices),
+        "video_backend": "pyav",
+        "do_sample_frames": False,
+    }
 
 
 def test_interval_and_size(video):
@@ -60,6 +68,45 @@ def test_interval_and_size(video):
 
 def test_one_frame(video):
     assert decode(ClipSpec(video=str(video), num_frames=1, start_s=0.7)).indices == (7,)
+
+
+EIGHT = tuple(range(8))
+
+
+@pytest.mark.parametrize(
+    ("times", "fps", "total", "seconds"),
+    [
+        # Whole videos, those of the tabletop: n frames of N count as n / N of the rate, though they lie (N - 1) / (n - 1) apart.
+        ((0.0, 1.0, 2.0, 3.0), 4.0, 13, 1.625),
+        (tuple(float(i) for i in EIGHT), 8.0, 57, 1.78125),
+        # Parts are no different: 36 frames of a long video are as 36 of 36.
+        (tuple(0.5 * i for i in EIGHT), 10.0, 36, 0.9),
+        (tuple(0.5 * i for i in EIGHT), 10.0, 1059, 0.9),
+        (tuple(20.3 + 0.5 * i for i in EIGHT), 10.0, 1059, 0.9),
+        ((3.0, 3.5, 4.0, 4.5), 2.0, 80, 1.0),
+        ((0.7,), 10.0, 20, 0.2),
+        ((0.7, 0.7), 10.0, 20, 0.1),
+    ],
+)
+def test_the_rate_of_a_part_is_that_of_a_video_of_its_own(times, fps, total, seconds):
+    # Here, for the processes that another test starts import this file, and these take long.
+    import torch
+    from transformers.video_utils import VideoMetadata
+
+    metadata = ClipFrames(
+        pixels=np.zeros((len(times), 2, 2, 3), np.uint8),
+        times=times,
+        indices=tuple(round(t * fps) for t in times),
+        fps=fps,
+        total_frames=total,
+    ).metadata
+    del metadata["do_sample_frames"]
+    # As Qwen2.5-VL's processor has it, with patches of two frames.
+    stated = torch.tensor([2 / VideoMetadata(**metadata).sampled_fps])
+    assert stated.item() == pytest.approx(seconds, rel=1e-6)
+    assert len(metadata["frames_indices"]) == len(times)
+    assert metadata["frames_indices"][-1] < metadata["total_num_frames"]
+    assert metadata["duration"] == metadata["total_num_frames"] / metadata["fps"]
 
 
 def test_store_decodes_once_and_shares_read_only_memory(video, tmp_path):
@@ -145,7 +192,8 @@ def test_a_list_of_images_is_a_video(tmp_path):
     assert frames.indices == (5, 10, 15)
     assert brightness(frames.pixels) == [1, 2, 3]
     assert frames.pixels.shape == (3, 32, 64, 3)
-    assert frames.metadata["total_num_frames"] == 21
+    assert frames.total_frames == 21
+    assert probe(tmp_path / "v.frames.json").seconds == 2.0
     assert decode(replace(clip.spec, height=16, width=8)).pixels.shape == (3, 16, 8, 3)
 
 
@@ -167,3 +215,47 @@ def test_broken_lists_of_images_are_named(tmp_path):
     path.write_text('{"root": "images", "fps": 10, "frames": []}')
     with pytest.raises(VideoError, match=r"lists no image"):
         decode(spec)
+    path.write_bytes(b'{"root": "\xff", "fps": 10, "frames": [[0, "0.png"]]}')
+    with pytest.raises(
+        VideoError, match=r"v\.frames\.json: is no list of images .*utf-8.*build the dataset again"
+    ):
+        decode(spec)
+
+
+def png(*chunks: tuple[bytes, bytes], side: int = 8) -> bytes:
+    """A black image; `chunks` stand between its header and its data."""
+    data = zlib.compress(bytes(side * (1 + 3 * side)))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", data[:5]), *chunks]
+    whole = b"\x89PNG\r\n\x1a\n"
+    for name, content in [*parts, (b"IDAT", data[5:]), (b"IEND", b"")]:
+        whole += struct.pack(">I", len(content)) + name + content
+        whole += struct.pack(">I", zlib.crc32(name + content))
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (png((bytes(4), b"")), "broken PNG file"),  # a name of zeros
+        (png()[:-12] + b"\0\0\0\0gAMA\xd8\xb0\x92\xf3", "Truncated gAMA chunk"),
+        (png(side=20), "decompression bomb"),
+        (None, "No such file"),
+        (b"", "cannot identify image file"),
+    ],
+    ids=["chunk without a name", "chunk too short", "bomb", "missing", "empty"],
+)
+def test_damaged_images_are_named_by_decode_and_probe(tmp_path, monkeypatch, content, what):
+    path = write_images(tmp_path, [0.0, 0.5], size=8)
+    spec = ClipSpec(video=str(path), num_frames=2)
+    assert probe(path).width == 16
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # half the size from which Pillow refuses
+    image = tmp_path / "images/0.png"
+    image.unlink()
+    if content is not None:
+        image.write_bytes(content)
+    named = rf"images/0\.png: image cannot be read \(.*{what}.*\); restore it or drop its rows"
+    with pytest.raises(VideoError, match=named):
+        decode(spec)
+    if what not in ("broken PNG file", "Truncated gAMA chunk"):  # the header tells nothing of these
+        with pytest.raises(VideoError, match=named):
+            probe(path)

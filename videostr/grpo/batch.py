@@ -129,12 +129,18 @@ class RopeGrid:
     """Patches merged along each side into one token."""
     tokens_per_second: float
     """Temporal positions per second of video."""
+    dtype: torch.dtype = torch.float32
+    """Of the model: vLLM rounds the seconds between patches to it."""
 
     @classmethod
     def of(cls, config: Any) -> RopeGrid:
         """From the configuration of a Qwen2.5-VL."""
         vision = config.vision_config
-        return cls(merge_size=vision.spatial_merge_size, tokens_per_second=vision.tokens_per_second)
+        return cls(
+            merge_size=vision.spatial_merge_size,
+            tokens_per_second=vision.tokens_per_second,
+            dtype=config.dtype,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,7 +321,8 @@ def prompt_positions(prompt: PromptInputs, grid: RopeGrid) -> Tensor:
     """
     kinds = prompt.mm_token_type_ids.tolist()
     cuts = [0, *[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]], len(kinds)]
-    videos = zip(prompt.video_grid_thw.tolist(), prompt.second_per_grid_ts.tolist(), strict=True)
+    seconds_per_patch = prompt.second_per_grid_ts.to(grid.dtype).tolist()
+    videos = zip(prompt.video_grid_thw.tolist(), seconds_per_patch, strict=True)
     runs: list[Tensor] = []
     start = 0
     for first, end in pairwise(cuts):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,13 @@ def test_text_after_a_video_continues_from_its_largest_position() -> None:
 def test_fractional_seconds_are_rounded_down_after_the_product() -> None:
     # 0.75 s a patch: 0, 1.5, 3 -> 0, 1, 3
     assert prompt_positions(toy_prompt(seconds=0.75), GRID)[0, 2:14:4].tolist() == [2, 3, 5]
+
+
+def test_seconds_are_rounded_to_the_dtype_of_the_model_as_the_engine_does() -> None:
+    # 0.999 s a patch: 0, 1.998, 3.996; in bfloat16 it is 1 s
+    assert prompt_positions(toy_prompt(seconds=0.999), GRID)[0, 2:14:4].tolist() == [2, 3, 5]
+    rounded = replace(GRID, dtype=torch.bfloat16)
+    assert prompt_positions(toy_prompt(seconds=0.999), rounded)[0, 2:14:4].tolist() == [2, 4, 6]
 
 
 def test_positions_equal_transformers_where_a_video_is_wider_than_long(
