@@ -29,6 +29,7 @@ async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterato
         cleanup.callback(ray.shutdown)
         placement = Placement(config, only=("rollout",))
         cleanup.callback(placement.close)
+        await placement.reserve()
         pool = RayRolloutPool(config, frame_store, logs, placement)
         cleanup.callback(pool.close)
         await pool.start()

@@ -22,6 +22,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoProcessor
 
@@ -29,7 +30,7 @@ from actors.learner_state import LearnerState
 from actors.names import Named, actor_name
 from actors.placement import overlap_options
 from videostr.config import Config
-from videostr.errors import LearnerError, VideoStrError
+from videostr.errors import CheckpointError, LearnerError, VideoStrError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
@@ -335,12 +336,26 @@ class LearnerWorker(Named):
     # ------------------------------------------------------------------------------------- save and load
 
     def save(self, folder: str) -> None:
-        """Write `policy/` and `learner/` into `folder`, which all ranks share."""
-        self._save_policy(Path(folder) / "policy")
-        LearnerState(self.engine, self.policy).save(Path(folder) / "learner", self.version)
+        """Write `policy/` and `learner/` into `folder`, which all ranks share.
+
+        Raises:
+            CheckpointError: rank 0 could not write it; all ranks have done the same collectives, and can go on.
+        """
+        problems: list[str] = []
+        for part in (
+            lambda: self._save_policy(Path(folder) / "policy"),
+            lambda: LearnerState(self.engine, self.policy).save(Path(folder) / "learner", self.version),
+        ):
+            try:
+                part()
+            except (OSError, SafetensorError) as error:
+                problems.append(str(error))
         dist.barrier()
+        if problems:
+            raise CheckpointError("; ".join(problems))
 
     def _save_policy(self, folder: Path) -> None:
+        """Gather the weights; then rank 0 writes."""
         weights = {}
         for name, tensor in self.full_parameters():
             if self.rank == 0:
@@ -401,11 +416,19 @@ class RayLearner:
         self,
         config: Config,
         frame_store: str | Path,
-        options: Sequence[Mapping[str, Any]],
-        worker_class: type[LearnerWorker],
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[LearnerWorker] = LearnerWorker,
         timeline: Timeline | None = None,
     ) -> None:
-        """Use `start`."""
+        """Start nothing yet.
+
+        Args:
+            config: the run's config.
+            frame_store: folder that all ranks read frames from.
+            options: Ray actor options of each rank, e.g. its place in a placement group.
+            worker_class: what to run as a rank.
+            timeline: is told which method every rank runs.
+        """
         self.config = config
         self.frame_store = str(frame_store)
         self.options = options
@@ -428,21 +451,13 @@ class RayLearner:
         worker_class: type[LearnerWorker] = LearnerWorker,
         timeline: Timeline | None = None,
     ) -> RayLearner:
-        """Start the ranks and load the policy.
-
-        Args:
-            config: the run's config.
-            frame_store: folder that all ranks read frames from.
-            options: Ray actor options of each rank, e.g. its place in a placement group.
-            worker_class: what to run as a rank.
-            timeline: is told which method every rank runs.
-        """
+        """A learner whose ranks have loaded the policy; arguments as of the class."""
         learner = cls(config, frame_store, options, worker_class, timeline)
         await learner.restart()
         return learner
 
     async def restart(self) -> None:
-        """Start all ranks anew, with the initial weights."""
+        """Start all ranks, anew where they ran, with the initial weights."""
         async with self.updating:
             self.close()
             self.workers = self._launch()
@@ -492,7 +507,11 @@ class RayLearner:
         return sums[0]
 
     async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`."""
+        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
+
+        Raises:
+            CheckpointError: it could not be written; the ranks go on.
+        """
         await self.call("save", str(folder))
 
     async def load(self, folder: Path) -> int:

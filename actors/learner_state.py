@@ -62,18 +62,24 @@ class LearnerState:
         self.parts: dict[str, Part] = dict(zip(self.parameters, self._parts(), strict=True))
 
     def save(self, folder: Path, version: int) -> None:
-        """Gather one tensor after another; rank 0 writes."""
-        steps = [int(state["step"]) for state in self._states()]
-        if dist.get_rank() != 0:
-            for _ in self._gathered():
+        """Gather one tensor after another; rank 0 writes.
+
+        Raises:
+            OSError, SafetensorError: on rank 0, when it could not write; the gathering was gone through.
+        """
+        step = max(int(state["step"]) for state in self._states())
+        gathered = self._gathered()
+        try:
+            if dist.get_rank() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                names = []
+                for number, shard in enumerate(_shards(gathered), start=1):
+                    names.append(f"shard_{number:05d}.safetensors")
+                    save_file(shard, folder / names[-1])
+                write_json(folder / STATE, {"version": version, "step": step, "shards": names})
+        finally:
+            for _ in gathered:  # a collective left out would pair another rank's with the next one here
                 pass
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        names = []
-        for number, shard in enumerate(_shards(self._gathered()), start=1):
-            names.append(f"shard_{number:05d}.safetensors")
-            save_file(shard, folder / names[-1])
-        write_json(folder / STATE, {"version": version, "step": max(steps), "shards": names})
 
     def load(self, folder: Path) -> int:
         """Set master weights, moments, step, and the weights that the model runs with; returns the weight version.

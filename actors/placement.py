@@ -5,6 +5,7 @@ In: a config and a running Ray. Out: Ray actor options for every actor, or `Plac
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -19,9 +20,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from videostr.config import Config
 from videostr.errors import PlacementError
+from videostr.metrics import duration
 
+log = logging.getLogger("videostr.placement")
 READY_S = 30.0
 """A plan that fits the totals but not the nodes is refused after this."""
+POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +63,41 @@ def start_ray() -> None:
 
 
 class Placement:
-    """The placement groups of a run."""
+    """The placement groups of a run; `reserve` makes them."""
 
     def __init__(self, config: Config, only: Collection[str] = ("rollout", "learner", "reward")) -> None:
-        """Reserve the plan, or `only` some of its roles.
-
-        Raises:
-            PlacementError: it does not fit, now or within `placement.wait_s`.
-        """
-        roles = [role for role in plan(config) if role.name in only]
-        wait_s = config.placement.wait_s
-        if wait_s == 0 and (missing := lacking(roles, ray.cluster_resources())):
-            raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
-        self._bundles = {role.name: role.bundle for role in roles}
+        """Reserve nothing yet; of the plan `only` some roles."""
+        self._roles = [role for role in plan(config) if role.name in only]
+        self._wait_s = config.placement.wait_s
         self._extra: list[PlacementGroup] = []
         self._groups: dict[str, PlacementGroup] = {}
-        deadline = time.monotonic() + (wait_s or READY_S)
+
+    async def reserve(self) -> None:
+        """Wait for the places, and hold them.
+
+        Raises:
+            PlacementError: the plan does not fit, now or within `placement.wait_s`.
+        """
+        roles, wait_s = self._roles, self._wait_s or READY_S
+        if missing := lacking(roles, ray.cluster_resources()):
+            if self._wait_s == 0:
+                raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
+            log.info("waiting %s for room: %s", duration(wait_s), missing)
+        deadline = time.monotonic() + wait_s
         # One after the other, engines first: a small group must not take what a large one needs when nodes come late.
         for role in roles:
             group = self._groups[role.name] = placement_group(
                 [dict(role.bundle)] * role.count, strategy=role.strategy
             )
-            if not group.wait(max(0.0, deadline - time.monotonic())):
+            while not group.wait(POLL_S):  # blocks: no longer than a stop may be late
+                await asyncio.sleep(POLL_S)
+                if time.monotonic() < deadline:
+                    continue
                 self.close()
                 missing = lacking(roles, ray.cluster_resources()) or (
                     "the totals suffice, but no node has room for one of its actors, or another job holds it"
                 )
-                raise PlacementError(
-                    f"no place for {role.name} after {wait_s or READY_S:g} s: {missing}; {REMEDY}"
-                )
+                raise PlacementError(f"no place for {role.name} after {wait_s:g} s: {missing}; {REMEDY}")
 
     def options(self, role: str) -> list[dict[str, Any]]:
         """Ray actor options of every actor of a role ("rollout", "learner", "reward")."""
@@ -107,7 +117,7 @@ class Placement:
 
     def more(self, role: str) -> dict[str, Any]:
         """Ray actor options of one more actor of a role; it waits until the cluster has room for it."""
-        group = placement_group([dict(self._bundles[role])])
+        group = placement_group([dict(self._bundle(role))])
         self._extra.append(group)
         return {
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
@@ -116,13 +126,16 @@ class Placement:
     def has_room_for(self, role: str) -> bool:
         """Whether the cluster has free what one more actor of a role needs."""
         free = ray.available_resources()
-        return all(free.get(name, 0) + 1e-6 >= amount for name, amount in self._bundles[role].items())
+        return all(free.get(name, 0) + 1e-6 >= amount for name, amount in self._bundle(role).items())
 
     def release(self, options: Mapping[str, Any]) -> None:
         """Give the place of an actor of `more` back."""
         group = options["scheduling_strategy"].placement_group
         self._extra = [other for other in self._extra if other.id != group.id]
         remove_placement_group(group)
+
+    def _bundle(self, role: str) -> Mapping[str, float]:
+        return next(other.bundle for other in self._roles if other.name == role)
 
     def close(self) -> None:
         """Give the places back."""

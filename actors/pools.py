@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from actors.supervision import Health, Standing
 from videostr.config import Config
 from videostr.errors import LearnerError, RolloutError, VideoStrError
 from videostr.ports import Sampled, SampleRequest
+from videostr.tasks import together
 from videostr.timeline import Timeline
 from videostr.types import Failure, FailureKind
 
@@ -62,6 +63,8 @@ class _Engine:
     is_lost: bool = False
     is_paused: bool = False
     """For a publication: it samples nothing until it has got weights."""
+    check: asyncio.Task[None] | None = None
+    """The health check under way."""
 
 
 class RayRolloutPool:
@@ -108,6 +111,8 @@ class RayRolloutPool:
         `request_late`, groups that were given up and asked of an engine again; `tokens_sampled_again`, the tokens of all such
         groups: at most so many were thrown away."""
         self._engines: list[_Engine] = []
+        self._leaving: list[_Engine] = []
+        """Taken out, not ended yet; another may have the index already."""
         self._standings: list[Standing] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusal: LearnerError | None = None
@@ -125,8 +130,8 @@ class RayRolloutPool:
         for index in range(rollout.num_workers):
             self._launch(index)
         try:
-            await asyncio.gather(
-                *(self._call(engine, "start", limit=rollout.start_timeout_s) for engine in self._engines)
+            await together(
+                self._call(engine, "start", limit=rollout.start_timeout_s) for engine in self._engines
             )
         except BaseException:
             self.close()
@@ -227,16 +232,18 @@ class RayRolloutPool:
         for engine in reversed(self._engines):
             if self.size() > count and self._standings[engine.index].health is not Health.RETIRED:
                 self._standings[engine.index].retired()
+                self._leaving.append(engine)
                 self._in_background(self._end(engine))
         await self._tell()
 
     async def served(self, handles: Sequence[Any]) -> None:
         """These engines have the present weights."""
         self._refusal = None
-        for engine in self._engines:
+        for engine in (*self._engines, *self._leaving):
             if engine.handle in handles and not engine.is_lost:
-                self._standings[engine.index].served()
                 engine.is_paused = False
+                if engine in self._engines:
+                    self._standings[engine.index].served()
         await self._tell()
 
     async def refuse(self, cause: LearnerError) -> None:
@@ -246,7 +253,7 @@ class RayRolloutPool:
 
     async def condemn(self, handles: Sequence[Any], cause: str) -> None:
         """These engines have no usable weights: kill them and start others."""
-        for engine in list(self._engines):
+        for engine in (*self._engines, *self._leaving):
             if engine.handle in handles:
                 self._lose(engine, "half_updated", cause)
         await self._tell()
@@ -255,7 +262,8 @@ class RayRolloutPool:
         """End all engines."""
         for task in self._tasks:
             task.cancel()
-        engines, self._engines = self._engines, []
+        engines = [*self._engines, *(engine for engine in self._leaving if engine not in self._engines)]
+        self._engines, self._leaving = [], []
         closing = [engine.handle.close.remote() for engine in engines if not engine.is_lost]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
@@ -314,14 +322,17 @@ class RayRolloutPool:
         await self._tell()
 
     async def _end(self, engine: _Engine) -> None:
-        """End an engine that was taken out, when it has nothing to sample any more."""
+        """End an engine that was taken out, when it has nothing to sample, and no weights to get, any more."""
         async with self._changed:
-            await self._changed.wait_for(lambda: engine.sequences == 0 or engine.is_lost)
+            await self._changed.wait_for(
+                lambda: (engine.sequences == 0 and not engine.is_paused) or engine.is_lost
+            )
         if not engine.is_lost:
             engine.is_lost = True
             with contextlib.suppress(RayError, TimeoutError):
                 await asyncio.wait_for(_result(engine.handle.close.remote()), CLOSE_S)
             ray.kill(engine.handle)
+        self._leaving.remove(engine)
         if self.placement is not None and engine.index >= self.config.rollout.num_workers:
             self.placement.release(self.options[engine.index])
         log.info("engine %d was taken out", engine.index)
@@ -341,7 +352,13 @@ class RayRolloutPool:
             await self._tell()
 
     async def _check(self, engine: _Engine) -> None:
-        """Ask an engine whether it is well; one that is not, for the third time in a row, is lost."""
+        """Ask an engine whether it is well; those who want to know at once share the answer."""
+        if engine.check is None or engine.check.done():
+            engine.check = self._in_background(self._ask_health(engine))
+        await asyncio.shield(engine.check)
+
+    async def _ask_health(self, engine: _Engine) -> None:
+        """An engine that does not answer for the third time in a row is lost."""
         standing = self._standings[engine.index]
         try:
             await asyncio.wait_for(_result(engine.handle.ping.remote()), self.config.rollout.health_check_s)
@@ -354,10 +371,11 @@ class RayRolloutPool:
             if not engine.is_lost:
                 standing.answered()
 
-    def _in_background(self, work: Any) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _note(self) -> None:
         for index in range(len(self._engines)):
@@ -447,8 +465,9 @@ async def _result(ref: Any) -> Any:
     try:
         return await ref
     except asyncio.CancelledError:
-        with contextlib.suppress(RayError):
-            ray.cancel(ref)
+        if ray.is_initialized():  # else it would start Ray anew
+            with contextlib.suppress(RayError):
+                ray.cancel(ref)
         raise
 
 

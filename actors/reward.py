@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.names import Named, actor_name
 from actors.supervision import pause_before
@@ -47,6 +47,9 @@ class RewardWorker(Named):
             limit = held_kib * 1024 + int(self.memory_gib * 2**30)
             # Not RLIMIT_AS: Ray maps its whole object store into every worker.
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    def ping(self) -> None:
+        """Returns where the process lives."""
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
         """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
@@ -104,7 +107,7 @@ class RayRewardPool:
         """
         problem = ""
         for _ in range(_TRIES):
-            actor = await self._take_worker()
+            actor = await self._take_worker(surely_alive=bool(problem))
             try:
                 with self._timeline.during(_name(self._actors[actor]), "score"):
                     judged = await _answer(actor.score.remote(record, completions), self._deadline_s)
@@ -116,7 +119,7 @@ class RayRewardPool:
             except TimeoutError:
                 problem = f"no score after reward.deadline_s = {self._deadline_s:g} s"
                 self._replace(actor, "reward_worker_timeout")
-            except RayActorError as error:
+            except RayError as error:  # ended, or was killed for its memory
                 problem = f"the reward worker died: {_first_line(error)}"
                 self._replace(actor, "reward_worker_died")
             except asyncio.CancelledError:
@@ -152,29 +155,38 @@ class RayRewardPool:
         self._timeline.note(_name(index), None)
         self._idle.put_nowait(actor)
 
-    async def _take_worker(self) -> _Actor:
+    async def _take_worker(self, surely_alive: bool) -> _Actor:
         """An idle worker whose process is up.
 
         One that dies at its start is replaced: for some seconds Ray may place it on a node that is no more.
+
+        Args:
+            surely_alive: ask those that were up, too, whether they still are: workers that died while they were idle,
+                such as all of a lost node, must not be laid to the charge of a group.
         """
-        for start in range(1, _STARTS + 1):
+        starts, problem = 0, ""
+        while starts < _STARTS:
             actor = await self._idle.get()
-            if actor in self._started or await self._is_up(actor):
+            was_up = actor in self._started
+            if was_up and not surely_alive:
+                return actor
+            if not (problem := await self._death_of(actor)):
                 return actor
             self._replace(actor, "reward_worker_died")
-            await asyncio.sleep(pause_before(start))
+            if not was_up:
+                starts += 1
+                await asyncio.sleep(pause_before(starts))
         raise RewardError(
-            f"{_STARTS} reward workers died at their start, one after the other; see the end of worker-*.err in Ray's "
-            "session folder (/tmp/ray/session_latest/logs)"
+            f"{_STARTS} reward workers died at their start, one after the other, the last one by {problem}; see the end of "
+            "worker-*.err in Ray's session folder (/tmp/ray/session_latest/logs)"
         )
 
-    async def _is_up(self, actor: _Actor) -> bool:
-        """Wait for a worker's process; False when it died."""
+    async def _death_of(self, actor: _Actor) -> str:
+        """Wait for a worker's process: "", or what it died of."""
+        method = actor.ping if actor in self._started else actor.ready
         try:
-            await _answer(actor.ready.remote(), _START_TIMEOUT_S)
-        except RayActorError:
-            return False
-        except (TimeoutError, RayError) as error:
+            await _answer(method.remote(), _START_TIMEOUT_S)
+        except (TimeoutError, RayTaskError) as error:
             self._idle.put_nowait(actor)
             raise RewardError(
                 f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {_first_line(error)}; "
@@ -183,8 +195,10 @@ class RayRewardPool:
         except asyncio.CancelledError:
             self._idle.put_nowait(actor)
             raise
+        except RayError as error:
+            return _first_line(error)
         self._started.add(actor)
-        return True
+        return ""
 
     def _replace(self, actor: _Actor, cause: str) -> None:
         self.failures[cause] += 1

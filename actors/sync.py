@@ -45,15 +45,17 @@ class RayWeightSync:
 
         Raises:
             TransferError: names engine and phase, or the parameter that did not arrive (`sync.verify`).
+            LearnerError: a rank died, or is stuck.
         """
         start = time.monotonic()
         limit = CONTROL_CALLS * self.config.sync.timeout_s
         try:
             ranks = await asyncio.wait_for(self.learner.call("send_weights", self._init(version)), limit)
         except TimeoutError:
-            raise TransferError(
+            # Not of the engines: each of their calls has its own limit.
+            raise LearnerError(
                 f"weights of version {version} did not reach the engines within {limit:g} s ({CONTROL_CALLS} times "
-                "sync.timeout_s); restart learner and engines, or raise the limit if the model is simply large"
+                "sync.timeout_s): a rank is stuck; raise the limit if the model is simply large"
             ) from None
         return {**ranks[0], "sync/seconds": time.monotonic() - start}
 
@@ -99,6 +101,7 @@ class SupervisedSync:
 
         Raises:
             TransferError: three times in a row.
+            LearnerError: a rank died, or is stuck.
             RolloutError: no engine is left.
         """
         async with self._lock:

@@ -4,6 +4,8 @@ checkpoints/step_000010/policy/     Hugging Face format
 checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; whole, in safetensors
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
+checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
+checkpoints/aside_000015/           a checkpoint of steps that the run went back from; not used, not deleted
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from videostr.errors import RunFolderError
 log = logging.getLogger(__name__)
 FORMAT = 2
 """Of `state.json`; another number means that a run cannot be continued across the change."""
-STATE, BEST = "state.json", "best.json"
+STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,37 @@ class Checkpoints:
         _sync_to_disk(self.folder)
         self._prune()
         return final
+
+    def rewind(self, step: int, resume: str) -> None:
+        """Set checkpoints of later steps aside, damaged ones too, and forget the best if it is one of them.
+
+        Args:
+            step: that the run goes on from.
+            resume: `run.resume`; a path is noted.
+        """
+        for later in sorted(self.folder.glob("step_*")):
+            if int(later.name.removeprefix("step_")) > step:
+                aside = self.folder / later.name.replace("step_", "aside_")
+                shutil.rmtree(aside, ignore_errors=True)
+                later.replace(aside)
+                log.warning(
+                    "%s is of a later step: set aside as %s; delete it if it is of no use", later, aside.name
+                )
+        best = self.best()
+        if best is not None and best[0] > step:
+            (self.folder / BEST).unlink()
+        if resume in {"auto", "never"}:
+            (self.folder / RESUMED).unlink(missing_ok=True)
+        else:
+            write_json(self.folder / RESUMED, {"resume": resume})
+
+    def resumed_from(self) -> str | None:
+        """The path of `run.resume` that the run went back to; None where it last went on from its newest checkpoint."""
+        try:
+            values: dict[str, str] = json.loads((self.folder / RESUMED).read_text())
+            return values["resume"]
+        except (OSError, ValueError, KeyError):
+            return None
 
     def note_held_out(self, step: int, reward: float) -> float:
         """Note the held-out reward of the checkpoint of a step; returns the best so far, whose checkpoint is kept."""

@@ -13,6 +13,7 @@
      +- RewardError          a reward worker failed or ran past its deadline
      +- TransferError        weights did not reach the engines
      +- LearnerError         a learner rank failed
+     +- CheckpointError      a checkpoint could not be written; the learner goes on
      +- NoSignal             no group's rewards differ any more: there is nothing to learn from
 
 Every message names the value, the rule it breaks and the remedy. All take one string, so they survive pickling.
@@ -69,6 +70,10 @@ class TransferError(VideoStrError):
 
 class LearnerError(VideoStrError):
     """A learner rank failed."""
+
+
+class CheckpointError(VideoStrError):
+    """A checkpoint could not be written; the learner goes on."""
 
 
 class NoSignal(VideoStrError):

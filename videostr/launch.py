@@ -16,9 +16,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import ray
 from transformers import AutoProcessor
@@ -48,7 +48,7 @@ from videostr.errors import (
 )
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.loggers import require
-from videostr.loop import train, unless
+from videostr.loop import train
 from videostr.metrics import duration
 from videostr.model import check_model
 from videostr.plan.memory import estimate
@@ -58,7 +58,9 @@ from videostr.report.page import write_report
 from videostr.runfolder import RunFolder
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
+from videostr.tasks import together, unless
 
+T = TypeVar("T")
 log = logging.getLogger("videostr.launch")
 METRICS_S = 5.0
 """Longest wait for figures to be shown, which are no more than set."""
@@ -105,14 +107,13 @@ async def run(config: Config) -> int:
     with contextlib.closing(folder):
         source, heldout = _sources(config, folder)
         async with cluster(config, folder, stop) as ports:
-            state = await resume(config, source, ports, folder)
+            state = await _until_stopped(stop, resume(config, source, ports, folder))
             seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
             log.info("ready after %s", duration(seconds["startup"]))
 
             started = time.monotonic()
-            before = await _evaluation(
-                config, heldout, ports, folder, RunState(step=0, version=0, ledger=state.ledger), stop
-            )
+            start = RunState(step=0, version=0, ledger=state.ledger)
+            before = await _evaluation(config, heldout, ports, folder, start, stop, state.step)
             seconds["evaluate"] += time.monotonic() - started
 
             started = time.monotonic()
@@ -127,7 +128,7 @@ async def run(config: Config) -> int:
                 return 130
 
             started = time.monotonic()
-            after = await _evaluation(config, heldout, ports, folder, state, stop)
+            after = await _evaluation(config, heldout, ports, folder, state, stop, state.step)
             seconds["evaluate"] += time.monotonic() - started
         folder.close(done=True)
     if before is not None and after is not None:
@@ -182,6 +183,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         cleanup.callback(ray.shutdown)
         placement = Placement(config)
         cleanup.callback(placement.close)
+        await _until_stopped(stop, placement.reserve())
         config = _absolute(config)
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
         remote = None
@@ -193,19 +195,11 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         )
         cleanup.callback(rollouts.close)
         log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in plan(config)))
-        started = await unless(
-            stop,
-            asyncio.gather(
-                rollouts.start(),
-                RayLearner.start(
-                    config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
-                ),
-            ),
+        learner = RayLearner(
+            config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
         )
-        if started is None:
-            raise Stopped
-        learner = started[1]
         cleanup.callback(learner.close)
+        await _until_stopped(stop, together([rollouts.start(), learner.restart()]))
         rewards = remote or _local_rewards(config, folder, rubric, placement, cleanup)
         sync = SupervisedSync(config, learner, rollouts, folder.timeline)
         sync.start()
@@ -247,6 +241,15 @@ def _show_metrics(
     cleanup.callback(logger.close, done=True)
 
 
+async def _until_stopped(stop: asyncio.Event, work: Awaitable[T]) -> T:
+    """The result of `work`; raises `Stopped` when `stop` is set first."""
+    task = asyncio.ensure_future(work)
+    await unless(stop, task)
+    if task.cancelled():
+        raise Stopped
+    return task.result()
+
+
 async def resume(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:
     """The state of the latest checkpoint, loaded everywhere; a fresh one where there is none."""
     checkpoint = _checkpoint(config, folder)
@@ -261,7 +264,7 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
         )
     await ports.learner.load(checkpoint)
     await ports.sync.publish(state.version)
-    folder.rewind(state.step)
+    folder.rewind(state.step, config.run.resume)
     log.info("resumed after step %d from %s", state.step, checkpoint)
     return state
 
@@ -278,16 +281,17 @@ async def train_on(
     """`train`; when a learner rank is lost, all start again from the last checkpoint, and the run goes back to it.
 
     A start that fails counts like a loss: for some seconds Ray may place a rank on a node that is no more.
+
+    Raises:
+        Stopped: `stop` was set while ranks were lost; the last checkpoint stands.
+        LearnerError: they were lost more than `learner.max_restarts` times.
     """
     losses = 0
     folder.timeline.drain(state.step)  # the start belongs to no step
     while True:
         try:
             if losses:
-                await ports.learner.restart()
-                state = await resume(config, source, ports, folder)
-                if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
-                    await ports.sync.publish(0)
+                state = await _until_stopped(stop, _begin_again(config, source, ports, folder))
             return await train(config, source, ports, folder, state, stop, evaluator)
         except LearnerError as error:
             losses += 1
@@ -302,13 +306,28 @@ async def train_on(
                 config.learner.max_restarts,
             )
             folder.quarantine.counts["learner_lost"] += 1
-        await unless(stop, asyncio.sleep(pause_s))
+        await _until_stopped(stop, asyncio.sleep(pause_s))
+
+
+async def _begin_again(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:
+    await ports.learner.restart()
+    state = await resume(config, source, ports, folder)
+    if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
+        await ports.sync.publish(0)
+    return state
 
 
 def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
-    """The checkpoint that `run.resume` names: the newest intact one, or the one at a path."""
+    """The checkpoint that `run.resume` names: the newest intact one, or the one at a path.
+
+    A run goes back to a path once: when it was killed after that, the same command goes on from its newest.
+    """
     if config.run.resume in {"auto", "never"}:
         return folder.checkpoints.latest_intact()
+    if folder.checkpoints.resumed_from() == config.run.resume and (
+        newest := folder.checkpoints.latest_intact()
+    ):
+        return newest
     checkpoint = Path(config.run.resume)
     if not checkpoint.is_dir():
         raise ConfigError(
@@ -336,18 +355,22 @@ async def _evaluation(
     folder: RunFolder,
     state: RunState,
     stop: asyncio.Event,
+    reached: int,
 ) -> Evaluation | None:
-    """The evaluation after a step: read when it was done before, else done now."""
+    """The evaluation after a step: read when it was done before, else done now, if that is the step `reached`."""
     if heldout is None:
         return None
     path = folder.path / "eval" / f"step_{state.step:06d}.json"
     if path.exists():
         return Evaluation.read(path)
+    if state.step != reached:
+        log.warning(
+            "the policy before training was not evaluated, and is no more here: the run will tell no gain"
+        )
+        return None
     prompts = heldout.first(config.evaluate.prompts)
     log.info("evaluating %d held-out prompts after step %d", len(prompts), state.step)
-    found = await unless(stop, evaluate(config, prompts, ports, state.version))
-    if found is None:
-        raise Stopped
+    found = await _until_stopped(stop, evaluate(config, prompts, ports, state.version))
     found.write(path)
     return found
 
@@ -362,9 +385,13 @@ def _evaluator(
     folder.timeline.note("evaluation", None)
 
     async def run(state: RunState) -> None:
+        path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
+        if path.exists():  # killed before it was noted, or after
+            folder.checkpoints.note_held_out(state.step, means(Evaluation.read(path).greedy)["total"])
+            return
         with folder.timeline.during("evaluation", "evaluate"):
             found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
-        found.write(folder.path / "eval" / f"greedy_{state.step:06d}.json")
+        found.write(path)
         reward = means(found.greedy)["total"]
         best = folder.checkpoints.note_held_out(state.step, reward)
         folder.scalar("heldout/greedy_total", reward, state.step)

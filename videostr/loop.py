@@ -11,25 +11,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from videostr.checkpoint import Draws, RunState, write_json
 from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
-from videostr.errors import LearnerError, RunFolderError
+from videostr.errors import CheckpointError, RunFolderError
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.report.traces import trace_rows, write_traces
 from videostr.runfolder import RunFolder
-from videostr.types import Failure, LearnerBatch, Record, RolloutGroup, Update
+from videostr.tasks import together, unless
+from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
 from videostr.window import Window
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -62,15 +62,17 @@ async def train(
     """Train from `state` to `train.steps`, or until `stop`; returns the state reached, which is checkpointed.
 
     `evaluator` is run after every `evaluate.every` steps, beside the sampling and learning of the next step; only the next
-    weight publication waits for it, so that it sees one version.
+    weight publication waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
         RunFolderError: the last checkpoint could not be written.
+        LearnerError: a rank was lost; the state after the last checkpoint is lost with it.
         NoSignal: no group's rewards differ any more.
     """
     progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_flat_steps)
     saved = state.step
-    evaluation: asyncio.Task[None] | None = None
+    evaluation = SideEvaluation(config, evaluator)
+    evaluation.begin(state)
     draws = Draws(state.ledger)
     window = Window(
         lambda _: collect(config, source, ports, folder, draws),
@@ -78,7 +80,7 @@ async def train(
         first=state.step,
         last=config.train.steps,
     )
-    async with window:
+    async with window, evaluation:
         while state.step < config.train.steps and not stop.is_set():
             started = time.monotonic()
             window.advance(state.step)
@@ -90,8 +92,8 @@ async def train(
             learned = time.monotonic()
             update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
             published = time.monotonic()
-            if evaluation is not None and batch.groups:
-                await unless(stop, evaluation)
+            if batch.groups:
+                await unless(stop, evaluation.done())
             synced = await ports.sync.publish(update.version) if batch.groups else {}
             ended = time.monotonic()
 
@@ -123,21 +125,56 @@ async def train(
             if _due(state.step, config.train.traces_every, config.train.steps):
                 rows = trace_rows(state.step, collected.groups, gains, collected.records)
                 write_traces(folder.path / "traces" / f"step_{state.step:06d}.parquet", rows)
-            evaluating = evaluator is not None and _every(state.step, config.evaluate.every)
-            if evaluating or _due(state.step, config.train.checkpoint_every, config.train.steps):
+            if evaluation.is_due(state) or _due(
+                state.step, config.train.checkpoint_every, config.train.steps
+            ):
                 saved = state.step if await _save(folder, ports, state) is None else saved
-            if evaluating and evaluator is not None and state.step < config.train.steps:
-                evaluation = asyncio.create_task(evaluator(state))
+            evaluation.begin(state)
             folder.times(state.step)
-            signal.step(metrics, bool(batch.groups))
-    if evaluation is not None:
-        await unless(stop, evaluation)
+            signal.step(metrics, any(gain.any() for gain in batch.advantages))
+        await unless(stop, evaluation.done())
     if saved != state.step and (problem := await _save(folder, ports, state)):
         raise RunFolderError(
             f"the state after step {state.step} could not be written ({problem}); make room, and run the same command again: "
             f"it goes on from {folder.checkpoints.latest() or 'the start'}"
         )
     return state
+
+
+class SideEvaluation:
+    """The evaluation beside training: one at a time, given up when training ends otherwise."""
+
+    def __init__(
+        self, config: Config, evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None
+    ) -> None:
+        self._every = config.evaluate.every if evaluator is not None else 0
+        self._last = config.train.steps
+        self._evaluator = evaluator
+        self._task: asyncio.Task[None] | None = None
+
+    def is_due(self, state: RunState) -> bool:
+        """Whether the state is to be evaluated, and so to have a checkpoint."""
+        return state.step > 0 and _every(state.step, self._every)
+
+    def begin(self, state: RunState) -> None:
+        """Evaluate, if that is due; the last state is evaluated after training."""
+        if self._evaluator is not None and self.is_due(state) and state.step < self._last:
+            self._task = asyncio.create_task(self._evaluator(state))
+
+    async def done(self) -> None:
+        """Returns when no evaluation is under way; raises what it raised."""
+        task, self._task = self._task, None
+        if task is not None:
+            await together([task])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give it up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def collect(
@@ -169,7 +206,7 @@ async def collect(
         taken = draws.take(missing)
         positions += taken
         drawn = _draw(source, folder, taken)
-        for d, result in zip(drawn, await asyncio.gather(*(one(d) for d in drawn)), strict=True):
+        for d, result in zip(drawn, await together(one(d) for d in drawn), strict=True):
             if isinstance(result, Failure):
                 folder.quarantine.add(result)
             elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):
@@ -202,12 +239,28 @@ def group_advantages(config: Config, group: RolloutGroup) -> np.ndarray:
 def learner_batch(
     config: Config, groups: Sequence[RolloutGroup], gains: Sequence[np.ndarray]
 ) -> LearnerBatch:
-    """Groups with their advantages; those of zero variance are left out unless a KL term gives them a gradient."""
-    kept = [i for i, gain in enumerate(gains) if config.loss.kl_coef > 0 or gain.any()]
+    """Groups with their advantages; left out are those without a gradient.
+
+    These are groups of zero variance, unless there is a KL term, and such as `loss.mask_truncated` leaves nothing of.
+    """
+    kept = [
+        i
+        for i, (group, gain) in enumerate(zip(groups, gains, strict=True))
+        if (config.loss.kl_coef > 0 or gain.any()) and _has_tokens(config, group)
+    ]
     return LearnerBatch(
         groups=tuple(groups[i] for i in kept),
         advantages=tuple(gains[i] for i in kept),
         temperature=config.sampling.temperature,
+    )
+
+
+def _has_tokens(config: Config, group: RolloutGroup) -> bool:
+    """Whether a completion of the group takes part in the loss."""
+    return any(
+        len(r.completion.token_ids) > 0
+        and not (config.loss.mask_truncated and r.completion.finish_reason is FinishReason.LENGTH)
+        for r in group.rollouts
     )
 
 
@@ -231,11 +284,15 @@ def _request(config: Config, drawn: Drawn) -> SampleRequest:
 
 
 async def _save(folder: RunFolder, ports: Ports, state: RunState) -> Exception | None:
-    """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned."""
+    """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
+
+    Raises:
+        LearnerError: a rank was lost.
+    """
     try:
         await folder.checkpoints.save(state, ports.learner.save)
         write_json(folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)})
-    except (OSError, LearnerError) as error:
+    except (OSError, CheckpointError) as error:
         folder.quarantine.counts["checkpoint"] += 1
         log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
         return error
@@ -248,17 +305,3 @@ def _every(step: int, every: int) -> bool:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or _every(step, every)
-
-
-async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
-    """The result of `work`, or None when `stop` is set first; `work` is then cancelled."""
-    task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        stopped.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

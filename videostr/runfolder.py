@@ -74,9 +74,12 @@ class Quarantine:
         self._known: dict[tuple[str, str], int] = {}
         """Records lost, by id and kind."""
         if path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if _is_whole(line)]  # the last may have been cut by a full disk
+            for row in map(json.loads, kept):
                 self._known[row["record_id"], row["kind"]] = row["records"]
+            if len(kept) < len(lines):
+                path.write_text("".join(line + "\n" for line in kept))
 
     def add(self, failure: Failure) -> None:
         """Note a failure.
@@ -126,12 +129,19 @@ class RunFolder:
         self.timeline = Timeline()
         """For the pools to note what their workers do."""
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics and times after `step`, which a resumed run writes anew."""
+    def rewind(self, step: int, resume: str = "auto") -> None:
+        """Drop what is of later steps than `step`, and will be written anew; `resume` is `run.resume`.
+
+        These are metrics, times, evaluations and traces. Checkpoints are set aside.
+        """
         for path in (self.path / "metrics.jsonl", self.path / TIMELINE):
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
                 path.write_text("".join(line + "\n" for line in kept))
+        for path in (*self.path.glob("eval/*.json"), *self.path.glob("traces/step_*.parquet")):
+            if int(path.stem.rpartition("_")[2]) > step:
+                path.unlink()
+        self.checkpoints.rewind(step, resume)
         self.loggers.rewind(step)
 
     def metrics(self, values: Mapping[str, float]) -> None:
@@ -182,6 +192,14 @@ class RunFolder:
                 f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
                 "run.name, or delete the folder"
             )
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _step(line: str) -> float:

@@ -306,6 +306,9 @@ class FailureKind(Enum):
     PROMPT_TOO_LONG = "the expanded prompt leaves no room for a completion within rollout.max_model_len"
     PLACEHOLDER_SAMPLED = "a vision placeholder token was sampled"
     ENGINE = "the rollout engine failed on the request"
+    OTHER_WEIGHTS = (
+        "an engine that was started meanwhile sampled from other weights than those to be evaluated"
+    )
     REWARD_ERROR = "a reward raised or returned a value that is not a finite number"
     REWARD_TIMEOUT = "the reward worker did not answer within reward.deadline_s, in three tries"
 

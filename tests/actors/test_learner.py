@@ -22,7 +22,7 @@ from actors import learner_state
 from actors.learner import LearnerWorker, RayLearner, digest
 from actors.learner_state import KINDS, LearnerState
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
-from videostr.errors import LearnerError
+from videostr.errors import CheckpointError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
@@ -288,6 +288,29 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
     assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_ranks_go_on_after_a_checkpoint_that_could_not_be_written(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    learner = learners[2]
+    results = []
+    for full in (False, True):
+        run(learner.call("rebuild", stage.config(num_ranks=2, zero_stage=zero_stage)))
+        if full:
+            for name in ("policy/model.safetensors", "learner/shard_00001.safetensors"):
+                (tmp_path / name / "in the way").mkdir(parents=True)
+            with pytest.raises(
+                CheckpointError, match=r"rank 0 failed in `save`.*directory.*directory"
+            ):
+                run(learner.save(tmp_path))
+        results.append((run(learner.update(stage.batch)), run(learner.checksums())))
+    assert results[0] == results[1]
 
 
 def test_checkpoint_does_not_depend_on_ranks_and_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from ray.cluster_utils import Cluster
 from actors.placement import Placement
 from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig
 from videostr.errors import PlacementError
+from videostr.tasks import unless
 
 CONFIG = Config(
     rollout=RolloutConfig(num_workers=2, num_cpus=1),
@@ -36,6 +38,12 @@ def cluster() -> Iterator[Cluster]:
     found.shutdown()
 
 
+def reserved(config: Config) -> Placement:
+    placement = Placement(config)
+    asyncio.run(placement.reserve())
+    return placement
+
+
 def node_of(options: dict[str, Any]) -> str:
     @ray.remote(num_cpus=0.25)
     def where() -> str:
@@ -46,11 +54,11 @@ def node_of(options: dict[str, Any]) -> str:
 
 def test_roles_land_on_their_nodes_and_a_node_added_later_is_used(cluster: Cluster) -> None:
     with pytest.raises(PlacementError, match=r"needs 2 reward \(reward 2 x 1\), the cluster has 0"):
-        Placement(CONFIG)
+        reserved(CONFIG)
 
     waiting = replace(CONFIG, placement=replace(CONFIG.placement, wait_s=60.0))
     with ThreadPoolExecutor(1) as aside:
-        found = aside.submit(Placement, waiting)
+        found = aside.submit(reserved, waiting)
         time.sleep(2.0)
         assert not found.done()
         cluster.add_node(num_cpus=2, resources={"reward": 2})
@@ -67,8 +75,21 @@ def test_roles_land_on_their_nodes_and_a_node_added_later_is_used(cluster: Clust
     placement.close()
 
 
+def test_a_stop_is_heard_while_there_is_no_room(cluster: Cluster) -> None:
+    config = replace(CONFIG, placement=replace(CONFIG.placement, reward="nowhere", wait_s=600.0))
+
+    async def stopped() -> None:
+        stop, placement = asyncio.Event(), Placement(config)
+        asyncio.get_running_loop().call_later(1.0, stop.set)
+        await unless(stop, placement.reserve())
+        placement.close()
+        assert stop.is_set()
+
+    asyncio.run(asyncio.wait_for(stopped(), 10.0))
+
+
 def test_what_no_node_has_room_for_is_refused(cluster: Cluster) -> None:
     config = replace(CONFIG, rollout=replace(CONFIG.rollout, num_workers=3))
     config = replace(config, placement=replace(config.placement, reward=""))
     with pytest.raises(PlacementError, match=r"needs 3 rollout \(rollout 3 x 1\), the cluster has 2"):
-        Placement(config)
+        reserved(config)

@@ -1,6 +1,6 @@
 """RayRolloutPool and SupervisedSync on real Ray actors that sample nothing: lost engines, half-updated ones, spent budgets.
 
-Real engines are killed in tests/actors/test_engines.py and tests/test_failures.py.
+Real engines are killed in tests/actors/test_engines.py and tests/chaos.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from actors import names
 from actors.pools import RayRolloutPool
@@ -264,6 +266,21 @@ def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
     assert failures == {}
 
 
+def test_a_learner_that_is_stuck_in_a_publication_is_lost(cluster: None, tmp_path: Path) -> None:
+    class Stuck(Learner):
+        async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+            await asyncio.sleep(600)
+            raise AssertionError
+
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, _: Any) -> Any:
+        sync._config = replace(sync._config, sync=SyncConfig(timeout_s=0.1))
+        with pytest.raises(LearnerError, match=r"did not reach the engines within 0\.6 s"):
+            await sync.publish(3)
+        return dict(sync.failures)
+
+    assert play(tmp_path, use, learner=Stuck) == {}
+
+
 class LostLearner(Learner):
     """Has no rank left until it is `well`."""
 
@@ -324,6 +341,35 @@ def test_engines_are_added_and_taken_out_while_groups_are_sampled(cluster: None,
     assert (handles, size) == (1, 2)
     assert failures == {}
     assert (4, 4) in sent  # the present version, to all
+
+
+def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first(
+    cluster: None, tmp_path: Path
+) -> None:
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
+        handles = await pool.pause()
+        await pool.resize(1)
+        await pool.resize(2)  # takes the index
+        await asyncio.sleep(1.0)
+        await asyncio.gather(*(handle.ping.remote() for handle in handles))  # both are still there
+        await pool.served(handles)
+        await until(lambda: not pool._leaving)
+        with pytest.raises(RayActorError):
+            await handles[1].ping.remote()
+        await until(lambda: pool.health() == [Health.HEALTHY] * 2)
+        return dict(pool.failures)
+
+    assert play(tmp_path, use) == {}
+
+
+def test_health_checks_that_are_asked_for_at_once_count_once(cluster: None, tmp_path: Path) -> None:
+    async def use(pool: RayRolloutPool, *_: Any) -> Any:
+        (tmp_path / "hang_0").touch()
+        pool.handles()[0].sample.remote(REQUEST)  # behind the pool's back
+        await asyncio.gather(*(pool._check(pool._engines[0]) for _ in range(4)))
+        return pool.health(), dict(pool.failures)
+
+    assert play(tmp_path, use, health_check_s=2.0) == ([Health.SUSPECT, Health.HEALTHY], {})
 
 
 def test_an_engine_that_dies_after_it_was_taken_out_is_not_started_again(

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
+from ray.exceptions import OutOfMemoryError
 
+from actors import reward
 from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
 from videostr.config import RewardConfig
@@ -142,6 +145,42 @@ def test_a_dying_worker_is_replaced(cluster: None, tmp_path: Path) -> None:
 
     worker = hangs_once(tmp_path / "died", lambda: os._exit(1))
     rollouts, failures = run_pool(use, worker)
+    assert isinstance(rollouts[0], Rollout)
+    assert failures == {"reward_worker_died": 1}
+
+
+def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(cluster: None) -> None:
+    """As when the node of all of them is lost."""
+
+    async def use(pool: RayRewardPool) -> Any:
+        first = [await pool._take_worker(surely_alive=True) for _ in range(4)]
+        for actor in first:
+            ray.kill(actor)
+            pool._idle.put_nowait(actor)
+        return await pool.score(record(), GROUP)
+
+    rollouts, failures = run_pool(use, num_workers=4)
+    assert isinstance(rollouts[0], Rollout)
+    assert failures == {"reward_worker_died": 4}
+
+
+def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, killed = reward._answer, []
+
+    async def answer(ref: Any, timeout_s: float) -> Any:
+        found = await real(ref, timeout_s)
+        if isinstance(found, list) and not killed:
+            killed.append(True)
+            raise OutOfMemoryError("killed by the memory monitor")
+        return found
+
+    async def use(pool: RayRewardPool) -> Any:
+        return await pool.score(record(), GROUP)
+
+    monkeypatch.setattr(reward, "_answer", answer)
+    rollouts, failures = run_pool(use)
     assert isinstance(rollouts[0], Rollout)
     assert failures == {"reward_worker_died": 1}
 

@@ -3,7 +3,8 @@
     python -m pytest tests/chaos/test_soak.py --soak-minutes 30 -s
 
 Skipped without minutes. The run samples ahead of learning, evaluates and writes checkpoints all along, and is then stopped as a
-user stops it. Prints resident memory and slope of every process, and the objects in Ray's store, as a table for docs/failures.md.
+user stops it. Prints memory (medians over quarters of the time after the warm-up) and slope of every process, and the objects in
+Ray's store, as a table for docs/failures.md.
 """
 
 from __future__ import annotations
@@ -146,13 +147,15 @@ def _halves(points: list[Any]) -> tuple[list[Any], list[Any]]:
 
 def _table(watch: Watch) -> str:
     lines = [
-        "| process | MiB after warm-up | MiB at the end | slope, MiB an hour |",
-        "| --- | ---: | ---: | ---: |",
+        "| process | first quarter, MiB | second | third | last | slope, MiB an hour |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (name, _), points in sorted(watch.memory.items()):
         used = settled(points)
-        if len(used) > 1:
-            lines.append(f"| {name} | {used[0][1]:.1f} | {used[-1][1]:.1f} | {slope(used):+.1f} |")
+        if len(used) >= 4:
+            quarters = (used[len(used) * k // 4 : len(used) * (k + 1) // 4] for k in range(4))
+            medians = " | ".join(f"{statistics.median(mib for _, mib in part):.1f}" for part in quarters)
+            lines.append(f"| {name} | {medians} | {slope(used):+.1f} |")
     objects = settled([(seconds, (number, mib)) for seconds, number, mib in watch.objects])
     numbers, sizes = [point[1][0] for point in objects], [point[1][1] for point in objects]
     lines.append(

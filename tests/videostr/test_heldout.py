@@ -50,6 +50,7 @@ def test_gain_is_paired():
     assert gain["mean"] == pytest.approx(0.75)
     assert gain["ci95"] == [0.5, 1.0]
     assert paired_gain({}, {}, "total", 10, seed=0) is None
+    assert paired_gain({"a": BEFORE["a"]}, AFTER, "total", 10, seed=0) is None  # one prompt
 
 
 def test_interval_has_the_width_of_the_standard_error():
@@ -96,6 +97,8 @@ class Rollouts:
     """Records whose greedy requests are refused."""
     asked: list[SampleRequest] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
+    version: int = 0
+    """Of the weights."""
 
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
         self.asked.append(request)
@@ -109,7 +112,7 @@ class Rollouts:
                 token_ids=ids,
                 logprobs=np.zeros(4, dtype=np.float32),
                 finish_reason=FinishReason.STOP,
-                weight_versions=(VersionSpan(version=0, start=0, end=4),),
+                weight_versions=(VersionSpan(version=self.version, start=0, end=4),),
             )
             for i in range(request.n)
         ]
@@ -154,7 +157,7 @@ def texts(drawn: Sequence[Drawn]) -> dict[str, Sequence[str]]:
 
 
 def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(drawn: list[Drawn]) -> None:
-    rollouts = Rollouts(texts(drawn))
+    rollouts = Rollouts(texts(drawn), version=4)
     found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4))
     assert found.version == 4
     assert list(found.sampled) == list(found.greedy) == sorted(d.record.id for d in drawn)
@@ -168,13 +171,13 @@ def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(drawn: li
         assert found.sampled[d.record.id]["total"] == pytest.approx((2 * 0.2 + 1 + 2) / 3)
     assert {found.greedy[d.record.id]["answer"] for d in drawn[::3]} == {1.0}
     assert {found.greedy[d.record.id]["answer"] for d in drawn[1::3]} == {0.0}
-    again = Rollouts(texts(drawn))
+    again = Rollouts(texts(drawn), version=4)
     assert asyncio.run(evaluate(CONFIG, drawn, ports(again), 4)) == found
     assert again.asked == rollouts.asked
 
 
 def test_beside_training_only_greedy_requests_are_made(drawn: list[Drawn]) -> None:
-    rollouts = Rollouts(texts(drawn))
+    rollouts = Rollouts(texts(drawn), version=4)
     found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4, greedy_only=True))
     assert {(r.n, r.temperature) for r in rollouts.asked} == {(1, 0.0)}
     assert found.sampled == {}
@@ -191,6 +194,12 @@ def test_a_prompt_that_fails_in_one_way_is_counted_and_left_out_of_both(drawn: l
     assert found.failures == {"bad_video": 1, "engine": 1, "reward_timeout": 2}
     assert list(found.sampled) == list(found.greedy) == sorted({*names} - {*names[1:4]})
     assert asyncio.run(evaluate(CONFIG, [broken], ports(rollouts), 0)).failures == {"bad_video": 1}
+
+
+def test_what_an_engine_with_other_weights_sampled_is_left_out(drawn: list[Drawn]) -> None:
+    rollouts = Rollouts(texts(drawn), version=5)
+    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4, greedy_only=True))
+    assert (found.greedy, found.failures) == ({}, {"other_weights": 8})
 
 
 def test_alone_and_beside_training_the_same_is_asked_and_earned(

@@ -21,8 +21,15 @@ from transformers import AutoProcessor
 from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
 from videostr.data.source import RecordSource
-from videostr.errors import LearnerError, NoSignal, RunFolderError, TooManyBadRecords
-from videostr.launch import train_on
+from videostr.errors import (
+    CheckpointError,
+    LearnerError,
+    NoSignal,
+    RolloutError,
+    RunFolderError,
+    TooManyBadRecords,
+)
+from videostr.launch import Stopped, resume, train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.runfolder import RunFolder
@@ -137,7 +144,13 @@ class Stage:
             data=Data(train=str(tabletop / "train"), max_bad_fraction=bad),
             sampling=sampling or Sampling(group_size=2),
             train=TrainConfig(
-                steps=steps, prompts_per_step=4, checkpoint_every=2, keep_checkpoints=2, **train
+                **{
+                    "steps": steps,
+                    "prompts_per_step": 4,
+                    "checkpoint_every": 2,
+                    "keep_checkpoints": 2,
+                    **train,
+                }
             ),
         )
         processor = AutoProcessor.from_pretrained(self.config.model.path)
@@ -159,7 +172,7 @@ class Stage:
     def train(self, state: RunState | None = None, **options: Any) -> RunState:
         fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(self.source.records)))
         state = state or fresh
-        self.folder.rewind(state.step)
+        self.folder.rewind(state.step, self.config.run.resume)
         state = asyncio.run(
             train(self.config, self.source, self.ports, self.folder, state, self.stop, **options)
         )
@@ -359,7 +372,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, 
 
     async def full(folder: Path) -> None:
         if len(stage.learner.batches) == 3:
-            raise LearnerError("rank 0: disk is full")
+            raise CheckpointError("rank 0: disk is full")
         await Learner.save(stage.learner, folder)
 
     stage.learner.save = full  # type: ignore[method-assign]
@@ -389,6 +402,114 @@ def test_evaluation_beside_training_sees_one_version(staleness: int, tabletop: P
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").glob("step_*")) == [
         "step_000002", "step_000004", "step_000006",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ends", ["stop", "error"])
+def test_an_evaluation_under_way_is_given_up_and_made_up_for(
+    ends: str, tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=6)
+    stage.config.evaluate.every = 2
+    evaluated: list[tuple[int, str]] = []
+
+    async def evaluator(state: RunState) -> None:
+        evaluated.append((state.step, "begun"))
+        try:
+            await asyncio.sleep(0.0 if len(evaluated) > 2 else 60.0)
+        except asyncio.CancelledError:
+            evaluated.append((state.step, "given up"))
+            raise
+        evaluated.append((state.step, "done"))
+
+    async def update(batch: LearnerBatch) -> Update:
+        if len(stage.learner.batches) == 2 and ends == "error":
+            raise LearnerError("rank 0 died")
+        if len(stage.learner.batches) == 2:
+            stage.stop.set()
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    if ends == "stop":
+        state = stage.train(evaluator=evaluator)
+        assert state.step == 3
+    else:
+        with pytest.raises(LearnerError, match="rank 0 died"):
+            stage.train(evaluator=evaluator)
+    assert evaluated == [(2, "begun"), (2, "given up")]
+    newest = stage.folder.checkpoints.latest()
+    assert newest is not None
+    assert newest.name == {"stop": "step_000003", "error": "step_000002"}[ends]
+
+    again = Stage(tabletop, tmp_path, steps=6)
+    again.config.evaluate.every = 2
+    state = again.folder.checkpoints.state(newest)
+    again.rollouts.version = state.version
+    assert again.train(state, evaluator=evaluator).step == 6
+    missing = [(2, "begun"), (2, "done")] if ends == "error" else []
+    assert evaluated[2:] == [*missing, (4, "begun"), (4, "done")]
+
+
+def test_when_one_group_fails_the_run_no_other_is_sampled_on(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, max_staleness=1)
+    ended = []
+
+    async def sample(request: SampleRequest) -> Sampled | Failure:
+        stage.rollouts.asked.append(request)
+        if len(stage.rollouts.asked) == 4:
+            await asyncio.sleep(0.05)
+            raise RolloutError("no rollout engine is left")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(request)
+        raise AssertionError
+
+    async def run() -> int:
+        fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(stage.source.records)))
+        with pytest.raises(RolloutError):
+            await train(stage.config, stage.source, stage.ports, stage.folder, fresh, stage.stop)
+        return len(asyncio.all_tasks())
+
+    stage.rollouts.sample = sample  # type: ignore[method-assign]
+    assert asyncio.run(run()) == 1
+    assert len(ended) == 7
+
+
+def test_a_rank_that_is_lost_in_a_checkpoint_is_no_full_disk(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+
+    async def save(folder: Path) -> None:
+        raise LearnerError("learner rank 0 died in `save`")
+
+    stage.learner.save = save  # type: ignore[method-assign]
+    with pytest.raises(LearnerError, match="died in `save`"):
+        stage.train()
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_what_the_loss_masks_out_is_not_learned_from(kl: float, tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=2)
+    stage.config.loss.mask_truncated, stage.config.loss.kl_coef = True, kl
+    cut = set(stage.order(5)[1:5])  # one group is left of the first batch, all but one of the second
+
+    async def sample(request: SampleRequest) -> Sampled | Failure:
+        found = await Rollouts.sample(stage.rollouts, request)
+        assert isinstance(found, Sampled)
+        reason = FinishReason.LENGTH if request.prompt.record_id in cut else FinishReason.STOP
+        return replace(found, completions=tuple(replace(c, finish_reason=reason) for c in found.completions))
+
+    stage.rollouts.sample = sample  # type: ignore[method-assign]
+    assert stage.train().step == 2
+    order = stage.order(8)
+    assert stage.learned() == [order[:1], order[5:8]]
+
+
+def test_a_kl_term_is_no_signal(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_flat_steps=3)
+    stage.config.loss.kl_coef = 0.1
+    with pytest.raises(NoSignal, match=r"3 steps in a row had no group"):
+        stage.train()
+    assert len(stage.learner.batches) == 3  # its gradient was learned from
 
 
 class Mortal(Learner):
@@ -434,6 +555,65 @@ def test_a_start_that_fails_counts_like_a_loss(
     # Three steps, and all after the checkpoint of step 2 anew.
     order, seen = stage.order(24), [[g.prompt.record_id for g in b.groups] for b in learner.batches]
     assert seen == [order[4 * i : 4 * i + 4] for i in (0, 1, 2, 2, 3, 4, 5)]
+
+
+def test_a_stop_while_a_rank_is_lost_does_not_wait_for_its_start(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+
+    class Slow(Mortal):
+        async def restart(self) -> None:
+            stage.stop.set()
+            await asyncio.sleep(60)
+
+    stage.config.train.steps = 6
+    ports = replace(stage.ports, learner=Slow(stage.rollouts))
+    fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(stage.source.records)))
+    with pytest.raises(Stopped):
+        asyncio.run(
+            asyncio.wait_for(
+                train_on(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None), 30
+            )
+        )
+
+
+def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=6)
+    stage.config.train.keep_checkpoints = 3
+    stage.folder.checkpoints.keep = 3
+    stage.train()
+    checkpoints = tmp_path / "r" / "checkpoints"
+    for step, reward in ((2, 0.5), (4, 0.9)):
+        (tmp_path / "r" / "eval" / f"greedy_{step:06d}.json").write_text("{}")
+        stage.folder.checkpoints.note_held_out(step, reward)
+
+    def go_on(steps: int) -> tuple[int, int]:
+        """The steps that a start of the same command resumes after, and ends at."""
+        again = Stage(tabletop, tmp_path, steps=steps, keep_checkpoints=2)
+        again.config.run.resume = str(checkpoints / "step_000002")
+        ports = replace(again.ports, learner=Mortal(again.rollouts))
+        state = asyncio.run(resume(again.config, again.source, ports, again.folder))
+        return state.step, again.train(state).step
+
+    assert go_on(3) == (2, 3)
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "aside_000004", "aside_000006", "resumed_from.json", "step_000002", "step_000003",
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "r" / "eval").iterdir()] == ["greedy_000002.json"]
+    assert go_on(5) == (3, 5)
+
+
+def test_a_line_of_the_quarantine_that_was_cut_is_dropped(tabletop: Path, tmp_path: Path) -> None:
+    stage = Stage(tabletop, tmp_path)
+    failure = Failure(kind=FailureKind.BAD_VIDEO, record_id="a", detail="cut")
+    stage.folder.quarantine.add(failure)
+    with (tmp_path / "r" / "quarantine.jsonl").open("a") as file:
+        file.write('{"kind": "BAD_VID')
+    again = Stage(tabletop, tmp_path)
+    assert "a" in again.folder.quarantine
+    again.folder.quarantine.add(replace(failure, record_id="b"))
+    assert all(name in Stage(tabletop, tmp_path).folder.quarantine for name in ("a", "b"))
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tabletop: Path, tmp_path: Path) -> None:

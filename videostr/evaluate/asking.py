@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from videostr.metrics import duration
 from videostr.ports import RolloutPool, Sampled, SampleRequest
+from videostr.tasks import together
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
@@ -59,10 +60,5 @@ async def ask(
             left = (said - began) / done * (len(requests) - done)
             log.info("%d of %d answered, about %s left", done, len(requests), duration(left))
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for name, request in requests.items():
-                tasks.create_task(one(name, request))
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
+    await together(one(name, request) for name, request in requests.items())
     return {name: failures[name] for name in requests if name in failures}

@@ -25,7 +25,7 @@ from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import verdict_on
 from videostr.evaluate.statistics import Interval, bootstrap_weights
 from videostr.ports import Ports, Sampled, SampleRequest
-from videostr.types import Failure, Rollout
+from videostr.types import Failure, FailureKind, Rollout
 
 log = logging.getLogger("videostr.evaluate")
 PARTS = ("total", "format", "answer", "graph", "custom")
@@ -78,6 +78,13 @@ async def evaluate(
     scores: dict[tuple[str, str], dict[str, float]] = {}
 
     async def score(name: tuple[str, str], sampled: Sampled) -> Failure | None:
+        versions = {span.version for c in sampled.completions for span in c.weight_versions}
+        if versions - {version}:
+            return Failure(
+                kind=FailureKind.OTHER_WEIGHTS,
+                record_id=name[0],
+                detail=f"sampled from versions {sorted(versions)}, version {version} is evaluated",
+            )
         rollouts = await ports.rewards.score(drawn[name[0]].record, sampled.completions)
         if isinstance(rollouts, Failure):
             return rollouts
@@ -137,13 +144,16 @@ def paired_gain(
     resamples: int,
     seed: int,
 ) -> dict[str, Any] | None:
-    """Mean gain of a part with its 95 % percentile interval, by paired bootstrap over prompts; None without the part."""
+    """Mean gain of a part with its 95 % percentile interval, by paired bootstrap over prompts.
+
+    None where fewer than two prompts have the part in both: one says nothing about others.
+    """
     common = [i for i in sorted(before.keys() & after.keys()) if part in before[i] and part in after[i]]
     gains = np.array([after[i][part] - before[i][part] for i in common])
-    if gains.size == 0:
+    if gains.size < 2:
         return None
-    draws = bootstrap_weights(common, resamples, seed) @ gains / gains.size
-    found = Interval.of(float(gains.mean()), draws)
+    weights = bootstrap_weights(common, resamples, seed)
+    found = Interval.of(float(gains.mean()), weights @ gains / gains.size, weights)
     return {"mean": found.value, "ci95": [found.low, found.high]}
 
 
