@@ -363,7 +363,10 @@ class LearnerWorker(Named):
         if self.rank == 0:
             with self._whole_policy():
                 self.policy.save_pretrained(folder, state_dict=weights)
-            self.processor.save_pretrained(folder)
+            try:
+                self.processor.save_pretrained(folder)
+            except Exception as error:  # tokenizers knows no other type, also where the disk is full
+                raise OSError(f"{folder}: {error}") from error
 
     def load(self, folder: str) -> int:
         """Restore what `save` wrote, with any number of ranks and any ZeRO stage; returns the version.
@@ -512,7 +515,8 @@ class RayLearner:
         Raises:
             CheckpointError: it could not be written; the ranks go on.
         """
-        await self.call("save", str(folder))
+        async with self.updating:  # a publication meanwhile would only wait for it
+            await self.call("save", str(folder))
 
     async def load(self, folder: Path) -> int:
         """Restore what `save` wrote; returns the weight version."""

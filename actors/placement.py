@@ -25,7 +25,8 @@ from videostr.metrics import duration
 log = logging.getLogger("videostr.placement")
 READY_S = 30.0
 """A plan that fits the totals but not the nodes is refused after this."""
-POLL_S = 0.25
+POLL_S = 1
+"""Whole seconds: Ray cuts the rest off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class Placement:
             group = self._groups[role.name] = placement_group(
                 [dict(role.bundle)] * role.count, strategy=role.strategy
             )
-            while not group.wait(POLL_S):  # blocks: no longer than a stop may be late
-                await asyncio.sleep(POLL_S)
+            while not group.wait(POLL_S):  # blocks, but no longer than a stop may be late
+                await asyncio.sleep(0.01)
                 if time.monotonic() < deadline:
                     continue
                 self.close()

@@ -182,11 +182,14 @@ class RayRewardPool:
         )
 
     async def _death_of(self, actor: _Actor) -> str:
-        """Wait for a worker's process: "", or what it died of."""
-        method = actor.ping if actor in self._started else actor.ready
+        """Wait for a worker's process: "", or what it died of; one that was up is as good as dead when it does not answer."""
+        was_up = actor in self._started
+        method, limit = (actor.ping, self._deadline_s) if was_up else (actor.ready, _START_TIMEOUT_S)
         try:
-            await _answer(method.remote(), _START_TIMEOUT_S)
+            await _answer(method.remote(), limit)
         except (TimeoutError, RayTaskError) as error:
+            if was_up:
+                return _first_line(error)
             self._idle.put_nowait(actor)
             raise RewardError(
                 f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {_first_line(error)}; "

@@ -155,7 +155,8 @@ class Checkpoints:
             resume: `run.resume`; a path is noted.
         """
         for later in sorted(self.folder.glob("step_*")):
-            if int(later.name.removeprefix("step_")) > step:
+            number = later.name.removeprefix("step_")
+            if number.isdecimal() and int(number) > step:
                 aside = self.folder / later.name.replace("step_", "aside_")
                 shutil.rmtree(aside, ignore_errors=True)
                 later.replace(aside)
@@ -168,13 +169,14 @@ class Checkpoints:
         if resume in {"auto", "never"}:
             (self.folder / RESUMED).unlink(missing_ok=True)
         else:
-            write_json(self.folder / RESUMED, {"resume": resume})
+            write_json(self.folder / RESUMED, {"resume": resume, "step": step})
 
-    def resumed_from(self) -> str | None:
-        """The path of `run.resume` that the run went back to; None where it last went on from its newest checkpoint."""
+    def resumed_from(self, resume: str) -> int | None:
+        """The step that the run last went back to by this path of `run.resume`; None where it did not."""
         try:
-            values: dict[str, str] = json.loads((self.folder / RESUMED).read_text())
-            return values["resume"]
+            values = json.loads((self.folder / RESUMED).read_text())
+            step: int = values["step"]
+            return step if values["resume"] == resume else None
         except (OSError, ValueError, KeyError):
             return None
 

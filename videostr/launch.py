@@ -36,7 +36,7 @@ from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
 from videostr.check import as_text, exit_status
-from videostr.checkpoint import Ledger, RunState, write_json
+from videostr.checkpoint import RESUMED, Ledger, RunState, write_json
 from videostr.config import Config
 from videostr.data.source import RecordSource
 from videostr.errors import (
@@ -59,6 +59,7 @@ from videostr.runfolder import RunFolder
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 from videostr.tasks import together, unless
+from videostr.types import FailureKind
 
 T = TypeVar("T")
 log = logging.getLogger("videostr.launch")
@@ -324,9 +325,14 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     """
     if config.run.resume in {"auto", "never"}:
         return folder.checkpoints.latest_intact()
-    if folder.checkpoints.resumed_from() == config.run.resume and (
-        newest := folder.checkpoints.latest_intact()
-    ):
+    reached = folder.checkpoints.resumed_from(config.run.resume)
+    newest = folder.checkpoints.latest_intact() if reached is not None else None
+    if newest is not None and folder.checkpoints.state(newest).step >= reached:
+        log.info(
+            "this run went back to %s before, and goes on from its newest checkpoint; to go back once more, delete %s",
+            config.run.resume,
+            folder.checkpoints.folder / RESUMED,
+        )
         return newest
     checkpoint = Path(config.run.resume)
     if not checkpoint.is_dir():
@@ -387,10 +393,16 @@ def _evaluator(
     async def run(state: RunState) -> None:
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
         if path.exists():  # killed before it was noted, or after
-            folder.checkpoints.note_held_out(state.step, means(Evaluation.read(path).greedy)["total"])
+            if (reward := means(Evaluation.read(path).greedy).get("total")) is not None:
+                folder.checkpoints.note_held_out(state.step, reward)
             return
         with folder.timeline.during("evaluation", "evaluate"):
             found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
+        if not found.greedy or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
+            log.warning(
+                "no held-out evaluation after step %d, prompts failed: %s", state.step, found.failures
+            )
+            return
         found.write(path)
         reward = means(found.greedy)["total"]
         best = folder.checkpoints.note_held_out(state.step, reward)

@@ -128,6 +128,7 @@ async def train(
             if evaluation.is_due(state) or _due(
                 state.step, config.train.checkpoint_every, config.train.steps
             ):
+                await unless(stop, evaluation.done())  # a step without update did not wait for it
                 saved = state.step if await _save(folder, ports, state) is None else saved
             evaluation.begin(state)
             folder.times(state.step)

@@ -139,10 +139,21 @@ class RunFolder:
                 kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
                 path.write_text("".join(line + "\n" for line in kept))
         for path in (*self.path.glob("eval/*.json"), *self.path.glob("traces/step_*.parquet")):
-            if int(path.stem.rpartition("_")[2]) > step:
+            number = path.stem.rpartition("_")[2]
+            if number.isdecimal() and int(number) > step:
                 path.unlink()
         self.checkpoints.rewind(step, resume)
+        if self.checkpoints.best() is None:
+            self._find_best()
         self.loggers.rewind(step)
+
+    def _find_best(self) -> None:
+        """Of the checkpoints that are left, by the evaluations beside training."""
+        for path in sorted(self.path.glob("eval/greedy_*.json")):
+            number = path.stem.removeprefix("greedy_")
+            total = json.loads(path.read_text())["greedy_mean"].get("total")
+            if total is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
+                self.checkpoints.note_held_out(int(number), total)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Append one step."""

@@ -305,9 +305,7 @@ def test_ranks_go_on_after_a_checkpoint_that_could_not_be_written(
         if full:
             for name in ("policy/model.safetensors", "learner/shard_00001.safetensors"):
                 (tmp_path / name / "in the way").mkdir(parents=True)
-            with pytest.raises(
-                CheckpointError, match=r"rank 0 failed in `save`.*directory.*directory"
-            ):
+            with pytest.raises(CheckpointError, match=r"rank 0 failed in `save`.*directory.*directory"):
                 run(learner.save(tmp_path))
         results.append((run(learner.update(stage.batch)), run(learner.checksums())))
     assert results[0] == results[1]

@@ -29,7 +29,7 @@ from videostr.errors import (
     RunFolderError,
     TooManyBadRecords,
 )
-from videostr.launch import Stopped, resume, train_on
+from videostr.launch import Stopped, _evaluator, resume, train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.runfolder import RunFolder
@@ -585,7 +585,8 @@ def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
     stage.train()
     checkpoints = tmp_path / "r" / "checkpoints"
     for step, reward in ((2, 0.5), (4, 0.9)):
-        (tmp_path / "r" / "eval" / f"greedy_{step:06d}.json").write_text("{}")
+        result = {"greedy_mean": {"total": reward}}
+        (tmp_path / "r" / "eval" / f"greedy_{step:06d}.json").write_text(json.dumps(result))
         stage.folder.checkpoints.note_held_out(step, reward)
 
     def go_on(steps: int) -> tuple[int, int]:
@@ -596,12 +597,60 @@ def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
         state = asyncio.run(resume(again.config, again.source, ports, again.folder))
         return state.step, again.train(state).step
 
+    (checkpoints / "step_000006_copy").mkdir()  # someone's own
     assert go_on(3) == (2, 3)
+    assert stage.folder.checkpoints.best() == (2, 0.5)
     assert sorted(path.name for path in checkpoints.iterdir()) == [
-        "aside_000004", "aside_000006", "resumed_from.json", "step_000002", "step_000003",
+        "aside_000004", "aside_000006", "best.json", "resumed_from.json", "step_000002", "step_000003", "step_000006_copy",
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "r" / "eval").iterdir()] == ["greedy_000002.json"]
     assert go_on(5) == (3, 5)
+
+
+def test_a_run_goes_on_from_the_path_of_another_until_it_has_a_checkpoint_of_its_own(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    Stage(tabletop, tmp_path / "other", steps=5).train()
+    Stage(tabletop, tmp_path, steps=3).train()
+    path = tmp_path / "other" / "r" / "checkpoints" / "step_000005"
+
+    def go_on(steps: int) -> int:
+        """The step that a start of the same command resumes after."""
+        again = Stage(tabletop, tmp_path, steps=steps)
+        again.config.run.resume = str(path)
+        ports = replace(again.ports, learner=Mortal(again.rollouts))
+        state = asyncio.run(resume(again.config, again.source, ports, again.folder))
+        if steps > state.step:
+            again.train(state)
+        return state.step
+
+    # Killed twice before there is a checkpoint; step 3, of before, is none.
+    assert [go_on(0), go_on(0), go_on(6), go_on(0)] == [5, 5, 5, 6]
+
+
+@pytest.mark.parametrize("served", [[2, 3], [3]])
+def test_an_evaluation_that_saw_other_weights_is_none(
+    served: list[int], tabletop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(tabletop, tmp_path)
+    stage.config.evaluate.prompts = 2
+    evaluator = _evaluator(stage.config, stage.source, stage.ports, stage.folder)
+    stage.config.evaluate.every = 1
+    assert evaluator is None
+    evaluator = _evaluator(stage.config, stage.source, stage.ports, stage.folder)
+    assert evaluator is not None
+    versions = iter([*served, 3])
+
+    async def sample(request: SampleRequest) -> Sampled | Failure:
+        stage.rollouts.version = next(versions)
+        return await Rollouts.sample(stage.rollouts, request)
+
+    stage.rollouts.sample = sample  # type: ignore[method-assign]
+    state = RunState(step=2, version=2, ledger=Ledger(seed=0, records=1))
+    asyncio.run(evaluator(state))
+    assert "no held-out evaluation after step 2, prompts failed: {'other_weights': " in caplog.text
+    assert not list((tmp_path / "r" / "eval").iterdir())
+    assert stage.folder.checkpoints.best() is None
 
 
 def test_a_line_of_the_quarantine_that_was_cut_is_dropped(tabletop: Path, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def table(values: Mapping[str, Any]) -> str:
     lines = [f"{heldout['prompts']} held-out prompts     before   after    gain [95 % CI]"]
     for kind, before, after in (("sampled", "before", "after"), ("greedy", "greedy_before", "greedy_after")):
         for part in PARTS:
-            if part not in heldout[before]:
+            if part not in heldout[before] or part not in heldout[after]:
                 continue
             old, new = heldout[before][part], heldout[after][part]
             gain = heldout["gain"].get(part) if kind == "sampled" else None
