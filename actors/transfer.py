@@ -200,6 +200,10 @@ class WeightSender:
         client = EngineClient(init)
         trainer = self._join(client, weights, init)
         trainer.client, trainer.source = client, weights
+        if (
+            torch.cuda.is_available()
+        ):  # they are read on streams of their own, and the step may not be done yet
+            torch.cuda.current_stream().synchronize()
         start = time.monotonic()
         trainer.send_weights()
         seconds = time.monotonic() - start
@@ -314,14 +318,20 @@ class EngineClient:
 # ------------------------------------------------------------------------------------------------ rollout actor
 
 
+TRIM_EVERY = 20
+"""Publications; it takes some milliseconds."""
+
+
 class WeightReceiver:
     """The control calls of a transfer, on the side of one engine's `AsyncLLM`."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
+        self._finished = 0
 
     async def init(self, init_info: dict[str, Any]) -> None:
-        """Join a transfer group, leaving the one before."""
+        """Join a transfer group, leaving the one before: vLLM's NCCL engine would keep its communicator."""
+        await self.engine.shutdown_weight_transfer_engine()
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def pause(self) -> None:
@@ -354,6 +364,9 @@ class WeightReceiver:
         if reset_encoder_cache:
             await self.engine.reset_encoder_cache()
         await self.engine.resume_generation()
+        self._finished += 1
+        if self._finished % TRIM_EVERY == 0:
+            await self.engine.collective_rpc("give_memory_back")
 
     async def digests(self, names: Sequence[str]) -> dict[str, str]:
         """`digest` of the weights that the engine computes with, by Hugging Face name."""
@@ -413,6 +426,16 @@ class EngineExtension:
         with torch.inference_mode():
             # The CPU engine keeps some biases in float32 whatever the model's dtype.
             return {name: digest(running_weight(model, name).to(dtype)) for name in names}
+
+    def give_memory_back(self) -> None:
+        """Give free pages back to the system.
+
+        Batches of ever other sizes leave holes in glibc's heap: memory in use stays, resident memory of a CPU engine grew by
+        200 MiB in half an hour.
+        """
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 STACKED = {

@@ -1,7 +1,7 @@
 """Map score of SpaceR (arXiv 2504.01805): how well are the nodes placed on a 10 x 10 grid?
 
 In: the graph of a trace and the true graph of its record. Out: a number in [0, 1]; the preset `spacer` adds it to the
-answer reward (method, section 4). Edges play no part.
+answer reward (docs/rewards.md). Edges play no part.
 
 Where nodes lie on the grid depends on the graph's unit: "grid", as stated; "px", 0..1000 becomes 0..10; "m", the bounding box
 of the true nodes of all frames in the ground plane is laid on the grid, its longer side 10 cells long and both directions

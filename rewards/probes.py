@@ -1,4 +1,4 @@
-"""Hacking probes: what shortcuts earn (method, section 4). `python -m rewards.probes [--data DIR]` prints them as a table.
+"""Hacking probes: what shortcuts earn (docs/rewards.md). `python -m rewards.probes [--data DIR]` prints them as a table.
 
 In: records with true graphs, those of the tabletop world unless a dataset is named. Out: the mean reward of every probe. A
 graph reward is fit for training when cheap texts, which tell nothing about the scene, earn little.

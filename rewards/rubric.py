@@ -2,7 +2,7 @@
 
 In: completions of one record. Out: `Score` (and the `Trace` it was computed from) per completion, by
 `total = gate(format) * (w_answer R_answer + w_graph R_graph + w_custom R_custom) + w_format R_format + length`
-(method, section 4).
+(docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ PRESETS = {
     "spacer": Rubric(w_format=1.0, gate="none", length="band", graph="map"),
     "answer_only": Rubric(w_graph=0.0),
 }
-"""Method, section 4. `paper` is closest to arXiv 2510.10976, `spacer` repeats SpaceR (arXiv 2504.01805); `answer_only` still
+"""See docs/rewards.md. `paper` is closest to arXiv 2510.10976, `spacer` repeats SpaceR (arXiv 2504.01805); `answer_only` still
 reports the graph's parts."""
 
 

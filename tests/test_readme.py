@@ -7,12 +7,14 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
 
 from tests.test_configs import load_of
+from videostr.config import Config, flat
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,6 +99,16 @@ def is_in(quoted: str, messages: Sequence[str]) -> bool:
     """Whether the fixed parts of a quoted message stand in one message of the code, in this order."""
     pattern = re.compile(".*".join(re.escape(part.strip()) for part in quoted.split("…")), re.DOTALL)
     return any(pattern.search(message) for message in messages)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_keys_of_the_config_exist(path: Path) -> None:
+    known = dict(flat(asdict(Config())))
+    sections = "|".join(sorted({key.partition(".")[0] for key in known}))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", path.read_text()))
+    assert {
+        key for key in named if key not in known and not any(k.startswith(key + ".") for k in known)
+    } == set()
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:

@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,13 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
     source = config.model or _new_policy(config, out)
     check_model(source, cpu=False)
     processor = AutoProcessor.from_pretrained(source)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, config.dtype))
+    # Steps of AdamW are lost in bfloat16 weights: these stay in float32, and what is computed with them is in `dtype`.
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     model.to(device=config.device)  # type: ignore[call-arg]  # wrapped without its signature
     model.model.visual.requires_grad_(not config.freeze_vision)
-    grid = RopeGrid.of(model.config)
+    grid = replace(
+        RopeGrid.of(model.config), dtype=getattr(torch, config.dtype)
+    )  # positions as engines will have them
     examples = Examples(config.data, config.frame_store, processor, grid)
     started = time.monotonic()
     _fit(model, examples, config)
@@ -124,6 +127,7 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
         heldout = Examples(config.heldout, "", processor, grid)
         accuracy = measure(model, heldout, heldout.records[: config.heldout_prompts], config)
         log.info("held-out: %s", accuracy)
+    model.to(dtype=getattr(torch, config.dtype))  # type: ignore[call-arg]  # wrapped without its signature
     model.save_pretrained(out)
     processor.save_pretrained(out)
     about = {
@@ -149,7 +153,8 @@ def measure(
         chosen = records[start : start + config.batch_size]
         inputs = _to(examples.batch(chosen, [reference_trace(record) for record in chosen]), config.device)
         labels = inputs.pop("labels")[:, 1:]
-        hit = model(**inputs).logits[:, :-1].argmax(-1) == labels
+        with _computing(config):
+            hit = model(**inputs).logits[:, :-1].argmax(-1) == labels
         counted = labels != IGNORED
         digit = torch.isin(labels.cpu(), digit_ids).to(labels.device)
         right += int((hit & counted).sum())
@@ -170,7 +175,8 @@ def _fit(model: Any, examples: Examples, config: configs.ColdStartConfig) -> Non
     batches = examples.draw(config)
     started = time.monotonic()
     for step in range(1, config.steps + 1):
-        loss = model(**_to(next(batches), config.device)).loss
+        with _computing(config):
+            loss = model(**_to(next(batches), config.device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
@@ -179,6 +185,12 @@ def _fit(model: Any, examples: Examples, config: configs.ColdStartConfig) -> Non
         if step % 20 == 0 or step == config.steps:
             left = (time.monotonic() - started) / step * (config.steps - step)
             log.info("step %d/%d loss %.4f, %.0f s left", step, config.steps, loss.item(), left)
+
+
+def _computing(config: configs.ColdStartConfig) -> torch.autocast:
+    """Matrix products in `dtype`."""
+    dtype = getattr(torch, config.dtype)
+    return torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
 
 
 def _rate(step: int, config: configs.ColdStartConfig) -> float:

@@ -28,7 +28,8 @@ class Run:
     seed: int = 0
     """Seeds data order and sampling."""
     resume: str = "auto"
-    """auto: continue when the folder has a checkpoint; never: refuse a folder that has one; else the folder of a checkpoint."""
+    """auto: continue when the folder has a checkpoint; never: refuse a folder that has one; else the folder of
+    a checkpoint to go back to, once."""
 
 
 @dataclass
@@ -131,7 +132,7 @@ class RewardConfig:
     """What completions are paid for, and where that is computed."""
 
     rubric: Literal["default", "paper", "spacer", "answer_only"] = "default"
-    """Preset of weights, gate, graph score and length term (method, section 4)."""
+    """Preset of weights, gate, graph score and length term (docs/rewards.md)."""
     w_format: float | None = None
     """Weight of the format; null takes the preset's, as in the next two."""
     w_answer: float | None = None
@@ -220,7 +221,7 @@ class LearnerConfig:
 
 @dataclass
 class LossConfig:
-    """Advantage and policy loss (method, section 5)."""
+    """Advantage and policy loss (docs/method.md)."""
 
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """grpo divides by the group's standard deviation, dr_grpo does not."""

@@ -326,8 +326,8 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     if config.run.resume in {"auto", "never"}:
         return folder.checkpoints.latest_intact()
     reached = folder.checkpoints.resumed_from(config.run.resume)
-    newest = folder.checkpoints.latest_intact() if reached is not None else None
-    if newest is not None and folder.checkpoints.state(newest).step >= reached:
+    newest = None if reached is None else folder.checkpoints.latest_intact()
+    if reached is not None and newest is not None and folder.checkpoints.state(newest).step >= reached:
         log.info(
             "this run went back to %s before, and goes on from its newest checkpoint; to go back once more, delete %s",
             config.run.resume,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from videostr.errors import ModelError
+from videostr.errors import ModelError, VideoStrError, exit_status_of
 
 MODEL_TYPE = "qwen2_5_vl"
 QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
@@ -82,8 +84,8 @@ def untie(source: str | Path, target: str | Path) -> None:
     Qwen2_5_VLProcessor.from_pretrained(source).save_pretrained(target)
 
 
-def main() -> None:
-    """Command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 on bad input."""
     parser = argparse.ArgumentParser(prog="python -m videostr.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
@@ -91,9 +93,14 @@ def main() -> None:
     )
     command.add_argument("source", metavar="IN", help="Hugging Face folder or hub id")
     command.add_argument("target", metavar="OUT", help="folder to write")
-    arguments = parser.parse_args()
-    untie(arguments.source, arguments.target)
+    options = parser.parse_args(arguments)
+    try:
+        untie(options.source, options.target)
+    except VideoStrError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_status_of(error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

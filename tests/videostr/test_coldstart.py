@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from videostr import coldstart
 from videostr.coldstart import IGNORED, Examples, main
 from videostr.grpo.batch import RopeGrid
 from videostr.prompt import reference_trace
@@ -28,6 +32,31 @@ def test_cold_start_learns_and_goes_on(tabletop: Path, tmp_path: Path) -> None:
     assert main([*arguments, f"model={tmp_path / 'one'}", f"out={tmp_path / 'two'}", "ends_only=0.5"]) == 0
     more = json.loads((tmp_path / "two" / "coldstart.json").read_text())
     assert more["heldout"]["tokens"] > about["heldout"]["tokens"]
+
+
+def test_weights_are_learned_in_float32_and_written_in_the_dtype_asked_for(
+    tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[tuple[set[torch.dtype], torch.dtype]] = []
+    measured = coldstart.measure
+
+    def measure(model: Any, *arguments: Any) -> Any:
+        inner = model.model.language_model.layers[0].mlp.down_proj
+        inner.register_forward_hook(
+            lambda _, __, out: learned.append(({p.dtype for p in model.parameters()}, out.dtype))
+        )
+        return measured(model, *arguments)
+
+    monkeypatch.setattr(coldstart, "measure", measure)
+    assert main([
+        "--config", "configs/tabletop_coldstart.yaml", f"model={PRETRAINED}", "dtype=bfloat16", "steps=1", "batch_size=1",
+        f"data={tabletop / 'train'}", f"heldout={tabletop / 'heldout'}", "heldout_prompts=1", f"out={tmp_path}",
+        f"frame_store={tmp_path / 'frames'}",
+    ]) == 0  # fmt: skip
+    assert learned == [({torch.float32}, torch.bfloat16)]
+    written = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_only_the_trace_is_learned(tabletop: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def policy_loss(
       cispo     -stop_gradient(clip(r, lo, hi)) A log pi                         (arXiv 2506.13585)
     With correction `truncated` or `none` r is taken against the learner's own log-probabilities at the start of the update,
     `old`, instead of mu. A batch has one update, so r is 1 and the gradient that of A log pi; `truncated` weighs each token
-    by stop_gradient(min(exp(log old - log mu), 2)), truncated importance sampling (method, section 5).
+    by stop_gradient(min(exp(log old - log mu), 2)), truncated importance sampling (docs/method.md).
     Added is `kl_coef` times the k3 estimate of KL(pi || reference): exp(d) - d - 1 with d = log ref - log pi.
     An idle row returns zero, still connected to the graph: its backward pass runs the same collectives.
 

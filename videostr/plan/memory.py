@@ -136,7 +136,12 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
 
 def _activations(config: Config, shapes: Shapes) -> float:
     """Elements that are held for the backward pass of the longest row."""
-    tokens, vision = config.learner.max_row_tokens, shapes.vision
+    tokens, vision = (
+        config.rollout.max_model_len,
+        shapes.vision,
+    )  # one completion alone may exceed max_row_tokens
+    if config.learner.packing != "none":
+        tokens = max(tokens, config.learner.max_row_tokens)
     share = shapes.num_key_value_heads / shapes.num_attention_heads
     layer = (11 + 3 * share) * shapes.hidden_size + 4 * shapes.intermediate_size
     block = 14 * vision.hidden_size + 4 * vision.intermediate_size
@@ -156,7 +161,9 @@ def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemo
     widest = 4 * shapes.hidden_size + 3 * shapes.intermediate_size / parts
     patches = rollout.max_model_len * shapes.vision.spatial_merge_size**2
     working = (rollout.max_num_batched_tokens * widest + patches * 10 * shapes.vision.hidden_size) * element
-    token = shapes.kv_bytes(element) / parts
+    token = shapes.kv_bytes(element) / min(
+        parts, shapes.num_key_value_heads
+    )  # vLLM gives each part one at least
     room = (
         rollout.kv_cache_gib * GIB
         if gpu_gib is None

@@ -148,8 +148,9 @@ def splits(config: Config, shapes: Shapes, cluster: Cluster) -> Iterator[Config]
     """Configs that use the whole cluster, by tensor parallelism and learner ranks; the config's own among them."""
     own = config.rollout.tensor_parallel_size
     for parallel in sorted({own, *ENGINE_GPUS}):
-        heads = shapes.num_attention_heads % parallel == 0 and shapes.intermediate_size % parallel == 0
-        if parallel > cluster.gpus_per_node or not heads:
+        widths = (shapes.num_attention_heads, shapes.intermediate_size, shapes.vision.intermediate_size)
+        of_heads = max(parallel, shapes.num_key_value_heads) % min(parallel, shapes.num_key_value_heads) == 0
+        if parallel > cluster.gpus_per_node or any(width % parallel for width in widths) or not of_heads:
             continue
         unit = parallel * math.ceil(cluster.gpus / parallel / SPLITS)
         ranks = {cluster.gpus - engines for engines in range(unit, cluster.gpus, unit)}
