@@ -132,11 +132,13 @@ class Monkey:
         assert self.disk is not None
         said = self.stage.log().count("no checkpoint after step")
         filler = self.disk / "filler"
-        with filler.open("wb") as file:
-            file.write(bytes(max(0, psutil.disk_usage(str(self.disk)).free - 4 * 2**20)))
-        self.stage.wait(
-            lambda: self.stage.log().count("no checkpoint after step") > said, "a checkpoint that fails"
-        )
+
+        def is_told() -> bool:
+            with filler.open("ab") as file:  # again and again: a checkpoint may have been dropped meanwhile
+                file.write(bytes(max(0, psutil.disk_usage(str(self.disk)).free - 4 * 2**20)))
+            return self.stage.log().count("no checkpoint after step") > said
+
+        self.stage.wait(is_told, "a checkpoint that fails")
         filler.unlink()
 
 
