@@ -154,9 +154,8 @@ class Checkpoints:
             step: that the run goes on from.
             resume: `run.resume`; a path is noted.
         """
-        for later in sorted(self.folder.glob("step_*")):
-            number = later.name.removeprefix("step_")
-            if number.isdecimal() and int(number) > step:
+        for number, later in self._all():
+            if number > step:
                 aside = self.folder / later.name.replace("step_", "aside_")
                 shutil.rmtree(aside, ignore_errors=True)
                 later.replace(aside)
@@ -231,12 +230,17 @@ class Checkpoints:
                 raise _damaged(checkpoint, f"{name} has other contents than were written")
 
     def _complete(self) -> list[Path]:
-        return [path.parent for path in sorted(self.folder.glob(f"step_*/{STATE}"))]
+        return [path for _, path in self._all() if (path / STATE).exists()]
+
+    def _all(self) -> list[tuple[int, Path]]:
+        """Step and folder of every checkpoint, complete or not; other names are someone's own, such as copies."""
+        found = [(path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*")]
+        return sorted((int(number), path) for number, path in found if number.isdecimal())
 
     def _prune(self) -> None:
         best = self.best()
-        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-            if best is None or old.name != f"step_{best[0]:06d}":
+        for number, old in self._all()[: -self.keep]:
+            if best is None or number != best[0]:
                 shutil.rmtree(old)
 
 

@@ -362,7 +362,11 @@ def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first
     assert play(tmp_path, use) == {}
 
 
-def test_health_checks_that_are_asked_for_at_once_count_once(cluster: None, tmp_path: Path) -> None:
+def test_health_checks_that_are_asked_for_at_once_count_once(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.pools.CLOSE_S", 1.0)  # it hangs
+
     async def use(pool: RayRolloutPool, *_: Any) -> Any:
         (tmp_path / "hang_0").touch()
         pool.handles()[0].sample.remote(REQUEST)  # behind the pool's back

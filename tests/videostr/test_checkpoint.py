@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     save(checkpoints, 6)
     assert checkpoints.note_held_out(6, 1.0) == 1.0
     assert names(checkpoints) == ["step_000005", "step_000006"]
+
+
+def test_copies_under_other_names_are_neither_used_nor_dropped(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    copies = [
+        shutil.copytree(save(checkpoints, step), tmp_path / f"step_{step:06d}_copy") for step in range(1, 4)
+    ]
+    assert checkpoints.latest() == tmp_path / "step_000003"
+    assert all(copy.is_dir() for copy in copies)
+    assert len(names(checkpoints)) == 5
 
 
 @pytest.mark.parametrize(
