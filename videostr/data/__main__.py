@@ -156,8 +156,11 @@ def _build_tabletop(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {value}: must be at least {least}")
     if split not in splits:
         raise ConfigError(f"--split {split}: the tabletop world has {', '.join(splits)}")
-    if options.families:
-        raise ConfigError("--families: the tabletop world asks all of its own; leave it out")
+    for name in ("families", "frames", "limit", "clips", "size", "exclude", "root"):
+        if getattr(options, name):
+            raise ConfigError(
+                f"--{name}: is not for the tabletop world, which makes its own scenes; leave it out"
+            )
     count = tabletop.build(
         options.out,
         scenes=options.scenes,
@@ -183,6 +186,8 @@ def _recipe(options: argparse.Namespace) -> list[Settings]:
                 )
         recipe = read_recipe(options.recipe, dict(_named_root(text) for text in options.root))
         return [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe]
+    if options.difficulty is not None:
+        raise ConfigError("--difficulty: is of the tabletop world only; leave it out")
     if len(options.root) != 1:
         raise ConfigError(f"--source {options.source} needs one --root DIR: where the source lies")
     width, height = options.size or (None, None)

@@ -354,8 +354,13 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
                 ("--scenes", "0", "--scenes 0: must be at least 1"),
                 ("--questions", "0", "--questions 0: must be at least 1"),
                 ("--workers", "0", "--workers 0: must be at least 1"),
+                ("--frames", "4", "--frames: is not for the tabletop world"),
+                ("--limit", "9", "--limit: is not for the tabletop world"),
+                ("--exclude", "list", "--exclude: is not for the tabletop world"),
+                ("--root", "here", "--root: is not for the tabletop world"),
             )
         ),
+        (["--source", "kitti", "--root", "/nowhere", "--difficulty", "easy", "--out", "x"], "--difficulty: is of the tabletop"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(
