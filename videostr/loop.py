@@ -22,11 +22,12 @@ from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
 from videostr.errors import CheckpointError, RunFolderError
 from videostr.grpo.advantage import advantages, is_flat
+from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.report.traces import trace_rows, write_traces
 from videostr.runfolder import RunFolder
-from videostr.tasks import together, unless
+from videostr.tasks import end, together, unless
 from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
 from videostr.window import Window
 
@@ -174,8 +175,7 @@ class SideEvaluation:
     async def __aexit__(self, *_: object) -> None:
         """Give it up."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
 
 
 async def collect(
@@ -258,11 +258,10 @@ def learner_batch(
 
 def _has_tokens(config: Config, group: RolloutGroup) -> bool:
     """Whether a completion of the group takes part in the loss."""
-    return any(
-        len(r.completion.token_ids) > 0
-        and not (config.loss.mask_truncated and r.completion.finish_reason is FinishReason.LENGTH)
-        for r in group.rollouts
-    )
+    completions = [rollout.completion for rollout in group.rollouts]
+    lengths = [len(completion.token_ids) for completion in completions]
+    cut = [completion.finish_reason is FinishReason.LENGTH for completion in completions]
+    return any(completion_lengths([lengths], [cut], config.loss)[0])
 
 
 def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel these, and wait until they have ended; what they raise is dropped."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 async def together(work: Iterable[Awaitable[T]]) -> list[T]:
@@ -15,9 +23,7 @@ async def together(work: Iterable[Awaitable[T]]) -> list[T]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
@@ -30,5 +36,4 @@ async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
     finally:
         stopped.cancel()
         if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end([task])

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Self, TypeVar
 
+from videostr.tasks import end
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,5 @@ class Window(Generic[T]):
 
     async def __aexit__(self, *_: object) -> None:
         """Give up the batches under way."""
-        for task in self._batches:
-            task.cancel()
-        await asyncio.gather(*self._batches, return_exceptions=True)
+        await end(self._batches)
         self._batches.clear()
