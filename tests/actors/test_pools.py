@@ -368,8 +368,10 @@ def test_health_checks_that_are_asked_for_at_once_count_once(
     monkeypatch.setattr("actors.pools.CLOSE_S", 1.0)  # it hangs
 
     async def use(pool: RayRolloutPool, *_: Any) -> Any:
-        (tmp_path / "hang_0").touch()
+        hang = tmp_path / "hang_0"
+        hang.touch()
         pool.handles()[0].sample.remote(REQUEST)  # behind the pool's back
+        await until(lambda: not hang.exists())  # else a health check may come before it
         await asyncio.gather(*(pool._check(pool._engines[0]) for _ in range(4)))
         return pool.health(), dict(pool.failures)
 
