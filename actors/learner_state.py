@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from videostr.checkpoint import write_json
 from videostr.errors import LearnerError
+from videostr.files import write_json
 
 STATE = "state.json"
 MASTER = "master"

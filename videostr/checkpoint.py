@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from videostr.errors import RunFolderError
+from videostr.files import sync_to_disk, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -143,7 +143,7 @@ class Checkpoints:
             raise
         shutil.rmtree(final, ignore_errors=True)
         scratch.replace(final)
-        _sync_to_disk(self.folder)
+        sync_to_disk(self.folder)
         self._prune()
         return final
 
@@ -267,7 +267,7 @@ def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and digest of every file below a folder, each forced to disk."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync_to_disk(path)
+        sync_to_disk(path)
         found[path.relative_to(folder).as_posix()] = (path.stat().st_size, _digest(path))
     return found
 
@@ -281,22 +281,3 @@ def digest_of(folder: Path) -> str:
     """SHA-256 over names and contents of the files of a folder, hex: the identity of a policy or a dataset."""
     parts = [f"{path.name}:{_digest(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _sync_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is either the old one or the new one, whatever happens meanwhile."""
-    scratch = path.with_name(f".{path.name}.writing")
-    with scratch.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

@@ -36,7 +36,7 @@ from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
 from videostr.check import as_text, exit_status
-from videostr.checkpoint import RESUMED, Ledger, RunState, write_json
+from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config import Config
 from videostr.data.source import RecordSource
 from videostr.errors import (
@@ -47,6 +47,7 @@ from videostr.errors import (
     exit_status_of,
 )
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
+from videostr.files import write_json
 from videostr.loggers import require
 from videostr.loop import train
 from videostr.metrics import duration

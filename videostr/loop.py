@@ -17,10 +17,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from videostr.checkpoint import Draws, RunState, write_json
+from videostr.checkpoint import Draws, RunState
 from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
 from videostr.errors import CheckpointError, RunFolderError
+from videostr.files import write_json
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics

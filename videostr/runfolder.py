@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from videostr.checkpoint import Checkpoints, write_json
+from videostr.checkpoint import Checkpoints
 from videostr.config import Config, dump, flat
 from videostr.errors import RunFolderError, TooManyBadRecords
+from videostr.files import keep_lines, replacing, write_json
 from videostr.loggers import Loggers
 from videostr.report.environment import FILE as ENVIRONMENT
 from videostr.report.environment import environment
@@ -73,13 +73,8 @@ class Quarantine:
         """Failures of this process by kind, repeated ones too."""
         self._known: dict[tuple[str, str], int] = {}
         """Records lost, by id and kind."""
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _is_whole(line)]  # the last may have been cut by a full disk
-            for row in map(json.loads, kept):
-                self._known[row["record_id"], row["kind"]] = row["records"]
-            if len(kept) < len(lines):
-                path.write_text("".join(line + "\n" for line in kept))
+        for row in keep_lines(path, lambda _: True):
+            self._known[row["record_id"], row["kind"]] = row["records"]
 
     def add(self, failure: Failure) -> None:
         """Note a failure.
@@ -121,7 +116,8 @@ class RunFolder:
         self._check(config)
         for name in ("tensorboard", "traces", "checkpoints", "eval", "logs"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(dump(config))
+        with replacing(self.path / "config.yaml") as scratch:
+            scratch.write_text(dump(config))
         write_json(self.path / ENVIRONMENT, environment())
         self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
         self.frame_store = config.data.frame_store or str(self.path / "frames")
@@ -135,9 +131,7 @@ class RunFolder:
         These are metrics, times, evaluations and traces. Checkpoints are set aside.
         """
         for path in (self.path / "metrics.jsonl", self.path / TIMELINE):
-            if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-                path.write_text("".join(line + "\n" for line in kept))
+            keep_lines(path, lambda row: row["step"] <= step)
         for path in (*self.path.glob("eval/*.json"), *self.path.glob("traces/step_*.parquet")):
             number = path.stem.rpartition("_")[2]
             if number.isdecimal() and int(number) > step:
@@ -203,19 +197,3 @@ class RunFolder:
                 f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
                 "run.name, or delete the folder"
             )
-
-
-def _is_whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _step(line: str) -> float:
-    """Of a row; infinite of one that was being written when the run was killed."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

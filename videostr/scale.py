@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videostr.checkpoint import write_json
 from videostr.errors import ConfigError
+from videostr.files import write_json
 
 WISH = "scale.json"
 

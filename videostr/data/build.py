@@ -37,7 +37,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videostr.checkpoint import write_json
 from videostr.data.asked import Asked, Balance
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
@@ -47,6 +46,7 @@ from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError
+from videostr.files import replacing, write_json
 from videostr.graph import MAX_FRAMES
 from videostr.types import ClipSpec, Record
 from videostr.video import LIST_SUFFIX, ImageList
@@ -412,9 +412,8 @@ def _flush(out: Path, progress: Progress, balancer: Balancer[Packed], pending: l
 
 
 def _write_shard(path: Path, records: list[Packed]) -> None:
-    temporary = path.with_suffix(".tmp")
-    write_rows(map(_unpack, records), temporary)
-    temporary.replace(path)
+    with replacing(path) as scratch:
+        write_rows(map(_unpack, records), scratch)
     pa.default_memory_pool().release_unused()
 
 
@@ -437,7 +436,8 @@ def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[P
     lines = sum(progress.skips.values())
     skipped = out / "skipped.jsonl"
     if skipped.exists():
-        skipped.write_text("".join(skipped.read_text().splitlines(keepends=True)[:lines]))
+        with replacing(skipped) as scratch:
+            scratch.write_text("".join(skipped.read_text().splitlines(keepends=True)[:lines]))
     balancer: Balancer[Packed] = Balancer(left_out=progress.unbalanced)
     if progress.waiting:
         rows = pq.read_table(_waiting_path(out, progress)).to_pylist()

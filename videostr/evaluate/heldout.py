@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from videostr.checkpoint import write_json
 from videostr.config import Config
 from videostr.data.source import Drawn
 from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import verdict_on
 from videostr.evaluate.statistics import Interval, bootstrap_weights
+from videostr.files import write_json
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, Rollout
 

@@ -26,6 +26,7 @@ from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
 from videostr.evaluate.statistics import Scored, figure_values
+from videostr.files import replacing
 from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
 from videostr.trace import parse
@@ -342,9 +343,8 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
         values = {name: getattr(row, name) for name in Row.__dataclass_fields__ if name != "scores"}
         values |= {name: writable(value) for name, value in values.items() if isinstance(value, str)}
         table.append({**values, **{f"score/{name}": row.scores.get(name) for name in names}})
-    scratch = path.with_name(f".{path.name}.writing")
-    pq.write_table(pa.Table.from_pylist(table), scratch, compression="zstd")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        pq.write_table(pa.Table.from_pylist(table), scratch, compression="zstd")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Scored:

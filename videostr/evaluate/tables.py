@@ -18,9 +18,9 @@ import msgspec
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from videostr.checkpoint import write_json
 from videostr.errors import DataError
 from videostr.evaluate.statistics import Comparison, Interval
+from videostr.files import write_json
 from videostr.report.charts import interval, nice_ticks, short
 
 NONE = "–"

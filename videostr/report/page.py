@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from videostr.evaluate.heldout import PARTS, paired_gain
+from videostr.files import replacing
 from videostr.metrics import duration
 from videostr.report.charts import interval, short
 from videostr.report.curves import curves
@@ -65,10 +66,9 @@ def write_report(folder: str | Path, *, max_traces: int = MAX_TRACES, frames_mib
         RunFolderError: nothing of a run is in the folder.
     """
     path = Path(folder) / "report.html"
-    scratch = path.with_name(".report.html.new")
     page = render(read_run(folder, max_traces=max_traces), frames_mib=frames_mib)
-    scratch.write_bytes(page.encode(errors="replace"))  # JSON of a run may name half a surrogate pair
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_bytes(page.encode(errors="replace"))  # JSON of a run may name half a surrogate pair
     return path
 
 

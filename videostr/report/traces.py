@@ -7,7 +7,6 @@ with any Parquet tool; `read_traces` gives the rows back.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.errors import DataError
+from videostr.files import replacing
 from videostr.graph import to_json
 from videostr.types import GraphAbsence, Record, RolloutGroup, SceneGraph
 
@@ -113,9 +113,8 @@ def write_traces(path: str | Path, rows: Sequence[TraceRow]) -> None:
     """Write a dump; a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), scratch, compression="zstd")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), scratch, compression="zstd")
 
 
 def trace_count(path: str | Path) -> int:
