@@ -211,8 +211,13 @@ class _Tries:
 
     def __init__(self, target: str, timeout_s: float) -> None:
         self._target = target
+        self._timeout_s = timeout_s
         self._until = time.monotonic() + timeout_s
         self._bound_s = _FIRST_WAIT_S
+        self._passing: Any = None
+        """What the try before ended with."""
+        self._given_s = timeout_s
+        """Seconds that were left for the last try."""
 
     @property
     def remaining_s(self) -> float:
@@ -222,9 +227,14 @@ class _Tries:
         """Seconds to wait before the next try; raises what the error means when there must be none."""
         passing = error.code() is grpc.StatusCode.UNAVAILABLE or _is_overload(error)
         wait_s = random.uniform(0.0, self._bound_s)
-        if not passing or wait_s >= self.remaining_s:
+        remaining_s = self.remaining_s
+        if not passing or wait_s >= remaining_s:
+            late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if late and self._passing is not None and self._given_s < self._timeout_s / 2:
+                error = self._passing  # the time went on other tries: this is the reason, not a slow reward
             raise _translate(error, self._target) from None
         self._bound_s = min(2 * self._bound_s, _LONGEST_WAIT_S)
+        self._passing, self._given_s = error, remaining_s - wait_s
         return wait_s
 
 

@@ -72,8 +72,11 @@ class Service:
 
     def workers(self) -> list[int]:
         """Its processes that score."""
-        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for file in threads for pid in file.read_text().split()]
+        found = []
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                found += [int(pid) for pid in file.read_text().split()]
+        return found
 
     def wait_for(self, holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Return when `holds` does."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -183,16 +183,25 @@ def test_rewards_that_print_or_want_memory_do_no_harm(service: Any, record: Reco
     assert sorted(service.workers()) == workers
 
 
+RESTARTS = {'worker_restarts_total{cause="died"}': 3, 'worker_restarts_total{cause="timeout"}': 1}
+"""What the next test does to workers."""
+
+
 def test_errors_of_one_group_leave_the_stream_open(service: Any, record: Record) -> None:
     async def action(client: RewardClient) -> Any:
         texts = [RIGHT, answer("raise"), RIGHT, answer("crash"), answer("sleep 60"), RIGHT]
         return dict([found async for found in client.score_groups(([text], record) for text in texts)])
 
+    counts = {name: service.metric(name) for name in RESTARTS}
     found = use(service, action)
     assert [type(found[i]).__name__ for i in range(6)] == [
         "list", "GroupRefused", "list", "GroupRefused", "ServiceTimeout", "list",
     ]  # fmt: skip
     assert "ended 3 workers" in str(found[3])
+    # Later tests count workers: let these be replaced first.
+    for name, new in RESTARTS.items():
+        service.wait_for(lambda name=name, new=new: service.metric(name) == counts[name] + new)
+    service.wait_for(lambda: len(service.workers()) == 2)
 
 
 def test_a_stream_of_malformed_bytes_ends_with_the_reason(service: Any, record: Record) -> None:
@@ -224,10 +233,9 @@ def test_a_reward_that_hangs_costs_its_worker_and_nothing_else(service: Any, rec
 
 def test_the_callers_deadline_is_kept(service: Any, record: Record) -> None:
     restarts = service.metric('worker_restarts_total{cause="timeout"}')
-    began = time.monotonic()
-    with pytest.raises(ServiceTimeout):
-        use(service, lambda client: client.score_group([answer("sleep 3600")], record, timeout_s=0.5))
-    assert time.monotonic() - began < 1.9  # the service's own is 2 s
+    with pytest.raises(ServiceTimeout) as late:
+        use(service, lambda client: client.score_group([answer("sleep 3600")], record, timeout_s=1.0))
+    assert "after 2.0 s" not in str(late.value)  # the service's own deadline
     (score,) = use(service, lambda client: client.score_group([RIGHT], record))
     assert score.total == pytest.approx(1.2)
     # The next test counts workers: let this one's be replaced first.
@@ -236,7 +244,7 @@ def test_the_callers_deadline_is_kept(service: Any, record: Record) -> None:
 
 def test_a_call_that_is_given_up_costs_no_worker(service: Any, record: Record) -> None:
     async def action(client: RewardClient) -> None:
-        call = asyncio.create_task(client.score_group([answer("sleep 0.3")], record))
+        call = asyncio.create_task(client.score_group([answer("sleep 1")], record))
         await asyncio.to_thread(service.wait_for, lambda: service.metric("in_flight") == 1)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
@@ -250,7 +258,9 @@ def test_a_call_that_is_given_up_costs_no_worker(service: Any, record: Record) -
 
 def test_above_max_groups_calls_are_refused_and_clients_come_again(service: Any, record: Record) -> None:
     async def action(client: RewardClient) -> Any:
-        slow = [asyncio.create_task(client.score_group([answer("sleep 0.05")], record)) for _ in range(40)]
+        # Two keep both workers busy, so that the places of the others stay taken until `more` has come.
+        texts = ["sleep 1.2"] * 2 + ["sleep 0.05"] * 38
+        slow = [asyncio.create_task(client.score_group([answer(text)], record)) for text in texts]
         await asyncio.to_thread(service.wait_for, lambda: service.metric("in_flight") >= 35)
         more = [client.score_group([answer("sleep 0.05")], record) for _ in range(30)]
         return await asyncio.gather(*slow, *more)
@@ -269,11 +279,40 @@ def test_too_long_a_message_is_refused_once(service: Any, record: Record) -> Non
 def test_a_service_that_is_not_there_is_named_with_the_remedy(record: Record) -> None:
     async def main() -> None:
         async with RewardClient("127.0.0.1:1") as client:
-            await client.score_group([RIGHT], record, timeout_s=0.5)
+            await client.score_group([RIGHT], record, timeout_s=2.0)
 
     with pytest.raises(
         ServiceUnavailable, match=r"127\.0\.0\.1:1 was not reached .*python -m rewards\.service"
     ):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(("first_s", "raised"), [(1.4, ServiceUnavailable), (0.0, ServiceTimeout)])
+def test_what_took_most_of_the_time_is_the_reason(
+    record: Record, first_s: float, raised: type[Exception]
+) -> None:
+    """The first try ends after a while, the second has no answer."""
+    calls = []
+
+    async def away(request: Any, context: Any) -> bytes:
+        calls.append(request)
+        await asyncio.sleep(first_s if len(calls) == 1 else 3600)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        return b""
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        handlers = {"ScoreGroup": grpc.unary_unary_rpc_method_handler(away)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            async with RewardClient(f"127.0.0.1:{port}") as client:
+                await client.score_group([RIGHT], record, timeout_s=2.0)
+        finally:
+            await server.stop(0)
+
+    with pytest.raises(raised):
         asyncio.run(main())
 
 
@@ -316,7 +355,8 @@ def test_killed_workers_under_load_leave_every_call_answered(service: Any, recor
             await asyncio.sleep(0.3)
             workers = service.workers()
             if workers:
-                os.kill(random.choice(workers), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just been replaced
+                    os.kill(random.choice(workers), signal.SIGKILL)
 
     async def action(client: RewardClient) -> Any:
         calls = (client.score_group(group, record) for _ in range(35))

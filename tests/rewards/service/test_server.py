@@ -225,7 +225,7 @@ def test_shutdown_finishes_what_was_accepted(start_service: Any, record: Record)
         draining = asyncio.Event()
         async with RewardClient(service.endpoint) as client, RewardClient(service.endpoint) as late:
             await late.info()
-            unary = [asyncio.create_task(client.score_group([slow(0.4)], record)) for _ in range(3)]
+            unary = [asyncio.create_task(client.score_group([slow(0.8)], record)) for _ in range(3)]
             streaming = asyncio.create_task(stream())
             await asyncio.to_thread(service.wait_for, lambda: service.metric("in_flight") >= 5)
             service.process.send_signal(signal.SIGTERM)
