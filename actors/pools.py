@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.calls import answer
 from actors.names import actor_name
 from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
@@ -161,13 +162,13 @@ class RayRolloutPool:
         for attempt in range(TRIES):
             engine = await self._take(request.n)
             try:
-                answer: Sampled | Failure = await self._call(
+                sampled: Sampled | Failure = await self._call(
                     engine, "sample", request, limit=self.config.rollout.request_timeout_s
                 )
-                if attempt and isinstance(answer, Sampled):
-                    tokens = sum(len(completion.token_ids) for completion in answer.completions)
+                if attempt and isinstance(sampled, Sampled):
+                    tokens = sum(len(completion.token_ids) for completion in sampled.completions)
                     self.failures["tokens_sampled_again"] += attempt * tokens
-                return answer
+                return sampled
             except CallLost as error:
                 problem = str(error)
                 await self._check(engine)
@@ -330,7 +331,7 @@ class RayRolloutPool:
         if not engine.is_lost:
             engine.is_lost = True
             with contextlib.suppress(RayError, TimeoutError):
-                await asyncio.wait_for(_result(engine.handle.close.remote()), CLOSE_S)
+                await answer(engine.handle.close.remote(), CLOSE_S)
             ray.kill(engine.handle)
         self._leaving.remove(engine)
         if self.placement is not None and engine.index >= self.config.rollout.num_workers:
@@ -361,7 +362,7 @@ class RayRolloutPool:
         """An engine that does not answer for the third time in a row is lost."""
         standing = self._standings[engine.index]
         try:
-            await asyncio.wait_for(_result(engine.handle.ping.remote()), self.config.rollout.health_check_s)
+            await answer(engine.handle.ping.remote(), self.config.rollout.health_check_s)
         except TimeoutError:
             if not engine.is_lost and standing.missed():
                 self._lose(engine, "hung", f"missed {standing.misses} health checks in a row")
@@ -437,7 +438,7 @@ class RayRolloutPool:
         """
         ref = getattr(engine.handle, method).remote(*arguments)
         try:
-            return await asyncio.wait_for(_result(ref), limit)
+            return await answer(ref, limit)
         except TimeoutError:
             detail = (
                 f"engine {engine.index} did not finish `{method}` within {limit:g} s; see {engine.log_file}, or raise "
@@ -458,17 +459,6 @@ class RayRolloutPool:
             detail = f"engine {engine.index} died in `{method}`; see {engine.log_file}"
             self._lose(engine, "died", f"{detail}: {_first_line(error)}")
             raise CallLost(detail) from error
-
-
-async def _result(ref: Any) -> Any:
-    """The value of a Ray reference; cancels the task with the wait."""
-    try:
-        return await ref
-    except asyncio.CancelledError:
-        if ray.is_initialized():  # else it would start Ray anew
-            with contextlib.suppress(RayError):
-                ray.cancel(ref)
-        raise
 
 
 def _first_line(error: BaseException) -> str:

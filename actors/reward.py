@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.calls import answer
 from actors.names import Named, actor_name
 from actors.supervision import pause_before
 from rewards import Rubric, judge_group
@@ -110,7 +111,7 @@ class RayRewardPool:
             actor = await self._take_worker(surely_alive=bool(problem))
             try:
                 with self._timeline.during(_name(self._actors[actor]), "score"):
-                    judged = await _answer(actor.score.remote(record, completions), self._deadline_s)
+                    judged = await answer(actor.score.remote(record, completions), self._deadline_s)
             except RayTaskError as error:  # first: it is also an instance of what the reward raised
                 self._idle.put_nowait(actor)
                 return Failure(
@@ -186,7 +187,7 @@ class RayRewardPool:
         was_up = actor in self._started
         method, limit = (actor.ping, self._deadline_s) if was_up else (actor.ready, _START_TIMEOUT_S)
         try:
-            await _answer(method.remote(), limit)
+            await answer(method.remote(), limit)
         except (TimeoutError, RayTaskError) as error:
             if was_up:
                 return _first_line(error)
@@ -213,10 +214,6 @@ class RayRewardPool:
 
 def _name(index: int) -> str:
     return f"reward-worker-{index}"
-
-
-async def _answer(ref: Any, timeout_s: float) -> Any:
-    return await asyncio.wait_for(asyncio.wrap_future(ref.future()), timeout_s)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,7 +188,7 @@ def pool(world: World, run: Run[Any], cluster: None) -> Iterator[RayRolloutPool]
     pool.close()
     deadline = time.monotonic() + 30
     while (
-        left := [p for p in _descendants() - before if "EngineCore" in p.name()]
+        left := [p for p in _descendants() - before if "EngineCore" in _name(p)]
     ) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
@@ -196,6 +197,13 @@ def pool(world: World, run: Run[Any], cluster: None) -> Iterator[RayRolloutPool]
 @pytest.fixture(scope="module")
 def sender(world: World, cluster: None) -> Any:
     return ray.remote(Sender).options(num_cpus=1).remote(world.config.model.path)
+
+
+def _name(process: psutil.Process) -> str:
+    """ "" of one that has just ended."""
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def _descendants() -> set[psutil.Process]:
@@ -518,11 +526,17 @@ def test_groups_in_flight_survive_a_publication(
     prompt = replace(world.prompts[1], text=world.prompts[1].text + "\n" * 200)
     _direct(run, pool, 0, _request(prompt, n=1, max_tokens=2))
 
+    def begun(worker: Any) -> int:
+        """Completions in flight that have a token. Defined here, so that Ray ships it by value."""
+        requests = worker._engine.output_processor.request_states.values()
+        return sum(not request.is_prefilling for request in requests)
+
     async def publish_meanwhile() -> Sampled:
         group = asyncio.ensure_future(
             _await(engines[0].sample.remote(_request(prompt, seed=8, max_tokens=600)))
         )
-        await asyncio.sleep(0.5)
+        while await _await(engines[0].__ray_call__.remote(begun)) < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         await RayWeightSync(world.config, learner, lambda: engines).publish(23)
         sampled: Sampled = await group
         return sampled

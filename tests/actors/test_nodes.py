@@ -85,7 +85,7 @@ def test_a_stop_is_heard_while_there_is_no_room(cluster: Cluster) -> None:
         placement.close()
         assert stop.is_set()
 
-    asyncio.run(asyncio.wait_for(stopped(), 10.0))
+    asyncio.run(asyncio.wait_for(stopped(), 60.0))
 
 
 def test_what_no_node_has_room_for_is_refused(cluster: Cluster) -> None:

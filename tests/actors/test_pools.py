@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import RayActorError
 
 from actors import names
 from actors.pools import RayRolloutPool
@@ -27,6 +26,7 @@ from actors.reward import RayRewardPool
 from actors.supervision import Health
 from actors.sync import SupervisedSync
 from rewards import Rubric
+from tests.actors.waiting import ended
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
@@ -187,7 +187,7 @@ def test_a_group_that_is_late_is_asked_again_and_a_hung_engine_replaced(
     async def use(pool: RayRolloutPool, *_: Any) -> Any:
         (tmp_path / "hang_0").touch()
         answers = await asyncio.gather(*(pool.sample(REQUEST) for _ in range(4)))
-        await until(lambda: pool.failures["engine_hung"] == 1)
+        await until(lambda: pool.failures["engine_hung"] >= 1)
         return answers, dict(pool.failures)
 
     answers, failures = play(tmp_path, use, request_timeout_s=2.0, health_check_s=0.5)
@@ -200,7 +200,7 @@ def test_a_hung_engine_without_work_is_found_by_health_checks(cluster: None, tmp
         (tmp_path / "hang_0").touch()
         pool.handles()[0].sample.remote(REQUEST)  # behind the pool's back
         await until(lambda: pool.health()[0] is Health.SUSPECT)
-        await until(lambda: pool.failures["engine_hung"] == 1)
+        await until(lambda: pool.failures["engine_hung"] >= 1)
         return await pool.sample(REQUEST)
 
     assert isinstance(play(tmp_path, use, health_check_s=0.3), Sampled)
@@ -259,7 +259,7 @@ def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
         await until(lambda: pool.health() == [Health.HEALTHY] * 2)
         return before, pool.handles(), sent, dict(pool.failures), dict(sync.failures)
 
-    before, after, sent, lost, failures = play(tmp_path, use, health_check_s=0.5)
+    before, after, sent, lost, failures = play(tmp_path, use, health_check_s=2.0)
     assert (before[0] in after, before[1] in after) == (False, True)
     assert sent == [(3, 1)]
     assert lost == {"engine_hung": 1}
@@ -354,8 +354,7 @@ def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first
         await asyncio.gather(*(handle.ping.remote() for handle in handles))  # both are still there
         await pool.served(handles)
         await until(lambda: not pool._leaving)
-        with pytest.raises(RayActorError):
-            await handles[1].ping.remote()
+        await ended(handles[1])
         await until(lambda: pool.health() == [Health.HEALTHY] * 2)
         return dict(pool.failures)
 
@@ -476,7 +475,7 @@ def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
         rewards.close()
         return page
 
-    page = play(tmp_path, use, health_check_s=0.2)
+    page = play(tmp_path, use, health_check_s=2.0)
     assert page['ray_videostr_step{run="mine"}'] == 2
     assert page['ray_videostr_reward_total{run="mine"}'] == 0.5
     assert page['ray_videostr_failures_total{kind="engine_died",run="mine"}'] == 3

@@ -76,8 +76,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     (tmp_path / "remote_probe.py").write_text(PROBE)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    async def main(use: Use, deadline_s: float) -> Any:
-        settings = Settings(listen=Address("127.0.0.1", 0), deadline_s=1.0)
+    async def main(use: Use, deadline_s: float, service_s: float) -> Any:
+        settings = Settings(listen=Address("127.0.0.1", 0), deadline_s=service_s)
         server = await RewardServer.start(settings, RUBRIC)
         config = RewardConfig(endpoint=str(server.address), deadline_s=deadline_s)
         try:
@@ -89,7 +89,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         finally:
             await server.stop(5.0)
 
-    return lambda use, deadline_s=30.0: asyncio.run(main(use, deadline_s))
+    return lambda use, deadline_s=30.0, service_s=30.0: asyncio.run(main(use, deadline_s, service_s))
 
 
 def test_rollouts_come_in_order_with_what_the_service_and_the_parser_say(run: Callable[..., Any]) -> None:
@@ -111,7 +111,7 @@ def test_failures_are_values_and_later_groups_are_scored(run: Callable[..., Any]
         answers = ("raise", "hang", "A")
         return [await pool.score(RECORD, [completion(answer)] * 2) for answer in answers]
 
-    (raised, hung, scored), failures = run(use)
+    (raised, hung, scored), failures = run(use, service_s=3.0)
     assert isinstance(raised, Failure)
     assert raised.kind is FailureKind.REWARD_ERROR
     assert raised.record_id == "r1"
@@ -129,7 +129,7 @@ def test_a_service_that_goes_away_is_no_records_fault(run: Callable[..., Any]) -
         with pytest.raises(RewardError, match="was not reached in time"):
             await pool.score(RECORD, GROUP)
 
-    _, failures = run(use, deadline_s=0.2)
+    _, failures = run(use, deadline_s=1.0)
     assert failures == {"reward_service_unavailable": 3}
 
 
@@ -167,4 +167,4 @@ def test_a_service_with_another_rubric_is_refused_with_the_difference(run: Calla
 def test_a_service_that_is_not_there_is_refused() -> None:
     config = RewardConfig(endpoint="127.0.0.1:1")
     with pytest.raises(RewardError, match=r"127\.0\.0\.1:1 was not reached in time; start it with"):
-        asyncio.run(RemoteRewardPool.connect(config, RUBRIC, timeout_s=0.5))
+        asyncio.run(RemoteRewardPool.connect(config, RUBRIC, timeout_s=2.0))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray.exceptions import OutOfMemoryError
 from actors import reward
 from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
+from tests.actors.waiting import ended
 from videostr.config import RewardConfig
 from videostr.errors import RewardError
 from videostr.timeline import Timeline
@@ -68,8 +70,8 @@ def hangs_once(flag: Path, misbehave: Callable[[], Any]) -> type[RewardWorker]:
 
     class Worker(RewardWorker):
         def score(self, record: Record, completions: Sequence[Completion]) -> Any:
-            if not flag.exists():
-                flag.touch()
+            with suppress(FileExistsError):  # two may come at once
+                flag.touch(exist_ok=False)
                 misbehave()
             return super().score(record, completions)
 
@@ -156,6 +158,7 @@ def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(clus
         first = [await pool._take_worker(surely_alive=True) for _ in range(4)]
         for actor in first:
             ray.kill(actor)
+            await ended(actor)
             pool._idle.put_nowait(actor)
         return await pool.score(record(), GROUP)
 
@@ -167,7 +170,7 @@ def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(clus
 def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, killed = reward._answer, []
+    real, killed = reward.answer, []
 
     async def answer(ref: Any, timeout_s: float) -> Any:
         found = await real(ref, timeout_s)
@@ -179,7 +182,7 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
     async def use(pool: RayRewardPool) -> Any:
         return await pool.score(record(), GROUP)
 
-    monkeypatch.setattr(reward, "_answer", answer)
+    monkeypatch.setattr(reward, "answer", answer)
     rollouts, failures = run_pool(use)
     assert isinstance(rollouts[0], Rollout)
     assert failures == {"reward_worker_died": 1}
