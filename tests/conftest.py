@@ -9,11 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 
 ROOT = Path(__file__).parents[1]
+# The same examples every time, however slow the machine is: a failure of CI is one of the code, and comes again.
+settings.register_profile(
+    "videostr", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("videostr")
+os.environ.update(
+    RAY_raylet_start_wait_time_s="120",  # 30 s are few for nodes on a busy machine
+    NO_PROXY="127.0.0.1,localhost",  # all servers of the tests are there
+    no_proxy="127.0.0.1,localhost",
+)
 SmallRun = Callable[[Path, Path, str], list[str]]
 StartLaunch = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
 

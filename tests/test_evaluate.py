@@ -52,7 +52,7 @@ def start(given: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 def answered(results: Path) -> int:
     path = results / "answers.sqlite"
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        with sqlite3.connect(f"file:{path}?mode=rw", uri=True) as db:
             return int(db.execute("select count(*) from answers").fetchone()[0])
     except sqlite3.OperationalError:  # there is no file, or no table in it yet
         return 0

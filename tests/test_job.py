@@ -65,7 +65,6 @@ def cluster(tmp_path: Path) -> Iterator[OwnCluster]:
         "PATH": f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "RAY_raylet_start_wait_time_s": "120",  # several nodes start on two cores
     }
     dashboard, gcs = free_port(), free_port()
     temporary = Path(f"/tmp/ray-test-{os.getpid()}")  # socket paths are limited to 107 bytes

@@ -57,6 +57,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         "VENV": str(ROOT / ".venv"),
         "TOKEN_DIR": str(tmp_path),
         "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
+        "RAY_raylet_start_wait_time_s": "120",
         "RAY_PORT": str(free_port()),
         "DASHBOARD_PORT": str(free_port()),
         "SLURM_JOB_ID": number,

@@ -716,7 +716,7 @@ def test_times_of_workers_have_one_line_a_step(staleness: int, tabletop: Path, t
     # Ahead of learning, a batch is sampled while the one before is learned from; else never.
     overlaps = [
         start < ranks[number]["update"].spans[0][1] and end > ranks[number]["update"].spans[0][0]
-        for number, step in enumerate(steps[:2])
+        for number, step in enumerate(steps[:3])
         for start, end in step.workers["rollout-engine-0"]["sample"].spans
     ]
     assert any(overlaps) == bool(staleness)

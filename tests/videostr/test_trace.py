@@ -222,7 +222,6 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.text(st.characters(), max_size=8), max_size=14).map("".join))
-@settings(deadline=None)
 def test_no_text_raises(text: str) -> None:
     trace = parse(text)
     assert trace.well_formed or trace.problems
@@ -245,7 +244,6 @@ JSON = st.recursive(
 
 
 @given(JSON, st.integers(0, 400))
-@settings(deadline=None)
 def test_no_json_raises_whole_or_truncated(value: Any, length: int) -> None:
     text = json.dumps(value)
     for piece in (text, text[:length]):

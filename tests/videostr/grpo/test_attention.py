@@ -96,7 +96,7 @@ def check(
 
 
 @given(row=ROWS, heads=st.sampled_from([(4, 4), (4, 2), (6, 2)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_split_equals_dense(row: list[tuple[int, list[int]]], heads: tuple[int, int]) -> None:
     check(row, *heads, "sdpa")
 

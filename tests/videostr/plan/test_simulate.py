@@ -201,7 +201,7 @@ def test_an_unknown_engine_cannot_die() -> None:
         simulate(LAYOUT, COSTS, constant(10), failures=Failures(restart_s=1.0, at=((0.0, 3),)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     engines=st.integers(1, 4),
     staleness=st.integers(0, 3),
@@ -231,7 +231,7 @@ def test_staleness_never_exceeds_its_bound(
         assert -1e-6 <= idle <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(prompts=st.integers(1, 8), seats=st.integers(2, 16), tokens=st.integers(1, 60))
 def test_more_engines_are_never_slower_when_synchronous(prompts: int, seats: int, tokens: int) -> None:
     # Of equal lengths: with others the least loaded engine may happen to get the longest groups

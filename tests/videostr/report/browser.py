@@ -23,6 +23,7 @@ FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # it is small in containers
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -34,9 +35,13 @@ FLAGS = (
 
 
 def executable() -> str | None:
-    """Chromium or Chrome, wherever it is on the path."""
+    """Chromium or Chrome, wherever it is on the path; Ubuntu's `chromium-browser` may only say how to install it."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    paths = (path for name in names if (path := shutil.which(name)))
+    return next(
+        (path for path in paths if not subprocess.run([path, "--version"], capture_output=True).returncode),
+        None,
+    )
 
 
 class Page:
@@ -140,7 +145,9 @@ class Browser:
 
         from websockets.sync.client import connect
 
-        with urlopen(Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT")) as answer:
+        with urlopen(
+            Request(f"http://127.0.0.1:{self.port}/json/new?about:blank", method="PUT"), timeout=ANSWER_S
+        ) as answer:
             target = json.load(answer)
         with connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
             yield Page(socket)
