@@ -31,3 +31,8 @@ async def answer(ref: Any, limit_s: float) -> Any:
             if ray.is_initialized():  # else it would start Ray anew
                 with contextlib.suppress(RayError):
                     ray.cancel(ref)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

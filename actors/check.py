@@ -7,20 +7,18 @@ what is found, and nothing is left behind.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.placement import REMEDY, Role, lacking, plan
+from actors.calls import first_line
+from actors.placement import JOIN_REMEDY, REMEDY, Role, join_cluster, lacking, plan
 from actors.remote_reward import RemoteRewardPool
 from rewards import Rubric
 from videostr.check import (
@@ -43,8 +41,6 @@ from videostr.errors import ConfigError, RewardError
 
 LOOK_S = 120.0
 """Longest time for all nodes to be looked at; a first Python process with torch takes some seconds on each."""
-REACH_S = 5.0
-"""Longest wait for the head of a cluster."""
 SERVICE_S = 5.0
 """Longest wait for a reward service."""
 MemoryCheck = Callable[[Config, float | None], tuple[str, Sequence[str]]]
@@ -85,9 +81,8 @@ def check(
         findings.append(
             fail(
                 "ray",
-                f"RAY_ADDRESS = {address}: no cluster can be joined ({_first_line(error)})",
-                "start one with `ray start --head`, set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or unset "
-                "RAY_ADDRESS to use this machine",
+                f"RAY_ADDRESS = {address}: no cluster can be joined ({first_line(error)})",
+                JOIN_REMEDY,
             )
         )
         return findings
@@ -116,26 +111,18 @@ def find_cluster(config: Config) -> Cluster:
     Raises:
         RayError, OSError, RuntimeError: there is no such cluster, or a node does not answer.
     """
-    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
+    if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
         machine = look(_paths(config))
         resources = {"CPU": float(machine.cpus), "GPU": float(len(machine.gpus))}
         return Cluster(nodes=(resources,), machines=(machine,), is_ray=False)
     joined = not ray.is_initialized()
     if joined:
-        _reach(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        join_cluster(os.environ["RAY_ADDRESS"])
     try:
         return _look_at_nodes(config)
     finally:
         if joined:
             ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """Ray itself tries an address where nobody listens for ten minutes and more."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 def _look_at_nodes(config: Config) -> Cluster:
@@ -258,7 +245,3 @@ def check_memory(config: Config, cluster: Cluster, memory: MemoryCheck) -> Itera
 
 def _amounts(bundle: Mapping[str, float]) -> str:
     return " + ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.calls import first_line
 from videostr.config import Config
 from videostr.errors import PlacementError
 from videostr.metrics import duration
@@ -25,6 +27,12 @@ from videostr.metrics import duration
 log = logging.getLogger("videostr.placement")
 READY_S = 30.0
 """A plan that fits the totals but not the nodes is refused after this."""
+REACH_S = 5.0
+"""Longest wait for the head of a cluster."""
+JOIN_REMEDY = (
+    "start one with `ray start --head`, set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or unset RAY_ADDRESS to "
+    "use this machine"
+)
 POLL_S = 1
 """Whole seconds: Ray cuts the rest off."""
 
@@ -57,10 +65,49 @@ def plan(config: Config) -> list[Role]:
     return roles
 
 
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine."""
-    dashboard = None if "RAY_ADDRESS" in os.environ else False
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+def start_ray(**options: Any) -> None:
+    """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine.
+
+    Args:
+        options: further arguments of `ray.init`, for this machine.
+
+    Raises:
+        PlacementError: there is no such cluster, it does not let this process in, or Ray does not start.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            join_cluster(address)
+        except Exception as error:  # Ray raises bare ones, too
+            raise PlacementError(
+                f"RAY_ADDRESS = {address}: no cluster can be joined ({first_line(error)}); {JOIN_REMEDY}"
+            ) from error
+        return
+    for tries in (1, 2):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if tries == 2:
+                raise PlacementError(
+                    f"Ray did not start on this machine ({first_line(error)}); see /tmp/ray/session_latest/logs, look for "
+                    "another Ray (`ray stop`), for free memory and for room in /tmp, then run the same command again"
+                ) from error
+            # It waits 30 s, which cannot be changed: few, where its files were never read before.
+            log.warning("Ray did not start (%s); trying once more", first_line(error))
+
+
+def join_cluster(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        OSError: nobody listens there.
+        Exception: whatever Ray raises when it is refused, in several classes.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:  # Ray itself tries for ten minutes and more
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Placement:

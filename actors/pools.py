@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.calls import answer
+from actors.calls import answer, first_line
 from actors.names import actor_name
 from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
@@ -367,7 +367,7 @@ class RayRolloutPool:
             if not engine.is_lost and standing.missed():
                 self._lose(engine, "hung", f"missed {standing.misses} health checks in a row")
         except RayError as error:
-            self._lose(engine, "died", _first_line(error))
+            self._lose(engine, "died", first_line(error))
         else:
             if not engine.is_lost:
                 standing.answered()
@@ -457,9 +457,5 @@ class RayRolloutPool:
             ) from error
         except RayError as error:
             detail = f"engine {engine.index} died in `{method}`; see {engine.log_file}"
-            self._lose(engine, "died", f"{detail}: {_first_line(error)}")
+            self._lose(engine, "died", f"{detail}: {first_line(error)}")
             raise CallLost(detail) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

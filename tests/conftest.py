@@ -21,7 +21,7 @@ settings.register_profile(
 )
 settings.load_profile("videostr")
 os.environ.update(
-    RAY_raylet_start_wait_time_s="120",  # 30 s are few for nodes on a busy machine
+    RAY_raylet_start_wait_time_s="120",  # for a raylet to register: 10 s are few on a busy machine
     NO_PROXY="127.0.0.1,localhost",  # all servers of the tests are there
     no_proxy="127.0.0.1,localhost",
 )

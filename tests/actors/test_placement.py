@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import ray
 
-from actors.placement import lacking, overlap_options, plan
+from actors.placement import lacking, overlap_options, plan, start_ray
 from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig, TrainConfig
+from videostr.errors import PlacementError
 
 CONFIG = Config(
     rollout=RolloutConfig(num_workers=3, num_cpus=2, num_gpus=2, tensor_parallel_size=2),
@@ -59,3 +63,29 @@ def test_a_role_takes_one_of_the_resource_of_its_nodes() -> None:
     assert "needs 3 sampling (rollout 3 x 1), the cluster has 2" in lacking(
         plan(config), {"CPU": 99, "GPU": 99, "sampling": 2, "judging": 2}
     )
+
+
+def test_a_cluster_that_is_not_there_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(
+        PlacementError,
+        match=r"RAY_ADDRESS = 127\.0\.0\.1:9: no cluster can be joined \(.*refused.*unset RAY_ADDRESS",
+    ):
+        start_ray()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_ray_is_started_twice_where_it_is_slow(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    tries = []
+
+    def init(**options: Any) -> None:
+        tries.append(options)
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup.\nMore.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    told = r"did not start .*\(The current node timed out during startup\.\); see"
+    with pytest.raises(PlacementError, match=told) if failures == 2 else nullcontext():
+        start_ray(num_cpus=3)
+    assert [options["num_cpus"] for options in tries] == [3, 3]
