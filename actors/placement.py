@@ -72,8 +72,11 @@ def start_ray(**options: Any) -> None:
         options: further arguments of `ray.init`, for this machine.
 
     Raises:
-        PlacementError: there is no such cluster, it does not let this process in, or Ray does not start.
+        PlacementError: there is no such cluster, it does not let this process in, Ray does not start, or it runs in this process
+            already.
     """
+    if ray.is_initialized():
+        raise PlacementError("Ray runs in this process already: end it by ray.shutdown() first")
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             join_cluster(address)
