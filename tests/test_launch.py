@@ -172,12 +172,13 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
     process.send_signal(signal.SIGINT)
     assert process.wait(LIMIT_S) == 130, log.read_text()
     for told in (
-        "engine 0 lost (",  # died, or half-updated where it was killed in a publication
         "engine 0 is up and waits for weights",
         "learner lost: learner rank 0 died",
         "resumed after step",
     ):
         assert told in log.read_text()
+    # half_updated where it was killed in a publication
+    assert re.search(r"engine 0 lost \((died|half_updated)\)", log.read_text())
     assert "with a checkpoint" in log.read_text()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "Ray left processes behind"
@@ -217,7 +218,8 @@ def _find(process: subprocess.Popen[bytes], name: str) -> psutil.Process:
     found = []
     for child in children:
         with suppress(psutil.Error):  # it has just ended
-            found += [child] * " ".join(child.cmdline()).startswith(name)
+            if " ".join(child.cmdline()).startswith(name):
+                found.append(child)
     (only,) = found
     return only
 

@@ -46,16 +46,17 @@ def keep_lines(path: Path, keep: Callable[[Any], bool]) -> list[Any]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    text = path.read_text()
     kept = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             value = json.loads(line)
         except ValueError:
             continue
         if keep(value):
             kept.append((line, value))
-    if len(kept) < len(lines):
+    left = "".join(line + "\n" for line, _ in kept)
+    if left != text:  # or a whole last line lacks its end, and what is appended would join it
         with replacing(path) as scratch:
-            scratch.write_text("".join(line + "\n" for line, _ in kept))
+            scratch.write_text(left)
     return [value for _, value in kept]

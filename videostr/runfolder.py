@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -131,7 +132,7 @@ class RunFolder:
         These are metrics, times, evaluations and traces. Checkpoints are set aside.
         """
         for path in (self.path / "metrics.jsonl", self.path / TIMELINE):
-            keep_lines(path, lambda row: row["step"] <= step)
+            keep_lines(path, lambda row: isinstance(row, dict) and row.get("step", math.inf) <= step)
         for path in (*self.path.glob("eval/*.json"), *self.path.glob("traces/step_*.parquet")):
             number = path.stem.rpartition("_")[2]
             if number.isdecimal() and int(number) > step:

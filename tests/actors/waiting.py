@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 
 
 async def ended(actor: Any) -> None:
@@ -12,5 +12,5 @@ async def ended(actor: Any) -> None:
     try:
         while True:
             await actor.ping.remote()
-    except RayError:
+    except RayActorError:
         return
