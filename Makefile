@@ -1,13 +1,15 @@
 # make demo [SEED=0] [RUN=demo] | evaluate [RUN=demo] | test | check | bench      each does its own set-up; EXTRA=gpu for CUDA builds
+# make test LATEST=1   the newest versions that pyproject.toml allows, in build/latest, and what they break
+# make lock            makes these the versions that are installed (deploy/locks)
 EXTRA ?= cpu
 SEED ?= 0
 RUN ?= demo
 PYTHON := .venv/bin/python
 
-.PHONY: setup demo evaluate test check bench
+.PHONY: setup demo evaluate test check bench lock
 
 setup:
-	@EXTRA=$(EXTRA) bash deploy/setup.sh
+	@EXTRA=$(EXTRA) LATEST= bash deploy/setup.sh
 
 demo: | setup
 	$(PYTHON) -m videostr.launch --config configs/tabletop_cpu.yaml run.name=$(RUN) run.seed=$(SEED)
@@ -23,16 +25,25 @@ check: | setup
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
+ifeq ($(LATEST),)
 test: check
 	$(PYTHON) -m pytest
+else
+test: | setup
+	EXTRA=$(EXTRA) VENV=build/latest bash deploy/setup.sh
+	LATEST=1 $(PYTHON) deploy/latest.py
+endif
+
+lock: | setup
+	bash deploy/lock.sh
 
 bench: build/bench/done | setup
 	OMP_WAIT_POLICY=passive $(PYTHON) -m pytest tests/benchmarks -q -s -o 'python_files=bench_*.py' # such files are no part of make test
 
 # TRL sees the packages of .venv, and .venv does not see TRL's: transformers changes its ways where accelerate is installed.
-build/bench/done: pyproject.toml | setup
+build/bench/done: deploy/locks/bench.txt | setup
 	$(PYTHON) -m venv --clear --without-pip build/bench
 	$(PYTHON) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
 	  >$$(echo build/bench/lib/python3.*/site-packages)/parent.pth
-	build/bench/bin/python -m pip install -q $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
+	build/bench/bin/python -m pip install -q -c deploy/locks/bench.txt $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])')
 	touch $@

@@ -1,74 +1,59 @@
 #!/usr/bin/env bash
-# Makes .venv hold what pyproject.toml asks for; does nothing when it already does. The project itself is not
-# installed: on a cluster Ray ships the working directory, and a second, installed copy would hide it.
+# Makes .venv hold exactly the versions of deploy/locks/EXTRA.txt; does nothing when it already does. The project itself
+# is not installed: on a cluster Ray ships the working directory, and a second, installed copy would hide it.
 #
 #   EXTRA=cpu|gpu   which builds of torch and vLLM (default cpu)
-#   PYTHON          interpreter that makes .venv (default python3; 3.11 or newer)
+#   LATEST=1        the newest versions that pyproject.toml allows, in place of the locked ones
+#   PYTHON          interpreter that makes the environment (default python3; 3.11 or newer)
 #   VENV            folder of the environment (default .venv in the project)
 #
-# Packages come from where pip is told to look (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT or pip's
-# configuration files), and torch for CPU from PyTorch's index, unless a folder of PIP_FIND_LINKS holds it.
+# Packages come from where pip is told to look (deploy/packages.sh), and torch for CPU from PyTorch's index, unless a folder
+# of PIP_FIND_LINKS or UV_FIND_LINKS holds it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. deploy/packages.sh
 
 extra=${EXTRA:-cpu}
+latest=${LATEST:-}
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 stamp=$venv/.videostr-setup
-
-say() { echo "setup: $*" >&2; }
-refuse() { say "$*"; exit 2; }
+lock=deploy/locks/$extra.txt
 
 [[ $extra == cpu || $extra == gpu ]] || refuse "EXTRA=$extra: must be cpu or gpu"
-wanted="$extra $(cat pyproject.toml deploy/setup.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py \
+wanted="$extra $(cat "$lock" pyproject.toml deploy/{setup,packages}.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py \
   rewards/service/reward.proto | sha256sum | cut -d' ' -f1)"
-[[ -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
+[[ -z $latest && -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 
 make_venv() {
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    refuse "$python is older than Python 3.11; name a newer one with PYTHON=..."
+  "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' ||
+    refuse "$python is $("$python" --version); torch and vLLM need Python 3.11 to 3.14: name one with PYTHON=..."
   "$python" -m venv --clear "$venv"
-}
-
-pip_setting() { # NAME as in pip's --NAME: from the environment, else from pip's configuration files
-  local variable=PIP_${1//-/_}
-  variable=${variable^^}
-  echo "${!variable:-$("$venv/bin/python" -m pip config get "global.$1" 2>/dev/null || true)}"
-}
-
-adopt() { # UV_VARIABLE VALUE: uv does not read pip's settings; its own ones win
-  [[ -z $2 || -n ${!1:-} ]] || export "$1=$2"
-}
-
-adopt_pip_settings() {
-  local extra_index
-  extra_index=$(pip_setting extra-index-url)
-  adopt UV_DEFAULT_INDEX "$(pip_setting index-url)"
-  adopt UV_INDEX "$extra_index"
-  [[ -z $extra_index ]] || adopt UV_INDEX_STRATEGY unsafe-best-match # as pip: the best version of all indexes
-  adopt UV_FIND_LINKS "${find_links// /,}"
-  adopt UV_HTTP_TIMEOUT "$(pip_setting default-timeout)"
-  adopt SSL_CERT_FILE "$(pip_setting cert)"
 }
 
 local_cpu_torch() {
   local folder
-  for folder in $find_links; do
+  for folder in ${UV_FIND_LINKS//,/ }; do
     compgen -G "${folder#file://}/torch-*+cpu-*.whl" >/dev/null && return 0
   done
   return 1
 }
 
 install_packages() {
-  # Without compiled files every process would compile vLLM and torch anew where PYTHONDONTWRITEBYTECODE is set: 20 s each.
-  local options=(--python "$venv/bin/python" --requirements pyproject.toml --extra "$extra" --extra dev --compile-bytecode)
+  # Without compiled files every process would compile vLLM and torch again where PYTHONDONTWRITEBYTECODE is set: 20 s each.
+  local options=(--python "$venv/bin/python" --compile-bytecode)
+  if [[ -n $latest ]]; then
+    options+=(--requirements pyproject.toml --extra "$extra" --extra dev --upgrade)
+    [[ $extra == gpu ]] || options+=(--override deploy/overrides-cpu.txt)
+  else # nothing but what the file names, so --no-deps; what builds deepspeed from source is pinned by it as well
+    options+=(--requirements "$lock" --no-deps --build-constraints "$lock")
+  fi
   if [[ $extra == cpu ]]; then
-    options+=(--override deploy/overrides-cpu.txt)
     local_cpu_torch || options+=(--torch-backend cpu)
   elif local_cpu_torch; then
     unset UV_FIND_LINKS # pip's rules would prefer 2.13.0+cpu to 2.13.0
   fi
-  "$venv/bin/python" -m pip install -qq uv
+  "$venv/bin/python" -m pip install -qq "$(grep '^uv==' "$lock")"
   "$venv/bin/python" -m uv pip install "${options[@]}"
 }
 
@@ -98,11 +83,10 @@ compile_reward_proto() {
 }
 
 # The two builds of vLLM put the same files in place, so one cannot follow the other.
-[[ -f $stamp && $(cut -d' ' -f1 "$stamp") != "$extra" ]] && { say "$venv is for another EXTRA, making it anew"; rm -rf "$venv"; }
+[[ -f $stamp && $(cut -d' ' -f1 "$stamp") != "$extra" ]] && { say "$venv is for another EXTRA; it is made again"; rm -rf "$venv"; }
 [[ -x $venv/bin/python ]] || make_venv
-say "installing packages into $venv (EXTRA=$extra)"
-find_links=$(pip_setting find-links)
-adopt_pip_settings
+say "installing packages into $venv (EXTRA=$extra${latest:+, newest versions})"
+adopt_pip_settings "$venv/bin/python"
 install_packages
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cure_torchvision

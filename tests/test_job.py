@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,7 @@ def cluster(tmp_path: Path) -> Iterator[OwnCluster]:
     """A head that has room for nobody but the driver, and a node for the engine and one for the learner."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {
-        "PATH": f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}",
+        "PATH": f"{sys.prefix}/bin:{environment['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
     }

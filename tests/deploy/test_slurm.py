@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
     yield clean | {
         "PATH": f"{tools}:{clean['PATH']}",
-        "VENV": str(ROOT / ".venv"),
+        "VENV": sys.prefix,
         "TOKEN_DIR": str(tmp_path),
         "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
         "RAY_raylet_start_wait_time_s": "120",
