@@ -1,13 +1,10 @@
-"""Which stated node stands for which true one.
+"""Which predicted node stands for which true one, where names or positions decide.
 
-In: a `Target` (the truth) and `Stated` (what a trace states at the selected times). Out: for every true node the index of a
-stated one, or -1. A label with one instance on both sides is settled by name alone. For the node term, other labels
-are matched by position. For the edge term that must not be: an edge does not depend on the viewpoint, so its match may
-not either. There the prediction is first laid onto the truth: an anchor (two true nodes, three where all of SO(3) is
-allowed) and stated nodes of the same labels give a rotation and a translation; nodes are matched under each of
-some such motions, the closest fits are kept, and the one that earns most counts.
+In: a `Target` (the truth) and a `Prediction` (what a trace states at the selected times). Out: for every true node the number of
+a predicted one, or -1. A label with one instance on both sides is matched by name alone. For the node term, other labels
+are matched by position; for the edge term, which does not depend on the viewpoint, rewards/viewpoint.py matches them.
 
-Shapes: N true nodes and M stated ones of all selected frames, D coordinates, C candidates.
+Shapes: N true nodes and M predicted ones of all selected frames, D coordinates.
 """
 
 from __future__ import annotations
@@ -33,8 +30,6 @@ Members = dict[str, list[int]]
 
 COINCIDE = 1e-9
 """Nodes that are closer have no direction from one to the other."""
-_MAX_MOTIONS = 24  # bounds the work on graphs that repeat labels; five nodes of one label have 20 per anchor
-_MAX_MATCHES = 6
 _MAX_ENUMERATED = (
     3  # up to 3 x 3, trying all permutations of many matrices at once beats one Hungarian call each
 )
@@ -42,7 +37,7 @@ _MAX_ENUMERATED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subsets:
-    """All subsets of one size of the nodes of each frame: nodes, pairs, triples."""
+    """All subsets of one size of the nodes of each frame: nodes, pairs."""
 
     members: Ints
     """[S, size] numbers of true nodes, frame by frame."""
@@ -91,7 +86,7 @@ def subsets(nodes_per_frame: tuple[int, ...], size: int) -> Subsets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A true graph, prepared for scoring."""
+    """A true graph, prepared for scoring. Nodes of a frame are ordered by label and position, not as they are written."""
 
     unit: str
     frame: str
@@ -99,18 +94,22 @@ class Target:
     """[F] seconds, ascending."""
     pos: Floats
     """[N, D]."""
+    repeat: Floats
+    """[N] how many earlier nodes of the frame have the same label and position."""
     members: tuple[Members, ...]
-    """Per selected frame."""
+    """Per selected frame, labels in alphabetical order."""
     size: Floats
     """[F] size of the scene: the largest of node spread, mean node extent and 1e-6."""
+    reach: Floats
+    """[F] distance at which a node's credit reaches 0."""
     nodes: Subsets
     """N of them."""
     pairs: Subsets
     """K of them."""
-    triples: Subsets
-    """L of them; none unless interior angles are compared."""
     one_label: NDArray[np.bool_]
-    """[K] whether both nodes of the pair bear one label."""
+    """[K] whether both nodes of the pair have the same label."""
+    has_one_object_pair: bool
+    """Whether all pairs of the clip are of the same two objects."""
     dist: Floats
     """[K]."""
     bearing: Floats
@@ -120,7 +119,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stated:
+class Prediction:
     """The frames of a predicted graph that belong to selected times; nodes are numbered through them."""
 
     frames: tuple[GraphFrame | None, ...]
@@ -129,39 +128,46 @@ class Stated:
     """[M] positions."""
     members: tuple[Members, ...]
     """Per selected frame."""
-    settled: tuple[int, ...]
-    """[N] stated node of every true one whose label has one instance on both sides; -1 for the others."""
-    contested: tuple[tuple[int, list[int], list[int]], ...]
-    """(selected frame, true nodes, stated nodes) of every label on both sides that has more."""
+    unique_match: tuple[int, ...]
+    """[N] predicted node of every true one whose label has one instance on both sides; -1 for the others."""
+    ambiguous: tuple[tuple[int, list[int], list[int]], ...]
+    """(selected frame, true nodes, predicted nodes) of every label on both sides that has more."""
+    edges: tuple[tuple[int, int, float | None, float | None], ...]
+    """Stated edges: two nodes, distance, bearing in degrees."""
 
     @property
     def is_exact(self) -> bool:
         """Whether names alone settle everything: no node is missing, none is too much."""
-        return -1 not in self.settled and len(self.pos) == len(self.settled)
+        return -1 not in self.unique_match and len(self.pos) == len(self.unique_match)
 
 
-def select(graph: SceneGraph, target: Target) -> Stated:
-    """Number the nodes that a graph states at the selected times, and settle what names alone settle."""
+def select(graph: SceneGraph, target: Target) -> Prediction:
+    """Number the nodes that a graph states at the selected times, and match what names alone can match."""
     frames = frames_at(graph, target.times)
     members: list[Members] = []
     pos: list[tuple[float, ...]] = []
-    settled = [-1] * len(target.pos)
-    contested = []
+    edges: list[tuple[int, int, float | None, float | None]] = []
+    unique_match = [-1] * len(target.pos)
+    ambiguous = []
     for k, (chosen, true) in enumerate(zip(frames, target.members, strict=True)):
         members.append(named := _members(chosen, len(pos)))
+        if chosen and chosen.edges:
+            number = {node.id: place for place, node in enumerate(chosen.nodes, len(pos))}
+            edges += [(number[edge.a], number[edge.b], edge.dist, edge.angle) for edge in chosen.edges]
         pos += [node.pos for node in chosen.nodes] if chosen else ()
         for label, nodes in true.items():
             others = named.get(label, ())
             if len(nodes) == len(others) == 1:
-                settled[nodes[0]] = others[0]
+                unique_match[nodes[0]] = others[0]
             elif others:
-                contested.append((k, nodes, list(others)))
-    return Stated(
+                ambiguous.append((k, nodes, list(others)))
+    return Prediction(
         frames=tuple(frames),
         pos=tuple(pos),
         members=tuple(members),
-        settled=tuple(settled),
-        contested=tuple(contested),
+        unique_match=tuple(unique_match),
+        ambiguous=tuple(ambiguous),
+        edges=tuple(edges),
     )
 
 
@@ -195,60 +201,28 @@ def number_nodes(frames: Sequence[GraphFrame]) -> tuple[Members, ...]:
     return tuple(_members(item, start) for item, start in zip(frames, starts, strict=False))
 
 
-def match_by_position(stated: Stated, pos: Floats, credit_reach: Floats, target: Target) -> Ints:
-    """[N] the match that earns the most node credit, `max(0, 1 - distance / reach)`, per frame and label.
+def match_by_position(prediction: Prediction, pos: Floats, target: Target) -> Ints:
+    """Return the match [N] with the most node credit, `max(0, 1 - distance / reach)`, per frame and label.
+
+    Of several matches with the same credit any may be returned: the node term is their credit.
 
     Args:
-        stated: what the trace states.
+        prediction: what the trace states.
         pos: [M, D] its positions.
-        credit_reach: [F] distance at which credit reaches 0.
         target: the truth.
     """
-    match = np.array(stated.settled, dtype=np.intp)
-    for k, true, named in _stacked(stated):
-        apart = _apart(target.pos[true], pos[named]) / credit_reach[k, None, None]
+    match = np.array(prediction.unique_match, dtype=np.intp)
+    for k, true, named in stacked(prediction):
+        apart = pairwise_distance(target.pos[true], pos[named]) / target.reach[k, None, None]
         columns = assign(-np.maximum(0.0, 1.0 - apart))
         match[true] = np.where(columns >= 0, np.take_along_axis(named, columns, axis=1), -1)
     return match
 
 
-def matches_without_viewpoint(
-    stated: Stated, pos: Floats, target: Target, *, relative: bool, in_space: bool
-) -> Ints:
-    """[C, N] candidate matches that do not depend on where the prediction is seen from, best fit first.
-
-    Args:
-        stated: what the trace states; has contested labels.
-        pos: [M, D] its positions.
-        target: the truth.
-        relative: bring the prediction to the size of the truth first.
-        in_space: lay by all of SO(3), else by rotations about the vertical.
-    """
-    if relative:
-        pos = pos * (_spread(target.pos) / max(_spread(pos), 1e-6))
-    moved = _laid_onto_truth(stated, pos, target, in_space=in_space)
-    match = np.tile(np.array(stated.settled, dtype=np.intp), (len(moved), 1))
-    true = np.flatnonzero(match[0] >= 0)
-    misfit = geometry.distance(moved[:, match[0, true]], target.pos[true]).sum(axis=1)
-    for _, nodes, named in _stacked(stated):
-        # By least distance, not by most credit: credits of far nodes are all 0, and their match would depend on order.
-        apart = _apart(target.pos[nodes], moved[:, named])
-        columns = assign(apart)
-        chosen = np.maximum(columns, 0)
-        gap = np.take_along_axis(apart, chosen[..., None], axis=-1)[..., 0]
-        misfit += np.where(columns >= 0, gap, 0.0).sum(axis=(1, 2))
-        found = np.take_along_axis(np.broadcast_to(named, (len(moved), *named.shape)), chosen, axis=-1)
-        match[:, nodes] = np.where(columns >= 0, found, -1)
-    different: dict[bytes, int] = {}
-    for c in np.argsort(misfit, kind="stable").tolist():
-        different.setdefault(match[c].tobytes(), c)
-    return match[list(different.values())[:_MAX_MATCHES]]
-
-
-def _stacked(stated: Stated) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Contested labels of equal numbers of instances together: selected frames [B], true nodes [B, n], stated ones [B, m]."""
+def stacked(prediction: Prediction) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Yield the ambiguous labels of equal numbers of instances together: frames [B], true nodes [B, n], predicted ones [B, m]."""
     alike: dict[tuple[int, int], list[tuple[int, list[int], list[int]]]] = defaultdict(list)
-    for item in stated.contested:
+    for item in prediction.ambiguous:
         alike[len(item[1]), len(item[2])].append(item)
     for items in alike.values():
         yield (
@@ -258,7 +232,7 @@ def _stacked(stated: Stated) -> Iterator[tuple[Ints, Ints, Ints]]:
         )
 
 
-def _apart(a: Floats, b: Floats) -> Floats:
+def pairwise_distance(a: Floats, b: Floats) -> Floats:
     """Distances [..., A, B] of positions [..., A, D] and [..., B, D]."""
     return geometry.distance(a[..., :, None, :], b[..., None, :, :])
 
@@ -286,127 +260,3 @@ def _ways(n: int, m: int) -> Ints:
         return np.array(list(itertools.permutations(range(m), n)), dtype=np.intp)
     found = itertools.permutations([*range(m), *[-1] * (n - m)], n)
     return np.array(sorted(set(found)), dtype=np.intp)
-
-
-# ------------------------------------------------------------------------------------------------- motions
-
-
-def _spread(pos: Floats) -> float:
-    return float(np.linalg.norm(pos - pos.mean(axis=0)))
-
-
-def _laid_onto_truth(stated: Stated, pos: Floats, target: Target, *, in_space: bool) -> Floats:
-    """Positions [C, M, D] under motions that lay stated nodes onto an anchor of the same labels.
-
-    Anchors with the fewest counterparts come first, of these the longest; of the counterparts those of nearest lengths. All
-    choices depend on distances and labels alone. Where no anchor has a counterpart, the positions as they are.
-    """
-    named = _counterparts(stated, target)
-    choices = np.array([len(others) for others in named], dtype=np.intp)
-    anchors = _anchors(choices, target)
-    corners: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
-    for rank, row in enumerate(anchors):
-        if len(corners) >= _MAX_MOTIONS:
-            break
-        third = _third(row, choices, target) if in_space else None
-        true = (*target.pairs.members[row].tolist(), *(() if third is None else (third,)))
-        found = itertools.product(*(named[node] for node in true))
-        corners += [(true, others, rank) for others in found if len(set(others)) == len(others)]
-    triangles = [corner for corner in corners if len(corner[0]) == 3]
-    moved = (
-        _turned_in_space(triangles, pos, target)
-        if triangles
-        else _turned_about_vertical(corners, pos, target)
-        if corners
-        else pos[:0]
-    )
-    return moved if len(moved) else pos[None]
-
-
-def _counterparts(stated: Stated, target: Target) -> list[list[int]]:
-    """[N] stated nodes with the label and in the frame of every true node."""
-    found: list[list[int]] = [[]] * len(target.pos)
-    for true, named in zip(target.members, stated.members, strict=True):
-        for label, nodes in true.items():
-            for node in nodes:
-                found[node] = named.get(label, [])
-    return found
-
-
-def _anchors(choices: Ints, target: Target) -> list[int]:
-    """Rows of true pairs that have counterparts and a direction; at most as many as there may be motions."""
-    first, second = target.pairs.members.T
-    counts = choices[first] * (choices[second] - target.one_label)
-    order = np.lexsort((-target.ground_length, counts))
-    usable: list[int] = order[(counts[order] > 0) & (target.ground_length[order] > COINCIDE)].tolist()
-    return usable[:_MAX_MOTIONS]
-
-
-def _third(row: int, choices: Ints, target: Target) -> int | None:
-    """The true node with the fewest counterparts, of these the one farthest from the anchor's line; None if all lie on it."""
-    i, j = target.pairs.members[row]
-    away = np.linalg.norm(np.cross(target.pos - target.pos[i], target.pos[j] - target.pos[i]), axis=1)
-    usable = np.flatnonzero((choices > 0) & (away > 1e-6 * target.dist[row] ** 2))
-    return int(min(usable, key=lambda n: (choices[n], -away[n]))) if usable.size else None
-
-
-_Corners = Sequence[tuple[tuple[int, ...], tuple[int, ...], int]]
-"""(true nodes, stated nodes, rank of the anchor)."""
-
-
-def _closest(corners: _Corners, misfit: Floats) -> Ints:
-    """The corners to try: by rank, then by misfit; infinite ones are none."""
-    order = np.lexsort((misfit, np.array([rank for _, _, rank in corners])))
-    finite: Ints = order[np.isfinite(misfit[order])]
-    return finite[:_MAX_MOTIONS]
-
-
-def _turned_about_vertical(corners: _Corners, pos: Floats, target: Target) -> Floats:
-    """[C, M, D] with stated pairs laid onto true ones: middle onto middle, direction onto direction."""
-    true = target.pos[[nodes for nodes, _, _ in corners]]
-    found = pos[[others for _, others, _ in corners]]
-    length, true_length = (
-        geometry.distance(*(geometry.ground(pair[:, end], target.frame) for end in (0, 1)))
-        for pair in (found, true)
-    )
-    chosen = _closest(corners, np.where(length > COINCIDE, np.abs(length - true_length), np.inf))
-    true, found = true[chosen], found[chosen]
-    angle = np.radians(
-        geometry.bearing(true[:, 0], true[:, 1], target.frame)
-        - geometry.bearing(found[:, 0], found[:, 1], target.frame)
-    )
-    sine, cosine = np.sin(angle)[:, None], np.cos(angle)[:, None]
-    away = pos - found.mean(axis=1, keepdims=True)
-    x, y = geometry.ground_axes(target.frame)
-    moved: Floats = away + true.mean(axis=1, keepdims=True)
-    moved[..., x] += (cosine - 1) * away[..., x] - sine * away[..., y]
-    moved[..., y] += sine * away[..., x] + (cosine - 1) * away[..., y]
-    return moved
-
-
-def _turned_in_space(corners: _Corners, pos: Floats, target: Target) -> Floats:
-    """[C, M, 3] with stated triangles laid onto true ones: centroid onto centroid, axes onto axes."""
-    true = target.pos[[nodes for nodes, _, _ in corners]]
-    found = pos[[others for _, others, _ in corners]]
-    axes, true_axes = _axes(found), _axes(true)
-    misfit = np.abs(_sides(found) - _sides(true)).sum(axis=-1)
-    chosen = _closest(corners, np.where(np.isfinite(axes).all(axis=(1, 2)), misfit, np.inf))
-    away = pos - found[chosen].mean(axis=1, keepdims=True)
-    turned = away @ axes[chosen].transpose(0, 2, 1) @ true_axes[chosen]
-    moved: Floats = turned + true[chosen].mean(axis=1, keepdims=True)
-    return moved
-
-
-def _sides(corners: Floats) -> Floats:
-    """[..., 3] lengths of the sides of triangles [..., 3, D]."""
-    return geometry.distance(corners, np.roll(corners, 1, axis=-2))
-
-
-def _axes(corners: Floats) -> Floats:
-    """[C, 3, 3] an orthonormal right-handed basis (rows) fixed to each triangle [C, 3, 3]; NaN for one without area."""
-    along = corners[:, 1] - corners[:, 0]
-    normal = np.cross(along, corners[:, 2] - corners[:, 0])
-    basis = np.stack([along, np.cross(normal, along), normal], axis=1)
-    length = np.linalg.norm(basis, axis=-1, keepdims=True)
-    axes: Floats = np.divide(basis, length, out=np.full_like(basis, np.nan), where=length > 1e-12)
-    return axes

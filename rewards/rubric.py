@@ -101,7 +101,6 @@ class Rubric:
                 angle_tolerance=config.angle_tolerance,
                 node_weight=config.node_weight,
                 edges=config.edges,
-                angle=config.angle,
                 scale=config.scale,
             ),
         )

@@ -161,8 +161,6 @@ class RewardConfig:
     """lambda: share of the node term in the graph reward, the edge term has the rest."""
     edges: Literal["stated_or_derived", "derived", "stated"] = "stated_or_derived"
     """Whether stated edges count, edges derived from node positions, or stated ones where stated."""
-    angle: Literal["bearing", "interior"] = "bearing"
-    """bearing: of edges, up to one rotation of the clip about the vertical; interior: of triples, up to any rotation."""
     scale: Literal["absolute", "relative"] = "absolute"
     """relative divides distances by their mean on each side."""
     length: Literal["preset", "overlong", "band", "none"] = "preset"

@@ -153,10 +153,10 @@ def test_a_text_without_tokens_has_no_length_term() -> None:
 
 
 def test_the_config_sets_weights_angle_and_length() -> None:
-    config = RewardConfig(rubric="paper", w_graph=0.5, w_format=0.0, length="none", angle="interior")
+    config = RewardConfig(rubric="paper", w_graph=0.5, w_format=0.0, length="none", scale="relative")
     rubric = Rubric.from_config(config, max_tokens=100)
     assert (rubric.w_format, rubric.w_answer, rubric.w_graph, rubric.length) == (0.0, 1.0, 0.5, "none")
-    assert rubric.graph_rule.angle == "interior"
+    assert rubric.graph_rule.scale == "relative"
     assert score(completion(RIGHT, 400), record(), rubric).total == pytest.approx(1.5)
 
 
