@@ -7,15 +7,18 @@ graph reward is fit for training when cheap texts, which tell nothing about the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from msgspec.structs import replace
 
+from rewards.graph import GraphRule, prepare, reward
 from rewards.match import Floats
 from rewards.rubric import Rubric, score_group
 from videostr.data.records import read_records
@@ -25,10 +28,12 @@ from videostr.prompt import answer_text
 from videostr.tabletop.build import Split, scene_seed
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.world import Difficulty, make_scene
-from videostr.types import Answer, AnswerKind, GraphFrame, Node, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, Edge, GraphFrame, Node, Record, SceneGraph
 
 _Move = Callable[[GraphFrame, Floats], Floats]
-COLUMNS = ("format", "answer", "graph_node", "graph_edge", "graph", "total")
+GRAPH_COLUMNS = ("graph_node", "graph_edge", "graph")
+COLUMNS = ("format", "answer", *GRAPH_COLUMNS, "total")
+CROWDS = (2, 5, 12, 20, 60)
 
 
 def trace(graph: str, answer: str) -> str:
@@ -65,6 +70,31 @@ def _centroid(truth: SceneGraph, _: np.random.Generator) -> SceneGraph:
 def _at_random(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
     low, high = _bounds(truth)
     return moved(truth, lambda _, pos: rng.uniform(low, high, pos.shape))
+
+
+def _held_still(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
+    """Every object at one random place for the whole clip."""
+    low, high = _bounds(truth)
+    place = {name: rng.uniform(low, high) for name in _object_ids(truth)}
+    return moved(truth, lambda item, _: np.array([place[node.id] for node in item.nodes]))
+
+
+def _object_ids(truth: SceneGraph) -> list[str]:
+    return sorted({node.id for item in truth.frames for node in item.nodes})
+
+
+def fixed_graph(truth: SceneGraph, text: FixedText) -> SceneGraph:
+    """Return one text for all records: the k-th object at the k-th place at all times, all objects equally far apart."""
+    place = {name: text.places[k % len(text.places)] for k, name in enumerate(_object_ids(truth))}
+    graph = moved(truth, lambda item, _: np.array([place[node.id] for node in item.nodes]))
+    return replace(
+        graph, frames=tuple(replace(item, edges=_all_edges(item, text.dist)) for item in graph.frames)
+    )
+
+
+def _all_edges(item: GraphFrame, dist: float) -> tuple[Edge, ...]:
+    pairs = itertools.combinations(item.nodes, 2)
+    return tuple(Edge(a=a.id, b=b.id, dist=dist, angle=None) for a, b in pairs)
 
 
 def _copies(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
@@ -105,6 +135,32 @@ def _rotated(truth: SceneGraph, _: np.random.Generator) -> SceneGraph:
     return moved(truth, turn)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedText:
+    """A graph that is stated for every record."""
+
+    places: tuple[tuple[float, ...], ...]
+    """Of the objects in the order of their ids."""
+    dist: float
+    """Of every pair."""
+
+
+FIXED_TEXTS: dict[str, FixedText] = {
+    "grid": FixedText(places=((5.0, 3.0), (1.0, 4.0), (2.03, 4.0)), dist=5.11),
+    "m": FixedText(
+        places=(
+            (0.15, 0.27, 4.78),
+            (-0.52, -0.65, 6.3),
+            (0.79, -0.1, 5.77),
+            (0.66, 0.16, 5.03),
+            (-0.65, -0.36, 5.68),
+        ),
+        dist=1.75,
+    ),
+}
+"""Unit -> the best fixed text that `python -m rewards.fixed_text` found on training scenes of the tabletop world."""
+
+
 GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]] = {
     "(c) every node at the centroid": _centroid,
     "(d) the label list at random positions": _at_random,
@@ -117,7 +173,7 @@ GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]]
 
 def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[str, str]:
     """Text of every probe for a record and its true graph."""
-    answer = answer_text(record.answer)
+    answer, fixed = answer_text(record.answer), FIXED_TEXTS.get(truth.unit)
     return {
         "(a) empty text": "",
         "(b) format only": "<think></think><answer></answer>",
@@ -125,6 +181,12 @@ def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[
         "(h) the answer repeated as thinking": f"<think>{f'{answer} ' * 20}</think><answer>{answer}</answer>",
         "(i) the true graph, a wrong answer": trace(to_json(truth), wrong_answer(record.answer)),
         "(j) truth": trace(to_json(truth), answer),
+        "(k) the label list at random positions, held still": trace(to_json(_held_still(truth, rng)), ""),
+        **(
+            {"(l) one fixed text for all records": trace(to_json(fixed_graph(truth, fixed)), "")}
+            if fixed
+            else {}
+        ),
     }
 
 
@@ -162,22 +224,51 @@ def _mean(parts: Sequence[dict[str, float]], column: str) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
+def crowds(scenes: int = 24, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Return the graph terms of probe (m) by the number of objects of one label: true and stated places random and held still.
+
+    A crowd without names is a density, and a random one resembles it: reported, not bounded.
+    """
+    rng, rule = np.random.default_rng(seed), GraphRule()
+    found = {}
+    for count in CROWDS:
+        truths = [_crowd(rng, count) for _ in range(scenes)]
+        scores = [reward(_held_still(truth, rng), prepare(truth, rule), rule) for truth in truths]
+        terms = [{"graph_node": s.node, "graph_edge": s.edge or 0.0, "graph": s.graph} for s in scores]
+        name = f"(m) a crowd of {count}"
+        found[name] = {column: _mean(terms, column) for column in GRAPH_COLUMNS}
+    return found
+
+
+def _crowd(rng: np.random.Generator, count: int) -> SceneGraph:
+    """`count` objects of one label at random places, at four times."""
+    nodes = tuple(
+        Node(id=f"person.{k}", label="person", pos=tuple(place))
+        for k, place in enumerate(rng.uniform(0, 10, (count, 2)).tolist(), start=1)
+    )
+    frames = tuple(GraphFrame(t=float(t), nodes=nodes) for t in range(4))
+    return SceneGraph(unit="m", frame="floor", frames=frames)
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown."""
-    head = f"| probe | {' | '.join(COLUMNS)} |\n| --- |{' ---: |' * len(COLUMNS)}\n"
-    body = (f"| {name} | {' | '.join(f'{row[c]:.2f}' for c in COLUMNS)} |" for name, row in rows.items())
+    """Return the rows as a Markdown table."""
+    columns = [*next(iter(rows.values()))]
+    head = f"| probe | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}\n"
+    body = (f"| {name} | {' | '.join(f'{row[c]:.2f}' for c in columns)} |" for name, row in rows.items())
     return head + "\n".join(body) + "\n"
 
 
-def tabletop_records(scenes: int, difficulty: Difficulty, seed: int = 0) -> list[Record]:
-    """The held-out records of the tabletop world, without their videos."""
+def tabletop_records(
+    scenes: int, difficulty: Difficulty, seed: int = 0, split: Split = Split.HELDOUT
+) -> list[Record]:
+    """Return records of the tabletop world, one a scene, without their videos."""
     return [
         record
         for index in range(scenes)
         for record in make_records(
-            make_scene(scene_seed(seed, Split.HELDOUT, index), difficulty),
+            make_scene(scene_seed(seed, split, index), difficulty),
             "",
-            f"heldout-{seed}-{index:06d}",
+            f"{split.name.lower()}-{seed}-{index:06d}",
             1,
         )
     ]
@@ -194,7 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--records", type=int, default=256, help="how many")
     parser.add_argument("--rubric", default="default")
+    parser.add_argument("--crowds", action="store_true", help="instead: probe (m), crowds of one label")
     options = parser.parse_args(arguments)
+    if options.crowds:
+        sys.stdout.write(table(crowds()))
+        return 0
     try:
         records = (
             [row for row in read_records(options.data) if isinstance(row, Record)][: options.records]
