@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from rewards.graph import GraphRule, prepare, reward
 from rewards.match import Floats
 from rewards.rubric import Rubric, score_group
-from videostr.data.records import read_records
+from videostr.data.records import usable_records
 from videostr.errors import DataError, VideoStrError
 from videostr.graph import MAX_NODES, ground_axes, to_json
 from videostr.prompt import answer_text
@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         records = (
-            [row for row in read_records(options.data) if isinstance(row, Record)][: options.records]
+            list(usable_records(options.data))[: options.records]
             if options.data
             else tabletop_records(options.records, Difficulty(options.difficulty))
         )

@@ -457,16 +457,16 @@ def _check_dataset(config: Config, key: str, folder: str, seen: Seen) -> Iterato
         return
     records = [row for row in rows if isinstance(row, Record)]
     broken = [row for row in rows if not isinstance(row, Record)]
-    total = _rows(folder)
-    if not records or len(broken) > config.data.max_bad_fraction * len(rows):
+    lost, total = sum(row.records for row in broken), _rows(folder)
+    if not records or lost > config.data.max_bad_fraction * (lost + len(records)):
         yield fail(
             key,
-            f"{folder}: {len(broken)} of the first {len(rows)} rows cannot be used, more than data.max_bad_fraction = "
+            f"{folder}: {lost} of the first {lost + len(records)} rows cannot be used, more than data.max_bad_fraction = "
             f"{config.data.max_bad_fraction:g}; the first: {broken[0].detail}",
             f"python -m videostr.data check {folder} lists them; build the dataset again",
         )
         return
-    found = f"{folder}: {total} rows, {len(broken)} of the first {len(rows)} broken"
+    found = f"{folder}: {total} rows, {lost} of the first {lost + len(records)} broken"
     yield (
         warn(key, f"{found}: {broken[0].detail}", "they will be quarantined; build the dataset again")
         if broken

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from videostr import config as configs
-from videostr.data.records import index_at, read_records
+from videostr.data.records import index_at, read_records, usable_records
 from videostr.errors import DataError, VideoStrError, exit_status_of
 from videostr.grpo.batch import RopeGrid, prompt_positions
 from videostr.model import check_model
@@ -56,7 +56,7 @@ class Examples:
 
     def __init__(self, folder: str, frame_store: str, processor: Any, grid: RopeGrid) -> None:
         self.folder = Path(folder)
-        self.records = [row for row in read_records(folder) if isinstance(row, Record)]
+        self.records = list(usable_records(folder))
         if not self.records:
             raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
         self.store = FrameStore(frame_store or self.folder / "frames")

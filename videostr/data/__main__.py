@@ -20,7 +20,7 @@ from rewards.rubric import PRESETS
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
 from videostr.data.check import problems
-from videostr.data.records import read_records, write_records
+from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError, VideoStrError, exit_status_of
@@ -318,10 +318,9 @@ def _export(options: argparse.Namespace) -> int:
 
     def usable() -> Iterator[Record]:
         nonlocal total
-        for row in read_records(options.folder):
-            if isinstance(row, Record):
-                total += 1
-                yield row
+        for record in usable_records(options.folder):
+            total += 1
+            yield record
 
     count = EXPORTS[options.format](usable(), options.out, options.folder)
     print(f"{options.out}: {count} rows of {total} records")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr import graph as graphs
+from videostr.data.row_rules import is_finite, row_problem, type_problems
 from videostr.errors import DataError, RecordError
 from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
 
@@ -52,6 +53,8 @@ SCHEMA = pa.schema(
 )
 """`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
 stands in `graph_frame`."""
+
+log = logging.getLogger(__name__)
 
 GROUP_ROWS = 1024
 """Rows of a row group; so many are in memory at a time."""
@@ -95,13 +98,19 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
     typical = round(np.mean(list(promised.values()))) if promised else 1
     seen: set[str] = set()
     for shard in shards:
+        count = promised.get(shard, typical)
         for number, row in enumerate(_rows(shard)):
+            if isinstance(row, RecordError):  # the types of its columns
+                yield Failure(
+                    kind=FailureKind.BAD_ROW, record_id=shard.name, detail=str(row), records=max(1, count)
+                )
+                break
             if isinstance(row, Exception):
                 yield Failure(
                     kind=FailureKind.BAD_SHARD,
                     record_id=shard.name,
                     detail=f"{shard}: not readable as Parquet ({row}); build or copy the shard again",
-                    records=max(1, promised.get(shard, typical) - number),
+                    records=max(1, count - number),
                 )
                 break
             origin = f"{shard}:{number}"
@@ -109,13 +118,34 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
                 record = record_from_row(row, origin)
                 if record.id in seen:
                     raise RecordError(
-                        f"{origin}: id = {record.id!r} stands in an earlier row; ids must be unique"
+                        f"{origin}: id = {record.id!r:.80} stands in an earlier row; ids must be unique"
                     )
             except RecordError as error:
-                yield Failure(kind=FailureKind.BAD_ROW, record_id=str(row.get("id")), detail=str(error))
+                yield Failure(
+                    kind=FailureKind.BAD_ROW, record_id=_name(row.get("id"), origin), detail=str(error)
+                )
                 continue
             seen.add(record.id)
             yield record
+
+
+def usable_records(folder: str | Path) -> Iterator[Record]:
+    """The records of `read_records`; at the end the log says how many rows could not be used, and why the first could not."""
+    lost, first = 0, ""
+    for row in read_records(folder):
+        if isinstance(row, Record):
+            yield row
+        else:
+            lost, first = lost + row.records, first or row.detail
+    if lost:
+        log.warning(
+            "%s: %d rows cannot be used and are left out, the first: %s; python -m videostr.data check %s names all",
+            folder, lost, first, folder,
+        )  # fmt: skip
+
+
+def _name(value: Any, origin: str) -> str:
+    return value if isinstance(value, str) and value.strip() else origin
 
 
 def index_at(position: int, count: int, seed: int) -> int:
@@ -138,20 +168,51 @@ def _promised_rows(shard: Path) -> int | None:
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
-    """The rows; where reading them fails, the error in place of the rest."""
+    """The rows; where reading them fails, the error in place of the rest, a `RecordError` for columns of wrong types."""
     try:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
-            found = (file.schema_arrow.metadata or {}).get(b"videostr.schema", b"none").decode()
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
-            if found != SCHEMA_VERSION or missing:
+            schema = file.schema_arrow
+            version = (schema.metadata or {}).get(b"videostr.schema", b"none").decode()
+            missing = set(SCHEMA.names) - set(schema.names)
+            if version != SCHEMA_VERSION or missing:
                 raise DataError(
-                    f"{shard}: record schema {found}, columns missing: {sorted(missing) or 'none'}; this version reads "
+                    f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}; this version reads "
                     f"schema {SCHEMA_VERSION}: build the dataset again"
                 )
-            for batch in file.iter_batches(GROUP_ROWS):
-                yield from batch.to_pylist()
+            count = file.metadata.num_rows
+            if count and (wrong := type_problems(schema, SCHEMA)):
+                yield RecordError(
+                    f"{shard}:0-{count - 1}: {'; '.join(wrong)}; write the columns as docs/data.md lists them "
+                    f"(all {count} rows of the file are lost)"
+                )
+                return
+            for batch in file.iter_batches(GROUP_ROWS, columns=SCHEMA.names):
+                yield from _batch_rows(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield error
+
+
+def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as plain values; text that is not UTF-8, which Arrow does not look for, stays bytes."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        names = batch.schema.names
+        return [
+            {name: _plain(batch.column(place)[number]) for place, name in enumerate(names)}
+            for number in range(batch.num_rows)
+        ]
+
+
+def _plain(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if isinstance(value, pa.StructScalar):
+            return {name: _plain(field) for name, field in value.items()}
+        if isinstance(value, pa.ListScalar):
+            return [_plain(item) for item in value.values]
+        return (value.value if isinstance(value, pa.DictionaryScalar) else value).as_buffer().to_pybytes()
 
 
 def record_to_row(record: Record) -> dict[str, Any]:
@@ -188,12 +249,8 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
     Raises:
         RecordError: the row breaks the schema; names `origin`, column and rule.
     """
-    for name in SCHEMA.names:
-        if not name.startswith("graph") and row[name] is None:
-            raise RecordError(f"{origin}: {name} is missing; every column but the graph's must have a value")
-    for name in ("id", "question"):
-        if not row[name].strip():
-            raise RecordError(f"{origin}: {name} is empty; it must hold text")
+    if problem := row_problem(row):
+        raise RecordError(f"{origin}: {problem}")
     options = tuple(row["options"])
     return Record(
         id=row["id"],
@@ -210,9 +267,6 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
 
 
 def _answer(row: dict[str, Any], options: tuple[str, ...], origin: str) -> Answer:
-    kinds = [kind.value for kind in AnswerKind]
-    if row["kind"] not in kinds:
-        raise RecordError(f"{origin}: answer.kind = {row['kind']!r}: must be one of {', '.join(kinds)}")
     kind = AnswerKind(row["kind"])
     try:
         # As floats: thousands of digits are then infinite, and refused below.
@@ -221,11 +275,13 @@ def _answer(row: dict[str, Any], options: tuple[str, ...], origin: str) -> Answe
         raise RecordError(f"{origin}: answer.value = {row['value']!r:.80}: must be JSON") from None
     problem = _value_problem(kind, value, options)
     if problem:
-        raise RecordError(f"{origin}: answer.value = {value!r} of kind {kind.value}: must be {problem}")
+        raise RecordError(f"{origin}: answer.value = {value!r:.80} of kind {kind.value}: must be {problem}")
     if isinstance(value, list):
         value = tuple(tuple(v) if isinstance(v, list) else float(v) for v in value)
     return Answer(
-        kind=kind, value=float(value) if kind is AnswerKind.NUMBER else value, unit=row["unit"] or ""
+        kind=kind,
+        value=float(value) if kind is AnswerKind.NUMBER else value,
+        unit=(row["unit"] or "").strip(),
     )
 
 
@@ -244,30 +300,20 @@ def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> st
 
 
 def _finite(values: Any, count: int) -> bool:
-    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-    return numbers and len(values) == count and bool(np.isfinite(values).all())
+    return isinstance(values, list) and len(values) == count and all(map(is_finite, values))
 
 
 def _clip(row: dict[str, Any], origin: str) -> ClipSpec:
-    if not row["video"]:
-        raise RecordError(f"{origin}: clip.video is empty; it must name a file")
-    if not row["num_frames"] or row["num_frames"] < 1:
-        raise RecordError(f"{origin}: clip.num_frames = {row['num_frames']}: must be at least 1")
-    for name in ("start_s", "end_s"):
-        if row[name] is not None and not math.isfinite(row[name]):
-            raise RecordError(
-                f"{origin}: clip.{name} = {row[name]}: must be a finite number of seconds, or null"
-            )
-    start = row["start_s"] or 0.0
+    start = float(row["start_s"] or 0.0)
     if row["end_s"] is not None and row["end_s"] < start:
         raise RecordError(f"{origin}: clip.end_s = {row['end_s']} lies before clip.start_s = {start}")
     return ClipSpec(
         video=row["video"],
-        num_frames=row["num_frames"],
+        num_frames=int(row["num_frames"]),
         start_s=start,
-        end_s=row["end_s"],
-        height=row["height"],
-        width=row["width"],
+        end_s=None if row["end_s"] is None else float(row["end_s"]),
+        height=None if row["height"] is None else int(row["height"]),
+        width=None if row["width"] is None else int(row["width"]),
     )
 
 

@@ -6,7 +6,7 @@ In: a dataset's folder. Out: `sheet.html`, to be looked at: do boxes sit on obje
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw
 
 from videostr.data.naming import asked_times, named_boxes
-from videostr.data.records import read_records
+from videostr.data.records import read_records, usable_records
 from videostr.errors import VideoError
 from videostr.prompt import answer_text
 from videostr.report.scene import data_url, draw, view_of
@@ -32,14 +32,15 @@ SAME_S = 0.05
 
 def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
     """Write a sheet of `count` records chosen by `seed`, the families in turn; returns how many there are."""
-    families = [row.family for row in _of_family(folder, family)]
+    families = [row.family for row in usable_records(folder) if family in ("", row.family)]
     rng = np.random.default_rng(seed)
     by_family: dict[str, list[int]] = {}
     for index in rng.permutation(len(families)).tolist():
         by_family.setdefault(families[index], []).append(index)
     turns = [of[turn] for turn in range(count) for of in by_family.values() if turn < len(of)][:count]
     wanted = set(turns)  # read again: all records with their graphs may be too many for memory
-    records = {i: row for i, row in enumerate(_of_family(folder, family)) if i in wanted}
+    again = (row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family))
+    records = {i: row for i, row in enumerate(again) if i in wanted}
     with tempfile.TemporaryDirectory() as scratch:
         store = FrameStore(scratch)
         cards = [_card(records[index], folder, store) for index in turns]
@@ -47,10 +48,6 @@ def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: 
     page = environment.get_template("sheet.html").render(folder=folder.name, cards=cards)
     out.write_text(page)
     return len(cards)
-
-
-def _of_family(folder: Path, family: str) -> Iterator[Record]:
-    return (row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family))
 
 
 def _card(record: Record, folder: Path, store: FrameStore) -> dict[str, Any]:
