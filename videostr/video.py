@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from videostr.errors import VideoError
+from videostr.json_files import json_content
 from videostr.types import Clip, ClipSpec
 
 LIST_SUFFIX = ".frames.json"
@@ -199,8 +200,8 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
 
 def _read_list(path: Path) -> ImageList:
     try:
-        listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
-    except (OSError, ValueError) as error:  # msgspec's own are ValueErrors
+        listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
         raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
     if not listed.frames:
         raise VideoError(f"{path}: lists no image; drop its rows")

@@ -2,7 +2,8 @@
 
 In and out:
 
-    Video-R1, SpaceR  JSON lines: problem_id, problem, data_type, problem_type, options, solution, path, data_source
+    Video-R1, SpaceR  JSON lines, or one JSON array: problem_id, problem, data_type, problem_type, options, solution, path,
+                      data_source
     EasyR1            Parquet: problem (a `<video>` placeholder, then the instruction), answer, videos
     TRL               Parquet: prompt (chat messages), and columns that are handed to the reward; export only
 
@@ -32,8 +33,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videostr.data.records import record_from_row, record_to_row
+from videostr.data.records import plain_rows, record_from_row, record_to_row
+from videostr.data.row_rules import type_problems
 from videostr.errors import DataError, RecordError
+from videostr.json_files import json_rows
 from videostr.prompt import answer_text, instruction
 from videostr.types import Answer, AnswerKind, Failure, FailureKind, Record
 
@@ -190,13 +193,13 @@ def import_video_r1(
     The id is the problem's where that is a text, else SOURCE/VIDEO/PROBLEM; the family is the type of the problem.
 
     Args:
-        in_jsonl: file with a row a line, of Video-R1 or SpaceR.
+        in_jsonl: file with a row a line, or one JSON array of rows, of Video-R1 or SpaceR.
         num_frames: frames to show; the rows do not say.
         unit: of numbers whose problem does not end in "Answer in UNIT.".
         source: of rows without `data_source`.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or is neither JSON lines nor a JSON array.
     """
 
     def parse(line: bytes, origin: str) -> Record:
@@ -220,7 +223,7 @@ def import_video_r1(
             clip=(row.path, num_frames),
         )
 
-    return _records(_lines(in_jsonl), parse)
+    return _records(json_rows(in_jsonl, "a row of Video-R1"), parse)
 
 
 def import_easyr1(
@@ -281,16 +284,6 @@ def _records(
         yield record
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); name a file of JSON lines") from None
-
-
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
@@ -298,8 +291,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             missing = set(EASYR1_SCHEMA.names) - set(file.schema_arrow.names)
             if missing:
                 raise DataError(f"{path}: lacks the columns {sorted(missing)}; name a file of EasyR1")
+            if wrong := type_problems(file.schema_arrow, EASYR1_SCHEMA):
+                raise DataError(f"{path}: {'; '.join(wrong)}; name a file of EasyR1")
             for batch in file.iter_batches(BATCH_ROWS, columns=EASYR1_SCHEMA.names):
-                for row in batch.to_pylist():
+                for row in plain_rows(batch):
                     yield f"{path}:{number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:

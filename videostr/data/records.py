@@ -187,12 +187,12 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
                 )
                 return
             for batch in file.iter_batches(GROUP_ROWS, columns=SCHEMA.names):
-                yield from _batch_rows(batch)
+                yield from plain_rows(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield error
 
 
-def _batch_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def plain_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     """Rows as plain values; text that is not UTF-8, which Arrow does not look for, stays bytes."""
     try:
         return list(batch.to_pylist())

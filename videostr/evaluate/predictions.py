@@ -1,7 +1,7 @@
 """Texts that exist already: `{"id", "prediction"}` a line, from any model and program.
 
-In: a JSON Lines file and the questions of a benchmark. Out: the text of each question that has one, and what does not fit,
-counted and named; nothing that is missing is passed over in silence.
+In: a file of JSON lines, or of one JSON array, and the questions of a benchmark. Out: the text of each question that has
+one, and what does not fit, counted and named; nothing that is missing is passed over in silence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question
+from videostr.json_files import json_rows
 
 NAMED = 5
 """Ids named in a message."""
@@ -58,23 +59,17 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
             benchmark's; names file and line.
     """
     found: dict[str, Prediction] = {}
-    lines: dict[str, int] = {}
+    places: dict[str, str] = {}
     repeated: dict[str, None] = {}
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 file of JSON lines") from None
-    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line ends, such as U+2028
-        if not line.strip():
-            continue
-        name, prediction = _line(f"{path}:{number}", line)
+    for place, row in json_rows(path, "a prediction"):
+        name, prediction = _row(place, row)
         if name in found and found[name] != prediction:
             raise DataError(
-                f"{path}:{number}: id {name!r} is there twice, in line {lines[name]} with another text; keep one of them"
+                f"{place}: id {name!r} is there twice, in {_short(places[name], path)} with another text; keep one of them"
             )
         if name in found:
             repeated[name] = None
-        found[name], lines[name] = prediction, number
+        found[name], places[name] = prediction, place
     known = {question.id for question in questions}
     unknown = tuple(name for name in found if name not in known)
     by_id = {name: prediction for name, prediction in found.items() if name in known}
@@ -88,9 +83,15 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     return Predictions(by_id=by_id, missing=missing, unknown=unknown, repeated=tuple(repeated))
 
 
-def _line(where: str, line: str) -> tuple[str, Prediction]:
+def _short(place: str, path: Path) -> str:
+    """A place of this file, without its path: "line 3", or "item [2]" of an array."""
+    rest = place.removeprefix(str(path))
+    return f"line {rest[1:]}" if rest.startswith(":") else f"item {rest}"
+
+
+def _row(where: str, row: bytes) -> tuple[str, Prediction]:
     try:
-        value = json.loads(line)
+        value = json.loads(row)
     except (ValueError, RecursionError) as error:
         raise DataError(f'{where}: is not JSON ({error}); write {{"id": ..., "prediction": "..."}}') from None
     if not isinstance(value, dict) or not {"id", "prediction"} <= value.keys():

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videostr.data.records import plain_rows
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
 
@@ -63,7 +64,7 @@ class StiBench:
         path = root / FILE
         try:
             content = path.read_bytes()
-            rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+            rows = plain_rows(pq.read_table(pa.BufferReader(content)))
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror or error}); root must be the folder of STI-Bench with {FILE}"

@@ -37,6 +37,7 @@ from videostr.evaluate.v_star_reading import (
     strict_span,
     timestamps,
 )
+from videostr.json_files import json_content
 
 FILE = "V_STaR_test.json"
 SHOWN = 200
@@ -106,12 +107,12 @@ class VStar:
         path = root / FILE
         try:
             content = path.read_bytes()
-            items = msgspec.json.decode(content, type=list[msgspec.Raw])
+            items = msgspec.json.decode(json_content(content), type=list[msgspec.Raw])
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); root must be the folder of V-STaR with {FILE}"
             ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: is no JSON list ({error}); download it again") from None
         if not items:
             raise DataError(f"{path}: has no items; download it again")

@@ -8,7 +8,6 @@ commit 51e089c computes them, with a stricter reading beside them. docs/benchmar
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections import Counter, defaultdict
@@ -21,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videostr.data.records import plain_rows
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
+from videostr.json_files import json_rows
 
 FILE = "test.jsonl"
 SHARDS = ("test-*.parquet", "data/test-*.parquet")
@@ -216,16 +217,13 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             table = pq.read_table(pa.BufferReader(content))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: is no Parquet file ({error}); download it again") from None
-        yield from ((f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist()))
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(plain_rows(table)))
         return
-    for number, line in enumerate(io.BytesIO(content), start=1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise DataError(
-                    f"{path}:{number}: {line!r:.80} is no JSON ({error}); download it again"
-                ) from None
+    for place, row in json_rows(path, "a question"):
+        try:
+            yield place, msgspec.json.decode(row)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{place}: {row!r:.80} is no JSON ({error}); download it again") from None
 
 
 def _question(place: str, row: Any) -> Question:

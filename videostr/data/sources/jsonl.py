@@ -18,6 +18,7 @@ import numpy as np
 
 from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, are_rigid
 from videostr.errors import DataError
+from videostr.json_files import json_lines
 
 LIMIT = 1e9
 """No number of an annotation is that large."""
@@ -36,7 +37,7 @@ class Jsonl:
         """Find the line of every scene.
 
         Raises:
-            DataError: the split has no annotation file.
+            DataError: the split has no annotation file, or it is in another form.
         """
         self.file = "annotations.jsonl" if split == "train" else f"annotations_{split}.jsonl"
         self.path = root / self.file
@@ -45,12 +46,9 @@ class Jsonl:
         self._places: dict[str, tuple[int, int]] = {}
         """Line, and where it starts, bytes, of a scene."""
         skips = []
-        place = 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if problem := self._enter(line, number, place):
-                    skips.append(self._skip(number, problem))
-                place += len(line)
+        for number, place, line in json_lines(self.path, "a scene"):
+            if problem := self._enter(line, number, place):
+                skips.append(self._skip(number, problem))
         self.names: Sequence[str] = tuple(self._places)
         self.skips: Sequence[Skip] = tuple(skips)
 
@@ -66,8 +64,6 @@ class Jsonl:
 
     def _enter(self, line: bytes, number: int, place: int) -> str:
         """Note where the scene of a line stands; what is wrong where it has no name of its own."""
-        if not line.strip():
-            return ""
         try:
             name = msgspec.json.decode(line, type=_Named).name
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

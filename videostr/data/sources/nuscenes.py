@@ -36,6 +36,7 @@ from videostr.data.scene import (
     projected_box,
 )
 from videostr.errors import DataError
+from videostr.json_files import json_content
 
 FPS = 2.0
 UP = (0.0, 0.0, 1.0)
@@ -269,8 +270,8 @@ def _split(root: Path, split: str) -> frozenset[str] | None:
             f"{path}: is missing; split {split!r} needs it: put {{{split!r}: [scene names]}} there"
         )
     try:
-        splits = msgspec.json.decode(path.read_bytes(), type=dict[str, frozenset[str]])
-    except (OSError, ValueError) as error:
+        splits = msgspec.json.decode(json_content(path.read_bytes()), type=dict[str, frozenset[str]])
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: {error}; must map splits to lists of scene names") from None
     if split not in splits:
         raise DataError(f"{path}: has no split {split!r}; choose one of {', '.join(sorted(splits))}")
@@ -365,7 +366,7 @@ class _Metadata:
         try:
             with (self.root / self.file(table)).open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            entries = msgspec.json.decode(mapped, type=list[msgspec.Raw])
+            entries = msgspec.json.decode(json_content(mapped), type=list[msgspec.Raw])
         except OSError as error:
             detail = f"cannot be read ({error.strerror})"
             raise Refused(self.file(table), None, SkipReason.UNREADABLE, detail) from None

@@ -23,6 +23,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from videostr.data.scene import NEAR_M, Array, Frame, Refused, Scene, Skip, SkipReason, Track, are_rigid, cut
 from videostr.errors import DataError
+from videostr.json_files import json_content
 
 FPS = 30.0
 UP = (0.0, 0.0, 1.0)
@@ -276,7 +277,7 @@ class ScanNet:
 
     def _decode(self, file: str, kind: type[_Json]) -> _Json:
         try:
-            return msgspec.json.decode(self._read(file), type=kind)
+            return msgspec.json.decode(json_content(self._read(file)), type=kind)
         except (ValueError, RecursionError) as error:
             raise Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from videostr.data.scene import Frame, Scene, Skip, SkipReason, Track
 from videostr.errors import DataError
+from videostr.json_files import json_content
 
 FPS = 30.0
 FILES = {"train": "annotations/train.json", "validation": "annotations/validation.json"}
@@ -323,12 +324,12 @@ class _Refused(Exception):
 
 def _decode(path: Path) -> _Tables:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Tables)
+        return msgspec.json.decode(json_content(path.read_bytes()), type=_Tables)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); name the folder that holds TAO's annotations/"
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no annotation file of TAO ({error}); download it again") from None
 
 
