@@ -7,43 +7,64 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
+from rewards.markup import plain
 from videostr.types import Record
 
 # 1 - theta for theta = 0.50, 0.55, ..., 0.95. Literals: a range in floating point may hold nine or eleven.
 _ERRORS_ALLOWED = (0.50, 0.45, 0.40, 0.35, 0.30, 0.25, 0.20, 0.15, 0.10, 0.05)
 
-_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *(
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-    ),
+_DIGITS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+_TEENS = {
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+_SMALL = _DIGITS | _TEENS | _TENS
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+
+_NO_UNIT = frozenset(("zero", *_SMALL, *_SCALES))
+
+
+def _any(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(words)})"
+
+
+_JOIN = "[ -]"
+_BELOW_100 = f"(?:{_any(_TENS)}(?:{_JOIN}{_any(_DIGITS)})?|{_any(_TEENS)}|{_any(_DIGITS)})"
+_BELOW_1000 = f"(?:(?:{_BELOW_100}|an?){_JOIN}hundred(?:(?: and)?{_JOIN}{_BELOW_100})?|{_BELOW_100})"
+_BELOW_MILLION = f"(?:(?:{_BELOW_1000}|an?){_JOIN}thousand(?:(?: and)?{_JOIN}{_BELOW_1000})?|{_BELOW_1000})"
+_WORD_NUMBER = (
+    f"(?:(?:{_BELOW_100}|an?){_JOIN}dozen|(?:{_BELOW_MILLION}|an?){_JOIN}(?:million|billion)"
+    f"(?:(?: and)?{_JOIN}{_BELOW_MILLION})?|{_BELOW_MILLION}|zero)"
 )
-# Words that make a number of other words, or one beyond twenty: what they stand beside is not the number meant.
-_BEYOND = re.compile(
-    r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|millions?|billions?|dozens?|half|halves)\b",
+# Fractions, and words for many: the number beside them is not the one meant.
+_INEXACT = re.compile(
+    r"\b(?:half|halves|quarters?|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths"
+    r"|dozens|hundreds|thousands|millions|billions|trillions?)\b",
     re.IGNORECASE | re.ASCII,
 )
+_SIMPLE = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
+# A number is taken with all that clings to it, and then read or refused: what is left over of "1,2.3" is no number. Possessive,
+# so that the search is linear. A unit is a word, with "/", "^" or a raised digit; letters beyond ASCII belong to it.
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:"
-    # Atomic, so that nothing is read of "1,234.5.6" or "10_000".
-    r"(?P<digits>(?>[-+−]?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|[-+−]?\.\d+))(?!\.?\d|_)"
-    r"(?P<exponent>e[-+]?\d+)?"
-    rf"|(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?!\w)"
-    r")\s*\(?(?P<unit>[a-z°%]+(?:/[a-z]+)?(?:\^?[23²³])?)?",
+    r"(?<![\w.^])(?:"
+    r"(?P<digits>[-+]?(?:\d++(?:[,']\d++)*+)?(?:\.\d++)*+)(?<=\d)(?P<exponent>e[-+]?\d++)?(?P<bad>[_^]\w*+|\.\d[\w.]*+)?"
+    rf"|(?=[aefmnostz])(?P<minus>(?:minus|negative) )?(?:(?P<word>{_WORD_NUMBER})(?!\w)|(?P<signed>\d++(?:\.\d++)?))"
+    r")[ -]?\(?(?P<unit>/?(?:[a-z%°]|[^\x00-\x7f])++(?:/(?:[a-z]|[^\x00-\x7f])++)?(?:\^?[23](?!\d))?)?",
     re.IGNORECASE | re.ASCII,
 )
+_THOUSANDS = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:'\d{3})+|\d+)?(?:\.\d+)?", re.ASCII)
+# A lone quote behind a number: 5" or 5'.
+_INCHES = re.compile(r"""[^"']*\d ?["'](?!\d)[^"']*""")
 _EQUALS = re.compile(r"=|\bis\b", re.IGNORECASE)
-_PER = re.compile(r"\s+per\s+|\s*/\s*", re.IGNORECASE)
+_PER = re.compile(r" per | ?/ ?", re.IGNORECASE)
+_POWER_BEFORE = re.compile(r"\b(square|sq|cubic|cu)\b\.? ?([a-z]+)", re.IGNORECASE | re.ASCII)
+_POWER_AFTER = re.compile(r"\b([a-z]++) (squared|cubed)\b", re.IGNORECASE | re.ASCII)
+_POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 
 _LENGTHS = (
     (1.0, "m meter meters metre metres"),
@@ -70,9 +91,14 @@ _UNITS: dict[str, tuple[str, float]] = {
         ("time", 1e-3, "ms millisecond milliseconds"),
         ("angle", 1.0, "deg degree degrees °"),
         ("angle", 180 / math.pi, "rad radian radians"),
-        ("acceleration", 1.0, "m/s2 m/s^2 m/s²"),
-        ("area", 1.0, "m2 m^2 m²"),
-        ("volume", 1.0, "m3 m^3 m³"),
+        ("acceleration", 1.0, "m/s2 m/s^2"),
+        *(
+            (quantity, size**power, f"{name}{sign}{power}")
+            for quantity, power in (("area", 2), ("volume", 3))
+            for size, names in _LENGTHS
+            for name in names.split()
+            for sign in ("", "^")
+        ),
         ("cells", 1.0, "cell cells"),
         ("pixels", 1.0, "px pixel pixels"),
         ("percent", 1.0, "% percent"),
@@ -87,6 +113,15 @@ _UNITS: dict[str, tuple[str, float]] = {
     )
     for alias in aliases.split()
 }
+# Words after a number that say nothing about its unit.
+_PROSE = frozenset(
+    re.findall(
+        "[a-z]+",
+        "a about above across ahead all along altogether and apart approximately around as at away because behind below between"
+        " but by deep each far for from high if in left long of off on or overall right roughly so tall that the then thick to"
+        " total up was when where which wide with",
+    )
+)
 
 
 def reward(answer: str, record: Record) -> tuple[float, str]:
@@ -109,38 +144,80 @@ def mean_relative_accuracy(said: float, truth: float) -> float:
 
 
 def stated_number(answer: str, unit: str = "") -> float | None:
-    """The only number in an answer, or the last one that follows "=" or "is", in `unit`.
+    """Return the only number in an answer, or the last one that follows "=" or "is", in `unit`.
 
-    None where there is no number, several without "=" or "is" before one of them, a number that is not finite, a number
-    word beyond twenty, or a unit that does not convert. A number without a unit is in `unit`; a word that is no unit says
-    nothing.
+    Numbers are digits, with commas, apostrophes or thin spaces between thousands, or words; markup says nothing
+    (`rewards.markup`). None where there is no number, several without "=" or "is" before one of them, a number that is not
+    finite, a fraction, or a unit that does not convert. A number without a unit is in `unit`. A word after the number counts
+    as its unit, unless it is one of ordinary prose (`5 away`); where the truth has no unit, a word that is no unit is what is
+    counted (`5 cars`).
     """
-    if _BEYOND.search(answer):
+    if ('"' in answer or "'" in answer) and _INCHES.fullmatch(answer):
         return None
-    text = _PER.sub("/", answer)
-    found = list(_NUMBER.finditer(text))
+    text = plain(answer)
+    if _SIMPLE.fullmatch(text):
+        return _finite(float(text))
+    if _INEXACT.search(text):
+        return None
+    found = list(_NUMBER.finditer(_with_units(text)))
     if len(found) > 1:
-        marker = _EQUALS.search(text)
+        marker = _EQUALS.search(found[0].string)
         found = [match for match in found if marker is not None and match.start() >= marker.end()][-1:]
-    if len(found) != 1:
-        return None
-    value = _value(found[0]) * _conversion(found[0]["unit"], unit)
+    return _finite(_value(found[0]) * _conversion(found[0], unit)) if len(found) == 1 else None
+
+
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _with_units(text: str) -> str:
+    """With "per" as "/", "square metres" and "metres squared" as "metres^2"."""
+    text = _PER.sub("/", text)
+    if "squ" in text.lower() or "cu" in text.lower() or "sq" in text.lower():
+        text = _POWER_BEFORE.sub(lambda match: f"{match[2]}^{_POWERS[match[1].lower()]}", text)
+        text = _POWER_AFTER.sub(lambda match: f"{match[1]}^{_POWERS[match[2].lower()]}", text)
+    return text
+
+
 def _value(match: re.Match[str]) -> float:
+    """The number; NaN where it is not well formed."""
+    if match["bad"]:
+        return math.nan
+    sign = -1.0 if match["minus"] else 1.0
     if match["word"]:
-        return float(_WORDS.index(match["word"].lower()))
-    return float(match["digits"].replace(",", "").replace("−", "-") + (match["exponent"] or ""))
+        return sign * _value_of_words(match["word"].lower())
+    if match["signed"]:
+        return sign * float(match["signed"])
+    if not _THOUSANDS.fullmatch(match["digits"]):
+        return math.nan
+    return float(match["digits"].replace(",", "").replace("'", "") + (match["exponent"] or ""))
 
 
-def _conversion(said: str | None, wanted: str) -> float:
+def _value_of_words(text: str) -> float:
+    """Of a `_WORD_NUMBER`."""
+    total = part = 0
+    for word in text.replace("-", " ").split():
+        if word in _SCALES:
+            scaled = (part or 1) * _SCALES[word]
+            total, part = (total + scaled, 0) if _SCALES[word] >= 1000 else (total, scaled)
+        else:
+            part += _SMALL.get(word, 0)
+    return float(total + part)
+
+
+def _conversion(match: re.Match[str], wanted: str) -> float:
     """Factor from the unit said to the unit wanted; NaN where there is none."""
-    said = (said or "").lower()
-    if said == wanted.lower():
+    said, wanted = (match["unit"] or "").lower(), wanted.lower().replace("²", "^2").replace("³", "^3")
+    following = match.string[match.end() : match.end() + 2]
+    if said in _NO_UNIT or (said and following[:1].isalnum()):  # "one two", "2 million"; "0x10", "5 m4"
+        return math.nan
+    if not said or said == wanted:
         return 1.0
-    if said not in _UNITS:
-        return math.nan if "/" in said else 1.0
-    quantity, size = _UNITS[said]
-    wanted_quantity, wanted_size = _UNITS.get(wanted.lower(), ("", 1.0))
-    return size / wanted_size if quantity == wanted_quantity else math.nan
+    if said in _UNITS:
+        quantity, size = _UNITS[said]
+        wanted_quantity, wanted_size = _UNITS.get(wanted, ("", 1.0))
+        return size / wanted_size if quantity == wanted_quantity else math.nan
+    if "/" in said or "^" in said or (said == "in" and not following[1:].isalpha()):  # 5 in: inches
+        return math.nan
+    is_noun = not wanted or said in _PROSE or said.rstrip("s") == wanted.rstrip("s")
+    return 1.0 if is_noun else math.nan

@@ -123,7 +123,7 @@ class VsiBench:
                 note="" if is_letter else f"{token[:60]!r}, all before the first blank, is no letter",
             )
         said, truth = _number(token), float(question.truth)
-        mra = 0.0 if said is None else float((abs(said - truth) / truth <= _ALLOWED).mean())
+        mra = 0.0 if said is None else float(_relative_accuracy(said, np.array([truth]))[0])
         number = self._parsers.number(plain, UNITS[question.row["question_type"]])
         strict = 0.0 if number is None else self._parsers.relative_accuracy(number, truth)
         is_number = said is not None and not math.isnan(said)
@@ -140,15 +140,20 @@ class VsiBench:
         return {"accuracy": 1 / len(question.options), "strict": 1 / len(question.options)}
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
-        """The most frequent answer of the question type, numbers too: the paper's "chance level (frequency)".
+        """The best single answer to each question type: the paper's "chance level (frequency)".
 
-        Of several that are equally frequent, the first in the order of the file.
+        Of numbers, the true one that scores most over all questions of the type. Of choices, one letter or one option text,
+        whichever is right more often; a question without that text gets the text, which is wrong. Of several that are equally
+        good, a letter, then the first in the order of the file.
         """
-        types: dict[str, Counter[str]] = defaultdict(Counter)
+        types: dict[str, list[Question]] = defaultdict(list)
         for question in questions:
-            types[question.row["question_type"]][question.truth] += 1
-        best = {kind: count.most_common(1)[0][0] for kind, count in types.items()}
-        return {question.id: best[question.row["question_type"]] for question in questions}
+            types[question.row["question_type"]].append(question)
+        return {
+            question.id: answer
+            for same in types.values()
+            for question, answer in zip(same, _best_answers(same), strict=True)
+        }
 
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
@@ -184,6 +189,33 @@ def _mean_of_present(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     means: np.ndarray = np.full(stacked.shape[1], np.nan)
     np.divide(np.where(there, stacked, 0).sum(axis=0), there.sum(axis=0), out=means, where=there.any(axis=0))
     return means
+
+
+def _best_answers(questions: Sequence[Question]) -> list[str]:
+    """The answers of the best constant policy to questions of one type."""
+    if not questions[0].options:
+        truths = np.array([float(question.truth) for question in questions])
+        texts = list(dict.fromkeys(question.truth for question in questions))
+        best = max(texts, key=lambda text: _relative_accuracy(float(text), truths).mean())
+        return [best] * len(questions)
+    letter, count = Counter(question.truth.upper() for question in questions).most_common(1)[0]
+    text, count_of_text = Counter(map(_true_text, questions)).most_common(1)[0]
+    if count >= count_of_text:
+        return [letter] * len(questions)
+    return [
+        _letters(question.options)[question.options.index(text)] if text in question.options else text
+        for question in questions
+    ]
+
+
+def _true_text(question: Question) -> str:
+    return question.options[_letters(question.options).index(question.truth.upper())]
+
+
+def _relative_accuracy(said: float, truths: np.ndarray) -> np.ndarray:
+    """[N] official scores of one number for N truths above 0."""
+    accuracy: np.ndarray = ((np.abs(said - truths) / truths)[:, None] <= _ALLOWED).mean(axis=1)
+    return accuracy
 
 
 def first_token(answer: str) -> str:

@@ -155,7 +155,7 @@ def test_broken_files(tmp_path: Path) -> None:
         ("A or B", 1, 0),
         ("(A)", 0, 1),
         ("A)", 0, 1),
-        ("A\nleft", 0, 0),
+        ("A\nleft", 0, 1),  # official: no blank; ours: a letter with its own text
         (" A", 0, 1),  # nothing stands before the first blank
         ("left", 0, 1),
         ("The answer is A", 0, 0),
@@ -266,15 +266,42 @@ def test_choices_alone_have_figures(tmp_path: Path) -> None:
 
 
 def test_chance_and_constant(tmp_path: Path) -> None:
-    truths = ("2.0", "1.5", "1.5", "9")
+    # Summed scores (thresholds met of ten), 100 and 300 being right for themselves alone. 10: 1 + 1, errors 0.24, 0.28, 0.31 of
+    # the next three: 0.6 + 0.5 + 0.4; 3.5 in all. 13.2: errors 0.32, 0.32, then 0, 0.05, 0.08: 0.4 + 0.4 + 1 + 0.9 + 0.9, 3.6.
+    # 13.9: 0.39, 0.39, 0.053, 0, 0.035: 0.3 + 0.3 + 0.9 + 1 + 1, 3.5. 14.4: 0.2 + 0.2 + 0.9 + 1 + 1, 3.3.
+    truths = ("10", "10", "13.2", "13.9", "14.4", "100", "300")
     rows = [number(id=n, ground_truth=truth) for n, truth in enumerate(truths)]
     questions = read(tmp_path, *rows, choice(id=9, ground_truth="B"))
-    # The most frequent answer, not the median (1.75), which no one gave.
-    assert list(BENCHMARK.constant(questions).values()) == ["1.5"] * 4 + ["B"]
+    # Neither the most frequent (10) nor the median (13.9).
+    assert list(BENCHMARK.constant(questions).values()) == ["13.2"] * 7 + ["B"]
     assert BENCHMARK.chance(questions[0]) == {}
-    assert BENCHMARK.chance(questions[4]) == {"accuracy": 0.5, "strict": 0.5}
+    assert BENCHMARK.chance(questions[7]) == {"accuracy": 0.5, "strict": 0.5}
     assert math.isnan(
         BENCHMARK.figures(
-            questions, {name: np.full(5, np.nan) for name in BENCHMARK.columns}, np.ones((1, 5))
+            questions, {name: np.full(8, np.nan) for name in BENCHMARK.columns}, np.ones((1, 8))
         )["overall"][0]
     )
+
+
+def test_a_constant_choice_is_a_text_where_that_is_right_more_often(tmp_path: Path) -> None:
+    left, right = ["A. left", "B. right"], ["A. right", "B. left"]
+    # "left" is true in three of four, each letter in two; the last question has no option "left".
+    rows = [
+        choice(id=0, options=left, ground_truth="A"),
+        choice(id=1, options=right, ground_truth="B"),
+        choice(id=2, options=left, ground_truth="A"),
+        choice(id=3, options=["A. up", "B. down"], ground_truth="b"),
+    ]
+    questions = read(tmp_path, *rows)
+    said = BENCHMARK.constant(questions)
+    assert said == {"0": "A", "1": "B", "2": "A", "3": "left"}
+    scores = [BENCHMARK.score(question, said[question.id], None).scores["accuracy"] for question in questions]
+    assert scores == [1.0, 1.0, 1.0, 0.0]
+    # Every text is true once, the letter A twice.
+    rows = [
+        choice(
+            id=n, question_type="object_rel_distance", options=[f"A. {n}", f"B. {n}x"], ground_truth=letter
+        )
+        for n, letter in enumerate("BAA")
+    ]
+    assert set(BENCHMARK.constant(read(tmp_path, *rows)).values()) == {"A"}
