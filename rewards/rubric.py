@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from rewards import format as format_reward
 from rewards.graph import GraphRule, GraphScore
 from rewards.map_score import map_score
 from videostr import trace as traces
-from videostr.config import RewardConfig
-from videostr.errors import ConfigError, RewardError
+from videostr.errors import ConfigError, RewardError, error_text, printable
 from videostr.types import AnswerKind, Completion, FinishReason, Record, SceneGraph, Score, Trace
+
+if TYPE_CHECKING:
+    from videostr.config import RewardConfig  # needs OmegaConf, which other trainers' environments lack
 
 CustomReward = Callable[[Trace, Record], float]
 
@@ -119,26 +121,30 @@ PRESETS = {
 reports the graph's parts."""
 
 
-def load_custom(name: str) -> CustomReward:
-    """A user's reward by `package.module:function`.
+def load_custom(name: str, key: str = "reward.custom") -> CustomReward:
+    """Return a user's reward.
+
+    Args:
+        name: `package.module:function`.
+        key: option that holds it, for the message.
 
     Raises:
         ConfigError: the name has another form, the module cannot be imported, or has no such function.
     """
     module, _, function = name.partition(":")
     if not module or not function:
-        raise ConfigError(
-            f"reward.custom = {name!r}: must be package.module:function, e.g. my_rewards:brevity"
-        )
+        raise ConfigError(f"{key} = {name!r}: must be package.module:function, e.g. my_rewards:brevity")
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the user's module runs here
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module runs here, SystemExit included
         raise ConfigError(
-            f"reward.custom = {name!r}: importing {module} raised {type(error).__name__}: {error}; it must lie in the "
+            f"{key} = {name!r}: importing {module} raised {error_text(error)}; it must lie in the "
             "working directory or on PYTHONPATH, on every node"
         ) from error
     if not callable(found):
-        raise ConfigError(f"reward.custom = {name!r}: {module} has no function {function}")
+        raise ConfigError(f"{key} = {name!r}: {module} has no function {function}")
     return found  # type: ignore[no-any-return]  # checked at every call
 
 
@@ -248,15 +254,20 @@ def _note_custom(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Reco
     if not rubric.custom:
         return
     reward = load_custom(rubric.custom)
+    where = f"record {printable(record.id)} {record.origin}: reward.custom = {rubric.custom}"
     for sheet, trace in zip(sheets, parsed, strict=True):
-        where = f"record {record.id} {record.origin}: reward.custom = {rubric.custom}"
         try:
             value: object = reward(trace, record)
-        except Exception as error:  # the boundary to the user's code: the group fails, with the reason
-            raise RewardError(f"{where} raised {type(error).__name__}: {error}") from error
-        share = float(value) if isinstance(value, Real) else math.nan
-        if not 0 <= share <= 1:
-            raise RewardError(f"{where} returned {value!r:.80}, must be a number in [0, 1]")
+            share = float(value) if isinstance(value, Real) else math.nan
+            shown = "" if 0 <= share <= 1 else repr(value)
+        except KeyboardInterrupt:
+            raise
+        except (
+            BaseException
+        ) as error:  # the user's code, SystemExit included: the group fails, with the reason
+            raise RewardError(f"{where} raised {error_text(error)}") from error
+        if shown:
+            raise RewardError(f"{where} returned {printable(shown, 80)}, must be a number in [0, 1]")
         sheet.parts["custom"] = share
 
 

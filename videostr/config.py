@@ -6,6 +6,7 @@ A file is sparse (what it leaves out has the default below) and complete (no int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -575,6 +576,8 @@ def _positive(section: str, values: Any, *names: str) -> list[tuple[bool, str]]:
 
 
 def _bound(key: str, value: float, holds: Callable[[float], bool], rule: str) -> tuple[bool, str]:
+    if not abs(value) < math.inf:
+        return False, f"{key} = {value}: must be a finite number, {rule}"
     return holds(value), f"{key} = {value}: must be {rule}"
 
 

@@ -19,6 +19,14 @@
 Every message names the value, the rule it breaks and the remedy. All take one string, so they survive pickling.
 """
 
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_MAX_TEXT = 400  # characters
+_MAX_PARTS = 4  # exceptions of a group
+
 
 class VideoStrError(Exception):
     """Base of all errors raised on purpose."""
@@ -87,3 +95,40 @@ BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError)
 def exit_status_of(error: VideoStrError) -> int:
     """What a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
     return 2 if isinstance(error, BAD_INPUT) else 1
+
+
+def error_text(error: BaseException) -> str:
+    """Return type and text of any exception, however odd, as `printable` text; never raises.
+
+    Of an exception group the first exceptions in it are named too.
+    """
+    try:
+        text = f"{type(error).__name__}: {error!s}"
+    except BaseException as failure:  # noqa: BLE001  # a user's class
+        text = f"{type(error).__name__}: (its __str__ raised {type(failure).__name__})"
+    inner = "; ".join(error_text(part) for part in _first_parts(error))
+    return printable(f"{text} [{inner}]" if inner else text)
+
+
+def _first_parts(error: BaseException) -> list[BaseException]:
+    """Return the first exceptions of a group, those of groups in it among them; none for other exceptions."""
+    parts: list[BaseException] = []
+    rest: list[BaseException] = [error] if isinstance(error, BaseExceptionGroup) else []
+    while rest and len(parts) < _MAX_PARTS:
+        first = rest.pop(0)
+        if isinstance(first, BaseExceptionGroup):
+            rest[:0] = first.exceptions
+        else:
+            parts.append(first)
+    return parts
+
+
+def printable(text: str, limit: int = _MAX_TEXT) -> str:
+    """Return text that any log, message or terminal takes.
+
+    Lone surrogates and control characters become escapes such as `\\ud800`; what is longer than `limit` characters is cut, with
+    a mark.
+    """
+    cut = f"{text[:limit]} ... [cut, {len(text)} characters]" if len(text) > limit else text
+    escaped = cut.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", escaped)

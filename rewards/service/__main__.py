@@ -11,16 +11,18 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from rewards.rubric import Rubric
+from rewards.rubric import Rubric, load_custom
 from rewards.service.address import parse_address, read_token
-from rewards.service.server import RewardServer, Settings
-from videostr import config as configs
+from rewards.service.numbers import MAX_MESSAGE_MIB, MAX_SECONDS, MAX_WEIGHT, MAX_WORKERS, check_number
+from rewards.service.server import RewardServer
+from rewards.service.settings import Settings
 from videostr.errors import ConfigError, RewardError, exit_status_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status as in the module's docstring."""
+    """Serve until a signal; returns the exit status of the module's docstring."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = _parser().parse_args(arguments)
     try:
@@ -37,7 +39,8 @@ async def _serve(settings: Settings, rubric: Rubric, grace_s: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     server = await RewardServer.start(settings, rubric)
-    print(f"serving on {server.address} (workers: {settings.num_workers})", flush=True)
+    memory = f"at most {settings.max_bytes >> 20} MiB of requests"
+    print(f"serving on {server.address} (workers: {settings.num_workers}, {memory})", flush=True)
     if server.metrics_address is not None:
         print(f"metrics on http://{server.metrics_address}/metrics", flush=True)
     await stop.wait()
@@ -48,11 +51,14 @@ async def _serve(settings: Settings, rubric: Rubric, grace_s: float) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(
+    for name, low, high in (("workers", 1, MAX_WORKERS), ("max_message_mib", 1, MAX_MESSAGE_MIB)):
+        check_number(f"--{name.replace('_', '-')}", getattr(options, name), low, high)
+    check_number("--grace", options.grace, 0, MAX_SECONDS, "seconds")
+    settings = Settings(
         listen=parse_address(options.listen, "--listen"),
         metrics=parse_address(options.metrics, "--metrics") if options.metrics else None,
         num_workers=options.workers,
-        max_groups=options.max_groups or 32 * options.workers,
+        max_groups=32 * options.workers if options.max_groups is None else options.max_groups,
         deadline_s=options.deadline,
         max_message_bytes=options.max_message_mib << 20,
         memory_mib=options.worker_memory_mib,
@@ -60,27 +66,53 @@ def _settings(options: argparse.Namespace) -> Settings:
         tls_key=options.tls_key,
         token=read_token(options.token_file) if options.token_file else "",
     )
+    settings.check()
+    return settings
 
 
 def _rubric(options: argparse.Namespace) -> Rubric:
+    given = [name for name in ("rubric", "custom", "w_custom") if getattr(options, name) is not None]
     if options.config:
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(
+                f"{flags} would have no effect with --config; leave it out, or write reward.KEY=VALUE after FILE"
+            )
+        from videostr import config as configs  # only here: it needs OmegaConf
+
         config = configs.load(options.config, options.overrides)
         return Rubric.from_config(config.reward, config.sampling.max_tokens)
     if options.overrides:
         raise ConfigError(f"{' '.join(options.overrides)}: overrides change a config; give --config FILE too")
-    return Rubric.preset(options.rubric)
+    return _rubric_of_flags(options)
+
+
+def _rubric_of_flags(options: argparse.Namespace) -> Rubric:
+    rubric = Rubric.preset(options.rubric or "default")
+    if not options.custom:
+        if options.w_custom is not None:
+            raise ConfigError("--w-custom would have no effect without --custom; give both")
+        return rubric
+    load_custom(options.custom, "--custom")
+    weight = 1.0 if options.w_custom is None else options.w_custom
+    check_number("--w-custom", weight, 0, MAX_WEIGHT)
+    return replace(rubric, custom=options.custom, w_custom=weight)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rewards.service", description=__doc__)
     parser.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT")
-    parser.add_argument("--rubric", default="default", help="a preset: default, paper, spacer, answer_only")
-    parser.add_argument("--config", metavar="FILE", help="a run's config: the service pays as that run does")
+    parser.add_argument("--rubric", help="a preset: default, paper, spacer, answer_only")
+    parser.add_argument(
+        "--custom", metavar="PACKAGE.MODULE:FUNCTION", help="a reward of your own, on top of the rubric"
+    )
+    parser.add_argument("--w-custom", type=float, metavar="WEIGHT", help="of --custom; default 1")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a run's config: the service scores as that run does"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the config's values")
     parser.add_argument("--workers", type=int, default=1, help="scoring processes")
-    parser.add_argument(
-        "--max-groups", type=int, default=0, help="groups accepted at a time; default 32 per worker"
-    )
+    parser.add_argument("--max-groups", type=int, help="groups accepted at a time; default 32 per worker")
     parser.add_argument("--deadline", type=float, default=30.0, help="longest scoring of one group, seconds")
     parser.add_argument(
         "--grace", type=float, default=40.0, help="longest wait for accepted groups at the end, seconds"

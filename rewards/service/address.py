@@ -41,7 +41,8 @@ def parse_address(text: str, name: str) -> Address:
     """
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    if not bare or (":" in host and host == bare) or not port.isdecimal() or int(port) > 65535:
+    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535
+    if not bare or (":" in host and host == bare) or not is_port:
         raise ConfigError(f"{name} = {text!r}: must be host:port, e.g. 127.0.0.1:50051 or [::1]:50051")
     return Address(bare, int(port))
 

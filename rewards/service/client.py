@@ -4,16 +4,19 @@ In: completions and their record. Out: what `rewards.score_group` gives in this 
 
     RewardServiceError       the call cannot succeed: wrong token, wrong service, message too long
      +- GroupRefused         the group cannot be scored; the same again would end the same
+     +- TlsError             no connection can be made: certificate, authority or TLS itself are not those of the service
      +- ServiceTimeout       no answer within the caller's time
      +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
 
 A call that did not reach the service, or that the service was too busy to take, is tried again within the caller's time: after
-a random wait whose bound doubles from 0.1 to 5 s. Scoring changes nothing, so a group scored twice does no harm.
+a random wait whose bound doubles from 0.1 to 5 s. Scoring changes nothing, so a group scored twice does no harm. All raise
+ConfigError for a number that cannot be used, such as a time of NaN or infinity.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -24,13 +27,16 @@ from typing import Any, Self
 import grpc
 
 from rewards.service import reward_pb2 as pb
-from rewards.service.address import parse_address, read_pem, read_token
+from rewards.service.address import Address, parse_address, read_token
 from rewards.service.messages import SERVICE, Code, read_scores, request_message
+from rewards.service.numbers import MAX_SECONDS, check_number
+from rewards.service.tls import client_credentials, connection_problem
 from videostr.errors import ConfigError, RewardError
 from videostr.types import Completion, Record, Score
 
 Group = tuple[Sequence[Completion | str], Record]
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_PROBE_S = 5.0
 _CUT = "Internal error from Core"
 """What grpc.aio makes of a stream's status when the stream ends under a write."""
 _REFUSED = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
@@ -42,6 +48,10 @@ class RewardServiceError(RewardError):
 
 class GroupRefused(RewardServiceError):
     """The group cannot be scored."""
+
+
+class TlsError(RewardServiceError):
+    """No connection can be made, however often it is tried."""
 
 
 class ServiceTimeout(RewardServiceError):
@@ -56,7 +66,8 @@ class ServiceUnavailable(RewardServiceError):
 class _Endpoint:
     """Where the service is and how to speak to it."""
 
-    target: str
+    address: Address
+    ca_file: str
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, int], ...]
@@ -71,15 +82,33 @@ class _Endpoint:
                 "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1"
             )
         return cls(
-            target=str(address),
-            credentials=grpc.ssl_channel_credentials(read_pem(ca_file)) if secure else None,
+            address=address,
+            ca_file=ca_file,
+            credentials=client_credentials(ca_file) if secure else None,
             metadata=(("authorization", f"Bearer {read_token(token_file)}"),) if token_file else (),
             options=(
                 ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),  # the service says what is too long
                 ("grpc.max_reconnect_backoff_ms", 5000),  # the default grows to two minutes
                 ("grpc.enable_http_proxy", int(not address.is_loopback)),
             ),
         )
+
+    @property
+    def target(self) -> str:
+        return str(self.address)
+
+    def check_connection(self, error: Any, timeout_s: float) -> None:
+        """Raise TlsError where a call failed by the connection itself, which no further try mends; may block.
+
+        Args:
+            error: what the call ended with.
+            timeout_s: longest wait for a handshake.
+        """
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or _is_pushed_back(error):
+            return
+        if problem := connection_problem(self.address, self.ca_file, timeout_s):
+            raise TlsError(f"the reward service at {self.target}: {problem}") from None
 
 
 class RewardClient:
@@ -134,6 +163,8 @@ class RewardClient:
         Raises:
             RewardServiceError: see the module's docstring.
         """
+        if timeout_s is not None:
+            _check_timeout(timeout_s)
         method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
             f"/{SERVICE}/ScoreGroups"
         )
@@ -143,6 +174,7 @@ class RewardClient:
                 response = pb.ScoreGroupResponse.FromString(body)
                 yield response.id, _outcome(response)
         except grpc.aio.AioRpcError as error:
+            await asyncio.to_thread(self._endpoint.check_connection, error, _PROBE_S)
             raise _translate(error, self._endpoint.target) from None
         finally:
             call.cancel()
@@ -172,7 +204,20 @@ class RewardClient:
             try:
                 return await call(request, timeout=tries.remaining_s, metadata=self._endpoint.metadata)
             except grpc.aio.AioRpcError as error:
+                await asyncio.to_thread(self._endpoint.check_connection, error, tries.remaining_s)
+                if _may_be_too_long(error) and len(request) > await self._longest_message():
+                    raise _too_long(request, self._endpoint.target) from None
                 await asyncio.sleep(tries.wait_after(error))
+
+    async def _longest_message(self) -> float:
+        """Return what the service takes, bytes; infinity where it does not say."""
+        try:
+            info: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Info")
+            return pb.InfoResponse.FromString(
+                await info(b"", timeout=_PROBE_S, metadata=self._endpoint.metadata)
+            ).max_message_bytes
+        except grpc.aio.AioRpcError:
+            return math.inf
 
 
 class BlockingRewardClient:
@@ -199,7 +244,19 @@ class BlockingRewardClient:
                 body = call(request, timeout=tries.remaining_s, metadata=self._endpoint.metadata)
                 return read_scores(pb.ScoreGroupResponse.FromString(body))
             except grpc.RpcError as error:
+                self._endpoint.check_connection(error, tries.remaining_s)
+                if _may_be_too_long(error) and len(request) > self._longest_message():
+                    raise _too_long(request, self._endpoint.target) from None
                 time.sleep(tries.wait_after(error))
+
+    def _longest_message(self) -> float:
+        """As `RewardClient._longest_message`."""
+        try:
+            info: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Info")
+            body = info(b"", timeout=_PROBE_S, metadata=self._endpoint.metadata)
+            return pb.InfoResponse.FromString(body).max_message_bytes
+        except grpc.RpcError:
+            return math.inf
 
     def close(self) -> None:
         """End the connection."""
@@ -210,6 +267,7 @@ class _Tries:
     """How long and how often one call is tried."""
 
     def __init__(self, target: str, timeout_s: float) -> None:
+        _check_timeout(timeout_s)
         self._target = target
         self._timeout_s = timeout_s
         self._until = time.monotonic() + timeout_s
@@ -238,10 +296,29 @@ class _Tries:
         return wait_s
 
 
+def _check_timeout(timeout_s: float) -> None:
+    check_number("timeout_s", timeout_s, 0.001, MAX_SECONDS, "seconds")
+
+
+def _is_pushed_back(error: Any) -> bool:
+    """Whether the service itself refused the call for now."""
+    return any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
+
+
 def _is_overload(error: Any) -> bool:
-    """A refusal that will pass; without the push-back the same status says that the message is too long."""
-    pushed_back = any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
-    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and pushed_back
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def _may_be_too_long(error: Any) -> bool:
+    """Whether gRPC refused a call in place of the service: too many of them, or too long a message."""
+    return _is_overload(error) and not _is_pushed_back(error)
+
+
+def _too_long(request: bytes, target: str) -> RewardServiceError:
+    return RewardServiceError(
+        f"the reward service at {target} refused the call (RESOURCE_EXHAUSTED): a group of {len(request)} bytes is larger than "
+        "its longest message; send fewer or shorter completions, or start it with a greater --max-message-mib"
+    )
 
 
 def _translate(error: Any, target: str) -> RewardServiceError:
@@ -263,8 +340,8 @@ def _translate(error: Any, target: str) -> RewardServiceError:
         )
     if _is_overload(error):
         return ServiceUnavailable(
-            f"the reward service at {target} was too busy all the time; give it more --workers or a greater --max-groups "
-            f"({detail})"
+            f"the reward service at {target} was too busy all the time, or a message is longer than its --max-message-mib; give "
+            f"it more --workers or a greater --max-groups ({detail})"
         )
     return RewardServiceError(f"the reward service at {target} refused the call ({code}): {detail}")
 

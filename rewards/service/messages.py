@@ -17,7 +17,7 @@ import numpy as np
 from rewards.rubric import Rubric
 from rewards.service import reward_pb2 as pb
 from videostr.data.records import record_from_row, record_to_row
-from videostr.errors import RecordError
+from videostr.errors import RecordError, printable
 from videostr.types import Completion, FinishReason, Record, Score
 
 SERVICE = "videostr.reward.v1.RewardService"
@@ -90,7 +90,15 @@ def read_completions(request: pb.ScoreGroupRequest) -> list[Completion | str]:
 def response_message(scores: Sequence[Score], group_id: int) -> pb.ScoreGroupResponse:
     """The answer to a request."""
     return pb.ScoreGroupResponse(
-        id=group_id, scores=[pb.Score(total=s.total, parts=dict(s.parts), notes=s.notes) for s in scores]
+        id=group_id,
+        scores=[
+            pb.Score(
+                total=s.total,
+                parts={printable(name): value for name, value in s.parts.items()},
+                notes=map(printable, s.notes),
+            )
+            for s in scores
+        ],
     )
 
 

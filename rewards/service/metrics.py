@@ -24,7 +24,7 @@ class Metrics:
         )
         self.restarts = Counter(
             "videostr_reward_worker_restarts",
-            "Worker processes lost and replaced, by cause: died or timeout",
+            "Worker processes lost and replaced, by cause: died, timeout, stopped or bad_reply",
             ["cause"],
             registry=self.registry,
         )
@@ -37,7 +37,15 @@ class Metrics:
         self.in_flight = Gauge(
             "videostr_reward_in_flight", "Groups accepted and not yet answered", registry=self.registry
         )
-        for cause in ("died", "timeout"):  # a counter that was never touched reads 0, not nothing
+        self.workers = Gauge(
+            "videostr_reward_workers", "Worker processes that are up", registry=self.registry
+        )
+        for cause in (
+            "died",
+            "timeout",
+            "stopped",
+            "bad_reply",
+        ):  # a counter that was never touched reads 0, not nothing
             self.restarts.labels(cause)
 
     def serve(self, host: str, port: int) -> WSGIServer:

@@ -7,19 +7,14 @@ when a worker ends, whatever ended it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import pickle
-import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rewards.rubric import Rubric
 from rewards.service.messages import Code
-from rewards.service.worker import REPLY_HEADER, REQUEST_HEADER
+from rewards.service.process import Answer, WorkerLost, WorkerProcess
 from videostr.errors import RewardError
 
 log = logging.getLogger("rewards.service")
@@ -28,15 +23,7 @@ _TRIES = 3
 _LEAST_S = 1.0  # a worker is never killed sooner, or callers with tiny deadlines would keep the service busy starting workers
 _START_TIMEOUT_S = 120.0  # a process that imports SciPy on a busy machine
 _PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # between starts that fail
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """How a group ended."""
-
-    code: Code
-    body: bytes
-    """A serialised ScoreGroupResponse when the code is OK, else the reason as UTF-8."""
+_CHECK_S = 1.0  # between looks at whether a worker was stopped
 
 
 class WorkerPool:
@@ -50,6 +37,7 @@ class WorkerPool:
         deadline_s: float,
         memory_mib: int,
         on_restart: Callable[[str], None],
+        on_size: Callable[[int], None],
     ) -> None:
         """Nothing is started yet.
 
@@ -58,14 +46,17 @@ class WorkerPool:
             num_workers: processes.
             deadline_s: longest scoring of one group; a worker past it is killed.
             memory_mib: most data of one process, MiB.
-            on_restart: called with `died` or `timeout` whenever a worker was lost.
+            on_restart: called with the cause whenever a worker was lost: `died`, `timeout`, `stopped` or `bad_reply`.
+            on_size: called with the number of workers that are up, whenever it changes.
         """
         self._first_frame = pickle.dumps(rubric)
         self._num_workers = num_workers
         self._deadline_s = deadline_s
         self._memory_mib = memory_mib
         self._on_restart = on_restart
-        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._on_size = on_size
+        self._up = 0
+        self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         self._supervisors: list[asyncio.Task[None]] = []
         self._attempts: set[asyncio.Task[Answer | None]] = set()
 
@@ -94,6 +85,7 @@ class WorkerPool:
             request: a serialised ScoreGroupRequest.
             until: the caller's deadline on the clock of `time.monotonic`, or None.
         """
+        fates = []
         for _ in range(_TRIES):
             worker = await self._take_worker()
             attempt = asyncio.create_task(self._attempt(worker, request, until))
@@ -101,10 +93,12 @@ class WorkerPool:
             attempt.add_done_callback(self._attempts.discard)
             if answer := await asyncio.shield(attempt):
                 return answer
-        return Answer(
-            code=Code.INTERNAL,
-            body=f"the group ended {_TRIES} workers one after the other; its log has the reason".encode(),
+            fates.append(worker.fate)
+        detail = (
+            f"the group ended {_TRIES} workers one after the other: the last one {fates[-1]}; mend the custom reward, or "
+            "give more --worker-memory-mib"
         )
+        return Answer(code=Code.INTERNAL, body=detail.encode())
 
     async def close(self) -> None:
         """End the workers."""
@@ -112,14 +106,14 @@ class WorkerPool:
             supervisor.cancel()
         await asyncio.gather(*self._supervisors, *self._attempts, return_exceptions=True)
 
-    async def _take_worker(self) -> _Worker:
+    async def _take_worker(self) -> WorkerProcess:
         worker = await self._idle.get()
         while worker.ended:
             worker = await self._idle.get()
         return worker
 
-    async def _attempt(self, worker: _Worker, request: bytes, until: float | None) -> Answer | None:
-        """One group on one worker, which is idle or ended afterwards; None when it died."""
+    async def _attempt(self, worker: WorkerProcess, request: bytes, until: float | None) -> Answer | None:
+        """One group on one worker, which is idle or ended afterwards; None when it was lost."""
         wanted_s = self._deadline_s if until is None else max(_LEAST_S, until - time.monotonic())
         limit_s = min(self._deadline_s, wanted_s)
         try:
@@ -129,29 +123,36 @@ class WorkerPool:
             worker.end("timeout")
             detail = f"no score after {limit_s:.1f} s; raise the caller's deadline or --deadline, or mend what hangs"
             return Answer(code=Code.DEADLINE_EXCEEDED, body=detail.encode())
-        except (OSError, asyncio.IncompleteReadError):
+        except WorkerLost:
             worker.end("died")
+            await worker.exited_within(_CHECK_S)  # how it ended is told to the caller
             return None
         self._idle.put_nowait(worker)
         return answer
 
-    async def _supervise(self, worker: _Worker) -> None:
+    async def _supervise(self, worker: WorkerProcess) -> None:
         """Keep one place filled, from a worker that is up."""
-        try:
-            while True:
-                self._idle.put_nowait(worker)
-                await worker.process.wait()
-                worker.end("died")
-                log.warning(
-                    "a worker %s (process %d); starting another", worker.end_cause, worker.process.pid
-                )
-                self._on_restart(worker.end_cause)
-                worker = await self._start_again()
-        finally:
-            worker.end("closed")
-            await worker.process.wait()
+        while True:
+            self._count(1)
+            self._idle.put_nowait(worker)
+            try:
+                while not await worker.exited_within(_CHECK_S):
+                    if worker.is_stopped():
+                        worker.end("stopped")
+            finally:
+                self._count(-1)
+                cause = "died" if worker.exited else "closed"
+                worker.end(cause)
+                await worker.close()
+            log.warning("worker process %d %s; starting another", worker.pid, worker.fate)
+            self._on_restart(worker.end_cause)
+            worker = await self._start_again()
 
-    async def _start_again(self) -> _Worker:
+    def _count(self, change: int) -> None:
+        self._up += change
+        self._on_size(self._up)
+
+    async def _start_again(self) -> WorkerProcess:
         failures = 0
         while True:
             try:
@@ -162,58 +163,20 @@ class WorkerPool:
                 await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
                 failures += 1
 
-    async def _start_worker(self) -> _Worker:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "rewards.service.worker",
-            str(self._memory_mib),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # so that what a reward starts ends with its worker
-        )
-        worker = _Worker(process)
+    async def _start_worker(self) -> WorkerProcess:
+        worker = await WorkerProcess.start(self._memory_mib)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await worker.ask(self._first_frame)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError) as error:
+        except (TimeoutError, WorkerLost):
             worker.end("died")
-            await process.wait()
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            await worker.close()
             raise RewardError(
-                f"a scoring process ended, or was not up after {_START_TIMEOUT_S:g} s; "
+                f"a scoring process {worker.fate}, or was not up after {_START_TIMEOUT_S:g} s; "
                 "its own message stands above on standard error"
             ) from None
+        except asyncio.CancelledError:
+            worker.end("closed")
+            await worker.close()
+            raise
         return worker
-
-
-class _Worker:
-    """One process and the pipe to it."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.end_cause = ""
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.end_cause) or self.process.returncode is not None
-
-    async def ask(self, body: bytes) -> Answer:
-        """Raises OSError or IncompleteReadError when the process ends meanwhile."""
-        requests, replies = self.process.stdin, self.process.stdout
-        assert requests is not None
-        assert replies is not None
-        requests.write(REQUEST_HEADER.pack(len(body)) + body)
-        await requests.drain()
-        length, code = REPLY_HEADER.unpack(await replies.readexactly(REPLY_HEADER.size))
-        return Answer(code=Code(code), body=await replies.readexactly(length))
-
-    def end(self, cause: str) -> None:
-        """Kill the process and what it started. Only the first cause counts."""
-        if self.end_cause:
-            return
-        self.end_cause = cause
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)

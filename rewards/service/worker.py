@@ -1,12 +1,13 @@
 """A scoring process; `rewards.service.pool` starts it as `python -m rewards.service.worker`.
 
-In, on standard input: frames of 4 bytes length and body; the first body is the pickled rubric, each further one a
-ScoreGroupRequest. Out, on what was standard output: for each, 4 bytes length, 1 byte code, and a body: a ScoreGroupResponse,
-or the words of the error. Ends when its input does.
+In, on standard input: frames of 4 bytes number, 4 bytes length and body; the first body is the pickled rubric, each further
+one a ScoreGroupRequest. Out, on what was standard output: for each, its number, 4 bytes length, 1 byte code, and a body: a
+ScoreGroupResponse, or the words of the error. Ends when its input does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -22,10 +23,13 @@ from google.protobuf.message import DecodeError
 from rewards import Rubric, score_group
 from rewards.service import reward_pb2 as pb
 from rewards.service.messages import Code, read_completions, read_record, response_message
-from videostr.errors import RecordError, RewardError
+from rewards.service.orphans import MARK, end_group, end_marked
+from videostr.errors import ConfigError, RecordError, RewardError, error_text, printable
 
-REQUEST_HEADER = struct.Struct(">I")
-REPLY_HEADER = struct.Struct(">IB")
+REQUEST_HEADER = struct.Struct(">II")
+REPLY_HEADER = struct.Struct(">IIB")
+_MAX_DETAIL = 900  # characters of a status message; it travels in a header, whose size gRPC limits to 8 KiB
+_Frame = tuple[int, bytes]
 
 
 def main(memory_mib: int) -> None:
@@ -34,59 +38,87 @@ def main(memory_mib: int) -> None:
     Args:
         memory_mib: most data that the process may hold, MiB; beyond it a reward gets a MemoryError.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the pool ends its workers, once they have answered
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the pool ends its workers, once they have answered
+        signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mib << 20, memory_mib << 20))
     requests, replies = _private_pipes()
-    bodies = _read_in_background(requests)
-    rubric = pickle.loads(bodies.get())
-    _reply(replies, Code.OK, b"")
+    frames = _read_in_background(requests)
+    number, body = frames.get()
+    rubric = pickle.loads(body)
+    _reply(replies, number, Code.OK, b"")
+    process = os.getpid()
     while True:
-        _reply(replies, *answer(bodies.get(), rubric))
+        number, body = frames.get()
+        code, reply = answer(body, rubric)
+        if os.getpid() != process:  # a reward forked, and its child came back from the reward
+            os._exit(0)
+        _reply(replies, number, code, reply)
 
 
 def answer(body: bytes, rubric: Rubric) -> tuple[Code, bytes]:
-    """Code and body of the reply to one request."""
+    """Return code and body of the reply to one request; never raises."""
+    name = ""
     try:
         request = pb.ScoreGroupRequest.FromString(body)
+        name = printable(request.record.id, 100)
         record, completions = read_record(request), read_completions(request)
-    except (DecodeError, RecordError) as error:
-        return Code.INVALID_ARGUMENT, str(error).encode()
-    try:
         scores = score_group(completions, record, rubric)
         return Code.OK, response_message(scores, request.id).SerializeToString()
-    except RewardError as error:
-        return Code.FAILED_PRECONDITION, str(error).encode()
-    except Exception as error:  # noqa: BLE001  # the process boundary: whatever a reward raises is the caller's status
-        detail = f"record {record.id!r}: scoring raised {type(error).__name__}: {error}"
-        return Code.INTERNAL, detail.encode("utf-8", "replace")
+    except (DecodeError, RecordError) as error:
+        return Code.INVALID_ARGUMENT, _detail(str(error))
+    except (RewardError, ConfigError) as error:
+        return Code.FAILED_PRECONDITION, _detail(str(error))
+    except KeyboardInterrupt as error:  # not a signal: those are ignored here
+        return Code.FAILED_PRECONDITION, _detail(
+            f"record {name}: the custom reward raised {error_text(error)}"
+        )
+    except BaseException as error:  # noqa: BLE001  # the process boundary: whatever is raised is the caller's status
+        return Code.INTERNAL, _detail(f"record {name}: scoring raised {error_text(error)}")
+
+
+def _detail(text: str) -> bytes:
+    return printable(text, _MAX_DETAIL).encode()
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The two ends of the pool's pipes, out of the way of rewards that read or print."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    """Return the two ends of the pool's pipes, out of the way of rewards that read, print or fork."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    requests, replies = os.dup(0), os.dup(1)
     os.dup2(nothing, 0)
-    os.close(nothing)
     os.dup2(2, 1)
-    return requests, replies
+
+    def let_go() -> None:
+        for pipe in (requests, replies):
+            os.dup2(nothing, pipe, inheritable=False)
+
+    os.register_at_fork(after_in_child=let_go)
+    return os.fdopen(requests, "rb"), os.fdopen(replies, "wb")
 
 
-def _read_in_background(requests: BinaryIO) -> queue.SimpleQueue[bytes]:
-    """Bodies of the frames. The end of the input ends the process even while a reward hangs, so that none is left behind."""
-    bodies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+def _read_in_background(requests: BinaryIO) -> queue.SimpleQueue[_Frame]:
+    """Return the frames, as they come.
+
+    The end of the input ends the process and its children even while a reward hangs, so that none is left behind.
+    """
+    frames: queue.SimpleQueue[_Frame] = queue.SimpleQueue()
+    mark = os.environ.get(MARK, "")  # now: a reward may change its environment
 
     def read() -> None:
-        while header := requests.read(REQUEST_HEADER.size):
-            bodies.put(requests.read(*REQUEST_HEADER.unpack(header)))
+        with contextlib.suppress(Exception):  # a frame that is cut off
+            while header := requests.read(REQUEST_HEADER.size):
+                number, length = REQUEST_HEADER.unpack(header)
+                frames.put((number, requests.read(length)))
+        end_marked(mark)
+        if os.getpgrp() == os.getpid():
+            end_group(os.getpid())
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    return bodies
+    return frames
 
 
-def _reply(replies: BinaryIO, code: Code, body: bytes) -> None:
-    replies.write(REPLY_HEADER.pack(len(body), code) + body)
+def _reply(replies: BinaryIO, number: int, code: Code, body: bytes) -> None:
+    replies.write(REPLY_HEADER.pack(number, len(body), code) + body)
     replies.flush()
 
 

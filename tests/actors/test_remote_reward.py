@@ -16,7 +16,8 @@ import pytest
 from actors.remote_reward import RemoteRewardPool
 from rewards import Rubric, score_group
 from rewards.service.address import Address
-from rewards.service.server import RewardServer, Settings
+from rewards.service.server import RewardServer
+from rewards.service.settings import Settings
 from videostr.config import RewardConfig
 from videostr.errors import ConfigError, RewardError
 from videostr.types import (

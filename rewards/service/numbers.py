@@ -1,0 +1,37 @@
+"""Bounds of the numbers that the command, the server and the clients take."""
+
+from __future__ import annotations
+
+import math
+
+from videostr.errors import ConfigError
+
+MIN_SECONDS = 0.1
+MAX_SECONDS = 30 * 86400.0
+MAX_WORKERS = 1024
+MAX_GROUPS = 1 << 16
+MAX_MESSAGE_MIB = 1024
+"""Below the 2 GiB at which protocol buffers end."""
+MAX_MEMORY_MIB = 1 << 24
+MAX_WEIGHT = 1e6
+
+
+def check_number(name: str, value: object, low: float, high: float, unit: str = "") -> None:
+    """Refuse what is not a number from `low` to `high`: NaN, infinity and other types among it.
+
+    Args:
+        name: of the option or argument.
+        value: what was given.
+        low: smallest number allowed.
+        high: largest.
+        unit: of the number, for the message.
+
+    Raises:
+        ConfigError: names option, value and rule.
+    """
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:  # NaN is in no range
+        raise ConfigError(
+            f"{name} = {value!r:.80}: must be a number from {low:g} to {high:g}{f' {unit}' if unit else ''}; give another "
+            "one, or leave it out for the default"
+        )
