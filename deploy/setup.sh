@@ -21,7 +21,7 @@ stamp=$venv/.videostr-setup
 lock=deploy/locks/$extra.txt
 
 [[ $extra == cpu || $extra == gpu ]] || refuse "EXTRA=$extra: must be cpu or gpu"
-wanted="$extra $(cat "$lock" pyproject.toml deploy/{setup,packages}.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py \
+wanted="$extra $(cat "$lock" pyproject.toml setup.py deploy/{setup,packages}.sh deploy/overrides-cpu.txt deploy/torchvision_ops.py \
   rewards/service/reward.proto | sha256sum | cut -d' ' -f1)"
 [[ -z $latest && -f $stamp && $(<"$stamp") == "$wanted" ]] && exit 0
 
@@ -71,17 +71,6 @@ cure_torchvision() {
   fi
 }
 
-# The messages of the reward service become a package of the environment, not files of the tree: Ray leaves out of its copy of
-# the working directory what git ignores.
-compile_reward_proto() {
-  local package=videostr_reward_api
-  rm -rf "${site:?}/$package"
-  mkdir "$site/$package"
-  touch "$site/$package/__init__.py" "$site/$package/py.typed"
-  "$venv/bin/python" -m grpc_tools.protoc -I "$package=rewards/service" --python_out="$site" --pyi_out="$site" \
-    "$package/reward.proto"
-}
-
 # The two builds of vLLM put the same files in place, so one cannot follow the other.
 [[ -f $stamp && $(cut -d' ' -f1 "$stamp") != "$extra" ]] && { say "$venv is for another EXTRA; it is made again"; rm -rf "$venv"; }
 [[ -x $venv/bin/python ]] || make_venv
@@ -90,5 +79,5 @@ adopt_pip_settings "$venv/bin/python"
 install_packages
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cure_torchvision
-compile_reward_proto
+"$venv/bin/python" setup.py messages "$site"
 echo "$wanted" >"$stamp"

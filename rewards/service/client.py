@@ -212,7 +212,9 @@ class RewardClient:
     async def _longest_message(self) -> float:
         """Return what the service takes, bytes; infinity where it does not say."""
         try:
-            info: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Info")
+            info: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+                f"/{SERVICE}/Info"
+            )
             return pb.InfoResponse.FromString(
                 await info(b"", timeout=_PROBE_S, metadata=self._endpoint.metadata)
             ).max_message_bytes

@@ -32,6 +32,6 @@ def check_number(name: str, value: object, low: float, high: float, unit: str = 
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not low <= number <= high:  # NaN is in no range
         raise ConfigError(
-            f"{name} = {value!r:.80}: must be a number from {low:g} to {high:g}{f' {unit}' if unit else ''}; give another "
-            "one, or leave it out for the default"
+            f"{name} = {value!r:.80}: must be a number from {low:.10g} to {high:.10g}{f' {unit}' if unit else ''}; give "
+            "another one, or leave it out for the default"
         )

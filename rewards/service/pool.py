@@ -70,6 +70,7 @@ class WorkerPool:
         await asyncio.wait(starts)
         workers = [start.result() for start in starts if start.exception() is None]
         self._supervisors = [asyncio.create_task(self._supervise(worker)) for worker in workers]
+        await asyncio.sleep(0)  # the workers count as up from now on
         for start in starts:
             if error := start.exception():
                 await self.close()
@@ -125,7 +126,6 @@ class WorkerPool:
             return Answer(code=Code.DEADLINE_EXCEEDED, body=detail.encode())
         except WorkerLost:
             worker.end("died")
-            await worker.exited_within(_CHECK_S)  # how it ended is told to the caller
             return None
         self._idle.put_nowait(worker)
         return answer
@@ -168,12 +168,14 @@ class WorkerPool:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await worker.ask(self._first_frame)
-        except (TimeoutError, WorkerLost):
+        except (TimeoutError, WorkerLost) as error:
+            fate = (
+                f"was not up after {_START_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else worker.fate
+            )
             worker.end("died")
             await worker.close()
             raise RewardError(
-                f"a scoring process {worker.fate}, or was not up after {_START_TIMEOUT_S:g} s; "
-                "its own message stands above on standard error"
+                f"a scoring process {fate} at its start; its own message stands above on standard error"
             ) from None
         except asyncio.CancelledError:
             worker.end("closed")

@@ -21,6 +21,14 @@ from rewards.service.worker import REPLY_HEADER, REQUEST_HEADER
 
 _MAX_REPLY = 64 << 20  # bytes; what says that it is longer is no reply
 _BUFFER = 1 << 16
+_END_S = 2.0
+
+
+_FATES = {
+    "stopped": "was stopped by a signal",
+    "bad_reply": "wrote bytes that are not a reply",
+    "timeout": "ran past its deadline",
+}
 
 
 class WorkerLost(Exception):
@@ -101,16 +109,14 @@ class WorkerProcess:
     @property
     def fate(self) -> str:
         """How the process ended, in words."""
+        if self.end_cause in _FATES:
+            return _FATES[self.end_cause]
         status = self._process.returncode
-        if self.end_cause == "stopped":
-            return "was stopped by a signal"
-        if self.end_cause == "bad_reply":
-            return "wrote bytes that are not a reply"
-        if self.end_cause == "timeout":
-            return "ran past its deadline"
+        if status is None:
+            return "closed its pipes"
         if status == -signal.SIGKILL:
-            return "was killed by signal 9, by the system where memory ran out"
-        return f"was killed by signal {-status}" if status and status < 0 else f"ended with status {status}"
+            return "was killed by signal 9, as the system does where memory runs out"
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     async def ask(self, body: bytes) -> Answer:
         """Send a request and return its reply.
@@ -125,6 +131,9 @@ class WorkerProcess:
                 raise WorkerLost
             return exchange.result()
         except (OSError, asyncio.IncompleteReadError):
+            await self.exited_within(
+                _END_S
+            )  # an interpreter closes its pipes before it ends: let it have its own status
             raise WorkerLost from None
         finally:
             exchange.cancel()

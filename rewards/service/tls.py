@@ -130,7 +130,7 @@ def _pair_problem(cert: str, key: str, private_key: bytes) -> str:
         server.load_cert_chain(cert, key)
     except (OSError, ValueError) as error:  # gRPC would say no more than that it failed
         reason = getattr(error, "reason", None) or ""
-        if "MISMATCH" in reason:
+        if "MISMATCH" in reason or reason == "NO_CERTIFICATE_ASSIGNED":  # the latter: keys of two kinds
             return (
                 "the key does not belong to the certificate; give the key that the certificate was made with"
             )

@@ -150,7 +150,9 @@ def pods_of(item: Object) -> Iterator[tuple[str, Object]]:
 def wrong_version(item: Object) -> Iterator[str]:
     """Whether the cluster is told another Ray than the image has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (pin,) = [d.split("==")[1] for d in project["dependencies"] if d.startswith("ray[default]==")]
+    (pin,) = [
+        d.split("==")[1] for d in project["optional-dependencies"]["train"] if d.startswith("ray[default]==")
+    ]
     if cluster_spec(item)["rayVersion"] != pin:
         yield f"rayVersion = {cluster_spec(item)['rayVersion']}, pyproject.toml pins {pin}"
     for container in containers(item):

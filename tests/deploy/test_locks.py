@@ -41,7 +41,7 @@ def test_the_versions_are_those_that_pyproject_allows(extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [
         *project["dependencies"],
-        *(r for e in (extra, "dev") for r in project["optional-dependencies"][e]),
+        *(r for e in (extra, "train", "service", "dev") for r in project["optional-dependencies"][e]),
     ]
     locked = {canonicalize_name(r.name): version(r) for r in requirements(LOCKS[extra])}
 

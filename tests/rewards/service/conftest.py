@@ -105,17 +105,21 @@ def probe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_service(probe_folder: Path) -> StartService:
-    """`with start_service(*options) as service`: a server with the probe, one worker unless the options say otherwise."""
+    """`with start_service(*options) as service`: a server with the probe, one worker unless the options say otherwise.
+
+    With `folder=` the server has no config, and finds modules there.
+    """
 
     @contextlib.contextmanager
-    def start(*options: str) -> Iterator[Service]:
+    def start(*options: str, folder: Path | None = None) -> Iterator[Service]:
+        rubric = [] if folder else ["--config", str(probe_folder / "config.yaml")]
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "rewards.service", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0",
-                "--config", str(probe_folder / "config.yaml"), *options,
+                *rubric, *options,
             ],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(probe_folder)},
+            env={**os.environ, "PYTHONPATH": str(folder or probe_folder)},
             stdout=subprocess.PIPE,
             text=True,
         )  # fmt: skip

@@ -271,7 +271,7 @@ def test_above_max_groups_calls_are_refused_and_clients_come_again(service: Any,
 
 
 def test_too_long_a_message_is_refused_once(service: Any, record: Record) -> None:
-    with pytest.raises(RewardServiceError, match=r"RESOURCE_EXHAUSTED.*larger than max"):
+    with pytest.raises(RewardServiceError, match=r"RESOURCE_EXHAUSTED.*greater --max-message-mib"):
         use(service, lambda client: client.score_group(["x" * (5 << 20)], record, timeout_s=60))
 
 

@@ -19,7 +19,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rewards import service as service_package
 from rewards.service.__main__ import main
 from rewards.service.address import Address, parse_address
-from rewards.service.client import RewardClient, RewardServiceError, ServiceUnavailable
+from rewards.service.client import (
+    BlockingRewardClient,
+    RewardClient,
+    RewardServiceError,
+    ServiceUnavailable,
+    TlsError,
+)
 from rewards.service.messages import SERVICE, request_message
 from videostr.errors import ConfigError
 from videostr.types import Record
@@ -64,19 +70,76 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--token-file", "{s}/none"], "the token cannot be read"),
         (["--token-file", "{s}/empty"], "must hold one token of at least 16 printable"),
         (["--rubric", "generous"], "rubric 'generous': must be one of default"),
-        (["--deadline", "0"], "deadline_s = 0.0: must be above 0"),
+        (["--deadline", "0"], "--deadline = 0.0: must be a number from 0.1 to 2592000 seconds"),
+        (["--rubric", "paper", "--config", "x.yaml"], "--rubric would have no effect with --config"),
+        (["--custom", "json:loads", "--config", "x.yaml"], "--custom would have no effect with --config"),
+        (["--w-custom", "2"], "--w-custom would have no effect without --custom"),
+        (["--custom", "json"], "--custom = 'json': must be package.module:function"),
+        (["--custom", "json:nothing"], "--custom = 'json:nothing': json has no function nothing"),
+        (["--custom", "no_such_module:reward"], "importing no_such_module raised ModuleNotFoundError"),
+        (["--custom", "this_module_exits:reward"], "importing this_module_exits raised SystemExit"),
         (["reward.rubric=paper"], "give --config FILE too"),
     ],
 )
 def test_what_is_unsafe_or_wrong_is_refused_at_start(
-    secrets: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+    secrets: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
 ) -> None:
     (secrets / "empty").touch()
+    (secrets / "this_module_exits.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(str(secrets))
     arguments = [option.format(s=secrets) for option in options]
     if "--listen" not in arguments:
         arguments += ["--listen", "127.0.0.1:0"]
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+NUMBERS = ("nan", "inf", "-inf", "-1", "1e300")
+
+
+@pytest.mark.parametrize("option", ["--deadline", "--grace", "--w-custom"])
+@pytest.mark.parametrize("value", NUMBERS)
+def test_numbers_that_are_none_are_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main(["--listen", "127.0.0.1:0", "--custom", "json:loads", f"{option}={value}"]) == 2
+    assert f"{option} = {float(value)!r}: must be a number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--workers", "--max-groups", "--max-message-mib", "--worker-memory-mib"])
+@pytest.mark.parametrize("value", ["0", "-1", "99999999999", "9" * 400, "nan", "inf", "1.5", "9" * 5000])
+def test_counts_and_sizes_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    try:
+        status: Any = main(["--listen", "127.0.0.1:0", f"{option}={value}"])
+    except SystemExit as ended:  # argparse: not a whole number
+        status = ended.code
+    assert status == 2
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("timeout_s", [*map(float, NUMBERS), 0, "3", True])
+def test_clients_refuse_times_that_are_none(record: Record, timeout_s: Any) -> None:
+    async def calls() -> None:
+        async with RewardClient("127.0.0.1:1") as client:
+            for call in (
+                client.score_group([RIGHT], record, timeout_s=timeout_s),
+                client.info(timeout_s=timeout_s),
+                anext(client.score_groups([], timeout_s=timeout_s)),
+            ):
+                with pytest.raises(ConfigError, match=r"timeout_s = .*: must be a number from 0\.001"):
+                    await call
+
+    asyncio.run(calls())
+    blocking = BlockingRewardClient("127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"timeout_s = .*: must be a number from 0\.001"):
+        blocking.score_group([RIGHT], record, timeout_s=timeout_s)
+    blocking.close()
 
 
 def test_a_taken_port_is_refused(service: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +150,7 @@ def test_a_taken_port_is_refused(service: Any, capsys: pytest.CaptureFixture[str
 def test_a_missing_message_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "videostr_reward_api", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"generated from .*reward\.proto; run `bash deploy/setup\.sh`"
+        ModuleNotFoundError, match=r"videostr_reward_api is not installed.*run `bash deploy/setup\.sh`"
     ):
         runpy.run_path(service_package.__file__)
 
@@ -192,8 +255,8 @@ def test_tls_and_token(start_service: Any, secrets: Path, record: Record, capfd:
         scores, stream = asyncio.run(score(guarded.endpoint, ca_file=cert, token_file=str(secrets / "token")))
         assert scores[0].total == pytest.approx(1.2)
         assert stream == [(0, scores)]
-        with pytest.raises(ServiceUnavailable):  # no TLS
-            asyncio.run(_info_within(guarded.endpoint, 1.0))
+        with pytest.raises(TlsError, match="it speaks TLS and this client does not; name the PEM file"):
+            asyncio.run(_info_within(guarded.endpoint, 30.0))
         assert guarded.stop() == 0
     output = capfd.readouterr()
     assert TOKEN not in output.out + output.err
@@ -278,3 +341,66 @@ def test_a_worker_that_cannot_start_ends_the_service(
     # 1 MiB of data is not enough for an interpreter
     assert main(["--listen", "127.0.0.1:0", "--worker-memory-mib", "1"]) == 1
     assert "a scoring process ended" in capfd.readouterr().err
+
+
+def test_bytes_in_flight_are_bounded_however_many_send(start_service: Any, record: Record) -> None:
+    """4 groups and 4 streams of 8 MiB and 16 other calls: at most 192 MiB of requests; 480 MiB and more are sent."""
+    text = slow(3) + "x" * ((8 << 20) - 4096)
+    big = request_message([text], record).SerializeToString()
+
+    async def attack(endpoint: str) -> list[grpc.StatusCode]:
+        async def call(number: int) -> grpc.StatusCode:
+            options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1))
+            async with grpc.aio.insecure_channel(endpoint, options) as channel:  # a connection each
+                try:
+                    if number % 3 == 0:
+                        stream = channel.stream_stream(f"/{SERVICE}/ScoreGroups")(iter([big] * 3), timeout=20)
+                        await stream.read()
+                    else:
+                        method = (
+                            f"/{SERVICE}/ScoreGroup" if number % 3 == 1 else "/grpc.health.v1.Health/Check"
+                        )
+                        await channel.unary_unary(method)(big, timeout=20)
+                except grpc.aio.AioRpcError as error:
+                    return error.code()
+                return grpc.StatusCode.OK
+
+        return await asyncio.gather(*(call(number) for number in range(60)))
+
+    options = ("--max-groups", "4", "--max-message-mib", "8", "--workers", "1", "--deadline", "60")
+    with start_service(*options) as service:
+        before = _peak_mib(service.process.pid)
+        found = asyncio.run(attack(service.endpoint))
+        assert found.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 20
+        # Besides the requests: the copy of one on its way to the worker, and gRPC's buffers of 60 connections.
+        assert _peak_mib(service.process.pid) - before < 192 + 64
+        client = BlockingRewardClient(service.endpoint)
+        assert client.score_group([RIGHT], record)[0].total == pytest.approx(1.2)
+        client.close()
+
+
+def _peak_mib(pid: int) -> int:
+    (line,) = [
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) >> 10
+
+
+def test_a_request_that_never_comes_holds_its_place_no_longer_than_the_deadline(start_service: Any) -> None:
+    async def never() -> Any:
+        await asyncio.sleep(3600)
+        yield b""
+
+    async def silent(endpoint: str) -> str:
+        async with grpc.aio.insecure_channel(endpoint) as channel:
+            call = channel.stream_unary(f"/{SERVICE}/ScoreGroup")(never())
+            try:
+                await call
+            except grpc.aio.AioRpcError as error:
+                return f"{error.code().name}: {error.details()}"
+        return ""
+
+    with start_service("--deadline", "0.5") as service:
+        assert "DEADLINE_EXCEEDED: the request did not arrive within 0.5 s" in asyncio.run(
+            silent(service.endpoint)
+        )
