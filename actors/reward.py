@@ -7,7 +7,13 @@ one try of one group, nothing else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import os
 import resource
+import signal
+import stat
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +27,14 @@ from actors.names import Named, actor_name
 from actors.supervision import pause_before
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
-from videostr.errors import RewardError
+from videostr.errors import RewardError, error_text
 from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
 
 _Actor = Any  # Ray's handle types do not follow `options`
 _TRIES = 3
 _STARTS = 5
+_PR_SET_PDEATHSIG = 1
 _START_TIMEOUT_S = 300.0  # a process that imports SciPy on a busy machine; not part of a group's deadline
 
 
@@ -54,7 +61,46 @@ class RewardWorker(Named):
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
         """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
-        return judge_group(completions, record, self.rubric)
+        try:
+            return judge_group(completions, record, self.rubric)
+        except RewardError as error:
+            raise RewardError(str(error)) from None  # without its cause, whose text Ray may be unable to send
+        except KeyboardInterrupt as error:  # the reward's: Ray would take it for a cancelled task
+            raise RewardError(f"record {record.id}: the custom reward raised {error_text(error)}") from None
+
+
+class _Leave:
+    """What a child that a reward forks does first, so that the end of its worker is seen and is its own end too (Linux only).
+
+    A child holds copies of the worker's connections: its node would not see them end.
+    """
+
+    def __init__(self) -> None:
+        """Note which connections Ray has, before a reward opens its own."""
+        self._thread = threading.main_thread().ident
+        self._sockets = [fd for fd in _descriptors() if _is_socket(fd)]
+        self._libc = ctypes.CDLL(None)
+
+    def leave(self) -> None:
+        """Close them, and end when the worker does: its main thread, which runs the rewards."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in self._sockets:
+            with contextlib.suppress(OSError):
+                os.dup2(nothing, fd)
+        if threading.get_ident() == self._thread and hasattr(self._libc, "prctl"):
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _descriptors() -> list[int]:
+    folder = Path("/proc/self/fd")
+    return [int(entry.name) for entry in folder.iterdir()] if folder.exists() else []
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 class RayRewardPool:
@@ -217,5 +263,5 @@ def _name(index: int) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    lines = error_text(error).strip().splitlines()
+    return lines[0] if lines else ""

@@ -81,12 +81,9 @@ class RewardService:
                     f"{self._max_groups} groups are in flight, the service's --max-groups; try again later",
                 )
             async with self._places:
-                request = await self._receive(context)
-                group = None if request is None else _Group.parse(request)
-                if group is None:
-                    await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, _MALFORMED)
-                answer = await self._answer(group, _until(context))
+                answer = await self._receive_and_score(context)
             if answer.code is not Code.OK:
+                # Nothing on the stack may hold the request: what `abort` raises lives until the next garbage collection.
                 await context.abort(grpc.StatusCode[answer.code.name], answer.body.decode())
             await context.write(answer.body)
 
@@ -162,6 +159,14 @@ class RewardService:
         else:
             self._metrics.failures.labels(answer.code.name).inc()
         return answer
+
+    async def _receive_and_score(self, context: Context) -> Answer:
+        request = await self._receive(context)
+        group = None if request is None else _Group.parse(request)
+        if group is None:
+            self._metrics.failures.labels(Code.INVALID_ARGUMENT.name).inc()
+            return Answer(code=Code.INVALID_ARGUMENT, body=_MALFORMED.encode())
+        return await self._answer(group, _until(context))
 
     async def _receive(self, context: Context) -> bytes | None:
         """Return the one message of a unary call, or None where it has none."""

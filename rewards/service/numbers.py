@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from videostr.errors import ConfigError
 
 MIN_SECONDS = 0.1
@@ -29,8 +27,9 @@ def check_number(name: str, value: object, low: float, high: float, unit: str = 
     Raises:
         ConfigError: names option, value and rule.
     """
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not low <= number <= high:  # NaN is in no range
+    if (
+        not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high
+    ):  # NaN is in no range
         raise ConfigError(
             f"{name} = {value!r:.80}: must be a number from {low:.10g} to {high:.10g}{f' {unit}' if unit else ''}; give "
             "another one, or leave it out for the default"

@@ -78,6 +78,10 @@ class RewardServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_concurrent_streams", settings.max_calls),
+                (
+                    "grpc.http2.bdp_probe",
+                    0,
+                ),  # else buffers of each connection grow to megabytes, outside the bound
                 ("grpc.so_reuseport", 0),  # else a second server on the port would be given half of the calls
             ],
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -252,6 +254,88 @@ def test_a_custom_reward_that_raises_is_a_failure_with_record_and_reward(cluster
     failure, _ = run_pool(use, rubric=Rubric(custom="json:loads"))
     assert failure.kind is FailureKind.REWARD_ERROR
     assert "record r1 : reward.custom = json:loads raised TypeError" in failure.detail
+
+
+ODD = """
+import multiprocessing, os, pathlib, time
+
+HERE = pathlib.Path(__file__).parent
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+def reward(trace, record):
+    if trace.answer == "surrogate":
+        raise ValueError("boom \\ud800")
+    if trace.answer == "mute":
+        raise Mute
+    if trace.answer == "exit":
+        raise SystemExit(0)
+    if trace.answer == "interrupt":
+        raise KeyboardInterrupt("mine")
+    if trace.answer == "child":
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+        child.start()
+        (HERE / "processes").write_text(f"{os.getpid()} {child.pid}")
+    return 0.5
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[RewardWorker]:
+    """A worker class that finds the module `odd_reward`."""
+    (tmp_path / "odd_reward.py").write_text(ODD)
+    folder = str(tmp_path)
+
+    class Worker(RewardWorker):
+        def ready(self) -> None:
+            sys.path.insert(0, folder)
+            super().ready()
+
+    return Worker
+
+
+def test_any_error_of_a_reward_is_a_failure_and_keeps_the_worker(
+    cluster: None, odd: type[RewardWorker]
+) -> None:
+    async def use(pool: RayRewardPool) -> Any:
+        words = ("surrogate", "mute", "exit", "interrupt", "A")
+        groups = ([completion(f"<think></think><answer>{word}</answer>")] for word in words)
+        return [await pool.score(record(), group) for group in groups]
+
+    (*found, scored), failures = run_pool(use, odd, rubric=Rubric(custom="odd_reward:reward"))
+    assert {failure.kind for failure in found} == {FailureKind.REWARD_ERROR}
+    expected = (
+        "ValueError: boom \\ud800",
+        "Mute: (its __str__ raised RuntimeError)",
+        "SystemExit: 0",
+        "KeyboardInterrupt: mine",
+    )
+    assert all(words in failure.detail for words, failure in zip(expected, found, strict=True))
+    assert isinstance(scored[0], Rollout)
+    assert not failures
+
+
+def test_a_worker_whose_child_outlives_it_is_replaced_and_the_child_ends(
+    cluster: None, odd: type[RewardWorker], tmp_path: Path
+) -> None:
+    async def use(pool: RayRewardPool) -> Any:
+        await pool.score(record(), [completion("<think></think><answer>child</answer>")])
+        worker, child = map(int, (tmp_path / "processes").read_text().split())
+        (actor,) = pool._actors
+        os.kill(worker, signal.SIGKILL)
+        await ended(actor)
+        return child, await pool.score(record(), GROUP)
+
+    # Without the end being seen this would be a timeout, after a deadline of 600 s.
+    (child, rollouts), failures = run_pool(
+        use, odd, deadline_s=600.0, rubric=Rubric(custom="odd_reward:reward")
+    )
+    assert isinstance(rollouts[0], Rollout)
+    assert failures == {"reward_worker_died": 1}
+    stat = Path(f"/proc/{child}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_reward_that_eats_memory_is_stopped(cluster: None) -> None:

@@ -344,7 +344,7 @@ def test_a_worker_that_cannot_start_ends_the_service(
 
 
 def test_bytes_in_flight_are_bounded_however_many_send(start_service: Any, record: Record) -> None:
-    """4 groups and 4 streams of 8 MiB and 16 other calls: at most 192 MiB of requests; 480 MiB and more are sent."""
+    """4 groups and 4 streams of 8 MiB and 16 other calls: at most 192 MiB of requests; 800 MiB are sent."""
     text = slow(3) + "x" * ((8 << 20) - 4096)
     big = request_message([text], record).SerializeToString()
 
@@ -372,8 +372,8 @@ def test_bytes_in_flight_are_bounded_however_many_send(start_service: Any, recor
         before = _peak_mib(service.process.pid)
         found = asyncio.run(attack(service.endpoint))
         assert found.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 20
-        # Besides the requests: the copy of one on its way to the worker, and gRPC's buffers of 60 connections.
-        assert _peak_mib(service.process.pid) - before < 192 + 64
+        # A message is in memory twice while gRPC hands it over.
+        assert _peak_mib(service.process.pid) - before < 2 * 192
         client = BlockingRewardClient(service.endpoint)
         assert client.score_group([RIGHT], record)[0].total == pytest.approx(1.2)
         client.close()
