@@ -17,7 +17,7 @@ import numpy as np
 from rewards.rubric import Rubric
 from rewards.service import reward_pb2 as pb
 from videostr.data.records import record_from_row, record_to_row
-from videostr.errors import RecordError, printable
+from videostr.errors import RecordError
 from videostr.types import Completion, FinishReason, Record, Score
 
 SERVICE = "videostr.reward.v1.RewardService"
@@ -94,8 +94,8 @@ def response_message(scores: Sequence[Score], group_id: int) -> pb.ScoreGroupRes
         scores=[
             pb.Score(
                 total=s.total,
-                parts={printable(name): value for name, value in s.parts.items()},
-                notes=map(printable, s.notes),
+                parts={_valid(name): value for name, value in s.parts.items()},
+                notes=map(_valid, s.notes),
             )
             for s in scores
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -30,9 +31,9 @@ from rewards.service.client import (
     ServiceTimeout,
     ServiceUnavailable,
 )
-from rewards.service.messages import SERVICE, describe, request_message
+from rewards.service.messages import SERVICE, describe, read_scores, request_message, response_message
 from videostr.prompt import reference_trace
-from videostr.types import Completion, FinishReason, Record
+from videostr.types import Completion, FinishReason, Record, Score
 
 # The preset `default` with the probe, which earns 0.5 and weighs 0.
 RUBRIC = Rubric(custom="reward_probe:reward", w_custom=0.0)
@@ -144,6 +145,35 @@ def test_a_record_that_breaks_the_schema_is_refused_with_field_and_rule(
     assert code == "INVALID_ARGUMENT"
     assert words in detail
     assert len(detail) <= 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("start_s", math.nan), ("end_s", math.inf), ("num_frames", -1), ("num_frames", 0)]
+)
+def test_numbers_of_a_clip_that_are_none_are_refused(
+    service: Any, record: Record, name: str, value: float
+) -> None:
+    message = request_message([RIGHT], record)
+    message.record.clip.video, message.record.clip.num_frames = "v.mp4", 2
+    setattr(message.record.clip, name, value)
+    code, detail = status(service, message.SerializeToString())
+    assert code == "INVALID_ARGUMENT"
+    assert f"clip.{name} = {value}" in detail
+
+
+def test_scores_with_odd_names_notes_and_numbers_travel() -> None:
+    odd = Score(
+        total=math.inf,
+        parts={"\ud800\0": math.nan, "ü": -0.0},
+        notes=("\ud800", "\0 \U0001f600", "x" * 10_000),
+    )
+    (found,) = read_scores(
+        reward_pb2.ScoreGroupResponse.FromString(response_message([odd], 1).SerializeToString())
+    )
+    assert found.total == math.inf
+    assert list(map(str, found.parts.values())) == ["nan", "-0.0"]
+    assert list(found.parts) == ["\ufffd\ufffd\ufffd\0", "ü"]
+    assert found.notes == ("\ufffd\ufffd\ufffd", "\0 \U0001f600", "x" * 10_000)
 
 
 def status(service: Any, request: bytes) -> tuple[str, str]:

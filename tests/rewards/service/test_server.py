@@ -123,6 +123,14 @@ def test_counts_and_sizes_that_cannot_be_are_refused(
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_numbers_of_a_runs_config_are_checked_too(
+    probe_folder: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    assert main(["--config", str(probe_folder / "config.yaml"), f"reward.deadline_s={value}"]) == 2
+    assert f"reward.deadline_s = {float(value)}: must be " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("timeout_s", [*map(float, NUMBERS), 0, "3", True])
 def test_clients_refuse_times_that_are_none(record: Record, timeout_s: Any) -> None:
     async def calls() -> None:
