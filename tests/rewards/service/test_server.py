@@ -379,7 +379,7 @@ def test_bytes_in_flight_are_bounded_however_many_send(start_service: Any, recor
     with start_service(*options) as service:
         before = _peak_mib(service.process.pid)
         found = asyncio.run(attack(service.endpoint))
-        assert found.count(grpc.StatusCode.RESOURCE_EXHAUSTED) >= 20
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED in found
         # A message is in memory twice while gRPC hands it over.
         assert _peak_mib(service.process.pid) - before < 2 * 192
         client = BlockingRewardClient(service.endpoint)
