@@ -6,27 +6,32 @@ a worker needs them, `ClipFrames` memory-mapped from the store, so that rollout 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import av
-import msgspec
 import numpy as np
-from PIL import Image
 
 from videostr.errors import VideoError
-from videostr.json_files import json_content
+from videostr.images import LIST_SUFFIX, image_size, read_image, read_list
+from videostr.media import Video, unreadable
 from videostr.types import Clip, ClipSpec
 
-LIST_SUFFIX = ".frames.json"
-METADATA = 2
+log = logging.getLogger("videostr.video")
+DECODING = 2
+"""Raised when other frames or pixels are read for the same clip: frames stored before are then not used."""
+METADATA = 3
 """Raised when `ClipFrames.metadata` tells the model something else of the same frames: answers kept before are then void."""
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged: SyntaxError and ValueError on bad chunks of a PNG."""
+NUMBERING_ERROR_S = 0.02
+"""Largest error of a time that is told as the number of a frame; in milliseconds where the frame rate varies more."""
+MILLISECONDS = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,32 +45,51 @@ class ClipFrames:
     indices: tuple[int, ...]
     """[F] frame numbers in the video."""
     fps: float
-    """Frame rate of the video, frames per second."""
+    """Rate that `indices` count in: the average frame rate, or 1000 where frames come unevenly."""
     total_frames: int
-    """Frames in the video."""
+    """Frames in the video at that rate."""
+    damaged: int = 0
+    """Packets that could not be decoded on the way to these."""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Video metadata under the names that transformers and vLLM share.
 
-        Both take `len(frames_indices) / total_num_frames * fps` for the rate of the frames shown, which sets the temporal
-        positions of M-RoPE. So a part of a video is given as a video of its own, as in Qwen's own `qwen_vl_utils`.
+        One clock holds for prompt, graph and metadata, that of the whole video: `frames_indices / fps` are the times of the
+        frames, which Qwen3-VL's processor writes into the prompt. Qwen2.5-VL has no such text, and temporal positions that
+        start at 0 for any clip; both sides take their scale from `len(frames_indices) / total_num_frames * fps`. So the total
+        is that of the part that is shown, as in Qwen's own `qwen_vl_utils`; it may be less than an index.
         """
-        first, count = self.indices[0], self.indices[-1] - self.indices[0] + 1
+        count = self.indices[-1] - self.indices[0] + 1
         return {
             "fps": self.fps,
             "duration": count / self.fps,
             "total_num_frames": count,
-            "frames_indices": [index - first for index in self.indices],
+            "frames_indices": list(self.indices),
             "video_backend": "pyav",
             "do_sample_frames": False,
         }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the frames; they can be used all the same."""
+        found = []
+        if len(self.times) > 1 and len(set(self.times)) == 1:
+            found.append(
+                f"all {len(self.times)} selected frames are the same frame of the file, that at {self.times[0]:.2f} s; "
+                "correct the interval or drop the rows"
+            )
+        if self.damaged:
+            found.append(
+                f"{self.damaged} damaged packets cannot be decoded: the frames before them are shown longer; restore the file"
+            )
+        return found
 
 
 def name_clip(spec: ClipSpec, root: Path) -> Clip:
     """Name a clip without opening the video; `root` is the dataset's folder.
 
-    The digest covers path, size and modification time of the file and the sampling parameters.
+    The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`.
 
     Raises:
         VideoError: the file is missing.
@@ -78,7 +102,7 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
             f"{path}: video cannot be read ({error.strerror}); restore it or drop its rows"
         ) from None
     absolute = replace(spec, video=str(path))
-    identity = [stat.st_size, stat.st_mtime_ns, asdict(absolute)]
+    identity = [DECODING, stat.st_size, stat.st_mtime_ns, asdict(absolute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     return Clip(digest=digest, spec=absolute)
 
@@ -91,14 +115,17 @@ class FrameStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def frames(self, clip: Clip) -> ClipFrames:
-        """The frames of a clip, decoded when no process did so before.
+        """The frames of a clip, decoded when no process did so before; what is remarkable about them is then logged.
 
         Raises:
             VideoError: the video is missing, truncated or cannot be decoded.
         """
         pixels = self.folder / f"{clip.digest}.npy"
         if not pixels.exists():
-            self._store(clip.digest, decode(clip.spec))
+            frames = decode(clip.spec)
+            for remark in frames.remarks:
+                log.warning("%s: %s", clip.spec.video, remark)
+            self._store(clip.digest, frames)
         about = json.loads(pixels.with_suffix(".json").read_text())
         about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
         return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
@@ -116,51 +143,48 @@ class FrameStore:
 
 
 def decode(spec: ClipSpec) -> ClipFrames:
-    """Decode the F frames nearest to F equally spaced times of the interval.
+    """Decode the F frames on screen at F equally spaced times of the interval, which is cut at the video's last frame.
 
     Raises:
-        VideoError: missing, without a video stream, truncated, or shorter than the interval; or a list of images that names
-            one that cannot be read.
+        VideoError: missing, without a video stream, truncated, not decodable, or ended before the interval; or a list of
+            images that names one that cannot be read.
     """
+    if spec.start_s < 0:
+        raise VideoError(
+            f"{spec.video}: clip.start_s = {spec.start_s:g}: must be 0 or more, seconds from the start of the video; "
+            "correct the row"
+        )
     if spec.video.endswith(LIST_SUFFIX):
         return _select_images(Path(spec.video), spec)
-    try:
-        with av.open(spec.video) as container:
-            return _select(container, spec)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{spec.video}: cannot be decoded ({error}); re-encode the file or drop its rows"
-        ) from error
+    with _opened(Path(spec.video)) as video:
+        return _select(video, spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoShape:
-    """What a video is, from its header."""
+    """What a video is."""
 
     seconds: float
     """Time of the last frame."""
     width: int
-    """Pixels."""
+    """Pixels, as it is shown: after the turn that the file asks for."""
     height: int
     """Pixels."""
 
 
 def probe(path: Path) -> VideoShape:
-    """Length and size of a video, without decoding it; raises `VideoError` as `decode` does."""
+    """Length and size of a video, of which one frame is decoded; raises `VideoError` as `decode` does."""
     if path.name.endswith(LIST_SUFFIX):
-        listed = _read_list(path)
-        first = path.parent / listed.root / listed.frames[0][1]
-        try:
-            with Image.open(first) as image:
-                return VideoShape(seconds=listed.frames[-1][0], width=image.width, height=image.height)
-        except BROKEN_IMAGE as error:
-            raise _unreadable(first, error) from None
-    try:
-        with av.open(str(path)) as container:
-            stream, fps, total = _stream(container, str(path))
-            return VideoShape(seconds=(total - 1) / fps, width=stream.width, height=stream.height)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot be opened ({error}); restore the file or drop its rows") from error
+        listed = read_list(path)
+        width, height = image_size(path.parent / listed.root / listed.frames[0][1])
+        return VideoShape(seconds=listed.frames[-1][0], width=width, height=height)
+    with _opened(path) as video:
+        seconds, _ = video.last_and_end
+        if video.is_truncated:
+            raise unreadable(path, f"its frames end at {seconds:.2f} s")
+        ((_, frame),) = video.frames_at([0.0])
+        height, width, _ = video.to_rgb(frame, None, None).shape
+        return VideoShape(seconds=seconds, width=width, height=height)
 
 
 def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
@@ -168,115 +192,77 @@ def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
     return np.linspace(start_s, end_s, count)
 
 
-class ImageList(msgspec.Struct, frozen=True):
-    """A video whose frames are image files, as `*.frames.json`."""
-
-    root: str
-    """Folder that the paths are relative to; itself absolute, or relative to the list's folder."""
-    fps: float
-    """Rate that frame numbers are counted in, frames per second."""
-    frames: tuple[tuple[float, str], ...]
-    """Time in seconds from the start of the video and path of every image, ascending in time."""
-
-
 def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
-    listed = _read_list(path)
+    listed = read_list(path)
     all_times = np.array([t for t, _ in listed.frames])
-    end = all_times[-1] if spec.end_s is None else min(spec.end_s, all_times[-1])
-    targets = target_times(spec.start_s, float(end), spec.num_frames)
+    last = float(all_times[-1])
+    _check_start(spec, last + 1 / listed.fps)
+    end = last if spec.end_s is None else min(spec.end_s, last)
+    targets = target_times(spec.start_s, max(spec.start_s, end), spec.num_frames)
     chosen = [int(np.abs(all_times - target).argmin()) for target in targets]
-    pixels = [_read_image(path.parent / listed.root / listed.frames[i][1], spec) for i in chosen]
-    if len({image.shape for image in pixels}) > 1:
+    files = [path.parent / listed.root / listed.frames[i][1] for i in chosen]
+    images = {file: read_image(file, spec.height, spec.width) for file in dict.fromkeys(files)}
+    if len({image.shape for image in images.values()}) > 1:
         raise VideoError(f"{path}: its images differ in size; resize them, or set height and width")
     times = tuple(float(all_times[i]) for i in chosen)
     return ClipFrames(
-        pixels=np.stack(pixels),
+        pixels=np.stack([images[file] for file in files]),
         times=times,
         indices=tuple(round(t * listed.fps) for t in times),
         fps=listed.fps,
-        total_frames=round(float(all_times[-1]) * listed.fps) + 1,
+        total_frames=round(last * listed.fps) + 1,
     )
 
 
-def _read_list(path: Path) -> ImageList:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Video]:
     try:
-        listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
-        raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
-    if not listed.frames:
-        raise VideoError(f"{path}: lists no image; drop its rows")
-    return listed
+        with contextlib.closing(Video(str(path))) as video:
+            yield video
+    except (av.FFmpegError, OSError) as error:
+        raise unreadable(path, error) from error
 
 
-def _read_image(path: Path, spec: ClipSpec) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            size = (spec.width or image.width, spec.height or image.height)
-            converted = image.convert("RGB")
-            return np.asarray(
-                converted if size == image.size else converted.resize(size, Image.Resampling.BICUBIC)
-            )
-    except BROKEN_IMAGE as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> VideoError:
-    return VideoError(f"{path}: image cannot be read ({error}); restore it or drop its rows")
-
-
-def _select(container: av.container.InputContainer, spec: ClipSpec) -> ClipFrames:
-    stream, fps, total = _stream(container, spec.video)
-    # The store is filled by several processes at once; starting threads in each costs more than it saves.
-    stream.codec_context.thread_count = 1
-    last = (total - 1) / fps
-    end = last if spec.end_s is None else min(spec.end_s, last)
-    targets = target_times(spec.start_s, end, spec.num_frames)
-    if spec.start_s > 0:
-        container.seek(int(spec.start_s / (stream.time_base or 1)), stream=stream)
-    nearest = _nearest(container, stream, targets, fps)
-    far = [t for i, t in enumerate(targets) if i not in nearest or nearest[i][0] > 1 / fps]
-    if far:
-        raise VideoError(
-            f"{spec.video}: truncated: states {total} frames, but has none near {far[0]:.2f} s; "
-            "restore the file or drop its rows"
-        )
-    chosen = [nearest[i] for i in range(spec.num_frames)]
-    pixels = [
-        frame.to_ndarray(format="rgb24", height=spec.height, width=spec.width) for _, _, frame in chosen
-    ]
-    times = tuple(t for _, t, _ in chosen)
+def _select(video: Video, spec: ClipSpec) -> ClipFrames:
+    pixels: np.ndarray | None = None
+    times: list[float] = []
+    for place, (t, frame) in enumerate(video.frames_at(_targets(video, spec).tolist())):
+        if pixels is None:
+            first = video.to_rgb(frame, spec.height, spec.width)
+            pixels = np.empty((spec.num_frames, *first.shape), np.uint8)
+            pixels[0] = first
+        elif t == times[-1]:
+            pixels[place] = pixels[place - 1]
+        else:  # in the size of the first one: it may change within a file
+            pixels[place] = video.to_rgb(frame, *pixels.shape[1:3])
+        times.append(t)
+    assert pixels is not None
+    is_counted = all(abs(round(t * video.rate) / video.rate - t) <= NUMBERING_ERROR_S for t in times)
+    rate = video.rate if is_counted else MILLISECONDS
     return ClipFrames(
-        pixels=np.stack(pixels),
-        times=times,
-        indices=tuple(round(t * fps) for t in times),
-        fps=fps,
-        total_frames=total,
+        pixels=pixels,
+        times=tuple(times),
+        indices=tuple(round(t * rate) for t in times),
+        fps=rate,
+        total_frames=round(video.last_and_end[0] * rate) + 1,
+        damaged=video.damaged,
     )
 
 
-def _stream(container: av.container.InputContainer, video: str) -> tuple[av.VideoStream, float, int]:
-    """The video stream, its frames per second, its number of frames."""
-    if not container.streams.video:
-        raise VideoError(f"{video}: has no video stream; re-encode the file or drop its rows")
-    stream = container.streams.video[0]
-    if stream.average_rate is None or stream.time_base is None:
-        raise VideoError(f"{video}: states no frame rate; re-encode it, e.g. ffmpeg -i IN -r 30 OUT.mp4")
-    fps = float(stream.average_rate)
-    return stream, fps, stream.frames or round(float((stream.duration or 0) * stream.time_base) * fps)
+def _targets(video: Video, spec: ClipSpec) -> np.ndarray:
+    """[F] times in the video at which frames are wanted."""
+    last, end = video.last_and_end
+    if (spec.end_s is None or spec.end_s > end) and video.is_truncated:
+        raise unreadable(Path(spec.video), f"its frames end at {end:.2f} s")
+    _check_start(spec, end)
+    # The last frame stands for the end, unless it stays for long.
+    latest = end if end - last > 1.5 / video.rate else last
+    stop = last if spec.end_s is None else min(spec.end_s, latest)
+    return target_times(spec.start_s, max(spec.start_s, stop), spec.num_frames)
 
 
-def _nearest(
-    container: av.container.InputContainer, stream: av.VideoStream, targets: np.ndarray, fps: float
-) -> dict[int, tuple[float, float, av.VideoFrame]]:
-    """For every target, by its place, the frame nearest to it, as (distance, time, frame)."""
-    nearest: dict[int, tuple[float, float, av.VideoFrame]] = {}
-    origin = (stream.start_time or 0) * float(stream.time_base or 0)
-    for frame in container.decode(stream):
-        t = float(frame.time or 0.0) - origin
-        if t > targets[-1] + 1 / fps:
-            break
-        for i, target in enumerate(targets):
-            distance = abs(t - float(target))
-            if i not in nearest or distance < nearest[i][0]:
-                nearest[i] = (distance, t, frame)
-    return nearest
+def _check_start(spec: ClipSpec, end: float) -> None:
+    if spec.start_s > end:
+        raise VideoError(
+            f"{spec.video}: clip.start_s = {spec.start_s:g}: the video ends at {end:.2f} s; correct the row or drop it"
+        )

@@ -48,8 +48,8 @@ from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError
 from videostr.files import replacing, write_json
 from videostr.graph import MAX_FRAMES
+from videostr.images import LIST_SUFFIX, ImageList
 from videostr.types import ClipSpec, Record
-from videostr.video import LIST_SUFFIX, ImageList
 
 SHARD_RECORDS = 8192
 AHEAD = 4

@@ -18,8 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from videostr.errors import DataError
+from videostr.images import LIST_SUFFIX
 from videostr.types import Record
-from videostr.video import LIST_SUFFIX
 
 
 def excluded(source: str, lists: Sequence[Path]) -> frozenset[str]:
