@@ -34,7 +34,7 @@ from videostr.errors import DataError, ModelError, VideoError
 from videostr.model import check_model
 from videostr.prompt import encode, render
 from videostr.types import Clip, Record
-from videostr.video import ClipFrames, decode, name_clip
+from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
 
 SAMPLED_ROWS = 256
 """Rows of a dataset that are read."""
@@ -484,7 +484,21 @@ def _check_dataset(config: Config, key: str, folder: str, seen: Seen) -> Iterato
         )
         return
     count, height, width, _ = frames.pixels.shape
-    yield ok(f"{key} video", f"{clip.spec.video}: decodes, {count} frames of {width} x {height}")
+    found = f"{clip.spec.video}: decodes, {count} frames of {width} x {height}"
+    if frames.pixels.nbytes > LARGE_CLIP_BYTES:
+        yield warn(
+            f"{key} video",
+            f"{found}: {frames.pixels.nbytes / 1e6:.0f} MB for a clip in the frame store and in every process that reads it",
+            "set clip.width and clip.height of the records (--size WxH of data build and data import), or show fewer frames",
+        )
+    elif frames.remarks:
+        yield warn(
+            f"{key} video",
+            f"{clip.spec.video}: {'; '.join(frames.remarks)}",
+            f"python -m videostr.data check {folder} finds them all",
+        )
+    else:
+        yield ok(f"{key} video", found)
     clips = len({r.clip for r in records}) / len(records) * total
     seen.frame_bytes += clips * frames.pixels.nbytes
     if seen.size is not None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -48,7 +48,7 @@ class Video:
         self._origin = self._seconds(stream.start_time or 0)
 
     def _open(self) -> None:
-        self._ahead: av.Packet | None = None
+        self._ahead: av.Packet[av.VideoStream] | None = None
         """Taken from the container, and not yet from `_packets`."""
         self._container = av.open(self.path)
         self._stream = _main_stream(self._container, self.path)
@@ -203,7 +203,7 @@ class Video:
 
     # -------------------------------------------------------------------------------------------- positions
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def _packets(self) -> Iterator[av.Packet[av.VideoStream]]:
         """Packets of the stream from here on, as far as the file can be read; the last is empty, for the decoder's delay."""
         if self._ahead is not None:
             yield self._ahead
@@ -282,7 +282,7 @@ def _main_stream(container: av.container.InputContainer, path: str) -> av.VideoS
 
 def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """The display matrix ((a, b), (c, d)), of -1, 0 and 1: column x, row y is shown at column a x + c y, row b x + d y."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return (1, 0), (0, 1)
     matrix = np.frombuffer(data, np.int32).astype(float)[[0, 1, 3, 4]]

@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 
 from videostr import graph as graphs
-from videostr.types import Answer, AnswerKind, Clip, GraphFrame, Node, Prompt, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, Clip, ClipSpec, GraphFrame, Node, Prompt, Record, SceneGraph
 from videostr.video import ClipFrames
 
 AXES = {
@@ -59,12 +59,26 @@ def render(record: Record, clip: Clip, processor: Any) -> Prompt:
 
 
 def instruction(record: Record) -> str:
-    """What the policy is told: the question, the graph's contract for this scene, the form of the answer."""
+    """What the policy is told: the question, the graph's contract for this scene, the form of the answer.
+
+    Times are those of the whole video. The contract names those of the frames; without one, `part_shown` does.
+    """
     contract = ""
+    question = asked(record.question, record.options)
     if record.graph is not None:
         times = [frame.t for frame in record.graph.frames]
         contract = graph_contract(record.graph, times, f"Labels: {', '.join(record.labels)}.")
-    return reasoned(asked(record.question, record.options), contract, form_of(record.answer))
+    else:
+        question = part_shown(record.clip) + question
+    return reasoned(question, contract, form_of(record.answer))
+
+
+def part_shown(clip: ClipSpec) -> str:
+    """A line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
+    if not clip.start_s:
+        return ""
+    end = "on" if clip.end_s is None else f"to {clip.end_s:g} s"
+    return f"The video is shown from {clip.start_s:g} s {end}; times count from its beginning, which is not shown.\n"
 
 
 def asked(question: str, options: Sequence[str]) -> str:

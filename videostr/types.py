@@ -143,6 +143,8 @@ class Record:
     """Labels that a graph may use; may hold distractors."""
     graph: SceneGraph | None
     """The true scene, or None where the source has none."""
+    image_size: tuple[int, int] | None = None
+    """Width and height, px, of the images that the source's boxes and calibration refer to; None where it does not say."""
     origin: str = ""
     """"file:row" of the dataset row, for messages."""
 

@@ -29,6 +29,8 @@ DECODING = 2
 """Raised when other frames or pixels are read for the same clip: frames stored before are then not used."""
 METADATA = 3
 """Raised when `ClipFrames.metadata` tells the model something else of the same frames: answers kept before are then void."""
+LARGE_CLIP_BYTES = 64e6
+"""Clips that take more decoded memory than this are warned of: 16 frames of 1280 x 720 take 44 MB."""
 NUMBERING_ERROR_S = 0.02
 """Largest error of a time that is told as the number of a frame; in milliseconds where the frame rate varies more."""
 MILLISECONDS = 1000.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -19,19 +21,22 @@ from rewards import number, score
 from rewards.rubric import PRESETS
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
-from videostr.data.check import problems
+from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
-from videostr.errors import ConfigError, DataError, VideoStrError, exit_status_of
+from videostr.errors import ConfigError, DataError, VideoError, VideoStrError, exit_status_of
 from videostr.metrics import duration
 from videostr.prompt import reference_trace
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
 from videostr.types import Failure, Record
+from videostr.video import LARGE_CLIP_BYTES, probe
 
 FULL = 1 - 1e-6
+PROBED = 32
+"""Videos of an import, about so many, that are opened to know the size of their frames."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     take.add_argument("--out", type=Path, required=True)
     take.add_argument("--frames", type=int, default=exchange.NUM_FRAMES, help="frames of a clip")
+    take.add_argument(
+        "--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252; the video's unless given"
+    )
     take.add_argument("--unit", default="", help="of numbers that name none, e.g. m")
     return parser
 
@@ -336,8 +344,11 @@ def _import(options: argparse.Namespace) -> int:
     for row in rows:
         if isinstance(row, Failure):
             print(row.detail)
+    width, height = options.size or (None, None)
     placed = [
-        dataclasses.replace(r, clip=dataclasses.replace(r.clip, video=str(root / r.clip.video)))
+        dataclasses.replace(
+            r, clip=dataclasses.replace(r.clip, video=str(root / r.clip.video), width=width, height=height)
+        )
         for r in records
     ]
     if not placed:
@@ -345,7 +356,22 @@ def _import(options: argparse.Namespace) -> int:
         return 1
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
+    if warning := _large_clips(placed):
+        print(f"warning: {warning}")
     return 0
+
+
+def _large_clips(records: Sequence[Record]) -> str:
+    """What is said of large clips among some of the records, those left out whose video cannot be read."""
+    by_video = {record.clip.video: record.clip for record in records}
+    some = [list(by_video.values())[i] for i in range(0, len(by_video), max(1, len(by_video) // PROBED))]
+    shapes = []
+    for clip in some:
+        with contextlib.suppress(VideoError):
+            shape = probe(Path(clip.video))
+            shapes.append((clip.num_frames, clip.height or shape.height, clip.width or shape.width, 3))
+    large = [shape for shape in shapes if math.prod(shape) > LARGE_CLIP_BYTES]
+    return large_clips(large, len(shapes)) if large else ""
 
 
 IMPORTS: dict[str, Callable[..., Iterator[Record | Failure]]] = {

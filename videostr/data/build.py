@@ -283,6 +283,7 @@ def _record(
         ),
         labels=tuple(sorted(asked.labels if labels is None else labels)),
         graph=None if labels is None else view.graph(labels),
+        image_size=view.scene.image_size,
     )
 
 

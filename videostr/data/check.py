@@ -5,24 +5,31 @@ In: a dataset's folder. Out: problems, each with the row it is in. What a row mu
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from msgspec import structs
 
 from videostr.data import leakage
+from videostr.data.naming import named_boxes
 from videostr.data.records import read_records
 from videostr.errors import VideoError
-from videostr.types import Failure, Record
-from videostr.video import FrameStore, name_clip
+from videostr.types import AnswerKind, Clip, Failure, Record
+from videostr.video import LARGE_CLIP_BYTES, decode, name_clip, probe
+
+SAME_PROPORTIONS = 0.01
+"""Pictures whose ratios of width to height differ by less are one picture in two sizes."""
+OUTSIDE_PX = 1.0
+"""Boxes are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, and how many rows are lost by it."""
+    """What is wrong, and how many rows are lost by it; 0 of a warning."""
 
     detail: str
     rows: int = 1
@@ -55,6 +62,8 @@ def problems(
         records.append(_without_nodes(row))
         if problem := judge(row):
             yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}")
+        if problem := _outside(row):
+            yield Problem(f"{row.origin}: {problem}")
     by_id = {record.id: record for record in records}
     for record_id, place in leakage.find(records, lists):
         yield Problem(
@@ -64,7 +73,7 @@ def problems(
         yield Problem(
             f"{by_id[second].origin}: {second}: asks the same of the same video as {first}; drop one"
         )
-    yield from _undecodable(folder, records, videos, seed)
+    yield from _of_videos(folder, records, videos, seed)
     yield total
 
 
@@ -76,22 +85,93 @@ def _without_nodes(record: Record) -> Record:
     return replace(record, graph=structs.replace(record.graph, frames=frames))
 
 
-def _undecodable(folder: Path, records: Sequence[Record], count: int | None, seed: int) -> Iterator[Problem]:
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is kept of a decoded clip."""
+
+    times: tuple[float, ...]
+    remarks: list[str]
+    shape: tuple[int, ...]
+    """F, H, W, 3."""
+    size: tuple[int, int]
+    """Width and height of the video, px."""
+
+
+def _of_videos(folder: Path, records: Sequence[Record], count: int | None, seed: int) -> Iterator[Problem]:
     chosen = np.random.default_rng(seed).permutation(len(records))[:count]
-    with tempfile.TemporaryDirectory() as scratch:
-        store = FrameStore(scratch)
-        for index in sorted(chosen):
-            record = records[index]
-            try:
-                clip = name_clip(record.clip, folder)
-                times = store.frames(clip).times
-            except VideoError as error:
-                yield Problem(f"{record.origin}: {error}")
-                continue
-            for path in Path(scratch).glob(f"{clip.digest}.*"):
-                path.unlink(missing_ok=True)
-            if record.graph and (off := _off(record, times)):
-                yield Problem(f"{record.origin}: {off}")
+    decoded: dict[str, _Shown | str] = {}
+    large = {}
+    for index in sorted(chosen):
+        record = records[index]
+        try:
+            clip = name_clip(record.clip, folder)
+        except VideoError as error:
+            yield Problem(f"{record.origin}: {error}")
+            continue
+        if (shown := decoded.get(clip.digest)) is None:
+            shown = decoded[clip.digest] = _shown(clip)
+        if isinstance(shown, str):
+            yield Problem(f"{record.origin}: {shown}")
+            continue
+        yield from (Problem(f"{record.origin}: {clip.spec.video}: {remark}") for remark in shown.remarks)
+        if record.graph and (off := _off(record, shown.times)):
+            yield Problem(f"{record.origin}: {off}")
+        yield from _resized(record, shown)
+        if math.prod(shown.shape) > LARGE_CLIP_BYTES:
+            large[clip.digest] = shown.shape
+    if large:
+        yield Problem(f"warning: {large_clips(list(large.values()), len(decoded))}", rows=0)
+
+
+def _shown(clip: Clip) -> _Shown | str:
+    """A decoded clip, or why it cannot be."""
+    try:
+        frames, shape = decode(clip.spec), probe(Path(clip.spec.video))
+    except VideoError as error:
+        return str(error)
+    return _Shown(frames.times, frames.remarks, frames.pixels.shape, (shape.width, shape.height))
+
+
+def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
+    """Whether the video has the size that the boxes were drawn on; boxes are shares of it, so its proportions matter."""
+    if record.image_size is None or record.image_size == shown.size:
+        return
+    (width, height), (shown_width, shown_height) = record.image_size, shown.size
+    found = (
+        f"{record.origin}: image_size is {width} x {height}, the frames of {record.clip.video} are "
+        f"{shown_width} x {shown_height}"
+    )
+    if abs(width * shown_height / (height * shown_width) - 1) <= SAME_PROPORTIONS:
+        yield Problem(f"warning: {found}: the same picture in another size; correct image_size", rows=0)
+    else:
+        yield Problem(
+            f"{found}: boxes lie elsewhere there; annotate the frames as a player shows them, or correct image_size"
+        )
+
+
+def large_clips(shapes: Sequence[tuple[int, ...]], of: int) -> str:
+    """What is said of clips, [F, H, W, 3] each, that take more than `LARGE_CLIP_BYTES`."""
+    frames, height, width, _ = worst = max(shapes, key=math.prod)
+    return (
+        f"{len(shapes)} of {of} clips take more than {LARGE_CLIP_BYTES / 1e6:.0f} MB, up to {math.prod(worst) / 1e6:.0f} MB "
+        f"({frames} frames of {width} x {height}), in the frame store and in every process that reads them; limit it by "
+        "clip.width and clip.height of the records (--size WxH of data build and data import), or by fewer frames (--frames)"
+    )
+
+
+def _outside(record: Record) -> str:
+    """The first box or position, in px of 0 to 1000 of the frame, that lies outside the frame."""
+    boxes: list[Any] = [box for _, box in named_boxes(record.question)]
+    if record.answer.kind is AnswerKind.BOX2D:
+        boxes.append(record.answer.value)
+    if record.answer.kind is AnswerKind.TRACK:
+        boxes += list(record.answer.value)  # type: ignore[arg-type]  # a track's value is a list
+    if record.graph is not None and record.graph.unit == "px":
+        boxes += [node.pos for frame in record.graph.frames for node in frame.nodes]
+    for box in boxes:
+        if not all(-OUTSIDE_PX <= x <= 1000 + OUTSIDE_PX for x in box):
+            return f"{list(box)} lies outside the frame: must be px of 0 to 1000 of its width and height"
+    return ""
 
 
 def _off(record: Record, times: Sequence[float]) -> str:

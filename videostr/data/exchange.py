@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -94,7 +95,7 @@ def export_easyr1(records: Iterable[Record], out_parquet: Path, root: Path) -> i
     """Write EasyR1 rows, answers as a policy would write them; returns how many. Arguments as `export_video_r1`."""
     rows = (
         {
-            "problem": PLACEHOLDER + instruction(record),
+            "problem": PLACEHOLDER + instruction(_of_whole_video(record)),
             "answer": _text(record.answer),
             "videos": [_path(record, root)],
         }
@@ -141,6 +142,11 @@ def _trl_row(record: Record, root: Path) -> dict[str, Any]:
         "start_s": record.clip.start_s,
         "end_s": record.clip.end_s,
     }
+
+
+def _of_whole_video(record: Record) -> Record:
+    """For trainers that show the whole video: the prompt must not say that a part is shown."""
+    return replace(record, clip=replace(record.clip, start_s=0.0, end_s=None))
 
 
 def _path(record: Record, root: Path) -> str:

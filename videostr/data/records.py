@@ -48,11 +48,14 @@ SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("graph", pa.string()),
         pa.field("graph_frame", pa.string()),
+        pa.field("image_size", pa.list_(pa.int32())),
     ],
     metadata={"videostr.schema": SCHEMA_VERSION},
 )
 """`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
 stands in `graph_frame`."""
+NEWER = {"image_size"}
+"""Columns that a shard may lack."""
 
 log = logging.getLogger(__name__)
 
@@ -173,20 +176,21 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             version = (schema.metadata or {}).get(b"videostr.schema", b"none").decode()
-            missing = set(SCHEMA.names) - set(schema.names)
+            wanted = pa.schema([each for each in SCHEMA if each.name in {*schema.names} or each.name not in NEWER])
+            missing = set(wanted.names) - set(schema.names)
             if version != SCHEMA_VERSION or missing:
                 raise DataError(
                     f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}; this version reads "
                     f"schema {SCHEMA_VERSION}: build the dataset again"
                 )
             count = file.metadata.num_rows
-            if count and (wrong := type_problems(schema, SCHEMA)):
+            if count and (wrong := type_problems(schema, wanted)):
                 yield RecordError(
                     f"{shard}:0-{count - 1}: {'; '.join(wrong)}; write the columns as docs/data.md lists them "
                     f"(all {count} rows of the file are lost)"
                 )
                 return
-            for batch in file.iter_batches(GROUP_ROWS, columns=SCHEMA.names):
+            for batch in file.iter_batches(GROUP_ROWS, columns=wanted.names):
                 yield from plain_rows(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield error
@@ -240,6 +244,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
         "labels": list(record.labels),
         "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
+        "image_size": None if record.image_size is None else list(record.image_size),
     }
 
 
@@ -252,6 +257,7 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
     if problem := row_problem(row):
         raise RecordError(f"{origin}: {problem}")
     options = tuple(row["options"])
+    size = row.get("image_size")
     return Record(
         id=row["id"],
         source=row["source"],
@@ -262,6 +268,7 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
         clip=_clip(row["clip"], origin),
         labels=tuple(row["labels"]),
         graph=_graph(row, origin),
+        image_size=None if size is None else (int(size[0]), int(size[1])),
         origin=origin,
     )
 

@@ -84,6 +84,11 @@ COLUMNS = {
     "labels": Rule("a list of texts", lambda value: isinstance(value, list)),
     "graph": OPTIONAL_TEXT,
     "graph_frame": OPTIONAL_TEXT,
+    "image_size": Rule(
+        f"a list of width and height, whole numbers from 1 to {MAX_SIDE}, or null",
+        lambda value: isinstance(value, list) and len(value) == 2 and all(_is_whole(v, MAX_SIDE) for v in value),
+        optional=True,
+    ),
 }
 STRUCTS = {
     "answer": {
@@ -231,7 +236,9 @@ def _is_numeric(found: pa.DataType) -> bool:
 def _words(wanted: pa.DataType) -> str:
     if pa.types.is_struct(wanted):
         return f"a struct of {', '.join(field.name for field in wanted)}"
-    return "a list of strings" if _is_list(wanted) else str(wanted)
+    if _is_list(wanted):
+        return f"a list of {'strings' if _is_string(wanted.value_type) else 'numbers'}"
+    return str(wanted)
 
 
 def is_finite(value: Any) -> bool:

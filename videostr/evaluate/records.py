@@ -17,7 +17,7 @@ from videostr.checkpoint import digest_of
 from videostr.data.records import read_records
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict, mean
-from videostr.prompt import answer_text, asked, form_of, instruction
+from videostr.prompt import answer_text, asked, form_of, instruction, part_shown
 from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
 
@@ -50,7 +50,8 @@ class Records:
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The question and the form of its answer."""
         record = _record(question)
-        return f"{asked(record.question, record.options)}\nAnswer with {form_of(record.answer)} only."
+        text = part_shown(record.clip) + asked(record.question, record.options)
+        return f"{text}\nAnswer with {form_of(record.answer)} only."
 
     def instruction(self, question: Question, mode: Mode) -> str:
         """The instruction of training; without the graph in `Mode.THINK`."""
