@@ -275,6 +275,8 @@ class _Clock:
 def _main_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
     """The stream that ffmpeg takes: the default one, of those the largest; never a cover picture."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams and is_cut_off(Path(path)):
+        raise unreadable(Path(path), "no video stream is found")
     if not streams:
         raise VideoError(f"{path}: has no video stream; drop its rows")
     return max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))

@@ -176,7 +176,9 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             version = (schema.metadata or {}).get(b"videostr.schema", b"none").decode()
-            wanted = pa.schema([each for each in SCHEMA if each.name in {*schema.names} or each.name not in NEWER])
+            wanted = pa.schema(
+                [each for each in SCHEMA if each.name in {*schema.names} or each.name not in NEWER]
+            )
             missing = set(wanted.names) - set(schema.names)
             if version != SCHEMA_VERSION or missing:
                 raise DataError(

@@ -86,7 +86,9 @@ COLUMNS = {
     "graph_frame": OPTIONAL_TEXT,
     "image_size": Rule(
         f"a list of width and height, whole numbers from 1 to {MAX_SIDE}, or null",
-        lambda value: isinstance(value, list) and len(value) == 2 and all(_is_whole(v, MAX_SIDE) for v in value),
+        lambda value: (
+            isinstance(value, list) and len(value) == 2 and all(_is_whole(v, MAX_SIDE) for v in value)
+        ),
         optional=True,
     ),
 }

@@ -62,6 +62,7 @@ def test_records_are_of_the_schema_and_point_at_their_images(built: Path, street
     records = [row for row in rows if isinstance(row, Record)]
     assert len(records) > 500
     assert {r.source for r in records} == {"kitti"}
+    assert {r.image_size for r in records} == {(1242, 375)}
     assert {r.clip.video for r in records} == {f"frames/kitti-{i:04d}.frames.json" for i in range(5)}
     listed = json.loads((built / records[0].clip.video).read_text())
     assert listed["root"] == str(street.resolve())
