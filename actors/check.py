@@ -29,6 +29,7 @@ from videostr.check import (
     check_disk,
     check_machine,
     check_policy,
+    check_run,
     existing,
     fail,
     look,
@@ -72,7 +73,8 @@ def check(
         cluster: in place of the one that is found.
     """
     seen = Seen()
-    findings = [*check_policy(config, seen), *check_data(config, seen), *check_disk(config, seen)]
+    findings = [*check_policy(config, seen), *check_data(config, seen), check_run(config)]
+    findings += [*check_disk(config, seen)]
     findings += check_rewards(config)
     try:
         cluster = cluster or find_cluster(config)

@@ -91,7 +91,7 @@ class LearnerState:
         """
         if not (folder / STATE).is_file():
             raise LearnerError(f"{folder}: no learner checkpoint; give a folder that `save` has written")
-        values = json.loads((folder / STATE).read_text())
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(folder / n, framework="pt")) for n in values["shards"]]
             places = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping

@@ -50,7 +50,9 @@ class RewardWorker(Named):
         status = Path("/proc/self/status")
         if status.exists():
             held_kib = next(
-                int(line.split()[1]) for line in status.read_text().splitlines() if "VmData" in line
+                int(line.split()[1])
+                for line in status.read_text(encoding="utf-8").splitlines()
+                if "VmData" in line
             )
             limit = held_kib * 1024 + int(self.memory_gib * 2**30)
             # Not RLIMIT_AS: Ray maps its whole object store into every worker.

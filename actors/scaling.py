@@ -16,6 +16,7 @@ from actors.supervision import Health
 from videostr.config import Config
 from videostr.errors import ConfigError
 from videostr.scale import read_wish
+from videostr.tasks import FileThread
 
 log = logging.getLogger("videostr.scaling")
 LOOK_S = 2.0
@@ -27,6 +28,7 @@ class Scaling:
     def __init__(self, config: Config, run_folder: Path, pool: RayRolloutPool, placement: Placement) -> None:
         self._most = config.rollout.max_workers
         self._run_folder = run_folder
+        self._thread = FileThread("scaling")
         self._pool = pool
         self._placement = placement
         self._wish: int | None = None
@@ -48,15 +50,15 @@ class Scaling:
 
     async def look(self) -> None:
         """Resize the pool if there is a reason to."""
-        wanted = self._wanted()
+        wanted = await self._wanted()
         if wanted != (size := self._pool.size()):
             log.info("rollout workers: %d -> %d", size, wanted)
             await self._pool.resize(wanted)
 
-    def _wanted(self) -> int:
+    async def _wanted(self) -> int:
         size = self._pool.size()
         try:
-            wish = read_wish(self._run_folder)
+            wish = await self._thread(read_wish, self._run_folder)
         except ConfigError as error:
             log.warning("%s", error)
             return size

@@ -20,6 +20,7 @@ from rewards.probes import moved, trace
 from rewards.rubric import judge_group, score
 from videostr.data.records import read_records
 from videostr.errors import DataError, VideoStrError
+from videostr.files import write_text
 from videostr.graph import to_json
 from videostr.prompt import answer_text
 from videostr.report.scene import SIDE, draw, frame_at, half_spacing, view_of
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.examples:
         drawn, table = example_rows()
-        options.examples.write_text(drawn)
+        write_text(options.examples, drawn)
         sys.stdout.write(table)
         return 0
     if not (options.data and options.id and options.trace):
@@ -182,7 +183,7 @@ def _explain(options: argparse.Namespace) -> None:
     )
     if record is None:
         raise DataError(f"{options.data}: has no usable record with id = {options.id!r}")
-    ((parsed, earned),) = judge_group([options.trace.read_text()], record, options.rubric)
+    ((parsed, earned),) = judge_group([options.trace.read_text(encoding="utf-8")], record, options.rubric)
     lines = [
         f"total {earned.total:.3f}",
         *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),
@@ -193,7 +194,7 @@ def _explain(options: argparse.Namespace) -> None:
             replace(parsed.graph, frame=record.graph.frame) if isinstance(parsed.graph, SceneGraph) else None
         )
         row = Row(title=record.question, remark=remark(earned), truth=record.graph, stated=stated)
-        options.picture.write_text(picture([row]))
+        write_text(options.picture, picture([row]))
 
 
 if __name__ == "__main__":

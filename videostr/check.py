@@ -28,11 +28,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from videostr.checkpoint import Checkpoints
 from videostr.config import Config
 from videostr.data.records import read_records
-from videostr.errors import DataError, ModelError, VideoError
+from videostr.errors import DataError, ModelError, RunFolderError, StorageError, VideoError
+from videostr.lock import find_holder
 from videostr.model import check_model
 from videostr.prompt import encode, render
+from videostr.runfolder import check_run_folder, run_folder
 from videostr.types import Clip, Record
 from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
 
@@ -424,7 +427,9 @@ def _weights(path: str) -> Finding:
     try:
         names = [SAFE_WEIGHTS_NAME]
         if (folder / name).exists():
-            names = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+            names = sorted(
+                set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
+            )
         for name in names:
             with safe_open(folder / name, "pt"):  # compares its length with what its header promises
                 pass
@@ -546,9 +551,25 @@ def _prompt(config: Config, name: str, record: Record, clip: Clip, frames: ClipF
 # ------------------------------------------------------------------------------------------------- disk
 
 
+def check_run(config: Config) -> Finding:
+    """Whether the run may start in its folder, or go on there: nobody else is at it, and it belongs to this config."""
+    name, folder = "run folder", run_folder(config)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+    try:
+        if (holder := find_holder(folder)) is not None:
+            return fail(
+                name, f"{folder}: in use by {holder}", "wait until that ends, or choose another run.name"
+            )
+        check_run_folder(config, checkpoints)
+        newest = checkpoints.latest()
+    except (RunFolderError, StorageError) as error:
+        return told(name, error)
+    return ok(name, f"{folder}: " + (f"goes on from {newest.name}" if newest else "starts anew"))
+
+
 def check_disk(config: Config, seen: Seen) -> Iterator[Finding]:
     """Whether checkpoints and decoded frames fit where they are written, together where that is one file system."""
-    runs = existing(Path(config.run.dir))
+    runs = existing(run_folder(config))
     frames = existing(Path(config.data.frame_store)) if config.data.frame_store else runs
     together = runs.stat().st_dev == frames.stat().st_dev
     need, parts = seen.frame_bytes if together else 0.0, []

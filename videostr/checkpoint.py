@@ -6,11 +6,12 @@ checkpoints/step_000010/state.json  step, ledger, size and digest of every file;
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
 checkpoints/aside_000015/           a checkpoint of steps that the run went back from; not used, not deleted
+checkpoints/.writing_*, .deleting_* what a kill left half written or half deleted; dropped at the next start
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from videostr.errors import RunFolderError
-from videostr.files import sync_to_disk, write_json
+from videostr.files import storage, sync_to_disk, write_json
+from videostr.tasks import FileThread
 
 log = logging.getLogger(__name__)
 FORMAT = 2
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
+WRITING, DELETING = ".writing_", ".deleting_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +95,16 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the newest `keep`, and the best by held-out reward."""
+    """The checkpoints of one run folder: the newest `keep`, and the best by held-out reward.
+
+    A checkpoint may have hundreds of gigabytes: on an event loop, call all methods but `save` through `thread`.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self.thread = FileThread("checkpoints")
+        """Does all file work in order: the next checkpoint waits for what is still hashed or deleted of the one before."""
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint; not looked into."""
@@ -129,22 +137,20 @@ class Checkpoints:
 
         It is written under another name, forced to disk and renamed, so that a run killed here, or a full disk, leaves
         the previous one as the latest.
+
+        Raises:
+            StorageError: it cannot be written.
         """
         final = self.folder / f"step_{state.step:06d}"
-        scratch = self.folder / f".writing_{state.step:06d}"
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = self.folder / f"{WRITING}{state.step:06d}"
+        await self.thread(self._begin, scratch)
         try:
-            scratch.mkdir(parents=True)
             await learner_save(scratch)
-            files = await asyncio.to_thread(_fingerprints, scratch)
-            write_json(scratch / STATE, {"format": FORMAT, **asdict(state), "files": files})
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            await self.thread(_seal, scratch, state)
+        except Exception:
+            await self.thread(shutil.rmtree, scratch, ignore_errors=True)
             raise
-        shutil.rmtree(final, ignore_errors=True)
-        scratch.replace(final)
-        sync_to_disk(self.folder)
-        self._prune()
+        await self.thread(self._finish, scratch, final)
         return final
 
     def rewind(self, step: int, resume: str) -> None:
@@ -153,27 +159,25 @@ class Checkpoints:
         Args:
             step: that the run goes on from.
             resume: `run.resume`; a path is noted.
+
+        Raises:
+            StorageError: the folder cannot be written.
         """
-        for number, later in self._all():
-            if number > step:
-                aside = self.folder / later.name.replace("step_", "aside_")
-                shutil.rmtree(aside, ignore_errors=True)
-                later.replace(aside)
-                log.warning(
-                    "%s is of a later step: set aside as %s; delete it if it is of no use", later, aside.name
-                )
-        best = self.best()
-        if best is not None and best[0] > step:
-            (self.folder / BEST).unlink()
-        if resume in {"auto", "never"}:
-            (self.folder / RESUMED).unlink(missing_ok=True)
-        else:
-            write_json(self.folder / RESUMED, {"resume": resume, "step": step})
+        with storage(self.folder):
+            self._sweep()
+            self._set_aside(step)
+            best = self.best()
+            if best is not None and best[0] > step:
+                (self.folder / BEST).unlink()
+            if resume in {"auto", "never"}:
+                (self.folder / RESUMED).unlink(missing_ok=True)
+            else:
+                write_json(self.folder / RESUMED, {"resume": resume, "step": step})
 
     def resumed_from(self, resume: str) -> int | None:
         """The step that the run last went back to by this path of `run.resume`; None where it did not."""
         try:
-            values = json.loads((self.folder / RESUMED).read_text())
+            values = json.loads((self.folder / RESUMED).read_text(encoding="utf-8"))
             step: int = values["step"]
             return step if values["resume"] == resume else None
         except (OSError, ValueError, KeyError):
@@ -191,7 +195,7 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         """Step and held-out reward of the best checkpoint; None where nothing was evaluated."""
         try:
-            values = json.loads((self.folder / BEST).read_text())
+            values = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             return values["step"], values["reward"]
         except (OSError, ValueError, KeyError):
             return None
@@ -222,12 +226,16 @@ class Checkpoints:
             raise _damaged(checkpoint, f"{STATE} lists no files")
         for name, (size, digest) in files.items():
             path = checkpoint / name
-            if not path.is_file():
-                raise _damaged(checkpoint, f"{name} is missing")
-            if path.stat().st_size != size:
-                raise _damaged(checkpoint, f"{name} has {path.stat().st_size} bytes, {size} were written")
-            if _digest(path) != digest:
-                raise _damaged(checkpoint, f"{name} has other contents than were written")
+            try:
+                found = path.stat().st_size
+                if found != size:
+                    raise _damaged(checkpoint, f"{name} has {found} bytes, {size} were written")
+                if _digest(path) != digest:
+                    raise _damaged(checkpoint, f"{name} has other contents than were written")
+            except FileNotFoundError:
+                raise _damaged(checkpoint, f"{name} is missing") from None
+            except OSError as error:
+                raise _damaged(checkpoint, f"{name} cannot be read ({error.strerror})") from None
 
     def _complete(self) -> list[Path]:
         return [path for _, path in self._all() if (path / STATE).exists()]
@@ -237,16 +245,65 @@ class Checkpoints:
         found = [(path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*")]
         return sorted((int(number), path) for number, path in found if number.isdecimal())
 
+    def _set_aside(self, step: int) -> None:
+        for number, later in self._all():
+            if number > step:
+                aside = self.folder / later.name.replace("step_", "aside_")
+                self._delete(aside)
+                later.replace(aside)
+                log.warning(
+                    "%s is of a later step: set aside as %s; delete it if it is of no use", later, aside.name
+                )
+
+    def _begin(self, scratch: Path) -> None:
+        with storage(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+
+    def _finish(self, scratch: Path, final: Path) -> None:
+        with storage(final):
+            self._delete(final)
+            scratch.replace(final)
+            sync_to_disk(self.folder)
+        self._prune()
+
     def _prune(self) -> None:
         best = self.best()
         for number, old in self._all()[: -self.keep]:
             if best is None or number != best[0]:
-                shutil.rmtree(old)
+                self._delete(old)
+
+    def _delete(self, checkpoint: Path) -> None:
+        """Delete a checkpoint, if there is one; it takes another name first, so that none is ever half there.
+
+        What cannot be deleted is told, and stays.
+        """
+        doomed = self.folder / f"{DELETING}{checkpoint.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                checkpoint.replace(doomed)
+                shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("%s cannot be deleted (%s); delete it by hand", checkpoint, error.strerror)
+
+    def _sweep(self) -> None:
+        """Drop what a kill left half written or half deleted."""
+        for pattern in (f"{WRITING}*", f"{DELETING}*"):
+            for left in self.folder.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _seal(scratch: Path, state: RunState) -> None:
+    """Force the files of a checkpoint to disk, and say what they are: from now on it is one."""
+    with storage(scratch):
+        files = _fingerprints(scratch)
+        write_json(scratch / STATE, {"format": FORMAT, **asdict(state), "files": files})
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
+        values: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(checkpoint, f"{STATE} is not readable ({error})") from None
     if values.get("format") != FORMAT:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import math
 import sys
@@ -25,9 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from videostr import config as configs
+from videostr.console import run_command
 from videostr.data.records import index_at, read_records, usable_records
-from videostr.errors import DataError, VideoStrError, exit_status_of
+from videostr.errors import DataError
+from videostr.files import storage, write_json
 from videostr.grpo.batch import RopeGrid, prompt_positions
+from videostr.lock import FolderLock
 from videostr.model import check_model
 from videostr.prompt import encode_many, instruction, reference_trace, render
 from videostr.tabletop.policy import make_policy
@@ -128,15 +130,16 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
         accuracy = measure(model, heldout, heldout.records[: config.heldout_prompts], config)
         log.info("held-out: %s", accuracy)
     model.to(dtype=getattr(torch, config.dtype))  # type: ignore[call-arg]  # wrapped without its signature
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    with storage(out):
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
     about = {
         "config": asdict(config),
         "records": len(examples.records),
         "seconds": round(seconds),
         "heldout": accuracy and asdict(accuracy),
     }
-    (out / "coldstart.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_json(out / "coldstart.json", about)
     return accuracy
 
 
@@ -218,11 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(configs.load_coldstart(options.config, options.overrides))
-    except VideoStrError as error:
-        log.error("error: %s", error)
-        return exit_status_of(error)
+    return run_command(lambda: _main(options), log.error)
+
+
+def _main(options: argparse.Namespace) -> int:
+    config = configs.load_coldstart(options.config, options.overrides)
+    with FolderLock(Path(config.out), "out"):
+        train(config)
     return 0
 
 

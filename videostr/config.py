@@ -7,6 +7,7 @@ A file is sparse (what it leaves out has the default below) and complete (no int
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from videostr.errors import ConfigError
 
+MAX_NAME, MAX_NAME_BYTES = 128, 200
+"""Of a run: Weights & Biases takes 128 characters, file systems 255 bytes for a name and what is put around it."""
+
 
 @dataclass
 class Run:
     """Where a run lives and what it repeats."""
 
     name: str = "run"
-    """Folder name below `dir`."""
+    """Folder below `dir`, and the run's name in every logger: one name, not a path."""
     dir: str = "runs"
     """Parent of the run folder."""
     seed: int = 0
@@ -586,6 +590,31 @@ def seed_rule(key: str, value: int) -> tuple[bool, str]:
     return _bound(key, value, lambda v: 0 <= v < 2**32, f"at least 0 and at most {2**32 - 1}")
 
 
+def _name_rule(key: str, name: str) -> tuple[bool, str]:
+    """Whether a name can be that of a folder, and of a run in every logger."""
+    problem = next((problem for holds, problem in _NAME_RULES if not holds(name)), "")
+    return not problem, f"{key} = {name!a}: {problem}; choose another name, such as run-1"
+
+
+_NAME_RULES: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (bool, "must not be empty"),
+    (
+        lambda n: not set(n) & set("/\\?"),
+        "must not contain / or \\ (it is one folder below run.dir), nor ? (which ends the name of a database)",
+    ),
+    (lambda n: n[0] not in ".-", "must not begin with . or -"),
+    (lambda n: n[-1] != "." and n.strip() == n, "must not end with . nor begin or end with a space"),
+    (
+        lambda n: all(unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" for c in n),
+        "must not contain control characters, nor such as have no meaning in UTF-8",
+    ),
+    (
+        lambda n: len(n) <= MAX_NAME and len(n.encode(errors="replace")) <= MAX_NAME_BYTES,
+        f"must have at most {MAX_NAME} characters, and {MAX_NAME_BYTES} bytes in UTF-8",
+    ),
+)
+
+
 def _rollout_rules(
     r: RolloutConfig, max_tokens: int, key: str = "sampling.max_tokens"
 ) -> list[tuple[bool, str]]:
@@ -641,6 +670,7 @@ def _evaluation_rules(c: EvaluationConfig) -> list[tuple[bool, str]]:
         _bound("temperature", c.temperature, lambda v: v >= 0, "at least 0"),
         _bound("limit", c.limit, lambda v: v >= 0, "at least 0"),
         seed_rule("seed", c.seed),
+        *([_name_rule("name", c.name)] if c.name else []),
         (bool(c.root), 'root = "": must name the folder with the files of the benchmark; set root=DIR'),
         (bool(c.model), 'model = "": must name the policy to evaluate; set model=DIR'),
         (
@@ -654,6 +684,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     gpu_rollout = c.rollout.num_gpus > 0
     gpu_learner = c.learner.num_gpus > 0
     return [
+        _name_rule("run.name", c.run.name),
+        (bool(c.run.dir), 'run.dir = "": must name the parent of the run folder; set run.dir=DIR'),
         seed_rule("run.seed", c.run.seed),
         seed_rule("data.tabletop.seed", c.data.tabletop.seed),
         *_positive("sampling", c.sampling, "temperature", "max_tokens"),

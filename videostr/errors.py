@@ -8,7 +8,8 @@
      |   +- TooManyBadRecords  more than data.max_bad_fraction of the records are quarantined
      +- ModelError           a checkpoint cannot be trained or served (no video support, tied embeddings, ...)
      +- PlacementError       the plan does not fit the cluster
-     +- RunFolderError       the run folder belongs to another config, or its state cannot be read
+     +- RunFolderError       the run folder belongs to another config or another process, or its state cannot be read
+     +- StorageError         a file cannot be written or read: disk full or read-only, quota, no permission, device error
      +- RolloutError         a rollout engine is dead or refused a request
      +- RewardError          a reward worker failed or ran past its deadline
      +- TransferError        weights did not reach the engines
@@ -61,7 +62,11 @@ class PlacementError(VideoStrError):
 
 
 class RunFolderError(VideoStrError):
-    """The run folder belongs to another config, or its state cannot be read."""
+    """The run folder belongs to another config or another process, or its state cannot be read."""
+
+
+class StorageError(VideoStrError):
+    """A file cannot be written or read: disk full or read-only, quota, no permission, device error."""
 
 
 class RolloutError(VideoStrError):
@@ -88,7 +93,7 @@ class NoSignal(VideoStrError):
     """No group's rewards differ any more: there is nothing to learn from."""
 
 
-BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError)
+BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError, StorageError)
 """What the user can correct before the same command is run again."""
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from transformers import AutoProcessor
@@ -38,16 +38,12 @@ from videostr import config as configs
 from videostr.check import as_text, exit_status
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config import Config
+from videostr.console import log_to_console, log_to_file, run_command
 from videostr.data.source import RecordSource
-from videostr.errors import (
-    ConfigError,
-    LearnerError,
-    RunFolderError,
-    VideoStrError,
-    exit_status_of,
-)
+from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.files import write_json
+from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
 from videostr.metrics import duration
@@ -56,7 +52,7 @@ from videostr.plan.memory import estimate
 from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
 from videostr.report.page import write_report
-from videostr.runfolder import RunFolder
+from videostr.runfolder import RunFolder, run_folder
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 from videostr.tasks import together, unless
@@ -80,34 +76,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=10")
     options = parser.parse_args(arguments)
     log_to_console()
-    try:
-        config = configs.load(options.config, options.overrides)
-        require(config.logging)
-        if options.check:
-            findings = check(config, memory=_memory)
-            log.info("\n%s", as_text(findings))
-            return exit_status(findings)
-        return asyncio.run(run(config))
-    except VideoStrError as error:
-        log.error("error: %s", error)
-        return exit_status_of(error)
-    except Stopped:
-        log.info("stopped; the same command goes on from here")
-        return 130
+    return run_command(lambda: _main(options), log.error)
 
 
-async def run(config: Config) -> int:
-    """One run, from the config to the report."""
+def _main(options: argparse.Namespace) -> int:
+    config = configs.load(options.config, options.overrides)
+    require(config.logging)
+    if options.check:
+        findings = check(config, memory=_memory)
+        log.info("\n%s", as_text(findings))
+        return exit_status(findings)
+    with FolderLock(run_folder(config), "run.name") as lock:
+        try:
+            build_tabletop(config)
+            check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
+            return asyncio.run(run(config, lock))
+        except (Stopped, KeyboardInterrupt):
+            log.info("stopped; the same command goes on from here")
+            return 130
+        except asyncio.CancelledError:
+            if not lock.is_lost:
+                raise
+            return 2
+
+
+async def run(config: Config, lock: FolderLock) -> int:
+    """One run, from the config to the report; it is cancelled when another process takes the lock of its folder."""
     began = time.monotonic()
-    build_tabletop(config)
-    check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
+    _cancel_when_lost(lock)
     folder = RunFolder(config)
-    _log_to_file(folder.path / "logs" / "driver.log")
+    log_to_file(folder.path / "logs" / "driver.log")
     log.info("run folder %s", folder.path)
     stop = asyncio.Event()
     _stop_on_signal(stop)
     with contextlib.closing(folder):
-        source, heldout = _sources(config, folder)
+        source, heldout = await _until_stopped(stop, folder.thread(_sources, config, folder))
         async with cluster(config, folder, stop) as ports:
             state = await _until_stopped(stop, resume(config, source, ports, folder))
             seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
@@ -126,20 +129,20 @@ async def run(config: Config) -> int:
                 log.info(
                     "stopped after step %d with a checkpoint; the same command goes on from here", state.step
                 )
-                write_report(folder.path)
+                await folder.thread(write_report, folder.path)
                 return 130
 
             started = time.monotonic()
             after = await _evaluation(config, heldout, ports, folder, state, stop, state.step)
             seconds["evaluate"] += time.monotonic() - started
-        folder.close(done=True)
+        await folder.thread(folder.close, done=True)
     if before is not None and after is not None:
         values = summary(config, before, after, {name: round(value, 1) for name, value in seconds.items()})
-        write_json(folder.path / "summary.json", values)
+        await folder.thread(write_json, folder.path / "summary.json", values)
         log.info("\n%s", table(values))
-    write_report(folder.path)
+    await folder.thread(write_report, folder.path)
     log.info("report: %s", folder.path / "report.html")
-    log.info("policy: %s", folder.checkpoints.latest())
+    log.info("policy: %s", await folder.thread(folder.checkpoints.latest))
     return 0
 
 
@@ -157,18 +160,25 @@ def build_tabletop(config: Config) -> None:
         (config.data.train, tabletop.train_scenes, Split.TRAIN),
         (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
     ):
-        if not path or scenes == 0 or list(Path(path).glob("records-*.parquet")):
+        if not path or scenes == 0 or _is_dataset(path):
             continue
-        log.info("building %s: %d scenes", path, scenes)
-        build(
-            Path(path),
-            scenes=scenes,
-            seed=tabletop.seed,
-            split=split,
-            difficulty=Difficulty(tabletop.difficulty),
-            questions=1,
-            workers=os.cpu_count() or 1,
-        )
+        with FolderLock(Path(path), "data.train and data.heldout", wait=True):
+            if _is_dataset(path):  # another run has built it meanwhile
+                continue
+            log.info("building %s: %d scenes", path, scenes)
+            build(
+                Path(path),
+                scenes=scenes,
+                seed=tabletop.seed,
+                split=split,
+                difficulty=Difficulty(tabletop.difficulty),
+                questions=1,
+                workers=os.cpu_count() or 1,
+            )
+
+
+def _is_dataset(folder: str) -> bool:
+    return any(Path(folder).glob("records-*.parquet"))
 
 
 @contextlib.asynccontextmanager
@@ -254,11 +264,12 @@ async def _until_stopped(stop: asyncio.Event, work: Awaitable[T]) -> T:
 
 async def resume(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:
     """The state of the latest checkpoint, loaded everywhere; a fresh one where there is none."""
-    checkpoint = _checkpoint(config, folder)
+    files = folder.checkpoints.thread
+    checkpoint = await files(_checkpoint, config, folder)
     if checkpoint is None:
-        folder.rewind(0)
+        await files(folder.rewind, 0)
         return RunState(step=0, version=0, ledger=Ledger(seed=config.run.seed, records=len(source.records)))
-    state = folder.checkpoints.state(checkpoint)
+    state = await files(folder.checkpoints.state, checkpoint)
     if state.ledger.records != len(source.records):
         raise RunFolderError(
             f"{folder.path}: was trained on {state.ledger.records} records, {config.data.train} now has "
@@ -266,7 +277,7 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
         )
     await ports.learner.load(checkpoint)
     await ports.sync.publish(state.version)
-    folder.rewind(state.step, config.run.resume)
+    await files(folder.rewind, state.step, config.run.resume)
     log.info("resumed after step %d from %s", state.step, checkpoint)
     return state
 
@@ -368,18 +379,22 @@ async def _evaluation(
     if heldout is None:
         return None
     path = folder.path / "eval" / f"step_{state.step:06d}.json"
-    if path.exists():
-        return Evaluation.read(path)
+    if (known := await folder.thread(_read_evaluation, path)) is not None:
+        return known
     if state.step != reached:
         log.warning(
             "the policy before training was not evaluated, and is no more here: the run will tell no gain"
         )
         return None
-    prompts = heldout.first(config.evaluate.prompts)
+    prompts = await folder.thread(heldout.first, config.evaluate.prompts)
     log.info("evaluating %d held-out prompts after step %d", len(prompts), state.step)
     found = await _until_stopped(stop, evaluate(config, prompts, ports, state.version))
-    found.write(path)
+    await folder.thread(found.write, path)
     return found
+
+
+def _read_evaluation(path: Path) -> Evaluation | None:
+    return Evaluation.read(path) if path.exists() else None
 
 
 def _evaluator(
@@ -388,15 +403,17 @@ def _evaluator(
     """What evaluates greedily beside training; None where that is not asked for."""
     if heldout is None or config.evaluate.every == 0:
         return None
-    prompts = heldout.first(config.evaluate.prompts)
     folder.timeline.note("evaluation", None)
+    files, checkpoints = folder.checkpoints.thread, folder.checkpoints
 
     async def run(state: RunState) -> None:
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
-        if path.exists():  # killed before it was noted, or after
-            if (reward := means(Evaluation.read(path).greedy).get("total")) is not None:
-                folder.checkpoints.note_held_out(state.step, reward)
+        known = await folder.thread(_read_evaluation, path)
+        if known is not None:  # killed before it was noted, or after
+            if (reward := means(known.greedy).get("total")) is not None:
+                await files(checkpoints.note_held_out, state.step, reward)
             return
+        prompts = await folder.thread(heldout.first, config.evaluate.prompts)
         with folder.timeline.during("evaluation", "evaluate"):
             found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
         if not found.greedy or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
@@ -404,9 +421,9 @@ def _evaluator(
                 "no held-out evaluation after step %d, prompts failed: %s", state.step, found.failures
             )
             return
-        found.write(path)
+        await folder.thread(found.write, path)
         reward = means(found.greedy)["total"]
-        best = folder.checkpoints.note_held_out(state.step, reward)
+        best = await files(checkpoints.note_held_out, state.step, reward)
         folder.scalar("heldout/greedy_total", reward, state.step)
         log.info("held-out after step %d: greedy total %.3f, best %.3f", state.step, reward, best)
 
@@ -422,6 +439,16 @@ def _absolute(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
+def _cancel_when_lost(lock: FolderLock) -> None:
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel() -> None:
+        if this is not None:
+            loop.call_soon_threadsafe(this.cancel)
+
+    lock.when_lost = cancel
+
+
 def _stop_on_signal(stop: asyncio.Event) -> None:
     """Let Ctrl-C or SIGTERM set the event; a second Ctrl-C ends the process at once."""
     loop = asyncio.get_running_loop()
@@ -434,22 +461,6 @@ def _stop_on_signal(stop: asyncio.Event) -> None:
 
     loop.add_signal_handler(signal.SIGINT, handle)
     loop.add_signal_handler(signal.SIGTERM, handle)
-
-
-def log_to_console(stream: TextIO | None = None) -> None:
-    """The project's own lines on standard output (or `stream`), everything else in the run's log files."""
-    logging.captureWarnings(True)
-    console = logging.StreamHandler(stream or sys.stdout)
-    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("videostr")
-    ours.setLevel(logging.INFO)
-    ours.handlers = [console]
-
-
-def _log_to_file(path: Path) -> None:
-    file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger().addHandler(file)
 
 
 if __name__ == "__main__":

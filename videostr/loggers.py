@@ -21,6 +21,7 @@ from typing import Protocol
 
 from videostr.config import Config, LoggingConfig, MlflowConfig, WandbConfig, flat
 from videostr.errors import ConfigError
+from videostr.files import write_text
 
 log = logging.getLogger(__name__)
 WAITING = 10_000
@@ -318,5 +319,5 @@ def require(config: LoggingConfig) -> None:
 def kept_id(path: Path, make: Callable[[], str]) -> str:
     """The id in a file, made and written where there is none."""
     if not path.exists():
-        path.write_text(make() + "\n")
-    return path.read_text().strip()
+        write_text(path, make() + "\n")
+    return path.read_text(encoding="utf-8").strip()

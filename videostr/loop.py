@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +21,8 @@ import numpy as np
 from videostr.checkpoint import Draws, RunState
 from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
-from videostr.errors import CheckpointError, RunFolderError
-from videostr.files import write_json
+from videostr.errors import CheckpointError, RunFolderError, StorageError, VideoStrError
+from videostr.files import storage_error, write_json
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
@@ -67,12 +68,13 @@ async def train(
     weight publication waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
+        StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
         RunFolderError: the last checkpoint could not be written.
         LearnerError: a rank was lost; the state after the last checkpoint is lost with it.
         NoSignal: no group's rewards differ any more.
     """
     progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_flat_steps)
-    saved = state.step
+    saver = Saver(folder, ports, state)
     evaluation = SideEvaluation(config, evaluator)
     evaluation.begin(state)
     draws = Draws(state.ledger)
@@ -82,7 +84,7 @@ async def train(
         first=state.step,
         last=config.train.steps,
     )
-    async with window, evaluation:
+    async with saver, window, evaluation:
         while state.step < config.train.steps and not stop.is_set():
             started = time.monotonic()
             window.advance(state.step)
@@ -92,6 +94,7 @@ async def train(
             gains = [group_advantages(config, group) for group in collected.groups]
             batch = learner_batch(config, collected.groups, gains)
             learned = time.monotonic()
+            saver.is_updating = True
             update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
             published = time.monotonic()
             if batch.groups:
@@ -103,6 +106,7 @@ async def train(
                 state.ledger, collected.positions, len(collected.groups) + collected.refilled
             )
             state = RunState(step=state.step + 1, version=update.version, ledger=ledger)
+            saver.reached(state)
             times = {
                 "time/rollout": collected.rollout_s,
                 "time/reward": collected.reward_s,
@@ -122,26 +126,97 @@ async def train(
                 + folder.loggers.failures()
             )
             metrics = step_metrics(state, collected.groups, update, failures) | synced | times
-            folder.metrics(metrics)
+            await folder.thread(folder.metrics, metrics)
             progress.step(metrics)
             if _due(state.step, config.train.traces_every, config.train.steps):
-                rows = trace_rows(state.step, collected.groups, gains, collected.records)
-                write_traces(folder.path / "traces" / f"step_{state.step:06d}.parquet", rows)
+                await folder.thread(_write_traces, folder.path, state.step, collected, gains)
             if evaluation.is_due(state) or _due(
                 state.step, config.train.checkpoint_every, config.train.steps
             ):
                 await unless(stop, evaluation.done())  # a step without update did not wait for it
-                saved = state.step if await _save(folder, ports, state) is None else saved
+                await saver.save()
             evaluation.begin(state)
-            folder.times(state.step)
+            await folder.thread(folder.times, folder.timeline.drain(state.step))
             signal.step(metrics, any(gain.any() for gain in batch.advantages))
         await unless(stop, evaluation.done())
-    if saved != state.step and (problem := await _save(folder, ports, state)):
-        raise RunFolderError(
-            f"the state after step {state.step} could not be written ({problem}); make room, and run the same command again: "
-            f"it goes on from {folder.checkpoints.latest() or 'the start'}"
-        )
+    await saver.finish()
     return state
+
+
+class Saver:
+    """The checkpoints of a run, and what is still saved when a file cannot be written."""
+
+    def __init__(self, folder: RunFolder, ports: Ports, state: RunState) -> None:
+        self.is_updating = False
+        """Whether the learner's weights are, or may be, later than those of the last whole step."""
+        self._folder = folder
+        self._ports = ports
+        self._state = state
+        self._saved = state.step
+
+    def reached(self, state: RunState) -> None:
+        """Note that a step is over."""
+        self._state = state
+        self.is_updating = False
+
+    async def save(self) -> Exception | None:
+        """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
+
+        Raises:
+            LearnerError: a rank was lost.
+            StorageError: the checkpoint is written, `ledger.json` is not.
+        """
+        folder, state = self._folder, self._state
+        try:
+            await folder.checkpoints.save(state, self._ports.learner.save)
+        except (OSError, StorageError, CheckpointError) as error:
+            folder.quarantine.counts["checkpoint"] += 1
+            log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
+            return error
+        self._saved = state.step
+        await folder.thread(
+            write_json, folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)}
+        )
+        return None
+
+    async def finish(self) -> None:
+        """Write the last checkpoint, where that is not done.
+
+        Raises:
+            RunFolderError: it could not be written.
+        """
+        if self._saved != self._state.step and (problem := await self.save()):
+            raise RunFolderError(
+                f"the state after step {self._state.step} could not be written ({problem}); make room, and run the same "
+                f"command again: it goes on from {await self._latest()}"
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Try once more to save all steps when a file could not be written, and say what came of it."""
+        if isinstance(error, OSError):
+            error = storage_error(error, error.filename or self._folder.path)
+        if isinstance(error, StorageError):
+            raise StorageError(f"{error}; {await self._last_try()}") from error
+
+    async def _last_try(self) -> str:
+        """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
+        step, folder = self._state.step, self._folder
+        try:
+            if not self.is_updating and self._saved != step:
+                await self.save()
+            await folder.thread(folder.write_rest)
+        except (VideoStrError, OSError) as error:
+            log.warning("%s", error)
+        lacking = f" ({', '.join(names)} lack the last step)" if (names := folder.unwritten()) else ""
+        lost = "" if self._saved == step else f", and computes steps {self._saved + 1} to {step} again"
+        return f"then the same command goes on from {await self._latest()}{lost}{lacking}"
+
+    async def _latest(self) -> str:
+        checkpoints = self._folder.checkpoints
+        return str(await checkpoints.thread(checkpoints.latest) or "the start")
 
 
 class SideEvaluation:
@@ -207,10 +282,10 @@ async def collect(
                 break
         taken = draws.take(missing)
         positions += taken
-        drawn = _draw(source, folder, taken)
+        drawn = await _draw(source, folder, taken)
         for d, result in zip(drawn, await together(one(d) for d in drawn), strict=True):
             if isinstance(result, Failure):
-                folder.quarantine.add(result)
+                await folder.thread(folder.quarantine.add, result)
             elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):
                 flat.append((d.record, result))
             else:
@@ -265,11 +340,13 @@ def _has_tokens(config: Config, group: RolloutGroup) -> bool:
     return any(completion_lengths([lengths], [cut], config.loss)[0])
 
 
-def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
-    found = [source.draw(position) for position in positions]
+async def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
+    found = [
+        await folder.thread(source.draw, position) for position in positions
+    ]  # looks at the video's file
     for failure in found:
         if isinstance(failure, Failure):
-            folder.quarantine.add(failure)
+            await folder.thread(folder.quarantine.add, failure)
     return [d for d in found if isinstance(d, Drawn) and d.record.id not in folder.quarantine]
 
 
@@ -284,20 +361,9 @@ def _request(config: Config, drawn: Drawn) -> SampleRequest:
     )
 
 
-async def _save(folder: RunFolder, ports: Ports, state: RunState) -> Exception | None:
-    """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
-
-    Raises:
-        LearnerError: a rank was lost.
-    """
-    try:
-        await folder.checkpoints.save(state, ports.learner.save)
-        write_json(folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)})
-    except (OSError, CheckpointError) as error:
-        folder.quarantine.counts["checkpoint"] += 1
-        log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
-        return error
-    return None
+def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequence[np.ndarray]) -> None:
+    rows = trace_rows(step, collected.groups, gains, collected.records)
+    write_traces(run_folder / "traces" / f"step_{step:06d}.parquet", rows)
 
 
 def _every(step: int, every: int) -> bool:

@@ -16,7 +16,9 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from videostr.errors import ModelError, VideoStrError, exit_status_of
+from videostr.console import run_command
+from videostr.errors import ModelError
+from videostr.files import storage
 
 MODEL_TYPE = "qwen2_5_vl"
 QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
@@ -80,8 +82,9 @@ def untie(source: str | Path, target: str | Path) -> None:
     policy.lm_head.weight = torch.nn.Parameter(policy.get_input_embeddings().weight.detach().clone())
     policy.config.tie_word_embeddings = False
     policy.config.text_config.tie_word_embeddings = False
-    policy.save_pretrained(target)
-    Qwen2_5_VLProcessor.from_pretrained(source).save_pretrained(target)
+    with storage(target):
+        policy.save_pretrained(target)
+        Qwen2_5_VLProcessor.from_pretrained(source).save_pretrained(target)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,12 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("source", metavar="IN", help="Hugging Face folder or hub id")
     command.add_argument("target", metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         untie(options.source, options.target)
-    except VideoStrError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return exit_status_of(error)
-    return 0
+        return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from videostr.checkpoint import Checkpoints
 from videostr.config import Config, dump, flat
 from videostr.errors import RunFolderError, TooManyBadRecords
-from videostr.files import keep_lines, replacing, write_json
+from videostr.files import append_line, keep_lines, make_folder, storage, write_json, write_text
 from videostr.loggers import Loggers
 from videostr.report.environment import FILE as ENVIRONMENT
 from videostr.report.environment import environment
+from videostr.tasks import FileThread
 from videostr.timeline import FILE as TIMELINE
-from videostr.timeline import Timeline
+from videostr.timeline import StepTimes, Timeline
 from videostr.types import Failure, FailureKind
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ LASTING = frozenset(
 """Faults of the record itself: drawing it again would fail again."""
 
 
+def run_folder(config: Config) -> Path:
+    """Return where a run lives."""
+    return (Path(config.run.dir) / config.run.name).resolve()
+
+
 class Quarantine:
     """`quarantine.jsonl`: every record that could not be used, with the reason; one line per record and kind."""
 
@@ -82,14 +88,14 @@ class Quarantine:
 
         Raises:
             TooManyBadRecords: more than `data.max_bad_fraction` of the records are quarantined.
+            StorageError: the file cannot be written.
         """
         self.counts[failure.kind.name.lower()] += 1
         key = (failure.record_id, failure.kind.name)
         if key not in self._known:
             self._known[key] = failure.records
             row = {**asdict(failure), "kind": failure.kind.name}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(self.path, json.dumps(row))
             log.warning("quarantined %s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
         bad = sum({record_id: records for (record_id, _), records in self._known.items()}.values())
         if bad > self.max_bad_fraction * self.records or bad >= self.records:
@@ -104,39 +110,51 @@ class Quarantine:
 
 
 class RunFolder:
-    """`runs/NAME` and its files."""
+    """`runs/NAME` and its files.
+
+    On an event loop, call its methods through `thread`.
+    """
 
     def __init__(self, config: Config) -> None:
         """Make the folder, or open it again.
 
         Raises:
             RunFolderError: it belongs to another config, or has a checkpoint and `run.resume` is never.
+            StorageError: it cannot be written.
         """
-        self.path = (Path(config.run.dir) / config.run.name).resolve()
+        self.path = run_folder(config)
         self.checkpoints = Checkpoints(self.path / "checkpoints", config.train.keep_checkpoints)
-        self._check(config)
+        check_run_folder(config, self.checkpoints)
         for name in ("tensorboard", "traces", "checkpoints", "eval", "logs"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / "config.yaml") as scratch:
-            scratch.write_text(dump(config))
+            make_folder(self.path / name)
+        write_text(self.path / "config.yaml", dump(config))
         write_json(self.path / ENVIRONMENT, environment())
         self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
         self.frame_store = config.data.frame_store or str(self.path / "frames")
         self.loggers = Loggers(config, self.path)
         self.timeline = Timeline()
         """For the pools to note what their workers do."""
+        self.thread = FileThread("run")
+        """Does all file work but that of checkpoints."""
+        self._unwritten: deque[tuple[str, str]] = deque()
+        """File and line, in order."""
 
     def rewind(self, step: int, resume: str = "auto") -> None:
         """Drop what is of later steps than `step`, and will be written anew; `resume` is `run.resume`.
 
         These are metrics, times, evaluations and traces. Checkpoints are set aside.
+
+        Raises:
+            StorageError: a file cannot be written.
         """
+        self._unwritten.clear()
         for path in (self.path / "metrics.jsonl", self.path / TIMELINE):
             keep_lines(path, lambda row: isinstance(row, dict) and row.get("step", math.inf) <= step)
         for path in (*self.path.glob("eval/*.json"), *self.path.glob("traces/step_*.parquet")):
             number = path.stem.rpartition("_")[2]
             if number.isdecimal() and int(number) > step:
-                path.unlink()
+                with storage(path):
+                    path.unlink()
         self.checkpoints.rewind(step, resume)
         if self.checkpoints.best() is None:
             self._find_best()
@@ -146,20 +164,37 @@ class RunFolder:
         """Of the checkpoints that are left, by the evaluations beside training."""
         for path in sorted(self.path.glob("eval/greedy_*.json")):
             number = path.stem.removeprefix("greedy_")
-            total = json.loads(path.read_text())["greedy_mean"].get("total")
+            total = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"].get("total")
             if total is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
                 self.checkpoints.note_held_out(int(number), total)
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Append one step."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        self.loggers.log(values, int(values["step"]))
+        """Append one step.
 
-    def times(self, step: int) -> None:
-        """Append what every worker did in a step, which ends here."""
-        with (self.path / TIMELINE).open("a") as file:
-            file.write(self.timeline.drain(step).line() + "\n")
+        Raises:
+            StorageError: it cannot be written; `write_rest` tries again.
+        """
+        self.loggers.log(values, int(values["step"]))
+        self._append("metrics.jsonl", json.dumps(values))
+
+    def times(self, times: StepTimes) -> None:
+        """Append what every worker did in a step; raises as `metrics` does."""
+        self._append(TIMELINE, times.line())
+
+    def write_rest(self) -> None:
+        """Append what could not be written; raises as `metrics` does."""
+        while self._unwritten:
+            name, line = self._unwritten[0]
+            append_line(self.path / name, line)
+            self._unwritten.popleft()
+
+    def unwritten(self) -> list[str]:
+        """Return the names of the files that lack lines."""
+        return sorted({name for name, _ in self._unwritten})
+
+    def _append(self, name: str, line: str) -> None:
+        self._unwritten.append((name, line))
+        self.write_rest()
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One figure for the loggers that is no part of a step's metrics."""
@@ -169,32 +204,39 @@ class RunFolder:
         """End the loggers; `done` when the run need not be gone on with."""
         self.loggers.close(done)
 
-    def _check(self, config: Config) -> None:
-        path = self.path / "config.yaml"
-        if not path.exists():
-            return
-        old = dict(flat(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]  # a mapping, by `dump`
-        new = dict(flat(asdict(config)))
-        if old.keys() != new.keys():
-            unknown, missing = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
-            policy = (self.checkpoints.latest() or Path("checkpoints/step_N")) / "policy"
-            raise RunFolderError(
-                f"{self.path}: written by another version of this program: its config.yaml has keys that this one does "
-                f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'}); go on with the "
-                f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}"
-            )
-        differing = [
-            f"{key} was {old[key]!r}, is {new[key]!r}"
-            for key in sorted(old)
-            if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
-        ]
-        if differing:
-            raise RunFolderError(
-                f"{self.path}: belongs to a run with another config: {'; '.join(differing)}; "
-                "choose another run.name, or delete the folder"
-            )
-        if config.run.resume == "never" and self.checkpoints.latest():
-            raise RunFolderError(
-                f"{self.path}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
-                "run.name, or delete the folder"
-            )
+
+def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
+    """See whether a run may go on in its folder; a folder that is not there may be made.
+
+    Raises:
+        RunFolderError: it belongs to another config, or has a checkpoint and `run.resume` is never.
+    """
+    folder = run_folder(config)
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    old = dict(flat(OmegaConf.to_container(OmegaConf.load(path))))  # type: ignore[arg-type]  # a mapping, by `dump`
+    new = dict(flat(asdict(config)))
+    if old.keys() != new.keys():
+        unknown, missing = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+        policy = (checkpoints.latest() or Path("checkpoints/step_N")) / "policy"
+        raise RunFolderError(
+            f"{folder}: written by another version of this program: its config.yaml has keys that this one does "
+            f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'}); go on with the "
+            f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}"
+        )
+    differing = [
+        f"{key} was {old[key]!r}, is {new[key]!r}"
+        for key in sorted(old)
+        if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{folder}: belongs to a run with another config: {'; '.join(differing)}; "
+            "choose another run.name, or delete the folder"
+        )
+    if config.run.resume == "never" and checkpoints.latest():
+        raise RunFolderError(
+            f"{folder}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
+            "run.name, or delete the folder"
+        )

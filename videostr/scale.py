@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from videostr.console import run_command
 from videostr.errors import ConfigError
 from videostr.files import write_json
 
@@ -41,7 +42,7 @@ def read_wish(run_folder: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        wish = json.loads(path.read_text())["rollout_workers"]
+        wish = json.loads(path.read_text(encoding="utf-8"))["rollout_workers"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: not readable ({error!r}); write it anew with python -m videostr.scale"
@@ -57,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path, help="such as runs/NAME")
     parser.add_argument("--rollout-workers", type=int, required=True, metavar="N")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         write_wish(options.run_folder, options.rollout_workers)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+        return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+import functools
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -37,3 +42,35 @@ async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
         stopped.cancel()
         if not task.done():
             await end([task])
+
+
+class FileThread:
+    """A thread that does file work in order, so that an event loop never waits for a disk.
+
+    What was begun is finished even if the caller was cancelled; later work waits for it. The thread ends with the process at
+    once: whatever it does must leave valid files when it is cut.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"files-{name}", daemon=True)
+
+    async def __call__(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a call that is made in the thread."""
+        if self._thread.ident is None:
+            self._thread.start()
+        future: Future[T] = Future()
+        self._waiting.put((future, functools.partial(work, *args, **kwargs)))
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._waiting.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001  # it is raised where the result is awaited
+                future.set_exception(error)
+            else:
+                future.set_result(result)

@@ -171,7 +171,7 @@ def read_timeline(path: Path) -> tuple[list[StepTimes], int]:
     """
     if not path.exists():
         return [], 0
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     found, unread = {}, 0
     for number, line in enumerate(lines, 1):
         try:

@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from videostr.errors import VideoError
+from videostr.files import make_folder, storage
 from videostr.images import LIST_SUFFIX, image_size, read_image, read_list
 from videostr.media import Video, unreadable
 from videostr.types import Clip, ClipSpec
@@ -114,13 +115,14 @@ class FrameStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     def frames(self, clip: Clip) -> ClipFrames:
         """The frames of a clip, decoded when no process did so before; what is remarkable about them is then logged.
 
         Raises:
             VideoError: the video is missing, truncated or cannot be decoded.
+            StorageError: the frames cannot be written.
         """
         pixels = self.folder / f"{clip.digest}.npy"
         if not pixels.exists():
@@ -128,16 +130,19 @@ class FrameStore:
             for remark in frames.remarks:
                 log.warning("%s: %s", clip.spec.video, remark)
             self._store(clip.digest, frames)
-        about = json.loads(pixels.with_suffix(".json").read_text())
+        about = json.loads(pixels.with_suffix(".json").read_text(encoding="utf-8"))
         about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
         return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
 
     def _store(self, digest: str, frames: ClipFrames) -> None:
         about = asdict(replace(frames, pixels=np.empty(0)))
         del about["pixels"]
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-") as scratch:
+        with (
+            storage(self.folder),
+            tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-") as scratch,
+        ):
             temporary = Path(scratch)
-            (temporary / "about.json").write_text(json.dumps(about))
+            (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
             np.save(temporary / "pixels.npy", frames.pixels)
             # The pixels come last: their presence says that the entry is complete.
             (temporary / "about.json").replace(self.folder / f"{digest}.json")

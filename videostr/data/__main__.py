@@ -19,13 +19,15 @@ from omegaconf import OmegaConf
 
 from rewards import number, score
 from rewards.rubric import PRESETS
+from videostr.console import run_command
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
 from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
-from videostr.errors import ConfigError, DataError, VideoError, VideoStrError, exit_status_of
+from videostr.errors import ConfigError, DataError, VideoError
+from videostr.lock import FolderLock
 from videostr.metrics import duration
 from videostr.prompt import reference_trace
 from videostr.tabletop import build as tabletop
@@ -37,6 +39,8 @@ from videostr.video import LARGE_CLIP_BYTES, probe
 FULL = 1 - 1e-6
 PROBED = 32
 """Videos of an import, about so many, that are opened to know the size of their frames."""
+WRITES_DATASET = {"build", "import"}
+"""One at a time in a folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,11 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "build": _build, "stats": _stats, "check": _check, "show": _show, "export": _export, "import": _import,
     }  # fmt: skip
-    try:
-        return commands[options.command](options)
-    except VideoStrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_status_of(error)
+    with contextlib.ExitStack() as stack:
+
+        def work() -> int:
+            if options.command in WRITES_DATASET:
+                stack.enter_context(FolderLock(options.out, "--out"))
+            return commands[options.command](options)
+
+        return run_command(work)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,7 +46,7 @@ from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError
-from videostr.files import replacing, write_json
+from videostr.files import append_line, make_folder, replacing, write_json
 from videostr.graph import MAX_FRAMES
 from videostr.images import LIST_SUFFIX, ImageList
 from videostr.types import ClipSpec, Record
@@ -171,7 +171,7 @@ def build(
     progress, balancer = _resume(out, recipe)
     if progress.is_done:
         return progress
-    (out / "frames").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "frames")
     jobs: list[Job] = []
     first: dict[tuple[str, str], int] = {}
     for number, settings in enumerate(recipe):
@@ -391,7 +391,7 @@ def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, p
     _note_skips(out, progress, part.skips)
     if part.images is not None and part.records:
         path = out / job.images
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_json(path, msgspec.to_builtins(part.images))
     return kept
 
@@ -413,8 +413,7 @@ def _flush(out: Path, progress: Progress, balancer: Balancer[Packed], pending: l
 
 
 def _write_shard(path: Path, records: list[Packed]) -> None:
-    with replacing(path) as scratch:
-        write_rows(map(_unpack, records), scratch)
+    write_rows(map(_unpack, records), path)
     pa.default_memory_pool().release_unused()
 
 
@@ -426,7 +425,7 @@ def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[P
             raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
         (out / "skipped.jsonl").unlink(missing_ok=True)  # of a build that ended before its first state
         return Progress(recipe=wanted), Balancer()
-    progress = Progress(**json.loads(path.read_text()))
+    progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
     if progress.recipe != wanted:
         raise DataError(
             f"{out}: {_difference(progress.recipe, wanted)}; go on with the same command, or name another folder"
@@ -438,7 +437,8 @@ def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[P
     skipped = out / "skipped.jsonl"
     if skipped.exists():
         with replacing(skipped) as scratch:
-            scratch.write_text("".join(skipped.read_text().splitlines(keepends=True)[:lines]))
+            kept = skipped.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+            scratch.write_text("".join(kept), encoding="utf-8")
     balancer: Balancer[Packed] = Balancer(left_out=progress.unbalanced)
     if progress.waiting:
         rows = pq.read_table(_waiting_path(out, progress)).to_pylist()
@@ -457,10 +457,12 @@ def _difference(begun: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> st
 
 
 def _note_skips(out: Path, progress: Progress, skips: Iterable[Skip]) -> None:
-    with (out / "skipped.jsonl").open("a") as file:
-        for skip in skips:
-            file.write(json.dumps(asdict(skip) | {"reason": skip.reason.name}) + "\n")
-            progress.skips[skip.reason.name] = progress.skips.get(skip.reason.name, 0) + 1
+    lines = []
+    for skip in skips:
+        lines.append(json.dumps(asdict(skip) | {"reason": skip.reason.name}))
+        progress.skips[skip.reason.name] = progress.skips.get(skip.reason.name, 0) + 1
+    if lines:
+        append_line(out / "skipped.jsonl", "\n".join(lines))
 
 
 def _save(out: Path, progress: Progress) -> None:

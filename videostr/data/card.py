@@ -21,6 +21,7 @@ from videostr.data import baseline
 from videostr.data.baseline import Guessing, complete_sets
 from videostr.data.records import SCHEMA_VERSION, read_records
 from videostr.data.sources import SOURCES
+from videostr.files import write_text
 from videostr.types import AnswerKind, Failure, Record
 
 CHOICES = 4000
@@ -139,14 +140,16 @@ def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
         "nodes": sorted(stats.nodes.items()),
         "settings": _settings(folder),
     }
-    (folder / "stats.html").write_text(environment.get_template("stats.html").render(values))
+    write_text(folder / "stats.html", environment.get_template("stats.html").render(values))
     environment.autoescape = False  # Markdown
-    (folder / "README.md").write_text(environment.get_template("card.md.html").render(values))
+    write_text(folder / "README.md", environment.get_template("card.md.html").render(values))
 
 
 def _settings(folder: Path) -> str:
     path = folder / "build.json"
-    return json.dumps(json.loads(path.read_text())["recipe"], indent=1) if path.exists() else ""
+    return (
+        json.dumps(json.loads(path.read_text(encoding="utf-8"))["recipe"], indent=1) if path.exists() else ""
+    )
 
 
 def _sums(stats: Stats, place: int) -> dict[str, int]:

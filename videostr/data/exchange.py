@@ -37,6 +37,7 @@ import pyarrow.parquet as pq
 from videostr.data.records import plain_rows, record_from_row, record_to_row
 from videostr.data.row_rules import type_problems
 from videostr.errors import DataError, RecordError
+from videostr.files import make_folder, replacing
 from videostr.json_files import json_rows
 from videostr.prompt import answer_text, instruction
 from videostr.types import Answer, AnswerKind, Failure, FailureKind, Record
@@ -81,9 +82,9 @@ def export_video_r1(records: Iterable[Record], out_jsonl: Path, root: Path) -> i
         out_jsonl: file to write.
         root: folder of the dataset, which its videos are relative to.
     """
-    out_jsonl.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out_jsonl.parent)
     count = 0
-    with out_jsonl.open("w", encoding="utf-8") as file:
+    with replacing(out_jsonl) as scratch, scratch.open("w", encoding="utf-8") as file:
         for record in records:
             if record.answer.kind in (AnswerKind.CHOICE, AnswerKind.NUMBER):
                 file.write(json.dumps(_video_r1_row(record, root), ensure_ascii=False) + "\n")
@@ -161,10 +162,10 @@ def _text(answer: Answer) -> str:
 
 
 def _write(rows: Iterable[dict[str, Any]], out: Path, schema: pa.Schema) -> int:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     rows = iter(rows)
     count = 0
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+    with replacing(out) as scratch, pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
         while batch := list(islice(rows, BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
             count += len(batch)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from videostr import graph as graphs
 from videostr.data.row_rules import is_finite, row_problem, type_problems
 from videostr.errors import DataError, RecordError
+from videostr.files import make_folder, replacing
 from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
 
 SCHEMA_VERSION = "1"
@@ -71,9 +72,12 @@ def write_records(records: Iterable[Record], path: Path) -> int:
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """Write one shard of rows as `record_to_row` makes them, a row group at a time; returns the number of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     count, rest = 0, iter(rows)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    with (
+        replacing(path) as scratch,
+        pq.ParquetWriter(scratch, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
         while group := list(islice(rest, GROUP_ROWS)):
             writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
             count += len(group)

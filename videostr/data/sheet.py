@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records, usable_records
 from videostr.errors import VideoError
+from videostr.files import write_text
 from videostr.prompt import answer_text
 from videostr.report.scene import data_url, draw, view_of
 from videostr.types import AnswerKind, GraphFrame, Record
@@ -46,7 +47,7 @@ def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: 
         cards = [_card(records[index], folder, store) for index in turns]
     environment = Environment(loader=PackageLoader("videostr.data", "."), autoescape=True, trim_blocks=True)
     page = environment.get_template("sheet.html").render(folder=folder.name, cards=cards)
-    out.write_text(page)
+    write_text(out, page)
     return len(cards)
 
 

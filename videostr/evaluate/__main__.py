@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -31,7 +32,8 @@ from rewards.number import mean_relative_accuracy, stated_number
 from videostr import config as configs
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
-from videostr.errors import ConfigError, VideoStrError, exit_status_of
+from videostr.console import log_to_console, run_command
+from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Benchmark, Mode, Parsers, QuestionSet
@@ -58,7 +60,8 @@ from videostr.evaluate.sti_bench import StiBench
 from videostr.evaluate.tables import Evaluated
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.vsi_bench import VsiBench
-from videostr.launch import log_to_console
+from videostr.files import write_text
+from videostr.lock import FolderLock
 from videostr.model import check_model
 from videostr.types import Failure
 
@@ -87,19 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status as in the module's docstring."""
     options = _parser().parse_args(arguments)
     log_to_console(sys.stderr if options.predictions else sys.stdout)
-    try:
-        _check(options)
-        if options.compare:
-            return _compare(options)
-        if options.predictions:
-            return _predictions(options)
-        return _evaluate(configs.load_evaluation(options.config, options.overrides))
-    except VideoStrError as error:
-        log.error("error: %s", error)
-        return exit_status_of(error)
-    except KeyboardInterrupt:
-        log.info("stopped; the same command goes on from here")
-        return 130
+    return run_command(lambda: _main(options), log.error)
+
+
+def _main(options: argparse.Namespace) -> int:
+    _check(options)
+    with contextlib.ExitStack() as stack:
+        if options.out:
+            stack.enter_context(FolderLock(options.out, "--out"))
+        try:
+            if options.compare:
+                return _compare(options)
+            if options.predictions:
+                return _predictions(options)
+            return _evaluate(configs.load_evaluation(options.config, options.overrides))
+        except KeyboardInterrupt:
+            log.info("stopped; the same command goes on from here")
+            return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -184,7 +191,7 @@ def _evaluate(config: EvaluationConfig) -> int:
     folder = Path(config.dir) / (config.name or f"{config.benchmark}-{_short(config.model)}")
     for mode in config.modes:
         _make(folder / mode, "dir/name/mode")
-    with Answers(Path(config.dir) / "answers.sqlite") as answers:
+    with FolderLock(folder, "name"), Answers(Path(config.dir) / "answers.sqlite") as answers:
         judge = _judge(config.judge, answers) if config.benchmark == "v_star" else None
         rubric = Rubric.from_config(config.reward, config.max_tokens)
         benchmark = make_benchmark(config.benchmark, judge, rubric)
@@ -331,8 +338,8 @@ def _judged(benchmark: Benchmark, judge: EndpointJudge | None) -> dict[str, str]
 
 
 def _write_page(page: tables.Page, folder: Path) -> None:
-    (folder / "figures.md").write_text(page.markdown())
-    (folder / "figures.html").write_text(page.html())
+    write_text(folder / "figures.md", page.markdown())
+    write_text(folder / "figures.html", page.html())
 
 
 # -------------------------------------------------------------------------------------------- predictions

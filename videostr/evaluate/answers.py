@@ -14,7 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from videostr.errors import RunFolderError
+from videostr.errors import RunFolderError, StorageError
+from videostr.files import make_folder
+
+BUSY_S = 60.0
+"""Longest wait for another evaluation that writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +45,25 @@ def writable(text: str) -> str:
 
 
 class Answers:
-    """A context manager around the file; one process writes it at a time."""
+    """A context manager around the file; several processes may use it."""
 
     def __init__(self, path: Path) -> None:
         """Open or make it.
 
         Raises:
             RunFolderError: it is no file of answers.
+            StorageError: it cannot be opened or written.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            self._db = sqlite3.connect(path)
+            self._db = sqlite3.connect(path, timeout=BUSY_S)
             self._db.execute(
                 "create table if not exists answers (key text primary key, text text, finish_reason text, "
                 "prompt_tokens integer, completion_tokens integer)"
             )
+        except sqlite3.OperationalError as error:
+            raise self._problem(error) from error
         except sqlite3.DatabaseError as error:
             raise RunFolderError(f"{path}: holds no answers ({error}); move it away to ask anew") from None
 
@@ -82,7 +89,21 @@ class Answers:
         return Answer(text=row[0], finish_reason=row[1], prompt_tokens=row[2], completion_tokens=row[3])
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer, its text as `writable` gives it; the first one of a key stays."""
+        """Keep an answer, its text as `writable` gives it; the first one of a key stays.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         kept = replace(answer, text=writable(answer.text))
-        with self._db:
-            self._db.execute("insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(kept)))
+        try:
+            with self._db:
+                self._db.execute(
+                    "insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(kept))
+                )
+        except sqlite3.OperationalError as error:
+            raise self._problem(error) from error
+
+    def _problem(self, error: sqlite3.OperationalError) -> StorageError:
+        return StorageError(
+            f"{self.path}: {error}; free space, give this user the right to write there, or name another folder (dir)"
+        )

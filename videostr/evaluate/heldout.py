@@ -55,7 +55,7 @@ class Evaluation:
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """Read what `write` wrote."""
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{name: values[name] for name in ("version", "sampled", "greedy", "failures")})
 
 

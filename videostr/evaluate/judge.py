@@ -94,6 +94,6 @@ def _key(config: Judge) -> str:
     if not config.api_key_file:
         return "none"
     try:
-        return Path(config.api_key_file).read_text().strip()
+        return Path(config.api_key_file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"judge.api_key_file = {config.api_key_file}: cannot be read ({error})") from None

@@ -81,7 +81,7 @@ class Evaluated:
             DataError: the file is missing, no JSON, or lacks a key or has another type there; names file and key.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             found = msgspec.convert(_nans(values), cls)
         except (OSError, ValueError) as error:  # msgspec's error is a ValueError
             raise DataError(f"{path}: not a result of an evaluation ({error}); evaluate again") from None

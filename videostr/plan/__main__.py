@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from videostr.config import Config, load
-from videostr.errors import ConfigError, VideoStrError, exit_status_of
+from videostr.console import run_command
+from videostr.errors import ConfigError
 from videostr.plan.calibrate import Calibration, Validation, calibrate, validate
 from videostr.plan.costs import Hardware, Workload, assumed, default_prompt_tokens, hardware_of
 from videostr.plan.lengths import Lengths, Lognormal, read_lengths
@@ -52,12 +53,12 @@ class Request:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 on bad input."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
+
+    def work() -> int:
         print(_answer(options))
-    except VideoStrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_status_of(error)
-    return 0
+        return 0
+
+    return run_command(work)
 
 
 def _parser() -> argparse.ArgumentParser:

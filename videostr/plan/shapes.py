@@ -163,7 +163,7 @@ def shapes_of(path: str) -> Shapes:
 
 def _read(file: Path) -> Shapes:
     try:
-        raw: Mapping[str, Any] = json.loads(file.read_text())
+        raw: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         # Older files of Qwen have the language model's keys at the top
         text = raw.get("text_config", raw)
         kept = {f.name for f in fields(Vision)}

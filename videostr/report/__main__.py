@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videostr.errors import VideoStrError
+from videostr.console import run_command
 from videostr.report.page import write_report
 from videostr.report.run import MAX_TRACES
 from videostr.report.viewer import FRAMES_MIB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 when the folder is not a run's."""
+    """Exit status: 0, or 2 when the folder is not a run's, or cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m videostr.report", description="(Re)write a run's HTML report."
     )
@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="most MiB of video frames in the page (default %(default)s)",
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         path = write_report(options.run_dir, max_traces=options.max_traces, frames_mib=options.frames_mib)
-    except VideoStrError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{path}\n")
-    return 0
+        sys.stdout.write(f"{path}\n")
+        return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

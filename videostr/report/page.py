@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from videostr.evaluate.heldout import PARTS, paired_gain
-from videostr.files import replacing
+from videostr.files import write_text
 from videostr.metrics import duration
 from videostr.report.charts import interval, short
 from videostr.report.curves import curves
@@ -67,8 +67,7 @@ def write_report(folder: str | Path, *, max_traces: int = MAX_TRACES, frames_mib
     """
     path = Path(folder) / "report.html"
     page = render(read_run(folder, max_traces=max_traces), frames_mib=frames_mib)
-    with replacing(path) as scratch:
-        scratch.write_bytes(page.encode(errors="replace"))  # JSON of a run may name half a surrogate pair
+    write_text(path, page)
     return path
 
 
@@ -101,7 +100,7 @@ def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("videostr.report").joinpath(name).read_text()
+    return files("videostr.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- figures of the run

@@ -118,7 +118,7 @@ def read_run(folder: str | Path, *, max_traces: int = MAX_TRACES) -> RunData:
         folder=folder,
         name=folder.resolve().name,
         config=_config(config_file, problems),
-        config_text=config_file.read_text(errors="replace") if config_file.exists() else "",
+        config_text=config_file.read_text(encoding="utf-8", errors="replace") if config_file.exists() else "",
         metrics=tuple(by_step[step] for step in sorted(by_step)),
         summary=_object(folder / "summary.json", problems),
         quarantine=tuple(_json_lines(folder / "quarantine.jsonl", problems)),
@@ -143,7 +143,7 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(errors="replace"))
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except ValueError as error:
         problems.append(f"{path}: not readable as JSON ({error})")
         return None
@@ -156,7 +156,7 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any] | None:
 def _json_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:

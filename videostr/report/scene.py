@@ -194,7 +194,7 @@ def frame_times(store: Path, digest: str) -> list[float]:
     if not _DIGEST.fullmatch(digest) or not file.exists():
         return []
     try:
-        return [float(t) for t in json.loads(file.read_text())["times"]]
+        return [float(t) for t in json.loads(file.read_text(encoding="utf-8"))["times"]]
     except (ValueError, OSError, KeyError, TypeError):
         return []
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr.errors import DataError
-from videostr.files import replacing
+from videostr.files import make_folder, replacing
 from videostr.graph import to_json
 from videostr.types import GraphAbsence, Record, RolloutGroup, SceneGraph
 
@@ -112,7 +112,7 @@ def _row(step: int, group: RolloutGroup, index: int, advantage: float, record: R
 def write_traces(path: str | Path, rows: Sequence[TraceRow]) -> None:
     """Write a dump; a reader never sees half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as scratch:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), scratch, compression="zstd")
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from videostr.data.records import write_records
 from videostr.errors import DataError
+from videostr.files import make_folder, storage
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4
 from videostr.tabletop.world import Difficulty, make_scene
@@ -46,7 +47,7 @@ def build(
     shard = out / "records-00000.parquet"
     if shard.exists():
         raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
-    (out / "videos").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "videos")
     one = functools.partial(_build_scene, out, seed, split, difficulty, questions)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return write_records(_flat(pool.map(one, range(scenes), chunksize=16)), shard)
@@ -62,7 +63,9 @@ def _build_scene(
 ) -> list[Record]:
     scene = make_scene(scene_seed(seed, split, index), difficulty)
     name = f"{split.name.lower()}-{seed}-{index:06d}"
-    write_mp4(scene, out / "videos" / f"{name}.mp4")
+    path = out / "videos" / f"{name}.mp4"
+    with storage(path):
+        write_mp4(scene, path)
     return make_records(scene, f"videos/{name}.mp4", name, questions)
 
 

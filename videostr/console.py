@@ -1,0 +1,118 @@
+"""What all commands share: lines on the terminal and in log files, and the exit status of an error.
+
+Lines are written under every locale: a character that the terminal cannot show is escaped.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from videostr.errors import VideoStrError, exit_status_of
+from videostr.files import storage, storage_error
+
+log = logging.getLogger(__name__)
+
+
+def run_command(work: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
+    """Return the exit status of a command; what its user can act on becomes one line.
+
+    Args:
+        work: the command; returns its exit status.
+        say: takes the line; standard error unless given.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        show_any_character(stream)
+    say = say or _to_standard_error
+    try:
+        return work()
+    except VideoStrError as error:
+        say(f"error: {error}")
+        return exit_status_of(error)
+    except OSError as error:
+        if (problem := storage_error(error, error.filename or Path.cwd())) is None:
+            raise
+        say(f"error: {problem}")
+        return exit_status_of(problem)
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except UnicodeEncodeError as error:
+        encoding = sys.getfilesystemencoding()
+        if encoding == "utf-8" or error.encoding != encoding:
+            raise
+        say(
+            f"error: {error.object!a}: this locale's encoding, {encoding}, has no such file name; set LC_ALL=C.UTF-8 or "
+            "PYTHONUTF8=1"
+        )
+        return 2
+
+
+def show_any_character(stream: TextIO) -> None:
+    """Let a stream escape what its encoding lacks, instead of raising."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def log_to_console(stream: TextIO | None = None) -> None:
+    """Show the project's own lines on standard output (or `stream`), everything else in the run's log files."""
+    logging.captureWarnings(True)
+    console = _Console(stream or sys.stdout)
+    show_any_character(console.stream)
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("videostr")
+    ours.setLevel(logging.INFO)
+    ours.handlers = [console]
+
+
+def log_to_file(path: Path) -> None:
+    """Write all log lines of this process to a file, too.
+
+    Raises:
+        StorageError: it cannot be written now; if that happens later, it is told once, and the run goes on.
+    """
+    with storage(path):
+        file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.getLogger().addHandler(file)
+
+
+def _to_standard_error(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Goes on on standard error where standard output is a file on a full disk, or a pipe that was closed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in logging
+        """Leave a stream that cannot be written; a mistake in a record is told as usual."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        broken, self.stream = self.stream, sys.stderr
+        if broken is not sys.stderr:
+            with Path(os.devnull).open(
+                "wb"
+            ) as nothing:  # what is in its buffer would fail the end of the process
+                os.dup2(nothing.fileno(), broken.fileno())
+            self.emit(record)
+
+
+class _LogFile(logging.FileHandler):
+    """Tells once that lines are lost, instead of a traceback for each."""
+
+    is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Give the line up."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.is_told:
+            self.is_told = True
+            log.warning("%s lacks lines from here: %s", self.baseFilename, error.strerror)
