@@ -30,7 +30,8 @@ from actors.learner_state import LearnerState
 from actors.names import Named, actor_name
 from actors.placement import overlap_options
 from videostr.config import Config
-from videostr.errors import CheckpointError, LearnerError, VideoStrError
+from videostr.errors import CheckpointError, LearnerError, StorageError, VideoStrError
+from videostr.files import storage_error
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
@@ -348,8 +349,8 @@ class LearnerWorker(Named):
         ):
             try:
                 part()
-            except (OSError, SafetensorError) as error:
-                problems.append(str(error))
+            except (OSError, SafetensorError, StorageError) as error:
+                problems.append(str(storage_error(error, folder) or error))
         dist.barrier()
         if problems:
             raise CheckpointError("; ".join(problems))

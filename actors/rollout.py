@@ -23,6 +23,7 @@ import numpy as np
 from actors.names import Named
 from videostr.config import Config
 from videostr.errors import RolloutError, VideoError
+from videostr.files import make_folder, storage
 from videostr.model import check_model
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
@@ -281,8 +282,9 @@ def _completion(output: Any, tokenizer: Any) -> Completion:
 
 def _send_output_to(log_file: str) -> None:
     """Let this process and all it starts write to a file what they would write to the terminal."""
-    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    make_folder(Path(log_file).parent)
+    with storage(log_file):
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())

@@ -55,6 +55,50 @@ def violations(path: Path, source: str) -> list[str]:
     return found
 
 
+def without_encoding(path: Path, source: str) -> list[str]:
+    """Where `source` reads or writes text in the encoding of whatever locale it is run under."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        of = getattr(getattr(node.func, "value", None), "id", "")
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        text = {
+            "read_text": not node.args,
+            "write_text": len(node.args) == 1 and isinstance(node.func, ast.Attribute),
+            "open": of not in {"av", "Image", "os"} and not any("b" in mode for mode in modes),
+            "fdopen": not any("b" in mode for mode in modes),
+            "FileHandler": True,
+        }.get(name, False)
+        if text and not any(keyword.arg in {"encoding", None} for keyword in node.keywords):
+            found.append(f"{path}:{node.lineno}: {name} without encoding")
+    return found
+
+
+def test_text_has_the_same_encoding_under_every_locale() -> None:
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = [
+        line for path in files for line in without_encoding(path.relative_to(ROOT), path.read_text("utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("path.read_text()", 1),
+        ('path.read_text(encoding="utf-8") + path.read_text("ascii")', 0),
+        ("path.write_text(text)", 1),
+        ('write_text(path, text); path.write_text(text, encoding="utf-8")', 0),
+        ('path.open("a"); open(path); path.open()', 3),
+        ('path.open("rb"); os.open(path, 0); Image.open(path); path.open("w", encoding="utf-8")', 0),
+    ],
+)
+def test_text_in_the_encoding_of_the_locale_is_caught(source: str, count: int) -> None:
+    assert len(without_encoding(Path("a.py"), source)) == count
+
+
 def test_imports_point_one_way() -> None:
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     assert len(files) > 5

@@ -131,6 +131,7 @@ class RunFolder:
         write_json(self.path / ENVIRONMENT, environment())
         self.quarantine = Quarantine(self.path / "quarantine.jsonl", config.data.max_bad_fraction)
         self.frame_store = config.data.frame_store or str(self.path / "frames")
+        make_folder(Path(self.frame_store))
         self.loggers = Loggers(config, self.path)
         self.timeline = Timeline()
         """For the pools to note what their workers do."""
