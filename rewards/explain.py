@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from rewards.match import Floats
 from rewards.probes import moved, trace
 from rewards.rubric import judge_group, score
+from videostr.console import run_main
 from videostr.data.records import read_records
 from videostr.errors import DataError, VideoStrError
 from videostr.files import write_text
@@ -198,4 +199,4 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from videostr import config as configs
-from videostr.console import run_command
+from videostr.console import run_command, run_main
 from videostr.data.records import index_at, read_records, usable_records
 from videostr.errors import DataError
 from videostr.files import storage, write_json
@@ -232,4 +231,4 @@ def _main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

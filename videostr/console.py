@@ -5,18 +5,30 @@ Lines are written under every locale: a character that the terminal cannot show 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from videostr.errors import VideoStrError, exit_status_of
 from videostr.files import storage, storage_error
 
 log = logging.getLogger(__name__)
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """End this process with the exit status of a command, which runs in UTF-8 under every locale.
+
+    Names of files and arguments have the encoding that Python was started with, so where that is another one it is started again.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    sys.exit(main())
 
 
 def run_command(work: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
@@ -42,15 +54,6 @@ def run_command(work: Callable[[], int], say: Callable[[str], None] | None = Non
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    except UnicodeEncodeError as error:
-        encoding = sys.getfilesystemencoding()
-        if encoding == "utf-8" or error.encoding != encoding:
-            raise
-        say(
-            f"error: {error.object!a}: this locale's encoding, {encoding}, has no such file name; set LC_ALL=C.UTF-8 or "
-            "PYTHONUTF8=1"
-        )
-        return 2
 
 
 def show_any_character(stream: TextIO) -> None:
@@ -95,24 +98,28 @@ class _Console(logging.StreamHandler[TextIO]):
             super().handleError(record)
             return
         broken, self.stream = self.stream, sys.stderr
+        _give_up(broken)
         if broken is not sys.stderr:
-            with Path(os.devnull).open(
-                "wb"
-            ) as nothing:  # what is in its buffer would fail the end of the process
-                os.dup2(nothing.fileno(), broken.fileno())
             self.emit(record)
 
 
 class _LogFile(logging.FileHandler):
     """Tells once that lines are lost, instead of a traceback for each."""
 
-    is_told = False
-
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Give the line up."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.is_told:
-            self.is_told = True
-            log.warning("%s lacks lines from here: %s", self.baseFilename, error.strerror)
+        else:
+            _give_up(self.stream)
+            log.warning("%s lacks all lines from here: %s", self.baseFilename, error.strerror)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let a stream write to nowhere: what is left in its buffer would fail its end, and that of the process."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        Path(os.devnull).open("wb") as nothing,
+    ):  # it may have no descriptor
+        os.dup2(nothing.fileno(), stream.fileno())

@@ -14,7 +14,6 @@ import dataclasses
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from videostr import config as configs
 from videostr.check import as_text, exit_status
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config import Config
-from videostr.console import log_to_console, log_to_file, run_command
+from videostr.console import log_to_console, log_to_file, run_command, run_main
 from videostr.data.source import RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
@@ -464,4 +463,4 @@ def _stop_on_signal(stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from videostr.console import run_command
+from videostr.console import run_command, run_main
 from videostr.errors import ModelError
 from videostr.files import storage
 
@@ -106,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf import OmegaConf
 
 from rewards import number, score
 from rewards.rubric import PRESETS
-from videostr.console import run_command
+from videostr.console import run_command, run_main
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
 from videostr.data.check import large_clips, problems
@@ -392,4 +391,4 @@ EXPORTS: dict[str, Callable[..., int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -32,7 +32,7 @@ from rewards.number import mean_relative_accuracy, stated_number
 from videostr import config as configs
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
-from videostr.console import log_to_console, run_command
+from videostr.console import log_to_console, run_command, run_main
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
@@ -438,4 +438,4 @@ def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.P
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -6,14 +6,13 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from videostr.config import Config, load
-from videostr.console import run_command
+from videostr.console import run_command, run_main
 from videostr.errors import ConfigError
 from videostr.plan.calibrate import Calibration, Validation, calibrate, validate
 from videostr.plan.costs import Hardware, Workload, assumed, default_prompt_tokens, hardware_of
@@ -402,4 +401,4 @@ def _validation_json(calibration: Calibration, rows: Sequence[Validation]) -> st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videostr.console import run_command
+from videostr.console import run_command, run_main
 from videostr.report.page import write_report
 from videostr.report.run import MAX_TRACES
 from videostr.report.viewer import FRAMES_MIB
@@ -41,4 +41,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
