@@ -5,10 +5,13 @@ Lines are written under every locale: a character that the terminal cannot show 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
+import logging.handlers
 import os
+import queue
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,8 @@ from videostr.errors import VideoStrError, exit_status_of
 from videostr.files import storage, storage_error
 
 log = logging.getLogger(__name__)
+LAST_LINES_S = 5.0
+"""Longest wait for a log file at the end of a process."""
 
 
 def run_main(main: Callable[[], int]) -> NoReturn:
@@ -74,7 +79,7 @@ def log_to_console(stream: TextIO | None = None) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Write all log lines of this process to a file, too.
+    """Write all log lines of this process to a file, too; a thread of its own writes them, so that nothing waits for a disk.
 
     Raises:
         StorageError: it cannot be written now; if that happens later, it is told once, and the run goes on.
@@ -82,7 +87,18 @@ def log_to_file(path: Path) -> None:
     with storage(path):
         file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger().addHandler(file)
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = logging.handlers.QueueListener(lines, file)
+    listener.start()
+    atexit.register(_end, listener)
+    logging.getLogger().addHandler(logging.handlers.QueueHandler(lines))
+
+
+def _end(listener: logging.handlers.QueueListener) -> None:
+    """Write what is left, unless the disk hangs."""
+    listener.enqueue_sentinel()
+    if listener._thread is not None:
+        listener._thread.join(LAST_LINES_S)
 
 
 def _to_standard_error(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,8 @@ from actors.placement import plan
 from videostr import check as parts
 from videostr.check import Finding, Gpu, Machine, Mark, as_text, exit_status, parse_gpus
 from videostr.config import Config, load
+from videostr.lock import FolderLock
+from videostr.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu(name="H100", total_gib=80, free_gib=79, capability=9.0, driver="580.65")
@@ -75,6 +78,24 @@ def test_the_demo_passes_on_this_machine(
         finding.name for finding in findings
     }
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_the_run_folder_is_looked_at_and_not_touched(config: Config, tmp_path: Path) -> None:
+    assert parts.check_run(config) == parts.ok("run folder", f"{tmp_path / config.run.name}: starts anew")
+    assert list(tmp_path.iterdir()) == []
+    folder = RunFolder(config)
+    (folder.path / "checkpoints" / "step_000003").mkdir()
+    (folder.path / "checkpoints" / "step_000003" / "state.json").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert parts.check_run(config).found == f"{folder.path}: goes on from step_000003"
+    config.learner.lr *= 2
+    assert parts.check_run(config).mark is Mark.FAIL
+    assert "learner.lr was" in parts.check_run(config).found
+    with FolderLock(folder.path, "run.name"):
+        found = parts.check_run(config)
+    assert (found.mark, found.remedy) == (Mark.FAIL, "wait until that ends, or choose another run.name")
+    assert f"{folder.path}: in use by process {os.getpid()} on " in found.found
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_line_for_each_finding_and_one_for_each_remedy() -> None:

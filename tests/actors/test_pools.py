@@ -76,6 +76,9 @@ def puppet(folder: Path) -> Any:  # noqa: C901  # one flat class: Ray ships it b
 COMPLETION = Completion(
     text="abc", token_ids=np.arange(3), logprobs=np.zeros(3), finish_reason=FinishReason.STOP, weight_versions=(),
 )  # fmt: skip
+NAME = 'a#b%20 é "q" 実験 🚀'
+"""A valid `run.name`."""
+LABEL = NAME.replace('"', r"\"")
 REQUEST = SampleRequest(
     prompt=Prompt(
         record_id="r1", text="", clip=Clip(digest="", spec=ClipSpec(video="v.mp4", num_frames=1))
@@ -459,7 +462,7 @@ def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
 ) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
         rewards = RayRewardPool(RewardConfig(num_workers=1, num_cpus=0.5), Rubric())
-        metrics = RayMetrics("mine", lambda: worker_states(pool, learner, rewards))  # type: ignore[arg-type]
+        metrics = RayMetrics(NAME, lambda: worker_states(pool, learner, rewards))  # type: ignore[arg-type]
         metrics.log({"step": 1, "reward/total": 0.25, "failures/engine_died": 2}, 1)
         metrics.log({"step": 2, "reward/total": 0.5, "failures/engine_died": 3, "failures/transfer": 1}, 2)
         metrics.look()
@@ -468,7 +471,7 @@ def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
         await until(lambda: pool.health()[1] is not Health.HEALTHY)
         metrics.start()
         page: dict[str, float] = {}
-        while page.get('ray_videostr_workers{role="rollout",run="mine",state="healthy"}') != 1:
+        while page.get(f'ray_videostr_workers{{role="rollout",run="{LABEL}",state="healthy"}}') != 1:
             await asyncio.sleep(1)
             page = await asyncio.to_thread(metrics_page)
         metrics.stop()
@@ -476,10 +479,10 @@ def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
         return page
 
     page = play(tmp_path, use, health_check_s=2.0)
-    assert page['ray_videostr_step{run="mine"}'] == 2
-    assert page['ray_videostr_reward_total{run="mine"}'] == 0.5
-    assert page['ray_videostr_failures_total{kind="engine_died",run="mine"}'] == 3
-    assert page['ray_videostr_failures_total{kind="transfer",run="mine"}'] == 1
-    assert page['ray_videostr_workers{role="learner",run="mine",state="up"}'] == 1
-    assert page['ray_videostr_workers{role="reward",run="mine",state="starting"}'] == 1
+    assert page[f'ray_videostr_step{{run="{LABEL}"}}'] == 2
+    assert page[f'ray_videostr_reward_total{{run="{LABEL}"}}'] == 0.5
+    assert page[f'ray_videostr_failures_total{{kind="engine_died",run="{LABEL}"}}'] == 3
+    assert page[f'ray_videostr_failures_total{{kind="transfer",run="{LABEL}"}}'] == 1
+    assert page[f'ray_videostr_workers{{role="learner",run="{LABEL}",state="up"}}'] == 1
+    assert page[f'ray_videostr_workers{{role="reward",run="{LABEL}",state="starting"}}'] == 1
     assert sum(value for name, value in page.items() if 'workers{role="rollout"' in name) == 2

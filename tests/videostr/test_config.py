@@ -239,3 +239,42 @@ def test_coldstart_rules(tmp_path: Path, overrides: list[str], word: str) -> Non
     with pytest.raises(ConfigError) as caught:
         load_coldstart(path, overrides)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "a?b", "-x", "--check", ".hidden", "x.", "x ", " x", "x\t", "a\nb",
+        "a\x00b", "a\x7fb", "a\u200bb", "a\u202eb", "a\u2028b", "a\ud800b", "x" * 129, "字" * 67,
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_single_folder_is_refused(name: str) -> None:
+    config = valid()
+    config.run.name = name
+    with pytest.raises(ConfigError, match=r"^run\.name = .*: must .*; choose another name") as found:
+        validate(config)
+    assert str(found.value).isascii()
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a",
+        "run-1",
+        "a b",
+        "lr=1e-5,bs=32",
+        "2026-11-29T10:00",
+        "ä",
+        "実験 1",
+        "🚀",
+        "50%",
+        "x" * 128,
+        "字" * 66,
+        "CON",
+    ],
+)
+def test_any_other_name_is_taken(name: str) -> None:
+    config = valid()
+    config.run.name = name
+    validate(config)

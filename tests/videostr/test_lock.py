@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import json
 import multiprocessing
 import os
@@ -133,6 +134,34 @@ def test_one_that_waits_takes_the_folder_when_it_is_free(tmp_path: Path) -> None
         os.kill(process.pid, signal.SIGKILL)
         with FolderLock(tmp_path, "--out", wait=True):
             pass
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["videostr.data", "build", "--source", "tabletop", "--scenes", "2", "--out"],
+        ["videostr.data", "import", "none.jsonl", "--format", "video-r1", "--out"],
+        ["videostr.evaluate", "--compare", "a", "b", "--out"],
+    ],
+    ids=lambda command: command[1],
+)
+def test_commands_that_write_a_folder_are_refused_while_another_does(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"{command[0]}.__main__").main
+    with held(tmp_path) as process:
+        before = snapshot(tmp_path)
+        assert main([*command[1:], str(tmp_path)]) == 2
+        assert snapshot(tmp_path) == before
+    said = "".join(capsys.readouterr())
+    assert f"error: {tmp_path}: in use by process {process.pid} on " in said
+    assert "or choose another --out" in said
+
+
+def test_a_folder_in_which_nothing_was_written_goes_again(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "a", "--out"):
+        assert (tmp_path / "a").is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------ other machines, no flock

@@ -25,12 +25,14 @@ from videostr.loggers import Background, Loggers, require
 from videostr.runfolder import RunFolder
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+NAME = """a#b%20&c=1,d:'e' "ü" [x]* $HOME 実験 🚀"""
+"""A valid `run.name`, which all loggers must take."""
 FIRST = [{"step": 1, "reward/total": 0.25, "lr": 1e-6}, {"step": 2, "reward/total": 0.5, "lr": 2e-6}]
 AGAIN = [{"step": 2, "reward/total": 0.75, "lr": 3e-6}]
 
 
 def config_of(folder: Path, **logging_: Any) -> Config:
-    config = Config(run=Run(name="mine", dir=str(folder)), logging=LoggingConfig(**logging_))
+    config = Config(run=Run(name=NAME, dir=str(folder)), logging=LoggingConfig(**logging_))
     config.model.path, config.data.train = "m", "d"
     return config
 
@@ -134,7 +136,7 @@ def test_wandb_offline_holds_the_figures_and_a_resumed_run_has_the_same_id(
     assert rows == [*FIRST, held, *AGAIN, held]
     kept = (folder.path / "wandb_run_id").read_text().strip()
     assert {(run.run_id, run.display_name, run.project, run.entity, run.run_group) for run in runs} == {
-        (kept, "mine", "p", "team", "seeds")
+        (kept, NAME, "p", "team", "seeds")
     }
     sections = {update.key: json.loads(update.value_json) for update in runs[0].config.update}
     assert sections["model"]["path"] == "m"
@@ -181,7 +183,7 @@ def test_mlflow_holds_the_figures_and_a_resumed_run_goes_on_in_it(
     experiment = client.get_experiment_by_name("first")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_id, run.info.run_name, run.info.status) == (run_id, "mine", "FINISHED")
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (run_id, NAME, "FINISHED")
     assert run.data.params["learner.betas"] == "[0.9, 0.999]"
     assert len(run.data.params) > 100
     history = client.get_metric_history(run_id, "reward/total")
