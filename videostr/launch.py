@@ -38,7 +38,7 @@ from videostr.check import as_text, exit_status
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config import Config
 from videostr.console import log_to_console, log_to_file, run_command, run_main
-from videostr.data.source import RecordSource
+from videostr.data.source import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.files import write_json
@@ -55,7 +55,7 @@ from videostr.runfolder import RunFolder, run_folder
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 from videostr.tasks import together, unless
-from videostr.types import FailureKind
+from videostr.types import Failure, FailureKind
 
 T = TypeVar("T")
 log = logging.getLogger("videostr.launch")
@@ -404,6 +404,7 @@ def _evaluator(
         return None
     folder.timeline.note("evaluation", None)
     files, checkpoints = folder.checkpoints.thread, folder.checkpoints
+    prompts: list[Drawn | Failure] = []
 
     async def run(state: RunState) -> None:
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
@@ -412,7 +413,8 @@ def _evaluator(
             if (reward := means(known.greedy).get("total")) is not None:
                 await files(checkpoints.note_held_out, state.step, reward)
             return
-        prompts = await folder.thread(heldout.first, config.evaluate.prompts)
+        if not prompts:
+            prompts.extend(await folder.thread(heldout.first, config.evaluate.prompts))
         with folder.timeline.during("evaluation", "evaluate"):
             found = await evaluate(config, prompts, ports, state.version, greedy_only=True)
         if not found.greedy or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:

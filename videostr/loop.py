@@ -282,7 +282,7 @@ async def collect(
                 break
         taken = draws.take(missing)
         positions += taken
-        drawn = await _draw(source, folder, taken)
+        drawn = await folder.thread(_draw, source, folder, taken)  # looks at the files of the videos
         for d, result in zip(drawn, await together(one(d) for d in drawn), strict=True):
             if isinstance(result, Failure):
                 await folder.thread(folder.quarantine.add, result)
@@ -340,13 +340,11 @@ def _has_tokens(config: Config, group: RolloutGroup) -> bool:
     return any(completion_lengths([lengths], [cut], config.loss)[0])
 
 
-async def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
-    found = [
-        await folder.thread(source.draw, position) for position in positions
-    ]  # looks at the video's file
+def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
+    found = [source.draw(position) for position in positions]
     for failure in found:
         if isinstance(failure, Failure):
-            await folder.thread(folder.quarantine.add, failure)
+            folder.quarantine.add(failure)
     return [d for d in found if isinstance(d, Drawn) and d.record.id not in folder.quarantine]
 
 
