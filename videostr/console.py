@@ -132,7 +132,7 @@ class _LogFile(logging.FileHandler):
             log.warning("%s lacks all lines from here: %s", self.baseFilename, error.strerror)
 
 
-def _give_up(stream: TextIO) -> None:
+def _give_up(stream: TextIO | None) -> None:
     """Let a stream write to nowhere: what is left in its buffer would fail its end, and that of the process."""
     with (
         contextlib.suppress(OSError, ValueError),
