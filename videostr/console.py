@@ -134,8 +134,7 @@ class _LogFile(logging.FileHandler):
 
 def _give_up(stream: TextIO | None) -> None:
     """Let a stream write to nowhere: what is left in its buffer would fail its end, and that of the process."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        Path(os.devnull).open("wb") as nothing,
-    ):  # it may have no descriptor
-        os.dup2(nothing.fileno(), stream.fileno())
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())  # fails for one that has no descriptor
