@@ -13,6 +13,7 @@ import logging.handlers
 import os
 import queue
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -79,7 +80,9 @@ def log_to_console(stream: TextIO | None = None) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Write all log lines of this process to a file, too; a thread of its own writes them, so that nothing waits for a disk.
+    """Write all log lines of this process to a file, too, and there what threads of libraries end with.
+
+    A thread of its own writes them, so that nothing waits for a disk.
 
     Raises:
         StorageError: it cannot be written now; if that happens later, it is told once, and the run goes on.
@@ -92,6 +95,13 @@ def log_to_file(path: Path) -> None:
     listener.start()
     atexit.register(_end, listener)
     logging.getLogger().addHandler(logging.handlers.QueueHandler(lines))
+    threading.excepthook = _log_thread
+
+
+def _log_thread(args: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread, such as TensorBoard's writer on a full disk: who waits for the thread is told as well."""
+    name = args.thread.name if args.thread is not None else "?"
+    logging.getLogger("threads").error("thread %s ended", name, exc_info=args.exc_value)
 
 
 def _end(listener: logging.handlers.QueueListener) -> None:
