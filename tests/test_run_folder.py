@@ -24,12 +24,16 @@ def steps(folder: Path) -> list[int]:
 
 def written_by_driver(folder: Path) -> dict[Path, tuple[int, int]]:
     """Files that no worker writes, with their times and sizes."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        path: (path.stat().st_mtime_ns, path.stat().st_size)
-        for path in files
-        if not {"frames", "logs"} & set(path.parts) and not any(part[0] == "." for part in path.parts)
-    }
+    found = {}
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if (
+            path.is_file()
+            and parts[0] not in {"frames", "logs"}
+            and not any(part[0] == "." for part in parts)
+        ):
+            found[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return found
 
 
 def wait_for(process: subprocess.Popen[bytes], log: Path, said: str) -> None:
