@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from urllib.parse import quote
 
 from ray.util.metrics import Counter as RayCounter
 from ray.util.metrics import Gauge
@@ -21,6 +22,7 @@ from actors.reward import RayRewardPool
 from videostr.ports import RewardPool
 
 LOOK_S = 5.0
+ASCII = "".join(map(chr, range(32, 127)))
 States = Mapping[tuple[str, str], int]
 """Workers by role and state."""
 
@@ -32,10 +34,10 @@ class RayMetrics:
         """Ray must have been started.
 
         Args:
-            run: value of the label `run`.
+            run: value of the label `run`; Ray takes ASCII only, so other characters are percent-encoded.
             states: says how many workers are in which state; one that it has named is shown as 0 when it names it no more.
         """
-        self._run = {"run": run}
+        self._run = {"run": quote(run, safe=ASCII)}
         self._states = states
         self._gauges: dict[str, Gauge] = {}
         self._failures = RayCounter(

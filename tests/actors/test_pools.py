@@ -78,7 +78,8 @@ COMPLETION = Completion(
 )  # fmt: skip
 NAME = 'a#b%20 é "q" 実験 🚀'
 """A valid `run.name`."""
-LABEL = NAME.replace('"', r"\"")
+LABEL = r"a#b%20 %C3%A9 \"q\" %E5%AE%9F%E9%A8%93 %F0%9F%9A%80"
+"""The same in ASCII, in the UTF-8 of RFC 3986, quoted as Prometheus reads it."""
 REQUEST = SampleRequest(
     prompt=Prompt(
         record_id="r1", text="", clip=Clip(digest="", spec=ClipSpec(video="v.mp4", num_frames=1))
