@@ -34,7 +34,8 @@ from videostr.checkpoint import Ledger, RunState
 from videostr.console import log_to_file, run_command
 from videostr.errors import RunFolderError, StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
-from videostr.launch import resume, train_on
+from videostr.launch import _cancel_when_lost, resume, train_on
+from videostr.lock import FolderLock
 from videostr.report.traces import read_traces
 from videostr.tasks import FileThread
 from videostr.types import LearnerBatch, Update
@@ -465,6 +466,18 @@ def test_a_run_killed_while_it_deletes_keeps_whole_checkpoints(
     again.rollouts.version = 3
     again.train(again.folder.checkpoints.state(folder / "step_000003"))
     assert sorted(p.name for p in folder.iterdir()) == ["step_000003", "step_000004"]
+
+
+def test_a_run_whose_lock_was_taken_is_cancelled(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path, "run.name")
+
+    async def run() -> None:
+        _cancel_when_lost(lock)
+        threading.Thread(target=lock.when_lost).start()
+        await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run())
 
 
 # ------------------------------------------------------------------------------------------------------ commands
