@@ -46,7 +46,7 @@ from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError
-from videostr.files import append_line, make_folder, replacing, write_json
+from videostr.files import append_line, make_folder, replacing, storage, write_json
 from videostr.graph import MAX_FRAMES
 from videostr.images import LIST_SUFFIX, ImageList
 from videostr.types import ClipSpec, Record
@@ -463,6 +463,9 @@ def _note_skips(out: Path, progress: Progress, skips: Iterable[Skip]) -> None:
         progress.skips[skip.reason.name] = progress.skips.get(skip.reason.name, 0) + 1
     if lines:
         append_line(out / "skipped.jsonl", "\n".join(lines))
+    else:  # there is always such a file
+        with storage(out / "skipped.jsonl"):
+            (out / "skipped.jsonl").touch()
 
 
 def _save(out: Path, progress: Progress) -> None:
