@@ -39,6 +39,7 @@ from videostr.check import (
 )
 from videostr.config import Config
 from videostr.errors import ConfigError, RewardError
+from videostr.grpo.losses import check_custom
 
 LOOK_S = 120.0
 """Longest time for all nodes to be looked at; a first Python process with torch takes some seconds on each."""
@@ -74,8 +75,7 @@ def check(
     """
     seen = Seen()
     findings = [*check_policy(config, seen), *check_data(config, seen), check_run(config)]
-    findings += [*check_disk(config, seen)]
-    findings += check_rewards(config)
+    findings += [*check_disk(config, seen), *check_loss(config), *check_rewards(config)]
     try:
         cluster = cluster or find_cluster(config)
     except (RayError, OSError, RuntimeError) as error:
@@ -206,6 +206,18 @@ def first_without_room(roles: Sequence[Role], nodes: Sequence[Mapping[str, float
         else:
             return name
     return ""
+
+
+def check_loss(config: Config) -> Iterator[Finding]:
+    """Whether a loss of the user's can be imported, and gives a finite number with a gradient for every token."""
+    if not config.loss.custom:
+        return
+    try:
+        check_custom(config.loss)
+    except ConfigError as error:
+        yield told("loss", error)
+        return
+    yield ok("loss", f"{config.loss.custom}: five tokens tried")
 
 
 def check_rewards(config: Config) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The learner: a `LearnerBatch` in, one optimizer step and a new weight version out.
+"""The learner: a `LearnerBatch` in, one or more optimizer steps and a new weight version out.
 
 `LearnerWorker` is one DeepSpeed rank, a plain class; `RayLearner` runs one per rank as Ray actors and speaks for all of
 them. Every rank gets the whole batch, plans the same rows, and encodes and computes its own.
@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from videostr.files import storage_error
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
-from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_of, count, policy_loss
-from videostr.grpo.schedule import learning_rate
+from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
+from videostr.grpo.schedule import learning_rate, mini_batches
 from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
 from videostr.prompt import encode
@@ -56,7 +57,8 @@ class LearnerWorker(Named):
 
     Attributes:
         rank: number of this rank.
-        version: weight version, the number of updates done.
+        version: weight version, the number of batches learned from.
+        updates: optimizer steps done, `train.updates_per_batch` a batch.
         policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
     """
@@ -65,7 +67,7 @@ class LearnerWorker(Named):
         self.rank = rank
         self.config = config
         self.frames = FrameStore(frame_store)
-        self.version = 0
+        self.version = self.updates = 0
         self.on_gpu = config.learner.num_gpus > 0
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
 
@@ -184,45 +186,106 @@ class LearnerWorker(Named):
     # ------------------------------------------------------------------------------------------------- update
 
     def update(self, batch: LearnerBatch) -> Update:
-        """One optimizer step on the batch; the same result on every rank.
+        """Learn from the batch: `train.updates_per_batch` optimizer steps, each on a mini-batch of whole groups.
+
+        A batch of fewer groups has as many steps as groups. The result is the same on every rank.
 
         Raises:
             LearnerError: an encoded prompt differs from the one that the engine saw, or the batch is empty.
+            ConfigError: `loss.custom` failed.
         """
-        rate = learning_rate(self.config.learner, self.version, self.config.train.steps)
+        parts = [
+            replace(batch, groups=groups, advantages=advantages)
+            for groups, advantages in zip(
+                mini_batches(batch.groups, self.config.train.updates_per_batch),
+                mini_batches(batch.advantages, self.config.train.updates_per_batch),
+                strict=True,
+            )
+        ]
+        old = self._old_logprobs(parts)
+        steps = [self._step(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
+        if self.features is not None:
+            self.features.trim()
+        self.version += 1
+        return Update(version=self.version, metrics=self._metrics(steps))
+
+    def _old_logprobs(self, parts: Sequence[LearnerBatch]) -> list[list[Tensor] | None]:
+        """The learner's log-probabilities [N] before the first step, of every row of each part.
+
+        None where the loss does not ask for them: in the first part, which is learned from with these weights, and in all
+        where the ratio is taken against the engine.
+        """
+        if self.config.loss.correction == "ratio":
+            return [None for _ in parts]
+        return [None, *([row for _, row in self._forward(part)] for part in parts[1:])]
+
+    def _forward(self, batch: LearnerBatch) -> Iterator[tuple[Row, Tensor]]:
+        """This rank's rows and their log-probabilities [N], without gradient."""
+        lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
+        for row in self._rows(self._plan(batch, lengths), batch):
+            with torch.no_grad():
+                logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
+            yield row, logprobs
+
+    def _step(self, batch: LearnerBatch, old: Sequence[Tensor] | None) -> tuple[LossSums, float, float]:
+        """One optimizer step; returns sums over all ranks, gradient norm and learning rate."""
+        train = self.config.train
+        rate = learning_rate(self.config.learner, self.updates, train.steps * train.updates_per_batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        sums = self.accumulate(batch)
+        sums = self.accumulate(batch, old)
         norm = self._local_gradient_norm() if self.config.learner.zero_stage == 0 else None
         self.engine.step()
-        self.version += 1
-        if norm is None:
-            norm = float(self.engine.get_global_grad_norm())
-        metrics = {**sums.metrics(), "grad_norm": norm, "lr": rate, **self._vision_metrics()}
-        return Update(version=self.version, metrics=metrics)
+        self.updates += 1
+        return sums, float(self.engine.get_global_grad_norm()) if norm is None else norm, rate
 
-    def accumulate(self, batch: LearnerBatch) -> LossSums:
-        """Forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks."""
+    def _metrics(self, steps: Sequence[tuple[LossSums, float, float]]) -> dict[str, float]:
+        """Metrics of all steps on a batch.
+
+        Means over tokens are of all its tokens. `mismatch_kl` is of the first mini-batch, whose weights are those that the
+        batch met; the steps after it have moved them on purpose.
+        """
+        sums, norms, rates = zip(*steps, strict=True)
+        metrics = reduce(LossSums.plus, sums).metrics(self.config)
+        metrics |= {
+            "loss": metrics["loss"] / len(steps),
+            "mismatch_kl": sums[0].metrics(self.config)["mismatch_kl"],
+            "grad_norm": sum(norms) / len(steps),
+            "lr": rates[-1],
+        }
+        if self.config.train.updates_per_batch > 1:
+            metrics["updates"] = len(steps)
+        return metrics | self._vision_metrics()
+
+    def accumulate(self, batch: LearnerBatch, old: Sequence[Tensor] | None = None) -> LossSums:
+        """Forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks.
+
+        Args:
+            batch: of one optimizer step.
+            old: log-probabilities [N] of each of this rank's rows before the first step on the sampled batch; None in that
+                step.
+        """
         lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
         plan, counts = self._plan(batch, lengths), count(lengths)
         sums = LossSums()
         for number, row in enumerate(self._rows(plan, batch)):
             self.engine.set_gradient_accumulation_boundary(number == len(plan) - 1)
-            loss, row_sums = self._row_loss(row, batch.temperature, counts)
+            before = None if old is None else old[number]
+            loss, row_sums = self._row_loss(row, batch.temperature, counts, before)
             # DeepSpeed averages gradients over ranks, the loss is a sum over them.
             self.engine.backward(loss * dist.get_world_size())
             sums = sums.plus(row_sums)
         return self._reduce(sums)
 
-    def _row_loss(self, row: Row, temperature: float, counts: Counts) -> tuple[Tensor, LossSums]:
+    def _row_loss(
+        self, row: Row, temperature: float, counts: Counts, old: Tensor | None
+    ) -> tuple[Tensor, LossSums]:
         logprobs, entropy = self.engine(**row.model_inputs(), temperature=temperature)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
                 reference, _ = self.reference(**row.model_inputs(), temperature=temperature)
-        return policy_loss(
-            row, logprobs, entropy, self.config.loss, counts, reference, correction_of(self.config)
-        )
+        return policy_loss(row, logprobs, entropy, self.config.loss, counts, reference, old)
 
     def _plan(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> tuple[RowPlan, ...]:
         """This rank's rows."""
@@ -251,8 +314,6 @@ class LearnerWorker(Named):
         for row in plan:
             groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
             yield build_row(row, groups, self.grid).to(self.device)
-        if self.features is not None:
-            self.features.trim()
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
@@ -272,13 +333,15 @@ class LearnerWorker(Named):
         )
 
     def _reduce(self, sums: LossSums) -> LossSums:
-        """Sums over all ranks."""
+        """Sums over all ranks, and the largest of what ends in `_max`."""
         values = asdict(sums)
-        largest = torch.tensor([values.pop("ratio_max")], dtype=torch.float64, device=self.device)
-        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return LossSums(**dict(zip(values, total.tolist(), strict=True)), ratio_max=largest.item())
+        largest = {name: values.pop(name) for name in tuple(values) if name.endswith("_max")}
+        found: dict[str, float] = {}
+        for part, operation in ((values, dist.ReduceOp.SUM), (largest, dist.ReduceOp.MAX)):
+            numbers = torch.tensor(list(part.values()), dtype=torch.float64, device=self.device)
+            dist.all_reduce(numbers, op=operation)
+            found |= dict(zip(part, numbers.tolist(), strict=True))
+        return LossSums(**found)
 
     def _vision_metrics(self) -> dict[str, float]:
         """Clips whose features were known and clips that the frozen tower ran for, of all ranks since the last call."""
@@ -303,12 +366,12 @@ class LearnerWorker(Named):
     def logprobs(self, batch: LearnerBatch) -> list[tuple[int, int, np.ndarray]]:
         """This rank's part of the learner's log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
         found = []
-        with torch.no_grad():
-            for row in self._rows(self._plan(batch, _lengths(batch)), batch):
+        for row in self._rows(self._plan(batch, _lengths(batch)), batch):
+            with torch.no_grad():
                 logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
-                if not row.idle:
-                    parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
-                    found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
+            if not row.idle:
+                parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
+                found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
         return found
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -375,7 +438,7 @@ class LearnerWorker(Named):
         Raises:
             LearnerError: there is no such checkpoint, or it is of other parameters.
         """
-        self.version = LearnerState(self.engine, self.policy).load(Path(folder) / "learner")
+        self.version, self.updates = LearnerState(self.engine, self.policy).load(Path(folder) / "learner")
         return self.version
 
 
@@ -489,7 +552,7 @@ class RayLearner:
         )
 
     async def update(self, batch: LearnerBatch) -> Update:
-        """One optimizer step on the batch, which is put into the object store once."""
+        """Learn from the batch, which is put into the object store once."""
         async with self.updating:
             updates: list[Update] = await self.call("update", ray.put(batch))
             self.version = updates[0].version

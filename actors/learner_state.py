@@ -1,6 +1,6 @@
 """The optimizer's state on disk, whole: any number of ranks and any ZeRO stage can go on from it.
 
-learner/state.json                weight version, AdamW's step, names of the shards; written last
+learner/state.json                weight version, optimizer steps done, names of the shards; written last
 learner/shard_00001.safetensors   `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, float32; NAME is Hugging Face's
 
 Trained parameters only. AdamW steps on tensors of DeepSpeed's making: `Part` says where in them a parameter is. The state
@@ -81,10 +81,10 @@ class LearnerState:
             for _ in gathered:  # a collective left out would pair another rank's with the next one here
                 pass
 
-    def load(self, folder: Path) -> int:
-        """Set master weights, moments, step, and the weights that the model runs with; returns the weight version.
+    def load(self, folder: Path) -> tuple[int, int]:
+        """Set master weights, moments, step, and the weights that the model runs with; every rank reads its own parts.
 
-        Every rank reads its own parts.
+        Returns the weight version and the number of optimizer steps done.
 
         Raises:
             LearnerError: there is no checkpoint, or it is of other parameters; nothing was changed.
@@ -104,8 +104,7 @@ class LearnerState:
                     whole = places[key].get_tensor(key).view(-1)  # mapped: only what is copied is read
                     self._view(part, kind).copy_(whole[part.start : part.start + part.count])
         self._set_working_weights()
-        version: int = values["version"]
-        return version
+        return values["version"], values["step"]
 
     # ------------------------------------------------------------------------------------- where things are
 

@@ -7,7 +7,6 @@ In: completions of one record. Out: `Score` (and the `Trace` it was computed fro
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from rewards import format as format_reward
 from rewards.graph import GraphRule, GraphScore
 from rewards.map_score import map_score
 from videostr import trace as traces
+from videostr.custom import load_function
 from videostr.errors import ConfigError, RewardError, error_text, printable
 from videostr.types import AnswerKind, Completion, FinishReason, Record, SceneGraph, Score, Trace
 
@@ -131,21 +131,7 @@ def load_custom(name: str, key: str = "reward.custom") -> CustomReward:
     Raises:
         ConfigError: the name has another form, the module cannot be imported, or has no such function.
     """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ConfigError(f"{key} = {name!r}: must be package.module:function, e.g. my_rewards:brevity")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the user's module runs here, SystemExit included
-        raise ConfigError(
-            f"{key} = {name!r}: importing {module} raised {error_text(error)}; it must lie in the "
-            "working directory or on PYTHONPATH, on every node"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{key} = {name!r}: {module} has no function {function}")
-    return found  # type: ignore[no-any-return]  # checked at every call
+    return load_function(key, name, "my_rewards:brevity")
 
 
 # --------------------------------------------------------------------------------------------------- scores

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from videostr.config_effects import Written, idle_keys
 from videostr.errors import ConfigError
 
 MAX_NAME, MAX_NAME_BYTES = 128, 200
 """Of a run: Weights & Biases takes 128 characters, file systems 255 bytes for a name and what is put around it."""
+RESOLVED = "# Resolved: every key, defaults included. Delete this line when you edit the file by hand.\n"
+"""First line of a dump. Of such a file only keys that differ from their default count as written by the user."""
 
 
 @dataclass
@@ -203,9 +206,9 @@ class LearnerConfig:
     weight_decay: float = 0.0
     """AdamW's, of all trained parameters."""
     warmup_steps: int = 0
-    """Linear warm-up of the learning rate."""
+    """Linear warm-up of the learning rate, optimizer steps."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up, over train.steps."""
+    """After warm-up, over train.steps * train.updates_per_batch optimizer steps."""
     max_grad_norm: float = 1.0
     """Global gradient norm is clipped to this."""
     packing: Literal["group", "none"] = "group"
@@ -230,13 +233,14 @@ class LossConfig:
     """grpo divides by the group's standard deviation, dr_grpo does not."""
     name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
     """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio per sequence), CISPO (clipped weight)."""
-    correction: Literal["auto", "ratio", "truncated", "none"] = "auto"
-    """How the engine's log-probabilities mu enter; see videostr/grpo/loss.py.
+    custom: str = ""
+    """A loss of your own in place of `name`, `package.module:function`: LossInputs -> loss per token (docs/extending.md)."""
+    correction: Literal["ratio", "truncated", "none"] = "ratio"
+    """What the ratio is taken against, and how the engine's log-probabilities mu enter (docs/method.md).
 
-    ratio: r = pi / mu, clipped. truncated: r against the learner's own at the start of the update, each token weighted by
-    min(own / mu, 2). none: the same without the weight; nothing then depends on the last bits of mu, which vary with what
-    else is in the engine's batch, so that a resumed run repeats exactly. auto: truncated where train.max_staleness > 0;
-    else ratio on GPUs, and none on CPU, where engine and learner agree to rounding.
+    ratio: pi / mu, so that the clip acts on staleness and on the difference between learner and engine alike. truncated: pi
+    over the learner's own before the first update on the batch, each token weighted by min(own / mu, 2). none: the same
+    without the weight; nothing then depends on the last bits of mu, so that a resumed run on CPU repeats exactly.
     """
     eps_low: float = 0.2
     """Ratios are clipped below at 1 - eps_low."""
@@ -269,11 +273,13 @@ class TrainConfig:
     """Length and shape of the run."""
 
     steps: int = 100
-    """Updates of the run."""
+    """Steps of the run: each samples a batch, learns from it, and sends the new weights to the engines."""
     prompts_per_step: int = 16
-    """P, groups per update."""
+    """P, groups per sampled batch."""
+    updates_per_batch: int = 1
+    """K, optimizer steps per sampled batch: its groups are cut, in order, into K mini-batches of whole groups."""
     max_staleness: int = 0
-    """S, updates that may lie between the weights that sampled a token and the update that learns from it; 0 is synchronous."""
+    """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
     max_flat_steps: int = 20
     """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
     checkpoint_every: int = 50
@@ -485,28 +491,28 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or broken rule; names the key and the remedy.
     """
-    config: Config = _read(Config, path, overrides)
-    validate(config)
-    return config
+    config, written = _read(Config, path, overrides)
+    validate(config, written)
+    return config  # type: ignore[no-any-return]
 
 
 def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStartConfig:
     """Read a cold start's config; raises as `load` does."""
-    config: ColdStartConfig = _read(ColdStartConfig, path, overrides)
-    _check_rules(_coldstart_rules(config))
-    return config
+    config, written = _read(ColdStartConfig, path, overrides)
+    _check(_coldstart_rules(config), config, written)
+    return config  # type: ignore[no-any-return]
 
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
     """Read an evaluation's config; raises as `load` does."""
-    config: EvaluationConfig = _read(EvaluationConfig, path, overrides)
-    _check_rules(_evaluation_rules(config))
-    return config
+    config, written = _read(EvaluationConfig, path, overrides)
+    _check(_evaluation_rules(config), config, written)
+    return config  # type: ignore[no-any-return]
 
 
 def dump(config: Config | ColdStartConfig | EvaluationConfig) -> str:
     """The resolved config as YAML; `load` of it gives the same config."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return RESOLVED + OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -518,16 +524,21 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def validate(config: Config) -> None:
+def validate(config: Config, written: Written | None = None) -> None:
     """Check every rule between keys.
+
+    Args:
+        config: a run's.
+        written: which keys the user wrote; by default those that differ from their default.
 
     Raises:
         ConfigError: one line for each broken rule: the keys, their values, the rule, the remedy.
     """
-    _check_rules(_rules(config))
+    _check(_rules(config), config, written or Written(file=_changed(config)))
 
 
-def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> tuple[Any, Written]:
+    """The config, and the keys that file and overrides set."""
     try:
         file = OmegaConf.load(path)
     except FileNotFoundError:
@@ -542,11 +553,28 @@ def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), file, *given)
         _refuse_interpolation(path, OmegaConf.to_container(merged, resolve=False))
-        return OmegaConf.to_object(merged)
+        config: Any = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping for a list
         key = getattr(error, "full_key", None) or "?"
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path}: {key}: {first}; keys and types are listed in docs/config.md") from error
+    in_file = _written(file)
+    with Path(path).open(encoding="utf-8") as lines:
+        if lines.readline() == RESOLVED:
+            in_file = _changed(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), file)))
+    return config, Written(file=in_file, overrides=_written(*given))
+
+
+def _written(*parts: DictConfig) -> frozenset[str]:
+    """Dotted keys of mappings."""
+    trees: list[Any] = [OmegaConf.to_container(part, resolve=False) for part in parts]
+    return frozenset(key for tree in trees for key, _ in flat(tree))
+
+
+def _changed(config: Any) -> frozenset[str]:
+    """Dotted keys whose value differs from the default."""
+    defaults = dict(flat(asdict(type(config)())))
+    return frozenset(key for key, value in flat(asdict(config)) if value != defaults[key])
 
 
 def _override(text: str) -> DictConfig:
@@ -569,8 +597,13 @@ def _refuse_interpolation(path: str | Path, tree: Any, key: str = "") -> None:
         raise ConfigError(f"{path}: {key} = {tree!r}: interpolation is not supported; write the value out")
 
 
-def _check_rules(rules: Sequence[tuple[bool, str]]) -> None:
+def _check(
+    rules: Sequence[tuple[bool, str]], config: Config | ColdStartConfig | EvaluationConfig, written: Written
+) -> None:
     broken = [message for holds, message in rules if not holds]
+    named = {message.partition(" = ")[0] for message in broken}
+    idle = idle_keys(config, dict(flat(asdict(config))), written)
+    broken += [message for key, message in idle.items() if key not in named]
     if broken:
         raise ConfigError("\n".join(broken))
 
@@ -699,7 +732,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         ),
         *_positive("loss", c.loss, "eps_low", "eps_high", "constant_length"),
         *_positive("sync", c.sync, "timeout_s"),
-        *_positive("train", c.train, "steps", "prompts_per_step", "keep_checkpoints"),
+        *_positive("train", c.train, "steps", "prompts_per_step", "updates_per_batch", "keep_checkpoints"),
         *_positive("evaluate", c.evaluate, "samples", "bootstrap"),
         _bound("reward.node_weight", c.reward.node_weight, lambda v: 0 <= v <= 1, "in [0, 1]"),
         _bound("reward.overlong_buffer", c.reward.overlong_buffer, lambda v: v >= 0, "at least 0"),
@@ -738,6 +771,11 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         _bound("train.max_flat_steps", c.train.max_flat_steps, lambda v: v >= 0, "at least 0"),
         _bound("sampling.refill_limit", c.sampling.refill_limit, lambda v: v >= 1, "at least 1"),
         _bound("train.traces_every", c.train.traces_every, lambda v: v >= 0, "at least 0"),
+        (
+            c.train.updates_per_batch <= c.train.prompts_per_step,
+            f"train.updates_per_batch = {c.train.updates_per_batch} must be at most train.prompts_per_step = "
+            f"{c.train.prompts_per_step}: each update learns from whole groups of the batch; lower it",
+        ),
         *_placement_rules(c.placement),
         *_logging_rules(c.logging),
         (bool(c.model.path), 'model.path = "": must name the policy; set model.path=DIR'),

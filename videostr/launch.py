@@ -42,6 +42,7 @@ from videostr.data.source import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.files import write_json
+from videostr.grpo.losses import check_custom
 from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
@@ -89,6 +90,7 @@ def _main(options: argparse.Namespace) -> int:
         try:
             build_tabletop(config)
             check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
+            check_custom(config.loss)
             return asyncio.run(run(config, lock))
         except (Stopped, KeyboardInterrupt):
             log.info("stopped; the same command goes on from here")

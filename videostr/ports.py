@@ -63,7 +63,7 @@ class Learner(Protocol):
     """All ranks as one."""
 
     async def update(self, batch: LearnerBatch) -> Update:
-        """One optimizer step on the batch; returns the new weight version."""
+        """Learn from the batch, by one or more optimizer steps; returns the new weight version."""
         ...
 
     async def save(self, folder: Path) -> None:

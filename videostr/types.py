@@ -276,7 +276,7 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerBatch:
-    """The groups of one update with their advantages; what the driver hands to every learner rank."""
+    """The groups of one step with their advantages; what the driver hands to every learner rank."""
 
     groups: tuple[RolloutGroup, ...]
     """The P groups that carry a gradient."""
@@ -288,12 +288,12 @@ class LearnerBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one optimizer step did."""
+    """What the learner did with the batch of one step."""
 
     version: int
-    """Weight version after the step; version 0 are the initial weights."""
+    """Weight version after it, one more than before; version 0 are the initial weights."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """loss, kl, ratio_max, clip_fraction, entropy, grad_norm, mismatch_kl, ...; means over completion tokens."""
+    """loss, entropy, grad_norm, mismatch_kl, ...; means over completion tokens (docs/metrics.md)."""
 
 
 # --------------------------------------------------------------------------------------------------- failures

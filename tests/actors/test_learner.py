@@ -22,11 +22,12 @@ from actors import learner_state
 from actors.learner import LearnerWorker, RayLearner, digest
 from actors.learner_state import KINDS, LearnerState
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
-from videostr.errors import CheckpointError, LearnerError
+from videostr.errors import CheckpointError, ConfigError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
+from videostr.grpo.losses import LossInputs
 from videostr.prompt import encode
 from videostr.tabletop.policy import make_policy
 from videostr.types import (
@@ -57,7 +58,7 @@ class Bench(LearnerWorker):
     """A rank that can be built anew in its process, and shows its gradients."""
 
     def rebuild(self, config: Config) -> None:
-        self.config, self.version = config, 0
+        self.config, self.version, self.updates = config, 0, 0
         self.start()
 
     def gradients(self, batch: LearnerBatch) -> tuple[float, dict[str, np.ndarray]]:
@@ -288,6 +289,114 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
     assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])
+def test_two_updates_on_a_batch_are_those_on_its_halves(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    ranks: int,
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    """The ratio is taken against the engine, so no update knows of the others; whole groups in order, the larger half first."""
+    learner = learners[ranks]
+    config = stage.config(num_ranks=ranks, zero_stage=zero_stage, schedule="linear", warmup_steps=3)
+    halves = [
+        replace(stage.batch, groups=stage.batch.groups[part], advantages=stage.batch.advantages[part])
+        for part in (slice(2), slice(2, None))
+    ]
+    one_each = replace(config, train=TrainConfig(steps=20))
+    run(learner.call("rebuild", one_each))
+    single = [run(learner.update(half)) for half in halves]
+    run(learner.update(halves[0]))
+    expected = run(learner.checksums())
+
+    two_each = replace(config, train=TrainConfig(steps=10, updates_per_batch=2))
+    run(learner.call("rebuild", two_each))
+    update = run(learner.update(stage.batch))
+    assert (update.version, update.metrics["updates"]) == (1, 2)
+    first, second = (one.metrics for one in single)
+    tokens = [
+        9 + 4 + 3 + 8,
+        6 + 6 + 1 + 7,
+    ]  # the twelfth token of the first group is masked out with its completion
+    for name in ("kl", "clip_fraction", "entropy"):
+        mean = (tokens[0] * first[name] + tokens[1] * second[name]) / sum(tokens)
+        assert update.metrics[name] == pytest.approx(mean, rel=1e-6), name
+    assert update.metrics["ratio_max"] == max(first["ratio_max"], second["ratio_max"])
+    assert update.metrics["loss"] == pytest.approx((first["loss"] + second["loss"]) / 2)
+    assert update.metrics["grad_norm"] == pytest.approx((first["grad_norm"] + second["grad_norm"]) / 2)
+    assert update.metrics["mismatch_kl"] == first["mismatch_kl"]
+    assert update.metrics["lr"] == second["lr"] == pytest.approx(1e-3 * 2 / 3)
+
+    # a checkpoint knows how far the schedule is, and a batch of one group has one update
+    run(learner.save(tmp_path))
+    run(learner.call("rebuild", two_each))
+    assert run(learner.load(tmp_path)) == 1
+    lone = replace(stage.batch, groups=stage.batch.groups[:1], advantages=stage.batch.advantages[:1])
+    alone = run(learner.update(lone))
+    assert (alone.version, alone.metrics["updates"], alone.metrics["lr"]) == (2, 1, pytest.approx(1e-3))
+
+    run(learner.call("rebuild", one_each))
+    run(learner.load(tmp_path))
+    run(learner.update(halves[0]))
+    assert run(learner.checksums()) == expected
+
+
+@pytest.mark.parametrize("correction", ["truncated", "none"])
+def test_against_old_logprobs_the_ratio_moves_from_the_second_update_on(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], correction: str
+) -> None:
+    """And neither ranks nor rows change the result; a learning rate this high moves ratios beyond the clip."""
+    found = []
+    for ranks, zero_stage, row in ((1, 0, 1000), (2, 3, 60)):
+        config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=row, lr=0.02)
+        loss = LossConfig(correction=correction)  # type: ignore[arg-type]
+        for updates in (1, 3):
+            train = TrainConfig(steps=10, updates_per_batch=updates)
+            run(learners[ranks].call("rebuild", replace(config, loss=loss, train=train)))
+            metrics = run(learners[ranks].update(stage.batch)).metrics
+            assert ("clip_fraction" in metrics, "ratio_max" in metrics) == (updates > 1, updates > 1)
+            assert ("importance_weight_mean" in metrics) == (correction == "truncated")
+        assert metrics["ratio_max"] > 1.28
+        assert 0 < metrics["clip_fraction"] < 1
+        found.append((metrics, run(learners[ranks].call("parameters"))[0]))
+    (alone, weights), (together, others) = found
+    assert alone == pytest.approx(together, rel=1e-3, abs=1e-5)
+    for name, values in weights.items():
+        np.testing.assert_allclose(values, others[name], rtol=0, atol=1e-3, err_msg=name)
+
+
+def test_a_loss_of_the_users_own_learns_and_its_failure_is_no_loss_of_a_rank(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+) -> None:
+    config = stage.config(num_ranks=2)
+    metrics, weights = {}, {}
+    for name, custom in (("cispo", ""), ("ppo_clip", f"{__name__}:reinforce")):
+        loss = LossConfig(name=name, custom=custom, correction="none")  # type: ignore[arg-type]
+        run(learners[2].call("rebuild", replace(config, loss=loss)))
+        metrics[name] = run(learners[2].update(stage.batch)).metrics
+        weights[name] = run(learners[2].checksums())
+    assert weights["cispo"] == weights["ppo_clip"]  # with r = 1 both are -A log pi
+    assert metrics["cispo"] == metrics["ppo_clip"]
+    run(learners[2].call("rebuild", replace(config, loss=LossConfig(custom=f"{__name__}:diverges"))))
+    with pytest.raises(
+        ConfigError, match=r"rank \d failed in `update`.*diverges: it returned NaN or infinity"
+    ):
+        run(learners[2].update(stage.batch))
+    run(learners[2].restart())
+
+
+def reinforce(inputs: LossInputs) -> torch.Tensor:
+    return -inputs.advantages * inputs.logprobs
+
+
+def diverges(inputs: LossInputs) -> torch.Tensor:
+    return inputs.logprobs / 0.0
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

@@ -1,28 +1,29 @@
 """Log-probabilities of a row in, its share of the global loss and of the metrics out.
 
-Losses are normalised by counts of the whole batch, so the sum over rows and ranks is the same however it is cut.
+Losses are normalised by counts of the whole batch of an update, so the sum over rows and ranks is the same however it is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from videostr.config import Config, LossConfig
+from videostr.config_effects import ratio_moves
 from videostr.grpo.batch import Row
+from videostr.grpo.losses import LossInputs, TokenLoss, token_loss
 
-Correction = Literal["ratio", "truncated", "none"]
 MAX_WEIGHT = 2.0
 """Largest weight of a token under truncated importance sampling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Size of the global batch, over all rows and ranks; masked and empty completions do not count."""
+    """Size of the global batch of an update, over all rows and ranks; masked and empty completions do not count."""
 
     tokens: int
     sequences: int
@@ -30,7 +31,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossSums:
-    """Sums over completion tokens, of one row or of many; `loss` is already normalised."""
+    """Sums over completion tokens, of one row or of many; `loss` is already normalised.
+
+    A name that ends in `_max` is the largest value.
+    """
 
     loss: float = 0.0
     kl: float = 0.0
@@ -38,31 +42,41 @@ class LossSums:
     entropy: float = 0.0
     mismatch_kl: float = 0.0
     ratio_max: float = 0.0
+    weight: float = 0.0
+    weight_max: float = 0.0
+    capped: float = 0.0
     tokens: float = 0.0
 
     def plus(self, other: LossSums) -> LossSums:
-        """Sums over both; the larger of the ratios."""
+        """Return the sums over both, and the larger of the largest values."""
+        here, there = asdict(self), asdict(other)
         return LossSums(
-            loss=self.loss + other.loss,
-            kl=self.kl + other.kl,
-            clipped=self.clipped + other.clipped,
-            entropy=self.entropy + other.entropy,
-            mismatch_kl=self.mismatch_kl + other.mismatch_kl,
-            ratio_max=max(self.ratio_max, other.ratio_max),
-            tokens=self.tokens + other.tokens,
+            **{k: max(v, there[k]) if k.endswith("_max") else v + there[k] for k, v in here.items()}
         )
 
-    def metrics(self) -> dict[str, float]:
-        """loss, and kl, clip_fraction, entropy, mismatch_kl averaged over completion tokens, and ratio_max."""
+    def metrics(self, config: Config) -> dict[str, float]:
+        """Return the metrics that the run's loss has, averaged over completion tokens.
+
+        Absent are `kl` without a KL term, `ratio_max` and `clip_fraction` where the ratio is 1, `clip_fraction` of a loss of
+        the user's, and `importance_weight_*` where tokens have no weight.
+        """
         tokens = max(self.tokens, 1.0)
-        return {
+        found = {
             "loss": self.loss,
-            "kl": self.kl / tokens,
-            "clip_fraction": self.clipped / tokens,
             "entropy": self.entropy / tokens,
             "mismatch_kl": self.mismatch_kl / tokens,
-            "ratio_max": self.ratio_max,
         }
+        if config.loss.kl_coef > 0:
+            found["kl"] = self.kl / tokens
+        if ratio_moves(config):
+            found["ratio_max"] = self.ratio_max
+            if not config.loss.custom:
+                found["clip_fraction"] = self.clipped / tokens
+        if config.loss.correction == "truncated":
+            found["importance_weight_mean"] = self.weight / tokens
+            found["importance_weight_max"] = self.weight_max
+            found["importance_weight_capped_fraction"] = self.capped / tokens
+        return found
 
 
 def completion_lengths(
@@ -81,16 +95,6 @@ def count(lengths: Sequence[Sequence[int]]) -> Counts:
     return Counts(tokens=sum(flat), sequences=len(flat))
 
 
-def correction_of(config: Config) -> Correction:
-    """How the loss of a run accounts for the engine's log-probabilities: `loss.correction`, with `auto` decided."""
-    chosen = config.loss.correction
-    if chosen != "auto":
-        return chosen
-    if config.train.max_staleness > 0:
-        return "truncated"
-    return "ratio" if config.rollout.num_gpus > 0 else "none"
-
-
 def policy_loss(
     row: Row,
     logprobs: Tensor,
@@ -98,74 +102,77 @@ def policy_loss(
     config: LossConfig,
     counts: Counts,
     reference_logprobs: Tensor | None = None,
-    correction: Correction = "ratio",
+    old_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
-    """The row's share of the global loss (a scalar to be differentiated) and its sums.
+    """Return the row's share of the global loss (a scalar to be differentiated) and its sums.
 
-    With r = exp(log pi - log mu) [N], A the advantage of the token's sequence, lo = 1 - eps_low, hi = 1 + eps_high:
-      ppo_clip  -min(r A, clip(r, lo, hi) A)                                    (arXiv 1707.06347, 2503.14476)
-      gspo      the same with r = exp(mean over the sequence of log pi - log mu) (arXiv 2507.18071)
-      cispo     -stop_gradient(clip(r, lo, hi)) A log pi                         (arXiv 2506.13585)
-    With correction `truncated` or `none` r is taken against the learner's own log-probabilities at the start of the update,
-    `old`, instead of mu. A batch has one update, so r is 1 and the gradient that of A log pi; `truncated` weighs each token
-    by stop_gradient(min(exp(log old - log mu), 2)), truncated importance sampling (docs/method.md).
-    Added is `kl_coef` times the k3 estimate of KL(pi || reference): exp(d) - d - 1 with d = log ref - log pi.
-    An idle row returns zero, still connected to the graph: its backward pass runs the same collectives.
+    The token loss is that of `videostr.grpo.losses`, by `loss.name` or `loss.custom`. Its ratio r is, by `loss.correction`,
+      ratio      pi / mu
+      truncated  pi / old, and each token is weighted by stop_gradient(min(old / mu, 2)), truncated importance sampling
+      none       pi / old
+    with `old` the learner's own probabilities before the first update on the batch. In that first update r = pi / old is 1
+    and its gradient that of log pi: nothing is clipped. Added is `kl_coef` times the k3 estimate of KL(pi || reference):
+    exp(d) - d - 1 with d = log ref - log pi. An idle row returns zero, still connected to the graph: its backward pass runs
+    the same collectives.
 
     Args:
         row: the packed row.
         logprobs: [N] float32, log pi, with gradient.
         entropy: [N] float32, nats.
         config: loss section of the run's config.
-        counts: size of the global batch.
+        counts: size of the global batch of this update.
         reference_logprobs: [N] float32; needed when `kl_coef` > 0.
-        correction: see above; what `correction_of` says for a run.
+        old_logprobs: [N] float32, log old; None in the first update, where it is log pi. Correction `ratio` has no use for it.
+
+    Raises:
+        ConfigError: `loss.custom` failed.
     """
     if row.idle:
         return logprobs.sum() * 0.0, LossSums()
-    mismatch = logprobs - row.behaviour_logprobs
-    log_ratio = mismatch if correction == "ratio" else logprobs - logprobs.detach()
-    advantage = row.advantages[row.sequence_ids]
-    token_loss, ratio, clipped = _surrogate(config, row, logprobs, log_ratio, advantage)
-    if correction != "ratio":
-        weight = mismatch.detach().exp()
-        ratio, clipped = weight, weight > MAX_WEIGHT
-        if correction == "truncated":
-            token_loss = token_loss * weight.clamp(max=MAX_WEIGHT)
+    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    behaviour = row.behaviour_logprobs
+    found = token_loss(
+        config,
+        LossInputs(
+            logprobs=logprobs,
+            log_ratio=logprobs - (behaviour if config.correction == "ratio" else old),
+            behaviour_logprobs=behaviour,
+            entropy=entropy,
+            advantages=row.advantages[row.sequence_ids],
+            sequence_ids=row.sequence_ids,
+            eps_low=config.eps_low,
+            eps_high=config.eps_high,
+        ),
+    )
+    loss, weight = found.loss, torch.ones_like(old)
+    if config.correction == "truncated":
+        weight = (old - behaviour).exp()
+        loss = loss * weight.clamp(max=MAX_WEIGHT)
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None:
         kl = _k3(reference_logprobs - logprobs)
-        token_loss = token_loss + config.kl_coef * kl
-    loss = (token_loss * _token_weights(row, config, counts)).sum()
-    sums = LossSums(
-        loss=float(loss.detach()),
-        kl=float(kl.detach().sum()),
-        clipped=float(clipped.sum()),
-        entropy=float(entropy.sum()),
-        mismatch_kl=float(_k3(mismatch.detach()).sum()),
-        ratio_max=float(ratio.detach().max()),
-        tokens=float(len(row.targets)),
-    )
-    return loss, sums
+        loss = loss + config.kl_coef * kl
+    total = (loss * _token_weights(row, config, counts)).sum()
+    return total, _sums(row, total, kl, entropy, found, weight, logprobs)
 
 
-def _surrogate(
-    config: LossConfig, row: Row, logprobs: Tensor, log_ratio: Tensor, advantage: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss per token [N], ratio [N], and whether the clip cuts the token's gradient or weight [N]."""
-    low, high = 1.0 - config.eps_low, 1.0 + config.eps_high
-    ratio = (_sequence_mean(log_ratio, row) if config.name == "gspo" else log_ratio).exp()
-    clamped = ratio.clamp(low, high)
-    if config.name == "cispo":
-        return -clamped.detach() * advantage * logprobs, ratio, clamped != ratio
-    clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
-    return -torch.minimum(ratio * advantage, clamped * advantage), ratio, clipped
-
-
-def _sequence_mean(values: Tensor, row: Row) -> Tensor:
-    """Mean [N] over the sequence that each token belongs to."""
-    sums = torch.zeros_like(row.advantages).index_add(0, row.sequence_ids, values)
-    return (sums / row.sequence_ids.bincount(minlength=len(sums)))[row.sequence_ids]
+def _sums(
+    row: Row, total: Tensor, kl: Tensor, entropy: Tensor, found: TokenLoss, weight: Tensor, logprobs: Tensor
+) -> LossSums:
+    """Of a row; all values come from the device at once."""
+    values = {
+        "loss": total,
+        "kl": kl.sum(),
+        "clipped": found.clipped.sum(),
+        "entropy": entropy.sum(),
+        "mismatch_kl": _k3(logprobs - row.behaviour_logprobs).sum(),
+        "ratio_max": found.ratio.max(),
+        "weight": weight.clamp(max=MAX_WEIGHT).sum(),
+        "weight_max": weight.max(),
+        "capped": (weight > MAX_WEIGHT).sum(),
+    }
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return LossSums(**dict(zip(values, numbers, strict=True)), tokens=float(len(row.targets)))
 
 
 def _token_weights(row: Row, config: LossConfig, counts: Counts) -> Tensor:

@@ -134,8 +134,9 @@ def assumed(
                     b = overhead + k (p + c / 2) / (t B) + (2 N + pair_flops (p + c / 2)) / (t F)
       prefill       (p token_flops + p^2 / 2 pair_flops + patches patch_flops) / (t F)
       learning      three times that for trained weights (backward costs twice the forward), a third of it more with
-                    gradient checkpointing or a reference model each; completions see p + c / 2 tokens, and their logits
-                    are computed twice: 4 output_flops
+                    gradient checkpointing or a reference model each, and for what old log-probabilities are computed
+                    of (all mini-batches but the first); completions see p + c / 2 tokens, and their logits are
+                    computed twice: 4 output_flops
       a row         ZeRO-3: two gathers and one reduction of all trained weights
       an update     optimizer: 28 bytes a weight; ZeRO 0 to 2: an all-reduce of all trained weights
       publication   overhead + trained bytes, gathered and broadcast
@@ -155,7 +156,9 @@ def assumed(
     flops_s = engine * hardware.flops * hardware.prefill_share
     all_reduces = 30e-6 * shapes.num_hidden_layers if not on_cpu and engine > 1 else 0.0
     prompt_flops = p * shapes.token_flops + p * p / 2 * shapes.pair_flops
-    passes = 3.0 + (1.0 if config.model.gradient_checkpointing else 0.0) + (config.loss.kl_coef > 0)
+    passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
+    if config.loss.correction != "ratio":
+        passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes
     learn_s = rank * hardware.flops * hardware.learn_share
     token_flops = passes * (shapes.token_flops + seen * shapes.pair_flops) + 4 * shapes.output_flops

@@ -32,4 +32,5 @@ def layout_of(config: Config, memory: Memory, prompt_tokens: float, cores: float
         cores=cores,
         engine_threads=rollout.threads,
         learner_threads=config.learner.threads,
+        updates_per_batch=config.train.updates_per_batch,
     )

@@ -28,6 +28,7 @@ import numpy as np
 import simpy
 
 from videostr.errors import ConfigError
+from videostr.grpo.schedule import mini_batches
 from videostr.plan.lengths import Lengths
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Layout:
     reward_workers: int
     """W."""
     prompts: int
-    """P, groups of an update."""
+    """P, groups of a sampled batch."""
     group_size: int
     """G, completions of a group."""
     staleness: int
@@ -68,6 +69,8 @@ class Layout:
     """Threads of an engine, for what shares cores."""
     learner_threads: int = 1
     """Threads of a rank, for what shares cores."""
+    updates_per_batch: int = 1
+    """K, optimizer steps per sampled batch."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError for counts that cannot be run."""
@@ -600,7 +603,8 @@ class _Loop:
         with self.updating.request() as turn:
             yield turn
             began = self.env.now
-            seconds = learn_seconds(groups, self.layout, self.costs)
+            parts = mini_batches(tuple(groups), self.layout.updates_per_batch)
+            seconds = sum(learn_seconds(part, self.layout, self.costs) for part in parts)
             threads = self.layout.ranks * self.layout.learner_threads
             yield _Computation(self.env, self.cores, seconds, threads).done
             self.learner_s += self.env.now - began

@@ -45,8 +45,21 @@ LINE_CHARTS = [
     Wanted(
         title="Mismatch", unit="KL of learner and engine, nats per token", keys={"mismatch_kl": "mismatch"}
     ),
-    Wanted(title="Greatest ratio", unit="learner to engine, of a token", keys={"ratio_max": "ratio"}),
+    Wanted(title="Greatest ratio", unit="that the loss clips", keys={"ratio_max": "ratio"}),
     Wanted(title="Clipped tokens", unit="share", keys={"clip_fraction": "clipped"}),
+    Wanted(
+        title="Importance weights",
+        unit="learner to engine, of a token",
+        keys={
+            "importance_weight_mean": "mean, as applied",
+            "importance_weight_max": "greatest, before the cap",
+        },
+    ),
+    Wanted(
+        title="Capped importance weights",
+        unit="share of tokens",
+        keys={"importance_weight_capped_fraction": "capped"},
+    ),
     Wanted(title="Truncated completions", unit="share", keys={"truncated_fraction": "truncated"}),
     Wanted(
         title="Groups that teach nothing",

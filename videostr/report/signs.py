@@ -194,8 +194,8 @@ def _mismatch(figures: Figures) -> Iterator[Sign]:
             name="mismatch",
             title="Sampling and training probabilities differ",
             text=f"At the end of the run they differ by {last:.3g} nats a token (k3 estimate; {MISMATCH:g} is the limit of this "
-            "warning). The gradient is then biased: set loss.correction=truncated, lower train.max_staleness, or compare "
-            "the dtype of engine and learner.",
+            "warning). The gradient is then biased: lower train.max_staleness, compare the dtype of engine "
+            "and learner, or see whether loss.correction=truncated does better.",
         )
 
 

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import exp, log, sqrt
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-from videostr.config import Config, LossConfig, RolloutConfig, TrainConfig
+from videostr.config import Config, LossConfig, TrainConfig
 from videostr.grpo.batch import Row
-from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_of, count, policy_loss
+from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
+from videostr.grpo.losses import LOSSES
 
 COUNTS = Counts(tokens=3, sequences=2)
 NOTHING = torch.zeros(0, dtype=torch.long)
@@ -51,10 +52,9 @@ def test_ppo_clip() -> None:
     assert loss == pytest.approx(1.22 / 3)
     # d(-r A)/d log pi = -r A where not clipped: 0, -0.5, 3
     assert grad == pytest.approx([0.0, -0.5 / 3, 3.0 / 3])
-    assert sums.metrics() == pytest.approx(
+    assert sums.metrics(Config()) == pytest.approx(
         {
             "loss": 1.22 / 3,
-            "kl": 0.0,
             "clip_fraction": 1 / 3,  # only the first; the last has A < 0 and r above 1
             "entropy": 1.0,
             # r - log r - 1, twice 1.5 and once 0.5
@@ -85,37 +85,74 @@ def test_cispo_weights_the_policy_gradient_by_the_clipped_ratio() -> None:
 def test_truncated_importance_sampling_weighs_tokens_of_older_weights() -> None:
     # Weights own / mu 1.5, 0.5 and 4, cut to 2. The loss has r = 1: -w A = -1.5, -0.5, 4; its gradient is the same.
     row = replace(ROW, behaviour_logprobs=LOGPROBS - torch.tensor([1.5, 0.5, 4.0]).log())
-    loss, grad, sums = run(LossConfig(), correction="truncated", row=row)
+    config = Config(loss=LossConfig(correction="truncated"))
+    loss, grad, sums = run(config.loss, row=row)
     assert loss == pytest.approx((-1.5 - 0.5 + 4.0) / 3)
     assert grad == pytest.approx([-1.5 / 3, -0.5 / 3, 4.0 / 3])
-    assert (sums.clipped, sums.ratio_max) == (1, pytest.approx(4.0))
+    metrics = sums.metrics(config)
+    assert metrics.keys() == {
+        "loss", "entropy", "mismatch_kl", "importance_weight_mean", "importance_weight_max",
+        "importance_weight_capped_fraction",
+    }  # fmt: skip
+    # as applied: 1.5, 0.5, 2; the greatest before the cap; one of three is cut
+    assert metrics["importance_weight_mean"] == pytest.approx(4 / 3)
+    assert metrics["importance_weight_max"] == pytest.approx(4.0)
+    assert metrics["importance_weight_capped_fraction"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("name", ["ppo_clip", "gspo", "cispo"])
 def test_without_correction_the_engines_logprobs_play_no_part(name: str) -> None:
-    config = LossConfig(name=name)  # type: ignore[arg-type]
-    before = run(config, correction="none")
+    config = LossConfig(name=name, correction="none")  # type: ignore[arg-type]
+    before = run(config)
     other = replace(ROW, behaviour_logprobs=ROW.behaviour_logprobs * 1.1)
-    after = run(config, correction="none", row=other)
+    after = run(config, row=other)
     assert before[1] == after[1] == pytest.approx([-1 / 3, -1 / 3, 2 / 3])
-    assert before[2].ratio_max == pytest.approx(1.5)  # still reported
-    assert after[2].mismatch_kl != before[2].mismatch_kl
+    assert before[2].metrics(Config(loss=config)).keys() == {"loss", "entropy", "mismatch_kl"}
+    assert after[2].mismatch_kl != before[2].mismatch_kl  # still reported
 
 
-@pytest.mark.parametrize(
-    ("staleness", "gpus", "chosen", "expected"),
-    [
-        (0, 0.0, "auto", "none"), (0, 1.0, "auto", "ratio"), (1, 0.0, "auto", "truncated"), (2, 1.0, "auto", "truncated"),
-        (1, 0.0, "ratio", "ratio"),
-    ],
-)  # fmt: skip
-def test_which_correction_a_run_has(staleness: int, gpus: float, chosen: str, expected: str) -> None:
-    config = Config(
-        train=TrainConfig(max_staleness=staleness),
-        rollout=RolloutConfig(num_gpus=gpus),
-        loss=LossConfig(correction=chosen),  # type: ignore[arg-type]
-    )
-    assert correction_of(config) == expected
+@pytest.mark.parametrize("correction", ["none", "truncated"])
+@pytest.mark.parametrize("name", ["ppo_clip", "gspo", "cispo"])
+def test_in_a_second_update_the_clip_acts_on_what_the_first_has_moved(name: str, correction: str) -> None:
+    """Old and engine agree here, so that `truncated` weighs by 1, and the ratios are those of the tests of `ratio`."""
+    second = LossConfig(name=name, correction=correction)  # type: ignore[arg-type]
+    against_engine = run(LossConfig(name=name))  # type: ignore[arg-type]
+    against_old = run(second, old_logprobs=ROW.behaviour_logprobs)
+    assert against_old == against_engine
+    assert against_old[2].clipped == {"ppo_clip": 1, "gspo": 0, "cispo": 3}[name]
+    metrics = against_old[2].metrics(Config(loss=second, train=TrainConfig(updates_per_batch=2)))
+    assert metrics["ratio_max"] == pytest.approx(1.5)
+    assert ("importance_weight_mean" in metrics) == (correction == "truncated")
+
+
+def test_two_updates_with_truncated_weights() -> None:
+    """One token each, A = 1, mu = 0.1, old = 0.25: weight min(2.5, 2) = 2, of old over mu in both updates.
+
+    First update: pi = old, r = 1, loss -2, gradient -2. Second: pi = 0.3, r = 1.2 within the clip: loss -2.4, gradient
+    -2.4; with pi = 0.35 r = 1.4 above 1.28: loss -2.56, no gradient.
+    """
+    row = replace(
+        ROW, targets=torch.tensor([7]), sequence_ids=torch.tensor([0]), behaviour_logprobs=torch.tensor([log(0.1)]),
+        advantages=torch.tensor([1.0]), origins=((0, 0),),
+    )  # fmt: skip
+    config, old = LossConfig(correction="truncated"), torch.tensor([log(0.25)])
+    for probability, before, expected in (
+        (0.25, None, (-2.0, -2.0)),
+        (0.3, old, (-2.4, -2.4)),
+        (0.35, old, (-2.56, 0.0)),
+    ):
+        logprobs = torch.tensor([log(probability)], requires_grad=True)
+        loss, sums = policy_loss(
+            row, logprobs, torch.zeros(1), config, Counts(tokens=1, sequences=1), None, before
+        )
+        loss.backward()
+        assert logprobs.grad is not None
+        assert (float(loss.detach()), float(logprobs.grad)) == pytest.approx(expected, abs=1e-6)
+        assert (sums.weight, sums.weight_max, sums.capped) == pytest.approx((2.0, 2.5, 1.0))
+
+
+def test_the_registry_has_a_loss_for_every_name() -> None:
+    assert tuple(LOSSES) == get_args(get_type_hints(LossConfig)["name"])
 
 
 @pytest.mark.parametrize(
@@ -156,10 +193,46 @@ def test_counts_leave_out_masked_and_empty_completions() -> None:
     assert count(masked) == Counts(tokens=3, sequences=1)
 
 
-def test_sums_add_and_the_ratio_is_the_largest() -> None:
-    both = LossSums(loss=1, kl=2, clipped=3, entropy=4, mismatch_kl=5, ratio_max=6, tokens=2).plus(
-        LossSums(loss=1, kl=2, clipped=1, entropy=2, mismatch_kl=3, ratio_max=1, tokens=2)
+def test_kl_is_reported_where_there_is_such_a_term() -> None:
+    sums = LossSums(kl=3.0, tokens=2.0)
+    assert sums.metrics(Config(loss=LossConfig(kl_coef=0.1)))["kl"] == 1.5
+    assert "kl" not in sums.metrics(Config())
+
+
+def test_sums_add_and_of_the_largest_the_larger_is_kept() -> None:
+    one = LossSums(
+        loss=1,
+        kl=2,
+        clipped=3,
+        entropy=4,
+        mismatch_kl=5,
+        ratio_max=6,
+        weight=1,
+        weight_max=1,
+        capped=0,
+        tokens=2,
     )
-    assert both.metrics() == {
-        "loss": 2, "kl": 1, "clip_fraction": 1, "entropy": 1.5, "mismatch_kl": 2, "ratio_max": 6,
-    }  # fmt: skip
+    other = LossSums(
+        loss=1,
+        kl=2,
+        clipped=1,
+        entropy=2,
+        mismatch_kl=3,
+        ratio_max=1,
+        weight=3,
+        weight_max=9,
+        capped=2,
+        tokens=2,
+    )
+    assert one.plus(other) == LossSums(
+        loss=2,
+        kl=4,
+        clipped=4,
+        entropy=6,
+        mismatch_kl=8,
+        ratio_max=6,
+        weight=4,
+        weight_max=9,
+        capped=2,
+        tokens=4,
+    )

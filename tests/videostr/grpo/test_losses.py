@@ -1,0 +1,117 @@
+"""Losses of a user's own: what they get, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from videostr.config import LossConfig
+from videostr.errors import ConfigError
+from videostr.grpo.losses import LossInputs, check_custom, token_loss
+
+MODULE = '''
+import torch
+
+def reinforce(inputs):
+    return -inputs.advantages * inputs.logprobs
+
+def mean(inputs):
+    return reinforce(inputs).mean()
+
+def short(inputs):
+    return reinforce(inputs)[1:]
+
+def detached(inputs):
+    return reinforce(inputs).detach()
+
+def infinite(inputs):
+    return reinforce(inputs) / 0.0
+
+def whole(inputs):
+    return inputs.sequence_ids
+
+def listed(inputs):
+    return reinforce(inputs).tolist()
+
+def fails(inputs):
+    raise RuntimeError("no such sequence")
+
+def sequences(inputs):
+    """The mean over its sequence of each token's loss, clipped above as configured."""
+    ratio = inputs.log_ratio.exp().clamp(max=1 + inputs.eps_high)
+    return inputs.sequence_mean(-ratio * inputs.advantages)
+
+value = 3
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"losses_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def inputs() -> LossInputs:
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    return LossInputs(
+        logprobs=logprobs,
+        log_ratio=logprobs - torch.tensor([-2.0, -2.0, -3.0]),
+        behaviour_logprobs=torch.tensor([-2.0, -2.0, -3.0]),
+        entropy=torch.ones(3),
+        advantages=torch.tensor([1.0, 1.0, -2.0]),
+        sequence_ids=torch.tensor([0, 0, 1]),
+        eps_low=0.2,
+        eps_high=0.5,
+    )
+
+
+def test_a_loss_of_the_users_own(module: str) -> None:
+    config, given = LossConfig(custom=f"{module}:reinforce"), inputs()
+    check_custom(config)
+    found = token_loss(config, given)
+    assert found.loss.tolist() == [1.0, 2.0, -6.0]
+    found.loss.sum().backward()
+    assert given.logprobs.grad is not None
+    assert given.logprobs.grad.tolist() == [-1.0, -1.0, 2.0]
+
+
+def test_it_has_ratio_bounds_and_means_over_sequences(module: str) -> None:
+    config = LossConfig(custom=f"{module}:sequences")
+    check_custom(config)
+    # ratios e, 1, 1 clipped to 1.5, 1, 1; times -A: -1.5, -1, 2; means over the sequences: -1.25, -1.25, 2
+    assert token_loss(config, inputs()).loss.tolist() == [-1.25, -1.25, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("mean", ["returned torch.float32 []", "one float for each of the 5 tokens", "loss.aggregation"]),
+        ("short", ["returned torch.float32 [4]"]),
+        ("whole", ["returned torch.int64 [5]"]),
+        ("listed", ["returned list"]),
+        ("detached", ["has no gradient", "without detach()"]),
+        ("infinite", ["returned NaN or infinity", "must return finite numbers"]),
+        ("fails", ["raised RuntimeError: no such sequence"]),
+        ("value", ["has no function value"]),
+        ("none", ["has no function none"]),
+    ],
+)
+def test_what_a_loss_must_not_do_is_told_before_the_run(module: str, function: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_custom(LossConfig(custom=f"{module}:{function}"))
+    for word in [f"{module}:{function}", "loss.custom = ", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "no.such.module:loss", ":loss", "module:"])
+def test_a_name_that_leads_nowhere_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.custom = "):
+        check_custom(LossConfig(custom=name))
+
+
+def test_without_one_nothing_is_tried() -> None:
+    check_custom(LossConfig())

@@ -1,0 +1,161 @@
+"""The policy losses, one table: log-probabilities and advantages of completion tokens in, a loss per token out.
+
+With r = exp(log pi - log mu), or pi over the learner's own log-probabilities at the start of the batch (`loss.correction`),
+A the advantage of the token's sequence, lo = 1 - eps_low, hi = 1 + eps_high:
+  ppo_clip  -min(r A, clip(r, lo, hi) A)                                    (arXiv 1707.06347, 2503.14476)
+  gspo      the same with one r per sequence, exp of the mean of its log r  (arXiv 2507.18071)
+  cispo     -stop_gradient(clip(r, lo, hi)) A log pi                        (arXiv 2506.13585)
+A user's own, `loss.custom`, gets the same `LossInputs` and returns the loss per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videostr.config import LossConfig
+from videostr.custom import load_function
+from videostr.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """N completion tokens of C sequences, those of one packed row; how many differs from row to row."""
+
+    logprobs: Tensor
+    """[N] float32, nats: log pi, the learner's, with gradient."""
+    log_ratio: Tensor
+    """[N] float32: log pi minus the log-probabilities that the ratio is taken against, with gradient."""
+    behaviour_logprobs: Tensor
+    """[N] float32, nats: log mu, the rollout engine's."""
+    entropy: Tensor
+    """[N] float32, nats: of the learner's distribution at each token, without gradient."""
+    advantages: Tensor
+    """[N] float32: of the token's sequence."""
+    sequence_ids: Tensor
+    """[N] int64 in [0, C): which sequence a token belongs to."""
+    eps_low: float
+    """`loss.eps_low`: ratios are clipped below at 1 - eps_low."""
+    eps_high: float
+    """`loss.eps_high`: ratios are clipped above at 1 + eps_high."""
+
+    def sequence_mean(self, values: Tensor) -> Tensor:
+        """Return for each token the mean of `values` [N] over its sequence, [N]."""
+        lengths = self.sequence_ids.bincount()
+        sums = values.new_zeros(len(lengths)).index_add(0, self.sequence_ids, values)
+        return (sums / lengths)[self.sequence_ids]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLoss:
+    """What a loss says of N tokens."""
+
+    loss: Tensor
+    """[N], with gradient; before importance weights, KL term and aggregation."""
+    ratio: Tensor
+    """[N], the ratio that is clipped."""
+    clipped: Tensor
+    """[N] bool, whether the clip cuts the token's gradient or weight."""
+
+
+def ppo_clip(inputs: LossInputs) -> TokenLoss:
+    """Return PPO's clipped surrogate, with its own bound on each side (DAPO)."""
+    return _clipped(inputs, inputs.log_ratio.exp())
+
+
+def gspo(inputs: LossInputs) -> TokenLoss:
+    """Return the clipped surrogate with one length-normalised ratio per sequence."""
+    return _clipped(inputs, inputs.sequence_mean(inputs.log_ratio).exp())
+
+
+def cispo(inputs: LossInputs) -> TokenLoss:
+    """Return the policy gradient weighted by the clipped ratio: no token loses its gradient."""
+    ratio = inputs.log_ratio.exp()
+    clamped = ratio.clamp(1.0 - inputs.eps_low, 1.0 + inputs.eps_high)
+    loss = -clamped.detach() * inputs.advantages * inputs.logprobs
+    return TokenLoss(loss=loss, ratio=ratio, clipped=clamped != ratio)
+
+
+def _clipped(inputs: LossInputs, ratio: Tensor) -> TokenLoss:
+    low, high = 1.0 - inputs.eps_low, 1.0 + inputs.eps_high
+    advantage = inputs.advantages
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
+    return TokenLoss(loss=loss, ratio=ratio, clipped=clipped)
+
+
+LOSSES: dict[str, Callable[[LossInputs], TokenLoss]] = {
+    "ppo_clip": ppo_clip,
+    "gspo": gspo,
+    "cispo": cispo,
+}
+"""By `loss.name`."""
+
+
+def token_loss(config: LossConfig, inputs: LossInputs) -> TokenLoss:
+    """Return what the configured loss says of the tokens.
+
+    Raises:
+        ConfigError: `loss.custom` cannot be imported, raised, or returned something else than N finite numbers that depend
+            on `logprobs`.
+    """
+    if not config.custom:
+        return LOSSES[config.name](inputs)
+    ratio = inputs.log_ratio.detach().exp()
+    loss = _call_custom(config.custom, inputs)
+    return TokenLoss(loss=loss, ratio=ratio, clipped=torch.zeros_like(ratio, dtype=torch.bool))
+
+
+def check_custom(config: LossConfig) -> None:
+    """Try `loss.custom`, where there is one, on five tokens of two sequences.
+
+    Raises:
+        ConfigError: as `token_loss` does.
+    """
+    if not config.custom:
+        return
+    logprobs = torch.tensor([-1.0, -0.5, -2.0, -0.1, -3.0], requires_grad=True)
+    behaviour = torch.tensor([-1.1, -0.5, -1.5, -0.2, -2.9])
+    token_loss(
+        config,
+        LossInputs(
+            logprobs=logprobs,
+            log_ratio=logprobs - behaviour,
+            behaviour_logprobs=behaviour,
+            entropy=torch.full((5,), 0.5),
+            advantages=torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0]),
+            sequence_ids=torch.tensor([0, 0, 0, 1, 1]),
+            eps_low=config.eps_low,
+            eps_high=config.eps_high,
+        ),
+    )
+
+
+def _call_custom(name: str, inputs: LossInputs) -> Tensor:
+    function = load_function("loss.custom", name, "my_losses:reinforce")
+    try:
+        loss: object = function(inputs)
+    except Exception as error:  # the user's code runs here
+        raise ConfigError(
+            f"loss.custom = {name}: it raised {type(error).__name__}: {error}; correct the function, or use a loss.name"
+        ) from error
+    shape = inputs.logprobs.shape
+    if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():
+        found = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(
+            f"loss.custom = {name}: it returned {found}, must return one float for each of the {shape[0]} tokens; leave "
+            "the mean to loss.aggregation"
+        )
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"loss.custom = {name}: its result has no gradient, nothing would be learned; compute it from "
+            "`logprobs` or `log_ratio`, without detach()"
+        )
+    if not bool(loss.detach().isfinite().all()):
+        raise ConfigError(
+            f"loss.custom = {name}: it returned NaN or infinity, must return finite numbers; bound the ratio or its exponent"
+        )
+    return loss
