@@ -39,7 +39,7 @@ from videostr.check import (
 )
 from videostr.config import Config
 from videostr.errors import ConfigError, RewardError
-from videostr.grpo.losses import check_custom
+from videostr.grpo.losses import check_custom, staleness_warning
 
 LOOK_S = 120.0
 """Longest time for all nodes to be looked at; a first Python process with torch takes some seconds on each."""
@@ -209,7 +209,10 @@ def first_without_room(roles: Sequence[Role], nodes: Sequence[Mapping[str, float
 
 
 def check_loss(config: Config) -> Iterator[Finding]:
-    """Whether a loss of the user's can be imported, and gives a finite number with a gradient for every token."""
+    """Whether a loss of the user's works on five tokens, and the correction suits the staleness."""
+    if warning := staleness_warning(config):
+        found, _, remedy = warning.partition("; ")
+        yield warn("loss", found, remedy)
     if not config.loss.custom:
         return
     try:

@@ -62,7 +62,10 @@ def whole(spoiled: Path, small_run, start_launch, tmp_path_factory: pytest.TempP
     """The folder of a run over the spoiled dataset that was never interrupted: 11 steps, more than an epoch."""
     runs = tmp_path_factory.mktemp("runs")
     # 11 steps of 4 prompts pass over all 38 usable rows, so the broken videos are met.
-    arguments = [*small_run(spoiled, runs, "whole"), "train.steps=11", "data.max_bad_fraction=0.1"]
+    # Nothing may depend on the last bits of the engine's log-probabilities: another run is compared with this one.
+    arguments = [
+        *small_run(spoiled, runs, "whole"), "train.steps=11", "data.max_bad_fraction=0.1", "loss.correction=none",
+    ]  # fmt: skip
     process = start_launch(arguments, runs / "log")
     assert process.wait(LIMIT_S) == 0, (runs / "log").read_text()
     return runs / "whole"
@@ -77,11 +80,14 @@ def test_run_folder_has_everything(whole: Path) -> None:
     )
     assert {key for key in rows[-1] if not any(fnmatch(key, name) for name in documented)} == set()
     # The policy's tower is trained, nothing failed in every way, and an evaluation beside training is no step's.
-    elsewhere = {"reward/*", "failures/*", "vision/hits", "vision/misses", "heldout/greedy_total"}
+    # There is no KL term, and with one update per batch and no correction neither a ratio nor weights.
+    elsewhere = {
+        "reward/*", "failures/*", "vision/hits", "vision/misses", "heldout/greedy_total", "kl", "updates", "ratio_max",
+        "clip_fraction", "importance_weight_mean", "importance_weight_max", "importance_weight_capped_fraction",
+    }  # fmt: skip
     assert documented - rows[-1].keys() == elsewhere
     assert all(row["staleness/max"] == 0 for row in rows)
-    # Learner and engine compute the same policy: on-policy ratios are 1 and the mismatch is noise.
-    assert max(row["ratio_max"] for row in rows) < 1.05
+    # Learner and engine compute the same policy: the mismatch is noise.
     assert max(abs(row["mismatch_kl"]) for row in rows) < 1e-3
 
     summary = json.loads((whole / "summary.json").read_text())
@@ -159,7 +165,7 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
 ) -> None:
     """kill -9 of a reward worker, an engine and a learner rank, then Ctrl-C and resume: weights as if nothing had happened."""
     arguments = [*small_run(spoiled, tmp_path, "cut"), "train.steps=11", "data.max_bad_fraction=0.1"]
-    arguments.append("train.checkpoint_every=2")
+    arguments += ["train.checkpoint_every=2", "loss.correction=none"]
     log = tmp_path / "first.log"
     process = start_launch(arguments, log)
     metrics = tmp_path / "cut" / "metrics.jsonl"

@@ -19,7 +19,8 @@ HEAD = """# Config reference
 
 Every key, its type, its default and what it means, written from [videostr/config.py](../videostr/config.py) by
 `python -m videostr.config_reference > docs/config.md`. A config is one YAML file that holds what differs from the defaults;
-`key=value` on the command line overrides it. Unknown keys, wrong types and contradictions are refused with the remedy.
+`key=value` on the command line overrides it. Unknown keys, wrong types, contradictions and keys
+without effect are refused with the remedy.
 """
 KINDS = (
     (schema.Config, "A run", "tabletop_cpu.yaml"),

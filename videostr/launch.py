@@ -42,7 +42,7 @@ from videostr.data.source import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.files import write_json
-from videostr.grpo.losses import check_custom
+from videostr.grpo.losses import check_custom, staleness_warning
 from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
@@ -105,6 +105,8 @@ async def run(config: Config, lock: FolderLock) -> int:
     """One run, from the config to the report; it is cancelled when another process takes the lock of its folder."""
     began = time.monotonic()
     _cancel_when_lost(lock)
+    if warning := staleness_warning(config):
+        log.warning("%s", warning)
     folder = RunFolder(config)
     log_to_file(folder.path / "logs" / "driver.log")
     log.info("run folder %s", folder.path)

@@ -104,6 +104,7 @@ def test_soak(request: pytest.FixtureRequest, tabletop: Path, small_run: Any, tm
         *small_run(tabletop, tmp_path, "soak"), "train.steps=1000000", "train.max_staleness=1", "train.checkpoint_every=20",
         "train.max_flat_steps=0", "evaluate.every=20", "rollout.num_cpus=1", "rollout.threads=1", "learner.threads=1",
         "learner.num_cpus=0.75", f"data.frame_store={tmp_path / 'frames'}", "learner.schedule=constant",
+        "loss.correction=ratio",
     ])  # fmt: skip
     # Ray's GCS keeps the last 100,000 tasks, about 1 KiB each: 100 MiB, reached in hours. A smaller limit shows the end of it.
     stage.environment["RAY_task_events_max_num_task_in_gcs"] = "2000"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from omegaconf import OmegaConf
 
-from videostr.config import ColdStartConfig, Config, EvaluationConfig, flat, load
+from videostr.config import RESOLVED, ColdStartConfig, Config, EvaluationConfig, flat, load
 from videostr.config_reference import Key, as_type, as_yaml, keys, reference, row, sections
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "config.md"
@@ -32,14 +33,15 @@ def test_every_key_is_described(kind: type) -> None:
 def test_every_key_of_a_run_stands_in_it_with_a_default_that_a_file_may_hold(tmp_path: Path) -> None:
     told = {f"{prefix}.{key.name}": key for prefix, section in sections(Config) for key in keys(section)}
     assert told.keys() == {key for key, _ in flat(asdict(Config()))}
-    file = tmp_path / "defaults.yaml"
-    file.write_text("model: {path: m}\ndata: {train: d}\n")
-    overrides = [
-        f"{name}={as_yaml(key.default)}"
-        for name, key in told.items()
-        if name not in {"model.path", "data.train"}
-    ]
-    assert load(file, overrides) == load(file)
+    values = {name: as_yaml(key.default) for name, key in told.items()}
+    values |= {"model.path": "m", "data.train": "d"}
+    whole, sparse = tmp_path / "defaults.yaml", tmp_path / "sparse.yaml"
+    tree = OmegaConf.from_dotlist([f"{name}={value}" for name, value in values.items()])
+    whole.write_text(
+        RESOLVED + OmegaConf.to_yaml(tree)
+    )  # as in a run folder; keys without effect are refused else
+    sparse.write_text("model: {path: m}\ndata: {train: d}\n")
+    assert load(whole) == load(sparse)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videostr.config import LossConfig
+from videostr.config import Config, LossConfig
 from videostr.custom import load_function
 from videostr.errors import ConfigError
 
@@ -131,6 +131,16 @@ def check_custom(config: LossConfig) -> None:
             eps_low=config.eps_low,
             eps_high=config.eps_high,
         ),
+    )
+
+
+def staleness_warning(config: Config) -> str:
+    """Return what is questionable in how the loss treats tokens of older weights; "" where nothing is."""
+    if config.loss.correction != "none" or config.train.max_staleness == 0:
+        return ""
+    return (
+        f"loss.correction = none with train.max_staleness = {config.train.max_staleness}: tokens of older weights are learned "
+        "from as if the learner had sampled them; set loss.correction=ratio"
     )
 
 
