@@ -16,7 +16,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from videostr.config_effects import Written, idle_keys
+from videostr.config_effects import Written, keys_without_effect
 from videostr.errors import ConfigError
 
 MAX_NAME, MAX_NAME_BYTES = 128, 200
@@ -602,8 +602,8 @@ def _check(
 ) -> None:
     broken = [message for holds, message in rules if not holds]
     named = {message.partition(" = ")[0] for message in broken}
-    idle = idle_keys(config, dict(flat(asdict(config))), written)
-    broken += [message for key, message in idle.items() if key not in named]
+    without = keys_without_effect(config, dict(flat(asdict(config))), written)
+    broken += [message for key, message in without.items() if key not in named]
     if broken:
         raise ConfigError("\n".join(broken))
 

@@ -53,7 +53,7 @@ def ratio_moves(config: Config) -> bool:
     return config.loss.correction == "ratio" or config.train.updates_per_batch > 1
 
 
-def idle_keys(
+def keys_without_effect(
     config: Config | ColdStartConfig | EvaluationConfig,
     values: Mapping[str, Any],
     written: Written,
@@ -243,6 +243,13 @@ def _of_data(c: Config) -> Iterator[Inert]:
             why="evaluate.prompts = 0, where nothing is evaluated",
             remedy="set evaluate.prompts, or leave the key out",
             switch=("evaluate.prompts",),
+        )
+    elif c.evaluate.every >= c.train.steps:
+        yield Inert(
+            keys=("evaluate.every",),
+            why=f"train.steps = {c.train.steps}: the run ends before, and is evaluated at its end anyway",
+            remedy="lower evaluate.every, or leave the key out",
+            switch=("train.steps",),
         )
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import ray
+from torch import Tensor
 
 from actors import check as module
-from actors.check import Cluster, check, first_without_room
+from actors.check import Cluster, check, check_loss, first_without_room
 from actors.placement import plan
 from videostr import check as parts
 from videostr.check import Finding, Gpu, Machine, Mark, as_text, exit_status, parse_gpus
 from videostr.config import Config, load
+from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
 from videostr.runfolder import RunFolder
 
@@ -110,6 +112,19 @@ def test_a_line_for_each_finding_and_one_for_each_remedy() -> None:
     assert exit_status([parts.ok("plan", "fits"), parts.warn("shm", "small", "more")]) == 0
 
 
+def test_a_loss_of_the_users_is_tried() -> None:
+    config = Config()
+    assert list(check_loss(config)) == []
+    config.loss.custom = "tests.actors.test_check:reinforce"
+    assert [finding.mark for finding in check_loss(config)] == [Mark.OK]
+    config.loss.correction, config.train.max_staleness = "none", 1
+    assert [finding.mark for finding in check_loss(config)] == [Mark.WARN, Mark.OK]
+
+
+def reinforce(inputs: LossInputs) -> Tensor:
+    return -inputs.advantages * inputs.logprobs
+
+
 # ------------------------------------------------------------------------------------------------- one broken input each
 
 
@@ -152,6 +167,10 @@ def no_reward(config: Config, folder: Path) -> Config:
     return replace(config, reward=replace(config.reward, custom="no_such_module:reward"))
 
 
+def no_loss(config: Config, folder: Path) -> Config:
+    return replace(config, loss=replace(config.loss, custom="tests.actors.test_check:long_prompt"))
+
+
 def no_service(config: Config, folder: Path) -> Config:
     return replace(config, reward=replace(config.reward, endpoint="127.0.0.1:9"))
 
@@ -170,6 +189,7 @@ def too_many_workers(config: Config, folder: Path) -> Config:
         (truncated_videos, "data.train video", "cannot be decoded", "videostr.data check"),
         (long_prompt, "data.train prompt", "rollout.max_model_len = 100", "raise rollout.max_model_len"),
         (no_reward, "reward", "importing no_such_module raised", "PYTHONPATH"),
+        (no_loss, "loss", "long_prompt: it raised TypeError", "correct the function"),
         (no_service, "reward service", "127.0.0.1:9", "python -m rewards.service"),
         (too_many_workers, "plan", "needs 4 CPU", "lower num_workers"),
     ],

@@ -19,7 +19,7 @@ from videostr.config import (
     load_coldstart,
     load_evaluation,
 )
-from videostr.config_effects import LENGTHS, Written, idle_keys, ratio_moves
+from videostr.config_effects import LENGTHS, Written, keys_without_effect, ratio_moves
 from videostr.errors import ConfigError
 
 BASE = ["model.path=m", "data.train=d"]
@@ -28,7 +28,7 @@ ONE_UPDATE = (
 )
 
 # Overrides, and for each key that must be refused a piece of its message.
-IDLE: list[tuple[list[str], dict[str, str]]] = [
+NO_EFFECT: list[tuple[list[str], dict[str, str]]] = [
     *(
         (
             [f"loss.correction={correction}", f"loss.{key}={value}"],
@@ -93,6 +93,10 @@ IDLE: list[tuple[list[str], dict[str, str]]] = [
         ["data.heldout=h", "evaluate.prompts=0", "evaluate.every=2"],
         {"evaluate.every = 2": "evaluate.prompts = 0"},
     ),
+    (
+        ["data.heldout=h", "evaluate.every=9", "train.steps=9"],
+        {"evaluate.every = 9": "train.steps = 9"},
+    ),
     (["data.tabletop.difficulty=full"], {"data.tabletop.difficulty = full": "nothing is built"}),
     (["data.tabletop.heldout_scenes=9"], {"data.tabletop.heldout_scenes = 9": 'data.heldout = ""'}),
     (["logging.wandb.project=p"], {"logging.wandb.project = p": "logging.wandb.enabled = false"}),
@@ -110,7 +114,7 @@ def refused(text: str, overrides: list[str], folder: Path) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize(("overrides", "expected"), IDLE, ids=lambda value: "+".join(value))
+@pytest.mark.parametrize(("overrides", "expected"), NO_EFFECT, ids=lambda value: "+".join(value))
 def test_a_key_without_effect_is_refused(
     overrides: list[str], expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -254,7 +258,7 @@ def test_every_key_of_the_rules_is_one_of_the_schema(kind: type) -> None:
     """With all keys written: a rule that names an unknown one would raise KeyError."""
     config = kind()
     values = dict(flat(asdict(config)))
-    assert idle_keys(config, values, Written(file=frozenset(values)))
+    assert keys_without_effect(config, values, Written(file=frozenset(values)))
 
 
 def test_length_terms_are_those_of_the_presets() -> None:

@@ -112,6 +112,13 @@ def test_costs_of_a_tiny_model_by_hand() -> None:
     assert costs.learn_row_s == pytest.approx(3 * 640 / 700 / 2)
     assert costs.learn_fixed_s == pytest.approx(28 * 320 / 1e3 / 2)
     assert costs.sync_s == pytest.approx(2 + 2 * 640 / 700)
+    # Old log-probabilities of all mini-batches but the first of four: three quarters of one more pass
+    config.loss.correction, config.train.updates_per_batch = "truncated", 4
+    more = assumed(config, TINY, hardware, Workload(prompt_tokens=10, completion_tokens=4))
+    assert more.learn_prompt_s == pytest.approx(3.75 * (2880 + 800 + 900) / 500)
+    config.loss.correction = "ratio"
+    same = assumed(config, TINY, hardware, Workload(prompt_tokens=10, completion_tokens=4))
+    assert same.learn_prompt_s == costs.learn_prompt_s
     other_node = assumed(
         config, TINY, hardware, Workload(prompt_tokens=10, completion_tokens=4), one_node=False
     )

@@ -258,6 +258,13 @@ def test_an_update_takes_what_its_busiest_rank_takes() -> None:
     assert learn_seconds([[100, 100, 100]], layout, COSTS) == pytest.approx(1.4)
 
 
+def test_every_update_of_a_batch_has_its_fixed_cost() -> None:
+    # the first test's update: 1 + 4 x 0.1 + 3200 x 0.001 = 4.6; two of two groups: 2 x (1 + 2 x 0.1 + 1.6) = 5.6
+    outcome = simulate(dataclasses.replace(LAYOUT, updates_per_batch=2), COSTS, constant(100))
+    assert outcome.learn_s == pytest.approx(5.6)
+    assert (outcome.staleness_mean, outcome.staleness_max) == (0, 0)  # one publication a batch
+
+
 def test_collectives_bound_an_update_of_little_work() -> None:
     layout = dataclasses.replace(LAYOUT, ranks=2, row_tokens=200)
     costs = dataclasses.replace(COSTS, learn_row_s=2.0)

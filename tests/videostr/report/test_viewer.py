@@ -214,6 +214,11 @@ def test_every_part_of_the_reward_has_a_curve(tmp_path: Path) -> None:
     synthetic_run(tmp_path, 1000)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     more = {"reward/custom": 0.4, "reward/map": 0.2, "failures/engine_died": 2, "kl": 0.0}
+    more |= {
+        "importance_weight_mean": 1.01,
+        "importance_weight_max": 3.0,
+        "importance_weight_capped_fraction": 0.02,
+    }
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line | more) + "\n" for line in lines))
     run = read_run(tmp_path)
     made = curves(run, [dump_stats(step, rows) for step, rows in run.dumps])
@@ -225,6 +230,8 @@ def test_every_part_of_the_reward_has_a_curve(tmp_path: Path) -> None:
         "Entropy",
         "Mismatch",
         "Clipped tokens",
+        "Importance weights",
+        "Capped importance weights",
         "Completion length",
         "Failures",
     } <= names.keys()
