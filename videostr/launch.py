@@ -88,9 +88,9 @@ def _main(options: argparse.Namespace) -> int:
         return exit_status(findings)
     with FolderLock(run_folder(config), "run.name") as lock:
         try:
+            check_custom(config.loss)
             build_tabletop(config)
             check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
-            check_custom(config.loss)
             return asyncio.run(run(config, lock))
         except (Stopped, KeyboardInterrupt):
             log.info("stopped; the same command goes on from here")
