@@ -217,15 +217,24 @@ class LearnerWorker(Named):
         """
         if self.config.loss.correction == "ratio":
             return [None for _ in parts]
-        return [None, *([row for _, row in self._forward(part)] for part in parts[1:])]
+        return [
+            None,
+            *(
+                [logprobs for _, logprobs in self._forward(part, self._learned_lengths(part))]
+                for part in parts[1:]
+            ),
+        ]
 
-    def _forward(self, batch: LearnerBatch) -> Iterator[tuple[Row, Tensor]]:
+    def _forward(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> Iterator[tuple[Row, Tensor]]:
         """This rank's rows and their log-probabilities [N], without gradient."""
-        lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
         for row in self._rows(self._plan(batch, lengths), batch):
             with torch.no_grad():
                 logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
             yield row, logprobs
+
+    def _learned_lengths(self, batch: LearnerBatch) -> list[list[int]]:
+        """Lengths [P][G] that take part in the loss."""
+        return completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
 
     def _step(self, batch: LearnerBatch, old: Sequence[Tensor] | None) -> tuple[LossSums, float, float]:
         """One optimizer step; returns sums over all ranks, gradient norm and learning rate."""
@@ -265,7 +274,7 @@ class LearnerWorker(Named):
             old: log-probabilities [N] of each of this rank's rows before the first step on the sampled batch; None in that
                 step.
         """
-        lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
+        lengths = self._learned_lengths(batch)
         plan, counts = self._plan(batch, lengths), count(lengths)
         sums = LossSums()
         for number, row in enumerate(self._rows(plan, batch)):
@@ -366,9 +375,7 @@ class LearnerWorker(Named):
     def logprobs(self, batch: LearnerBatch) -> list[tuple[int, int, np.ndarray]]:
         """This rank's part of the learner's log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
         found = []
-        for row in self._rows(self._plan(batch, _lengths(batch)), batch):
-            with torch.no_grad():
-                logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
+        for row, logprobs in self._forward(batch, _lengths(batch)):
             if not row.idle:
                 parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
                 found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
