@@ -5,7 +5,8 @@ In: a coroutine function that collects the batch of a step. Out: collected batch
 Consumes nothing of its own. Produces batches. `next` waits for the oldest batch and is unblocked when that is collected or
 fails; batches behind it go on meanwhile, up to `max_staleness` of them.
 
-The bound: `advance(done)` says that `done` steps are over, each with at most one update, the last one's weights published.
+The bound: `advance(done)` says that `done` steps are over, each with at most one update of the weight version (by one optimizer
+step or more, `train.updates_per_batch`), the last one's weights published.
 It starts the batches of steps up to `done + S`. So the batch of step b (from 0) starts when at least b - S steps are over,
 and all its tokens are sampled from weights that contain at least the updates of these. It is learned from after exactly
 b steps. So at most b - (b - S) = S updates happened since the oldest weights that sampled any of its tokens. No batch is

@@ -151,6 +151,32 @@ def test_two_updates_with_truncated_weights() -> None:
         assert (sums.weight, sums.weight_max, sums.capped) == pytest.approx((2.0, 2.5, 1.0))
 
 
+@pytest.mark.parametrize("correction", ["ratio", "truncated", "none"])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_second_update_is_stopped_by_the_clip(correction: str, advantage: float) -> None:
+    """A token of probability sigmoid(x), x = 0 at first, sampled at 0.5; plain gradient steps of rate 2.
+
+    First update: r = 1, d(-r A)/dx = -A p (1 - p) / 0.5 = -A / 2, so x = A. Second, A = 1: p = 0.731, r = 1.462 > 1.28;
+    A = -1: p = 0.269, r = 0.538 < 0.8: the gradient is 0 and x stays. With eps of 0.5 it would not: d = -A 0.1966 / 0.5.
+    """
+    row = replace(
+        ROW, targets=torch.tensor([7]), sequence_ids=torch.tensor([0]), behaviour_logprobs=torch.tensor([log(0.5)]),
+        advantages=torch.tensor([advantage]), origins=((0, 0),),
+    )  # fmt: skip
+    for eps, end in ((0.2, advantage), (0.5, advantage + 2 * advantage * 0.196612 / 0.5)):
+        config = LossConfig(correction=correction, eps_low=eps, eps_high=eps)  # type: ignore[arg-type]
+        x, old, clipped = torch.zeros(1, requires_grad=True), None, []
+        for _ in range(2):
+            logprobs = torch.nn.functional.logsigmoid(x)
+            counts = Counts(tokens=1, sequences=1)
+            loss, sums = policy_loss(row, logprobs, torch.zeros(1), config, counts, None, old)
+            (slope,) = torch.autograd.grad(loss, x)
+            x, old = (x - 2 * slope).detach().requires_grad_(), row.behaviour_logprobs
+            clipped.append(sums.clipped)
+        assert float(x.detach()) == pytest.approx(end, abs=1e-5)
+        assert clipped == [0, 1 if eps == 0.2 else 0]
+
+
 def test_the_registry_has_a_loss_for_every_name() -> None:
     assert tuple(LOSSES) == get_args(get_type_hints(LossConfig)["name"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,14 @@ def test_what_a_loss_must_not_do_is_told_before_the_run(module: str, function: s
 def test_a_name_that_leads_nowhere_is_told(name: str) -> None:
     with pytest.raises(ConfigError, match=r"loss\.custom = "):
         check_custom(LossConfig(custom=name))
+
+
+def test_the_loss_that_the_docs_show_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_losses\.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "my_losses.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_custom(LossConfig(custom="my_losses:soft_clip", eps_high=0.5))
 
 
 def test_without_one_nothing_is_tried() -> None:
