@@ -89,8 +89,9 @@ def test_run_folder_has_everything(whole: Path) -> None:
     }  # fmt: skip
     assert documented - rows[-1].keys() == elsewhere
     assert all(row["staleness/max"] == 0 for row in rows)
-    # Learner and engine compute the same policy: the mismatch is noise. A first update hardly moves the ratio of a second.
-    assert max(row["ratio_max"] for row in rows) < 1.5
+    # Learner and engine compute the same policy: the mismatch is noise. The ratio is 1 in a first update, not in a second.
+    assert min(row["ratio_max"] for row in rows) >= 1
+    assert max(row["ratio_max"] for row in rows) > 1
     assert {row["updates"] for row in rows} <= {1, 2}
     assert max(abs(row["mismatch_kl"]) for row in rows) < 1e-3
 
