@@ -26,10 +26,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoProcessor
 
+from actors.encoding import PromptEncoder
 from actors.learner_state import LearnerState
 from actors.names import Named, actor_name
 from actors.placement import overlap_options
-from videostr.config import Config
+from videostr.config import Config, LossConfig
 from videostr.errors import CheckpointError, LearnerError, VideoStrError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
@@ -38,9 +39,8 @@ from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_
 from videostr.grpo.schedule import learning_rate
 from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
-from videostr.prompt import encode
 from videostr.timeline import Timeline
-from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
+from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup, Update
 from videostr.video import FrameStore
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -109,6 +109,7 @@ class LearnerWorker(Named):
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self._prepare_training()
         self.grid = RopeGrid.of(self.policy.config)
+        self.encoder = PromptEncoder(self.frames, self.processor, self.grid)
         self.cost = RowCost.of(self.policy.config, freeze_vision=model.freeze_vision)
         self.reference = self._load_reference()
         wrapped = PolicyLogprobs(self.policy, self.attention)
@@ -183,26 +184,66 @@ class LearnerWorker(Named):
     # ------------------------------------------------------------------------------------------------- update
 
     def update(self, batch: LearnerBatch) -> Update:
-        """One optimizer step on the batch; the same result on every rank.
+        """Take one optimizer step on the groups that can be encoded; the same result on every rank.
+
+        Without any such group there is no step, and the version stays.
 
         Raises:
-            LearnerError: an encoded prompt differs from the one that the engine saw, or the batch is empty.
+            LearnerError: the batch has no completion to learn from.
         """
+        batch, failures = self._without_failures(batch)
+        if not batch.groups:
+            return Update(version=self.version, failures=failures)
         rate = learning_rate(self.config.learner, self.version, self.config.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums = self.accumulate(batch)
+        self.encoder.clear()
         norm = self._local_gradient_norm() if self.config.learner.zero_stage == 0 else None
         self.engine.step()
         self.version += 1
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
         metrics = {**sums.metrics(), "grad_norm": norm, "lr": rate, **self._vision_metrics()}
-        return Update(version=self.version, metrics=metrics)
+        return Update(version=self.version, metrics=metrics, failures=failures)
+
+    def _without_failures(self, batch: LearnerBatch) -> tuple[LearnerBatch, tuple[Failure, ...]]:
+        """Return the batch without the groups that some rank cannot encode, and why; the same on every rank.
+
+        All prompts are encoded before the first row is computed: a rank that fails between two collectives of a step
+        would leave the others waiting. What is left is planned again, so that a rank may meet prompts that are new to it.
+        """
+        failures: list[Failure] = []
+        while batch.groups:
+            plan = self._plan(batch, _taking_part(batch, self.config.loss))
+            mine = sorted({piece.group for row in plan for piece in row.pieces})
+            failed = self._of_all_ranks(
+                {i: failure for i in mine if (failure := self.encoder.failure(batch.groups[i]))}
+            )
+            if not failed:
+                break
+            failures += [failed[i] for i in sorted(failed)]
+            kept = [i for i in range(len(batch.groups)) if i not in failed]
+            batch = replace(
+                batch,
+                groups=tuple(batch.groups[i] for i in kept),
+                advantages=tuple(batch.advantages[i] for i in kept),
+            )
+        return batch, tuple(failures)
+
+    def _of_all_ranks(self, mine: Mapping[int, Failure]) -> dict[int, Failure]:
+        """Return the failures of all ranks, by group."""
+        count = torch.tensor([len(mine)], device=self.device)
+        dist.all_reduce(count)
+        if not count.item():
+            return {}
+        parts: list[Mapping[int, Failure]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+        return {group: failure for part in reversed(parts) for group, failure in part.items()}
 
     def accumulate(self, batch: LearnerBatch) -> LossSums:
         """Forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks."""
-        lengths = completion_lengths(_lengths(batch), _truncated(batch), self.config.loss)
+        lengths = _taking_part(batch, self.config.loss)
         plan, counts = self._plan(batch, lengths), count(lengths)
         sums = LossSums()
         for number, row in enumerate(self._rows(plan, batch)):
@@ -255,8 +296,7 @@ class LearnerWorker(Named):
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
-        inputs = encode(group.prompt, self.frames.frames(group.prompt.clip), self.processor)
-        _check_prompt(group, inputs.input_ids)
+        inputs = self.encoder.encode(group)
         features = None
         if self.features is not None:
             features = self.features.of(group.prompt.clip.digest, inputs)
@@ -382,25 +422,16 @@ def _lengths(batch: LearnerBatch) -> list[list[int]]:
     return [[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in batch.groups]
 
 
+def _taking_part(batch: LearnerBatch, loss: LossConfig) -> list[list[int]]:
+    """Return the tokens of each completion that take part in the loss."""
+    return completion_lengths(_lengths(batch), _truncated(batch), loss)
+
+
 def _truncated(batch: LearnerBatch) -> list[list[bool]]:
     return [
         [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in group.rollouts]
         for group in batch.groups
     ]
-
-
-def _check_prompt(group: RolloutGroup, encoded: Tensor) -> None:
-    seen = torch.from_numpy(group.prompt_token_ids.astype(np.int64))
-    if torch.equal(seen, encoded):
-        return
-    shared = min(len(seen), len(encoded))
-    differs = (seen[:shared] != encoded[:shared]).nonzero()
-    place = int(differs[0]) if len(differs) else shared
-    raise LearnerError(
-        f"prompt of record {group.prompt.record_id}: the engine saw {len(seen)} tokens, the learner encodes "
-        f"{len(encoded)}, first difference at token {place}; both must render and expand the prompt alike: use the "
-        "same processor (model.path) and frame store for both"
-    )
 
 
 def digest(tensor: Tensor) -> str:

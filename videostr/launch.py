@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import ray
-from transformers import AutoProcessor
 
 from actors.check import check
 from actors.learner import RayLearner
@@ -51,7 +50,7 @@ from videostr.files import write_json
 from videostr.loggers import require
 from videostr.loop import train
 from videostr.metrics import duration
-from videostr.model import check_model
+from videostr.model import open_checkpoint
 from videostr.plan.memory import estimate
 from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
@@ -99,15 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def run(config: Config) -> int:
     """One run, from the config to the report."""
     began = time.monotonic()
+    processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
     build_tabletop(config)
-    check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
     folder = RunFolder(config)
     _log_to_file(folder.path / "logs" / "driver.log")
     log.info("run folder %s", folder.path)
     stop = asyncio.Event()
     _stop_on_signal(stop)
     with contextlib.closing(folder):
-        source, heldout = _sources(config, folder)
+        source, heldout = _sources(config, folder, processor)
         async with cluster(config, folder, stop) as ports:
             state = await _until_stopped(stop, resume(config, source, ports, folder))
             seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
@@ -345,8 +344,7 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     return checkpoint
 
 
-def _sources(config: Config, folder: RunFolder) -> tuple[RecordSource, RecordSource | None]:
-    processor = AutoProcessor.from_pretrained(config.model.path)
+def _sources(config: Config, folder: RunFolder, processor: Any) -> tuple[RecordSource, RecordSource | None]:
     source = RecordSource(config.data.train, processor, config.run.seed)
     folder.quarantine.records = len(source.records) + sum(failure.records for failure in source.failures)
     for failure in source.failures:
