@@ -192,7 +192,7 @@ class LearnerWorker(Named):
             LearnerError: the batch has no completion to learn from.
         """
         batch, failures = self._without_failures(batch)
-        if not batch.groups:
+        if failures and not batch.groups:
             return Update(version=self.version, failures=failures)
         rate = learning_rate(self.config.learner, self.version, self.config.train.steps)
         for group in self.optimizer.param_groups:
