@@ -24,7 +24,6 @@ import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoProcessor
 
 from actors.encoding import PromptEncoder
 from actors.learner_state import LearnerState
@@ -39,6 +38,7 @@ from videostr.grpo.loss import Counts, LossSums, completion_lengths, correction_
 from videostr.grpo.schedule import learning_rate
 from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
+from videostr.processor import load_processor
 from videostr.timeline import Timeline
 from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup, Update
 from videostr.video import FrameStore
@@ -105,7 +105,7 @@ class LearnerWorker(Named):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = self.config.model
         check_model(model.path, cpu=not self.on_gpu)
-        self.processor = AutoProcessor.from_pretrained(model.path)
+        self.processor = load_processor(model.path)
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self._prepare_training()
         self.grid = RopeGrid.of(self.policy.config)
