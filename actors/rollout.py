@@ -163,8 +163,12 @@ class RolloutWorker(Named):
     async def _sample(
         self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]
     ) -> Sampled | Failure:
+        from vllm.exceptions import VLLMError
+
         try:
             rendered = await self._render(request, pixels, metadata)
+        except VLLMError:
+            raise
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
             # Of a processor that met a prompt it cannot take; raised on, it would count against the engine
             return Failure(
