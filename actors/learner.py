@@ -25,8 +25,8 @@ import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoProcessor
 
+from actors.encoding import PromptEncoder
 from actors.learner_state import LearnerState
 from actors.names import Named, actor_name
 from actors.placement import overlap_options
@@ -40,9 +40,9 @@ from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, poli
 from videostr.grpo.schedule import learning_rate, mini_batches
 from videostr.grpo.vision import VisionFeatures
 from videostr.model import check_model, load_policy
-from videostr.prompt import encode
+from videostr.processor import load_processor
 from videostr.timeline import Timeline
-from videostr.types import FinishReason, LearnerBatch, RolloutGroup, Update
+from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup, Update
 from videostr.video import FrameStore
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -108,10 +108,11 @@ class LearnerWorker(Named):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = self.config.model
         check_model(model.path, cpu=not self.on_gpu)
-        self.processor = AutoProcessor.from_pretrained(model.path)
+        self.processor = load_processor(model.path)
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self._prepare_training()
         self.grid = RopeGrid.of(self.policy.config)
+        self.encoder = PromptEncoder(self.frames, self.processor, self.grid)
         self.cost = RowCost.of(self.policy.config, freeze_vision=model.freeze_vision)
         self.reference = self._load_reference()
         wrapped = PolicyLogprobs(self.policy, self.attention)
@@ -186,14 +187,18 @@ class LearnerWorker(Named):
     # ------------------------------------------------------------------------------------------------- update
 
     def update(self, batch: LearnerBatch) -> Update:
-        """Learn from the batch: `train.updates_per_batch` optimizer steps, each on a mini-batch of whole groups.
+        """Learn from the groups that can be encoded; the result is the same on every rank.
 
-        A batch of fewer groups has as many steps as groups. The result is the same on every rank.
+        Takes `train.updates_per_batch` optimizer steps, each on a mini-batch of whole groups, and as many as there are
+        groups where these are fewer. Without any group there is no step, and the version stays.
 
         Raises:
-            LearnerError: an encoded prompt differs from the one that the engine saw, or the batch is empty.
+            LearnerError: the batch has no completion to learn from.
             ConfigError: `loss.custom` failed.
         """
+        batch, failures = self._without_failures(batch)
+        if failures and not batch.groups:
+            return Update(version=self.version, failures=failures)
         parts = [
             replace(batch, groups=groups, advantages=advantages)
             for groups, advantages in zip(
@@ -204,10 +209,45 @@ class LearnerWorker(Named):
         ]
         old = self._old_logprobs(parts)
         steps = [self._step(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
+        self.encoder.clear()
         if self.features is not None:
             self.features.trim()
         self.version += 1
-        return Update(version=self.version, metrics=self._metrics(steps))
+        return Update(version=self.version, metrics=self._metrics(steps), failures=failures)
+
+    def _without_failures(self, batch: LearnerBatch) -> tuple[LearnerBatch, tuple[Failure, ...]]:
+        """Return the batch without the groups that some rank cannot encode, and why; the same on every rank.
+
+        All prompts are encoded before the first row is computed: a rank that fails between two collectives of a step
+        would leave the others waiting. What is left is planned again, so that a rank may meet prompts that are new to it.
+        """
+        failures: list[Failure] = []
+        while batch.groups:
+            plan = self._plan(batch, self._learned_lengths(batch))
+            mine = sorted({piece.group for row in plan for piece in row.pieces})
+            failed = self._of_all_ranks(
+                {i: failure for i in mine if (failure := self.encoder.failure(batch.groups[i]))}
+            )
+            if not failed:
+                break
+            failures += [failed[i] for i in sorted(failed)]
+            kept = [i for i in range(len(batch.groups)) if i not in failed]
+            batch = replace(
+                batch,
+                groups=tuple(batch.groups[i] for i in kept),
+                advantages=tuple(batch.advantages[i] for i in kept),
+            )
+        return batch, tuple(failures)
+
+    def _of_all_ranks(self, mine: Mapping[int, Failure]) -> dict[int, Failure]:
+        """Return the failures of all ranks, by group."""
+        count = torch.tensor([len(mine)], device=self.device)
+        dist.all_reduce(count)
+        if not count.item():
+            return {}
+        parts: list[Mapping[int, Failure]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+        return {group: failure for part in reversed(parts) for group, failure in part.items()}
 
     def _old_logprobs(self, parts: Sequence[LearnerBatch]) -> list[list[Tensor] | None]:
         """The learner's log-probabilities [N] before the first step, of every row of each part.
@@ -326,8 +366,7 @@ class LearnerWorker(Named):
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
-        inputs = encode(group.prompt, self.frames.frames(group.prompt.clip), self.processor)
-        _check_prompt(group, inputs.input_ids)
+        inputs = self.encoder.encode(group)
         features = None
         if self.features is not None:
             features = self.features.of(group.prompt.clip.digest, inputs)
@@ -458,20 +497,6 @@ def _truncated(batch: LearnerBatch) -> list[list[bool]]:
         [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in group.rollouts]
         for group in batch.groups
     ]
-
-
-def _check_prompt(group: RolloutGroup, encoded: Tensor) -> None:
-    seen = torch.from_numpy(group.prompt_token_ids.astype(np.int64))
-    if torch.equal(seen, encoded):
-        return
-    shared = min(len(seen), len(encoded))
-    differs = (seen[:shared] != encoded[:shared]).nonzero()
-    place = int(differs[0]) if len(differs) else shared
-    raise LearnerError(
-        f"prompt of record {group.prompt.record_id}: the engine saw {len(seen)} tokens, the learner encodes "
-        f"{len(encoded)}, first difference at token {place}; both must render and expand the prompt alike: use the "
-        "same processor (model.path) and frame store for both"
-    )
 
 
 def digest(tensor: Tensor) -> str:

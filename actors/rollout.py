@@ -164,7 +164,19 @@ class RolloutWorker(Named):
     async def _sample(
         self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]
     ) -> Sampled | Failure:
-        rendered = await self._render(request, pixels, metadata)
+        from vllm.exceptions import VLLMError
+
+        try:
+            rendered = await self._render(request, pixels, metadata)
+        except VLLMError:
+            raise
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            # Of a processor that met a prompt it cannot take; raised on, it would count against the engine
+            return Failure(
+                kind=FailureKind.ENGINE,
+                record_id=request.prompt.record_id,
+                detail=f"{self.name} cannot encode the prompt ({type(error).__name__}: {error})",
+            )
         length, limit = len(rendered["prompt_token_ids"]), self.config.rollout.max_model_len
         if length >= limit:
             return Failure(

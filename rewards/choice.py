@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 
 from rewards.markup import plain
+from videostr.options import option_texts
 from videostr.types import Record
 
 _LETTER = re.compile(
@@ -39,7 +40,8 @@ def chosen_letter(answer: str, options: tuple[str, ...]) -> str | None:
     the letter, never the text of an option that is a letter itself. A text that two options share names none.
     """
     text = plain(answer).rstrip(_END)
-    texts = _texts(options)
+    written, options = options, option_texts(options)
+    texts = _texts(written) | _texts(options)
     by_text = texts.get(_folded(text))
     if by_text is None and text.startswith("("):
         text = _unwrapped(text)

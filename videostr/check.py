@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
 import os
 import shutil
 import socket
@@ -24,17 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed
-from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from videostr.checkpoint import Checkpoints
 from videostr.config import Config
 from videostr.data.records import read_records
 from videostr.errors import DataError, ModelError, RunFolderError, StorageError, VideoError
 from videostr.lock import find_holder
-from videostr.model import check_model
-from videostr.prompt import encode, render
+from videostr.model import Size, check_model, size_of, warnings_of, weights_of
+from videostr.processor import load_processor
+from videostr.prompt import encode, render, special_in
 from videostr.runfolder import check_run_folder, run_folder
 from videostr.types import Clip, Record
 from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
@@ -114,19 +111,13 @@ class Machine:
     """False for a node of a Ray cluster that offers none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Parameters of a policy."""
-
-    total: int
-    vision: int
-
-
 @dataclass(slots=True)
 class Seen:
     """What one check found out for another."""
 
     size: Size | None = None
+    processor: Any = None
+    """Of the policy."""
     frame_bytes: float = 0.0
     """Estimate for all clips of all datasets."""
 
@@ -392,50 +383,30 @@ def check_policy(config: Config, seen: Seen) -> Iterator[Finding]:
     """Whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
     path = config.model.path
     try:
-        check_model(path, cpu=config.rollout.num_gpus == 0)
+        described = check_model(path, cpu=config.rollout.num_gpus == 0)
+        seen.size = size = size_of(described)
+        seen.processor = load_processor(path, described)
     except ModelError as error:
         yield told("model", error)
         return
-    seen.size = size = size_of(path)
     yield ok(
         "model", f"{path}: Qwen2.5-VL, {_count(size.total)} parameters, {_count(size.vision)} of them vision"
     )
-    yield _weights(path)
-
-
-def size_of(path: str) -> Size:
-    """Parameters by the checkpoint's config.json, shared ones counted once."""
-    config = Qwen2_5_VLConfig.from_pretrained(path)
-    with torch.device("meta"):
-        policy: Any = Qwen2_5_VLForConditionalGeneration(config)
-    policy.tie_weights()
-    return Size(
-        total=sum(parameter.numel() for parameter in policy.parameters()),
-        vision=sum(parameter.numel() for parameter in policy.model.visual.parameters()),
-    )
-
-
-def _weights(path: str) -> Finding:
-    folder = Path(path)
-    if not folder.is_dir():
-        return warn(
+    if not Path(path).is_dir():
+        yield warn(
             "weights",
             f"model.path = {path} is a name on the hub: every node would fetch it, at the same time",
             f"hf download {path} --local-dir DIR, on storage that all nodes share, and model.path=DIR",
         )
-    name = SAFE_WEIGHTS_INDEX_NAME
+        return
     try:
-        names = [SAFE_WEIGHTS_NAME]
-        if (folder / name).exists():
-            names = sorted(
-                set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        for name in names:
-            with safe_open(folder / name, "pt"):  # compares its length with what its header promises
-                pass
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        return fail("weights", f"{folder / name}: {error}", "copy or download the checkpoint again")
-    return ok("weights", f"{len(names)} file{'s' * (len(names) > 1)} whole")
+        weights = weights_of(path, described)
+    except ModelError as error:
+        yield told("weights", error)
+        return
+    yield ok("weights", f"{len(weights.files)} file{'s' * (len(weights.files) > 1)} whole")
+    for found, remedy in warnings_of(path, seen.processor, weights):
+        yield warn("weights" if weights.pickled or weights.ignored else "model", found, remedy)
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -506,8 +477,9 @@ def _check_dataset(config: Config, key: str, folder: str, seen: Seen) -> Iterato
         yield ok(f"{key} video", found)
     clips = len({r.clip for r in records}) / len(records) * total
     seen.frame_bytes += clips * frames.pixels.nbytes
-    if seen.size is not None:
-        yield _prompt(config, f"{key} prompt", record, clip, frames)
+    if seen.processor is not None:
+        yield _special_tokens(key, records, seen.processor)
+        yield _prompt(config, f"{key} prompt", record, clip, frames, seen.processor)
 
 
 def _rows(folder: str) -> int:
@@ -520,10 +492,34 @@ def _rows(folder: str) -> int:
     return total
 
 
-def _prompt(config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames) -> Finding:
-    """Whether the largest of the first prompts leaves room for a completion."""
-    processor = AutoProcessor.from_pretrained(config.model.path)
-    length = len(encode(render(record, clip, processor), frames, processor).input_ids)
+def _special_tokens(key: str, records: Sequence[Record], processor: Any) -> Finding:
+    """Whether texts of the first records hold special tokens of the policy's tokenizer."""
+    name = f"{key} text"
+    found = [(record.origin, tokens) for record in records if (tokens := special_in(record, processor))]
+    if not found:
+        return ok(name, f"no special token in the text of the first {len(records)} records")
+    origin, tokens = found[0]
+    return warn(
+        name,
+        f"{len(found)} of the first {len(records)} records hold special tokens of the tokenizer, the first one {origin}: "
+        f"{tokens[0][0]} holds {tokens[0][1]}",
+        "they are parted by a blank in prompts, records with one in a label are quarantined; python -m videostr.data check "
+        "--model lists them",
+    )
+
+
+def _prompt(
+    config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, processor: Any
+) -> Finding:
+    """Whether the largest of the first prompts can be encoded, and leaves room for a completion."""
+    try:
+        length = len(encode(render(record, clip, processor), frames, processor).input_ids)
+    except Exception as error:  # noqa: BLE001  # what a processor raises is of many kinds
+        return fail(
+            name,
+            f"{record.origin}: the prompt cannot be encoded ({type(error).__name__}: {error})",
+            "correct the record, or take tokenizer, template and processors from the base model",
+        )
     most, limit, row = config.sampling.max_tokens, config.rollout.max_model_len, config.learner.max_row_tokens
     if length >= limit:
         return fail(

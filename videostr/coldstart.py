@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr import config as configs
 from videostr.console import run_command, run_main
 from videostr.data.records import index_at, read_records, usable_records
-from videostr.errors import DataError
+from videostr.errors import DataError, PromptError
 from videostr.files import storage, write_json
 from videostr.grpo.batch import RopeGrid, prompt_positions
 from videostr.lock import FolderLock
-from videostr.model import check_model
-from videostr.prompt import encode_many, instruction, reference_trace, render
+from videostr.model import open_checkpoint
+from videostr.prompt import encode_many, instruction, prompt_text, reference_trace, render
 from videostr.tabletop.policy import make_policy
 from videostr.types import Record
 from videostr.video import FrameStore, name_clip
@@ -57,7 +57,7 @@ class Examples:
 
     def __init__(self, folder: str, frame_store: str, processor: Any, grid: RopeGrid) -> None:
         self.folder = Path(folder)
-        self.records = list(usable_records(folder))
+        self.records = [row for row in usable_records(folder) if _can_be_asked(row, processor)]
         if not self.records:
             raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
         self.store = FrameStore(frame_store or self.folder / "frames")
@@ -103,6 +103,16 @@ class Examples:
             )
 
 
+def _can_be_asked(record: Record, processor: Any) -> bool:
+    """Whether the text of a record can be made a prompt; says why where it cannot."""
+    try:
+        prompt_text(record, processor)
+    except PromptError as error:
+        log.warning("left out %s: %s: %s", record.id, record.origin, error)
+        return False
+    return True
+
+
 def train(config: configs.ColdStartConfig) -> Accuracy | None:
     """Run the cold start; returns the held-out accuracy, None without held-out records."""
     torch.manual_seed(config.seed)
@@ -110,8 +120,7 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
         torch.set_num_threads(config.threads)
     out = Path(config.out)
     source = config.model or _new_policy(config, out)
-    check_model(source, cpu=False)
-    processor = AutoProcessor.from_pretrained(source)
+    processor = open_checkpoint(source, cpu=False)
     # Steps of AdamW are lost in bfloat16 weights: these stay in float32, and what is computed with them is in `dtype`.
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     model.to(device=config.device)  # type: ignore[call-arg]  # wrapped without its signature

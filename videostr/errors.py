@@ -5,6 +5,7 @@
      +- DataError            a dataset, record or video cannot be used
      |   +- VideoError       a video file is missing, truncated or cannot be decoded
      |   +- RecordError      a dataset row breaks the record schema
+     |   +- PromptError      the text of a record cannot be made a prompt
      |   +- TooManyBadRecords  more than data.max_bad_fraction of the records are quarantined
      +- ModelError           a checkpoint cannot be trained or served (no video support, tied embeddings, ...)
      +- PlacementError       the plan does not fit the cluster
@@ -47,6 +48,10 @@ class VideoError(DataError):
 
 class RecordError(DataError):
     """A dataset row breaks the record schema."""
+
+
+class PromptError(DataError):
+    """The text of a record cannot be made a prompt."""
 
 
 class TooManyBadRecords(DataError):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from transformers import AutoProcessor
 
 from actors.check import check
 from actors.learner import RayLearner
@@ -47,7 +46,7 @@ from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
 from videostr.metrics import duration
-from videostr.model import check_model
+from videostr.model import open_checkpoint
 from videostr.plan.memory import estimate
 from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
@@ -89,9 +88,9 @@ def _main(options: argparse.Namespace) -> int:
     with FolderLock(run_folder(config), "run.name") as lock:
         try:
             check_custom(config.loss)
+            processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
             build_tabletop(config)
-            check_model(config.model.path, cpu=config.rollout.num_gpus == 0)
-            return asyncio.run(run(config, lock))
+            return asyncio.run(run(config, lock, processor))
         except (Stopped, KeyboardInterrupt):
             log.info("stopped; the same command goes on from here")
             return 130
@@ -101,7 +100,7 @@ def _main(options: argparse.Namespace) -> int:
             return 2
 
 
-async def run(config: Config, lock: FolderLock) -> int:
+async def run(config: Config, lock: FolderLock, processor: Any) -> int:
     """One run, from the config to the report; it is cancelled when another process takes the lock of its folder."""
     began = time.monotonic()
     _cancel_when_lost(lock)
@@ -113,7 +112,7 @@ async def run(config: Config, lock: FolderLock) -> int:
     stop = asyncio.Event()
     _stop_on_signal(stop)
     with contextlib.closing(folder):
-        source, heldout = await _until_stopped(stop, folder.thread(_sources, config, folder))
+        source, heldout = await _until_stopped(stop, folder.thread(_sources, config, folder, processor))
         async with cluster(config, folder, stop) as ports:
             state = await _until_stopped(stop, resume(config, source, ports, folder))
             seconds = {"startup": time.monotonic() - began, "train": 0.0, "evaluate": 0.0}
@@ -359,8 +358,7 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     return checkpoint
 
 
-def _sources(config: Config, folder: RunFolder) -> tuple[RecordSource, RecordSource | None]:
-    processor = AutoProcessor.from_pretrained(config.model.path)
+def _sources(config: Config, folder: RunFolder, processor: Any) -> tuple[RecordSource, RecordSource | None]:
     source = RecordSource(config.data.train, processor, config.run.seed)
     folder.quarantine.records = len(source.records) + sum(failure.records for failure in source.failures)
     for failure in source.failures:

@@ -96,15 +96,17 @@ async def train(
             learned = time.monotonic()
             saver.is_updating = True
             update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
+            for failure in update.failures:
+                folder.quarantine.add(failure)
             published = time.monotonic()
-            if batch.groups:
+            updated = update.version != state.version
+            if updated:
                 await unless(stop, evaluation.done())
-            synced = await ports.sync.publish(update.version) if batch.groups else {}
+            synced = await ports.sync.publish(update.version) if updated else {}
             ended = time.monotonic()
 
-            ledger = draws.settle(
-                state.ledger, collected.positions, len(collected.groups) + collected.refilled
-            )
+            usable = len(collected.groups) - len(update.failures)
+            ledger = draws.settle(state.ledger, collected.positions, usable + collected.refilled)
             state = RunState(step=state.step + 1, version=update.version, ledger=ledger)
             saver.reached(state)
             times = {
@@ -116,7 +118,7 @@ async def train(
                 "time/step": ended - started,
                 "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
                 "refilled_groups": collected.refilled,
-                "dropped_fraction": 1 - len(collected.groups) / len(collected.positions),
+                "dropped_fraction": 1 - usable / len(collected.positions),
             }
             failures = (
                 folder.quarantine.counts

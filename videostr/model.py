@@ -1,31 +1,95 @@
-"""Which checkpoints can be trained and served; `python -m videostr.model untie IN OUT` cures the commonest obstacle."""
+"""Which checkpoints can be trained and served; `python -m videostr.model untie IN OUT` cures the commonest obstacle.
+
+`check_model` reads config.json alone; `open_checkpoint` also looks at weights, tokenizer, chat template and processors, as every
+command does before it starts an engine.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PretrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
+from transformers import PretrainedConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from videostr.console import run_command, run_main
 from videostr.errors import ModelError
 from videostr.files import storage
+from videostr.processor import check_json, load_processor, processor_warnings
+from videostr.weights import Weights, check_weights
 
+log = logging.getLogger(__name__)
 MODEL_TYPE = "qwen2_5_vl"
 QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"
 
 
-def check_model(path: str | Path, *, cpu: bool) -> None:
-    """Refuse a checkpoint that cannot be trained or served; reads its config.json only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Parameters of a policy."""
+
+    total: int
+    vision: int
+
+
+def open_checkpoint(path: str | Path, *, cpu: bool) -> Any:
+    """Return the processor of a checkpoint that can be trained and served; logs what is odd about it.
+
+    Args:
+        path: Hugging Face folder or hub id.
+        cpu: whether the engines run on CPU.
+
+    Raises:
+        ModelError: a file is missing, broken or cannot be used.
+    """
+    config = check_model(path, cpu=cpu)
+    processor = load_processor(path, config)
+    weights = weights_of(path, config) if Path(path).is_dir() else None
+    for found, remedy in warnings_of(path, processor, weights):
+        log.warning("model.path = %s: %s; %s", path, found, remedy)
+    return processor
+
+
+def weights_of(path: str | Path, config: Any) -> Weights:
+    """Return the weight files of a checkpoint's folder, which hold all parameters.
+
+    Raises:
+        ModelError: a file is missing or not whole, or numbers lack.
+    """
+    # Quantised weights are packed: an engine can evaluate them, but they cannot be counted
+    quantised = getattr(config, "quantization_config", None)
+    return check_weights(Path(path), 0 if quantised else size_of(config).total)
+
+
+def warnings_of(path: str | Path, processor: Any, weights: Weights | None) -> Iterator[tuple[str, str]]:
+    """Return what would work, but badly, each with its remedy."""
+    yield from processor_warnings(processor)
+    if weights is not None and weights.pickled:
+        yield (
+            f"{', '.join(weights.files[:3])}: pickled weights load more slowly than safetensors, and a pickle can hold code",
+            f"Qwen2_5_VLForConditionalGeneration.from_pretrained({str(path)!r}).save_pretrained(DIR) writes safetensors",
+        )
+    if weights is not None and weights.ignored:
+        yield f"{', '.join(weights.ignored[:3])}: not read, the safetensors are", "delete them"
+
+
+def size_of(config: Any) -> Size:
+    """Return the parameters of a Qwen2.5-VL of this configuration, shared ones counted once."""
+    with torch.device("meta"):
+        policy: Any = Qwen2_5_VLForConditionalGeneration(config)
+    policy.tie_weights()
+    return Size(
+        total=sum(parameter.numel() for parameter in policy.parameters()),
+        vision=sum(parameter.numel() for parameter in policy.model.visual.parameters()),
+    )
+
+
+def check_model(path: str | Path, *, cpu: bool) -> Any:
+    """Return the configuration of a checkpoint that can be trained and served; reads its config.json only.
 
     Args:
         path: Hugging Face folder or hub id.
@@ -34,6 +98,9 @@ def check_model(path: str | Path, *, cpu: bool) -> None:
     Raises:
         ModelError: no config.json, no video support, an attention that cannot be packed, or tied embeddings with `cpu`.
     """
+    if Path(path).is_file():
+        raise ModelError(f"model.path = {path}: is a file, must be a folder; {WANTED}")
+    check_json(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
@@ -52,7 +119,13 @@ def check_model(path: str | Path, *, cpu: bool) -> None:
         raise ModelError(
             f"model.path = {path}: {lack}, so it takes no video here; use a Qwen2.5-VL (model_type {MODEL_TYPE!r})"
         )
-    config: Any = Qwen2_5_VLConfig.from_dict(raw)
+    try:
+        config: Any = Qwen2_5_VLConfig.from_dict(raw)
+    except Exception as error:  # what transformers raises for values of the wrong type is of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model.path = {path}: config.json does not describe a Qwen2.5-VL ({reason}); copy it from the base model"
+        ) from error
     if "sliding_attention" in config.text_config.layer_types:
         raise ModelError(
             f"model.path = {path}: use_sliding_window is true, but packed rows attend without a window; if the checkpoint "
@@ -64,6 +137,7 @@ def check_model(path: str | Path, *, cpu: bool) -> None:
             "output layer through a weight update and would sample from a mixture of old and new weights; untie it "
             f"with `python -m videostr.model untie {path} DIR` and set model.path=DIR"
         )
+    return config
 
 
 def load_policy(path: str | Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
@@ -76,14 +150,14 @@ def load_policy(path: str | Path, dtype: torch.dtype) -> Qwen2_5_VLForConditiona
 
 def untie(source: str | Path, target: str | Path) -> None:
     """Copy a checkpoint, giving the output layer weights of its own; the function it computes stays the same."""
-    check_model(source, cpu=False)
+    processor = open_checkpoint(source, cpu=False)
     policy: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype="auto")
     policy.lm_head.weight = torch.nn.Parameter(policy.get_input_embeddings().weight.detach().clone())
     policy.config.tie_word_embeddings = False
     policy.config.text_config.tie_word_embeddings = False
     with storage(target):
         policy.save_pretrained(target)
-        Qwen2_5_VLProcessor.from_pretrained(source).save_pretrained(target)
+        processor.save_pretrained(target)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,9 @@ import torch
 from msgspec.structs import replace
 
 from videostr import graph as graphs
+from videostr.chat import LIKELY, chat_text, found_in
+from videostr.errors import PromptError
+from videostr.options import letter_of, lettered
 from videostr.types import Answer, AnswerKind, Clip, ClipSpec, GraphFrame, Node, Prompt, Record, SceneGraph
 from videostr.video import ClipFrames
 
@@ -50,12 +53,46 @@ class PromptInputs:
 
 
 def render(record: Record, clip: Clip, processor: Any) -> Prompt:
-    """Chat text of a record, with the processor's chat template; ends where the completion begins."""
-    messages = [
-        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": instruction(record)}]}
+    """Return the prompt of a record.
+
+    Raises:
+        PromptError: the text cannot be made a prompt, or a label holds a special token.
+    """
+    return Prompt(record_id=record.id, text=prompt_text(record, processor), clip=clip)
+
+
+def prompt_text(record: Record, processor: Any) -> str:
+    """Return the chat text of a record, with the processor's chat template; ends where the completion begins.
+
+    Raises:
+        PromptError: as `render`.
+    """
+    for where, token in special_in(record, processor):
+        if where.startswith("label"):  # escaped, it would not be the label of the true graph
+            raise PromptError(
+                f"{where} holds {token}, a special token of the tokenizer, which no trace can hold; rename the label"
+            )
+    return chat_text(instruction(record), processor)
+
+
+def special_in(record: Record, processor: Any = None) -> list[tuple[str, str]]:
+    """Return where the text of a record holds special tokens, and which.
+
+    Args:
+        record: whose question, options, labels and unit are searched.
+        processor: whose tokens; None for those of common tokenizers.
+    """
+    texts = {
+        "question": record.question,
+        **{f"option {letter_of(i)}": option for i, option in enumerate(record.options)},
+        "unit": record.answer.unit,
+        **{f"label {label!r}": label for label in record.labels},
+    }
+    return [
+        (where, token)
+        for where, text in texts.items()
+        for token in (LIKELY.findall(text) if processor is None else found_in(text, processor))
     ]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return Prompt(record_id=record.id, text=text, clip=clip)
 
 
 def instruction(record: Record) -> str:
@@ -82,8 +119,8 @@ def part_shown(clip: ClipSpec) -> str:
 
 
 def asked(question: str, options: Sequence[str]) -> str:
-    """A question with its options under letters."""
-    return "\n".join([question, *(f"{chr(ord('A') + i)}) {option}" for i, option in enumerate(options))])
+    """Return a question with its options under letters."""
+    return "\n".join([question, *lettered(options)])
 
 
 def form_of(answer: Answer) -> str:

@@ -56,6 +56,7 @@ LASTING = frozenset(
         FailureKind.BAD_SHARD,
         FailureKind.BAD_ROW,
         FailureKind.BAD_VIDEO,
+        FailureKind.BAD_PROMPT,
         FailureKind.PROMPT_TOO_LONG,
         FailureKind.REWARD_ERROR,
     }

@@ -294,6 +294,8 @@ class Update:
     """Weight version after it, one more than before; version 0 are the initial weights."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """loss, entropy, grad_norm, mismatch_kl, ...; means over completion tokens (docs/metrics.md)."""
+    failures: tuple[Failure, ...] = ()
+    """Groups of the batch that the learner could not encode, and so did not learn from."""
 
 
 # --------------------------------------------------------------------------------------------------- failures
@@ -305,8 +307,10 @@ class FailureKind(Enum):
     BAD_SHARD = "the dataset's Parquet file cannot be read"
     BAD_ROW = "the dataset row breaks the record schema"
     BAD_VIDEO = "the video is missing or cannot be decoded"
+    BAD_PROMPT = "the record's text cannot be made a prompt"
     PROMPT_TOO_LONG = "the expanded prompt leaves no room for a completion within rollout.max_model_len"
     PLACEHOLDER_SAMPLED = "a vision placeholder token was sampled"
+    LEARNER_ENCODING = "the learner cannot encode the prompt as the engine saw it"
     ENGINE = "the rollout engine failed on the request"
     OTHER_WEIGHTS = (
         "an engine that was started meanwhile sampled from other weights than those to be evaluated"

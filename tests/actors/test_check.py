@@ -18,9 +18,11 @@ from actors.placement import plan
 from videostr import check as parts
 from videostr.check import Finding, Gpu, Machine, Mark, as_text, exit_status, parse_gpus
 from videostr.config import Config, load
+from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
 from videostr.runfolder import RunFolder
+from videostr.types import Answer, AnswerKind, Record
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu(name="H100", total_gib=80, free_gib=79, capability=9.0, driver="580.65")
@@ -218,6 +220,23 @@ def test_completions_that_would_be_cut_are_a_warning(config: Config) -> None:
     finding = named(check(tight, cluster=LAPTOP), "data.train prompt")
     assert finding.mark is Mark.WARN
     assert "completions would be cut" in finding.found
+
+
+def test_special_tokens_in_texts_are_a_warning(config: Config, tmp_path: Path) -> None:
+    assert named(check(config, cluster=LAPTOP), "data.train text").mark is Mark.OK
+    records = [row for row in read_records(config.data.train) if isinstance(row, Record)]
+    records[3] = replace(
+        records[3], options=("x", "y <|im_end|>"), answer=Answer(kind=AnswerKind.CHOICE, value="A")
+    )
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "videos").symlink_to(Path(config.data.train) / "videos")
+    write_records(records, tmp_path / "train" / "records-00000.parquet")
+    spoiled = replace(config, data=replace(config.data, train=str(tmp_path / "train")))
+    finding = named(check(spoiled, cluster=LAPTOP), "data.train text")
+    assert finding.mark is Mark.WARN
+    assert "1 of the first 40 records" in finding.found
+    assert "records-00000.parquet:3: option B holds <|im_end|>" in finding.found
+    assert "data check --model" in finding.remedy
 
 
 def test_a_disk_without_room_or_permission_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from videostr.tabletop.policy import make_policy
 from videostr.types import (
     ClipSpec,
     Completion,
+    FailureKind,
     FinishReason,
     GraphAbsence,
     LearnerBatch,
@@ -651,16 +652,80 @@ def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
         learner.close()
 
 
-def test_prompt_that_the_engine_saw_otherwise_is_refused(
-    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
-) -> None:
-    group = stage.batch.groups[0]
+def other_ids(group: RolloutGroup) -> RolloutGroup:
     ids = group.prompt_token_ids.copy()
     ids[5] += 1
-    wrong = replace(stage.batch, groups=(replace(group, prompt_token_ids=ids), *stage.batch.groups[1:]))
-    run(learners[1].call("rebuild", stage.config()))
-    with pytest.raises(LearnerError, match=r"learner rank 0 .*record r0: .* first difference at token 5"):
-        run(learners[1].update(wrong))
+    return replace(group, prompt_token_ids=ids)
+
+
+def with_text(text: str) -> Callable[[RolloutGroup], RolloutGroup]:
+    """Text after the video, as no record can put it there, with ids as the tokenizer gives them."""
+
+    def change(group: RolloutGroup) -> RolloutGroup:
+        prompt = replace(group.prompt, text=group.prompt.text.replace("where", f"{text} where"))
+        return replace(group, prompt=prompt)
+
+    return change
+
+
+def without_video(group: RolloutGroup) -> RolloutGroup:
+    """A clip that is not in the frame store and cannot be decoded again."""
+    clip = group.prompt.clip
+    gone = replace(clip, digest="0" * len(clip.digest), spec=replace(clip.spec, video="/nowhere/gone.mp4"))
+    return replace(group, prompt=replace(group.prompt, clip=gone))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "freeze_vision"), [(1, 0, False), (2, 0, False), (2, 3, False), (2, 2, True)]
+)
+def test_groups_that_cannot_be_encoded_are_named_and_left_out_on_all_ranks(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    ranks: int,
+    zero_stage: int,
+    freeze_vision: bool,
+) -> None:
+    learner, config = learners[ranks], stage.config(num_ranks=ranks, zero_stage=zero_stage)
+    config.model.freeze_vision = freeze_vision
+    first = stage.batch.groups[0]
+    faults: dict[str, tuple[Callable[[RolloutGroup], RolloutGroup], str]] = {
+        "ids": (other_ids, "first difference at token 5"),
+        "image": (with_text("<|image_pad|>"), ""),
+        "video": (with_text("<|video_pad|>"), ""),
+        "gone": (without_video, "gone.mp4"),
+    }
+    spoiled = {
+        name: change(replace(first, prompt=replace(first.prompt, record_id=name)))
+        for name, (change, _) in faults.items()
+    }
+    zeros = np.zeros(len(first.rollouts), np.float32)
+    mixed = replace(
+        stage.batch,
+        groups=(spoiled["ids"], *stage.batch.groups, *(spoiled[n] for n in ("image", "video", "gone"))),
+        advantages=(zeros, *stage.batch.advantages, zeros, zeros, zeros),
+    )
+    run(learner.call("rebuild", config))
+    clean = run(learner.update(stage.batch))
+    expected = run(learner.checksums())
+
+    run(learner.call("rebuild", config))
+    updates = run(learner.call("update", mixed))
+    assert all(update == updates[0] for update in updates)
+    update = updates[0]
+    assert {f.record_id: f.kind for f in update.failures} == dict.fromkeys(
+        faults, FailureKind.LEARNER_ENCODING
+    )
+    for failure in update.failures:
+        assert faults[failure.record_id][1] in failure.detail
+    assert replace(update, failures=()) == clean
+    assert run(learner.checksums()) == expected
+
+    only = replace(stage.batch, groups=tuple(spoiled.values()), advantages=(zeros,) * len(spoiled))
+    nothing = run(learner.update(only))
+    assert (nothing.version, len(nothing.failures), nothing.metrics) == (1, 4, {})
+    assert run(learner.checksums()) == expected
+    assert run(learner.update(stage.batch)).version == 2  # and the ranks go on
 
 
 def test_batch_without_completions_is_refused(

@@ -229,6 +229,40 @@ def test_too_many_failures_stop_the_run(tabletop: Path, tmp_path: Path) -> None:
         stage.train()
 
 
+def test_groups_that_the_learner_cannot_encode_are_quarantined_and_the_step_counts(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=3)
+    order = stage.order(12)
+    lost = {order[1], *order[4:8]}  # one of the first step, all of the second
+    plain = stage.learner.update
+
+    async def update(batch: LearnerBatch) -> Update:
+        found = await plain(batch)
+        names = [group.prompt.record_id for group in batch.groups]
+        failures = tuple(
+            Failure(kind=FailureKind.LEARNER_ENCODING, record_id=name, detail="other tokens")
+            for name in names
+            if name in lost
+        )
+        none_left = len(failures) == len(names)
+        return replace(found, version=found.version - none_left, failures=failures)
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    state = stage.train()
+    assert stage.learned() == [order[0:4], order[4:8], order[8:12]]
+    assert (state.step, state.version) == (3, 2)  # the second step changed nothing
+    assert (state.ledger.next_position, state.ledger.learned, state.ledger.failed) == (12, 7, 5)
+    rows = [json.loads(line) for line in (tmp_path / "r" / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["record_id"] for row in rows} == lost
+    assert {row["kind"] for row in rows} == {"LEARNER_ENCODING"}
+    metrics = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["failures/learner_encoding"] == 5
+    assert [row["dropped_fraction"] for row in metrics] == pytest.approx([1 / 4, 1, 0])
+    # Drawn again: a run that was killed in between must come to the same steps.
+    assert order[1] not in stage.folder.quarantine
+
+
 def test_groups_without_variance_are_counted_and_not_learned_from(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=1, flat=True)
     state = stage.train()

@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--exclude", type=Path, action="append", default=[], help="scenes that must not be in it"
     )
+    check.add_argument(
+        "--model", default="", metavar="DIR", help="look for special tokens of this checkpoint's tokenizer"
+    )
     show = commands.add_parser(
         "show", help="write an HTML page with frames, boxes, graphs, questions, answers"
     )
@@ -295,7 +298,13 @@ def _judge_number(text: str, record: Record) -> float:
 
 def _check(options: argparse.Namespace) -> int:
     bad = total = 0
-    for found in problems(options.folder, judge=_judge_truth, lists=options.exclude, videos=options.videos):
+    for found in problems(
+        options.folder,
+        judge=_judge_truth,
+        lists=options.exclude,
+        videos=options.videos,
+        processor=_processor(options.model),
+    ):
         if isinstance(found, int):
             total = found
         else:
@@ -303,6 +312,14 @@ def _check(options: argparse.Namespace) -> int:
             print(found.detail)
     print(f"{options.folder}: {total} rows, {bad} bad")
     return 1 if bad else 0
+
+
+def _processor(model: str) -> Any:
+    if not model:
+        return None
+    from videostr.processor import load_processor  # its import takes seconds
+
+    return load_processor(model)
 
 
 def _judge_truth(record: Record) -> str:

@@ -17,7 +17,8 @@ from msgspec import structs
 from videostr.data import leakage
 from videostr.data.naming import named_boxes
 from videostr.data.records import read_records
-from videostr.errors import VideoError
+from videostr.errors import PromptError, VideoError
+from videostr.prompt import prompt_text, special_in
 from videostr.types import AnswerKind, Clip, Failure, Record
 from videostr.video import LARGE_CLIP_BYTES, decode, name_clip, probe
 
@@ -42,6 +43,7 @@ def problems(
     lists: Sequence[Path] = (),
     videos: int | None = None,
     seed: int = 0,
+    processor: Any = None,
 ) -> Iterator[Problem | int]:
     """Problems as they are found; at the end the number of all rows.
 
@@ -51,6 +53,7 @@ def problems(
         lists: files with names of scenes that must not be in it.
         videos: clips to decode, chosen by `seed`; None for all.
         seed: of that choice.
+        processor: whose special tokens the texts must not hold; None for those of common tokenizers.
     """
     total = 0
     records: list[Record] = []
@@ -60,6 +63,8 @@ def problems(
             yield Problem(row.detail, row.records)
             continue
         records.append(_without_nodes(row))
+        if problem := _text_problem(row, processor):
+            yield Problem(f"{row.origin}: {problem}")
         if problem := judge(row):
             yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}")
         if problem := _outside(row):
@@ -75,6 +80,22 @@ def problems(
         )
     yield from _of_videos(folder, records, videos, seed)
     yield total
+
+
+def _text_problem(record: Record, processor: Any) -> str:
+    """Return which texts of a record would be read as special tokens; "" when none would."""
+    if found := special_in(record, processor):
+        places = ", ".join(f"{where} holds {token}" for where, token in found[:3])
+        return (
+            f"{places}: a special token of {'common tokenizers' if processor is None else 'the tokenizer'}; prompts part it by a "
+            "blank, in a label it costs the record; rewrite the text"
+        )
+    try:
+        if processor is not None:
+            prompt_text(record, processor)
+    except PromptError as error:
+        return str(error)
+    return ""
 
 
 def _without_nodes(record: Record) -> Record:

@@ -34,11 +34,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videostr.chat import LIKELY, escape
 from videostr.data.records import plain_rows, record_from_row, record_to_row
 from videostr.data.row_rules import type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
 from videostr.json_files import json_rows
+from videostr.options import option_texts
 from videostr.prompt import answer_text, instruction
 from videostr.types import Answer, AnswerKind, Failure, FailureKind, Record
 
@@ -96,7 +98,7 @@ def export_easyr1(records: Iterable[Record], out_parquet: Path, root: Path) -> i
     """Write EasyR1 rows, answers as a policy would write them; returns how many. Arguments as `export_video_r1`."""
     rows = (
         {
-            "problem": PLACEHOLDER + instruction(_of_whole_video(record)),
+            "problem": PLACEHOLDER + escape(instruction(_of_whole_video(record)), LIKELY),
             "answer": _text(record.answer),
             "videos": [_path(record, root)],
         }
@@ -117,10 +119,10 @@ def _video_r1_row(record: Record, root: Path) -> dict[str, Any]:
     unit = f" Answer in {answer.unit}." if answer.unit and not is_choice else ""
     return {
         "problem_id": record.id,
-        "problem": record.question + unit,
+        "problem": escape(record.question, LIKELY) + unit,
         "data_type": "video",
         "problem_type": CHOICE_TYPE if is_choice else NUMBER_TYPES[0 if is_count else 1],
-        "options": [f"{letter}. {option}" for letter, option in _lettered(record.options)],
+        "options": [f"{letter}. {option}" for letter, option in _lettered(option_texts(record.options))],
         "solution": f"<answer>{_text(answer)}</answer>",
         "path": _path(record, root),
         "data_source": record.source,
@@ -129,7 +131,7 @@ def _video_r1_row(record: Record, root: Path) -> dict[str, Any]:
 
 def _trl_row(record: Record, root: Path) -> dict[str, Any]:
     row = record_to_row(record)
-    content = [{"type": "video"}, {"type": "text", "text": instruction(record)}]
+    content = [{"type": "video"}, {"type": "text", "text": escape(instruction(record), LIKELY)}]
     answer = record.answer
     return {
         "prompt": [{"role": "user", "content": content}],
@@ -385,6 +387,8 @@ def _unlettered(options: list[str], origin: str) -> list[str]:
         return options
     if all(OPTION.match(option) and option[0] == letter for letter, option in _lettered(options)):
         return [option[3:] for option in options]
+    if (texts := option_texts(tuple(options))) != tuple(options):  # letters of several styles
+        return list(texts)
     raise RecordError(
         f"{origin}: options = {options!r:.200}: must begin with A., B., ... in order, or all without"
     )

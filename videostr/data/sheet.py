@@ -18,6 +18,7 @@ from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records, usable_records
 from videostr.errors import VideoError
 from videostr.files import write_text
+from videostr.options import lettered
 from videostr.prompt import answer_text
 from videostr.report.scene import data_url, draw, view_of
 from videostr.types import AnswerKind, GraphFrame, Record
@@ -73,8 +74,7 @@ def _card(record: Record, folder: Path, store: FrameStore) -> dict[str, Any]:
 
 def _answer(record: Record) -> str:
     if record.answer.kind is AnswerKind.CHOICE:
-        letter = str(record.answer.value)
-        return f"{letter}) {record.options[ord(letter) - ord('A')]}"
+        return lettered(record.options)[ord(str(record.answer.value)) - ord("A")]
     return f"{answer_text(record.answer)} {record.answer.unit}".strip()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from videostr.data.records import index_at, read_records
-from videostr.errors import DataError, VideoError
+from videostr.errors import DataError, PromptError, VideoError
 from videostr.prompt import render
 from videostr.types import Failure, FailureKind, Prompt, Record
 from videostr.video import name_clip
@@ -52,8 +52,8 @@ class RecordSource:
     def _ask(self, position: int, record: Record) -> Drawn | Failure:
         try:
             clip = name_clip(record.clip, self.folder)
-        except VideoError as error:
-            return Failure(
-                kind=FailureKind.BAD_VIDEO, record_id=record.id, detail=f"{record.origin}: {error}"
-            )
-        return Drawn(position=position, record=record, prompt=render(record, clip, self.processor))
+            prompt = render(record, clip, self.processor)
+        except (VideoError, PromptError) as error:
+            kind = FailureKind.BAD_VIDEO if isinstance(error, VideoError) else FailureKind.BAD_PROMPT
+            return Failure(kind=kind, record_id=record.id, detail=f"{record.origin}: {error}")
+        return Drawn(position=position, record=record, prompt=prompt)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoProcessor
 
 import rewards
 from actors.engines import engines
@@ -62,7 +61,7 @@ from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.vsi_bench import VsiBench
 from videostr.files import write_text
 from videostr.lock import FolderLock
-from videostr.model import check_model
+from videostr.model import open_checkpoint
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
@@ -187,7 +186,7 @@ def make_benchmark(
 
 
 def _evaluate(config: EvaluationConfig) -> int:
-    check_model(config.model, cpu=config.rollout.num_gpus == 0)
+    processor = open_checkpoint(config.model, cpu=config.rollout.num_gpus == 0)
     folder = Path(config.dir) / (config.name or f"{config.benchmark}-{_short(config.model)}")
     for mode in config.modes:
         _make(folder / mode, "dir/name/mode")
@@ -196,7 +195,6 @@ def _evaluate(config: EvaluationConfig) -> int:
         rubric = Rubric.from_config(config.reward, config.max_tokens)
         benchmark = make_benchmark(config.benchmark, judge, rubric)
         questions = limited(benchmark.read(Path(config.root)), config.limit)
-        processor = AutoProcessor.from_pretrained(config.model)
         model_digest = digest_of(Path(config.model)) if Path(config.model).is_dir() else config.model
         asker = Asker(config, benchmark, processor, model_digest)
         log.info(

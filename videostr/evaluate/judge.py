@@ -10,6 +10,7 @@ from pathlib import Path
 
 import openai
 
+from videostr.chat import LIKELY, escape
 from videostr.config import Judge
 from videostr.errors import ConfigError
 from videostr.evaluate.answers import Answer, Answers, key_of
@@ -54,7 +55,9 @@ class EndpointJudge:
         Raises:
             ConfigError: the endpoint does not answer, three times.
         """
-        prompt = self.template.format(question=question, truth=truth, answer=answer)
+        # The server's tokenizer is not known: an answer must not be able to write the rating in the judge's place
+        parts = {"question": question, "truth": truth, "answer": answer}
+        prompt = self.template.format(**{name: escape(text, LIKELY) for name, text in parts.items()})
         key = key_of(
             judge=self.config.model, endpoint=self.config.endpoint, system=self.system, prompt=prompt
         )

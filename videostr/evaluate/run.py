@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from videostr.chat import chat_text
 from videostr.config import EvaluationConfig
-from videostr.errors import DataError, VideoError
+from videostr.errors import DataError, PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of, writable
 from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
@@ -98,7 +99,10 @@ class Asker:
         size = (spec.width or shape.width, spec.height or shape.height)
         end = shape.seconds if spec.end_s is None else min(spec.end_s, shape.seconds)
         times = tuple(round(float(t), 3) for t in target_times(spec.start_s, end, spec.num_frames))
-        prompt = self._prompt(question, mode, clip, shape, size, times)
+        try:
+            prompt = self._prompt(question, mode, clip, shape, size, times)
+        except PromptError as error:
+            return Unasked(question=question, mode=mode, problem=str(error))
         request = SampleRequest(
             prompt=prompt,
             n=1,
@@ -175,9 +179,7 @@ class Asker:
                     OPEN_SCENE, list(dict.fromkeys(some)), "Labels: names of the objects that matter."
                 )
             text = reasoned(_told(question), contract, benchmark.asks(question))
-        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
-        chat = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return Prompt(record_id=question.id, text=chat, clip=clip)
+        return Prompt(record_id=question.id, text=chat_text(text, self.processor), clip=clip)
 
 
 async def ask_new(

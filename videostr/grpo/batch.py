@@ -322,7 +322,12 @@ def prompt_positions(prompt: PromptInputs, grid: RopeGrid) -> Tensor:
     kinds = prompt.mm_token_type_ids.tolist()
     cuts = [0, *[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]], len(kinds)]
     seconds_per_patch = prompt.second_per_grid_ts.to(grid.dtype).tolist()
-    videos = zip(prompt.video_grid_thw.tolist(), seconds_per_patch, strict=True)
+    videos = iter(list(zip(prompt.video_grid_thw.tolist(), seconds_per_patch, strict=True)))
+    seen = sum(kinds[first] != 0 for first, end in pairwise(cuts) if end > first)
+    if seen != len(seconds_per_patch):
+        raise ValueError(
+            f"the prompt has {seen} runs of vision tokens and {len(seconds_per_patch)} videos, must have as many"
+        )
     runs: list[Tensor] = []
     start = 0
     for first, end in pairwise(cuts):
@@ -333,6 +338,10 @@ def prompt_positions(prompt: PromptInputs, grid: RopeGrid) -> Tensor:
             times = (torch.arange(frames, dtype=torch.float64) * (seconds * grid.tokens_per_second)).long()
             rows, columns = torch.arange(height // grid.merge_size), torch.arange(width // grid.merge_size)
             run = torch.stack(torch.meshgrid(times, rows, columns, indexing="ij")).reshape(3, -1)
+            if run.shape[1] != end - first:
+                raise ValueError(
+                    f"the prompt has {end - first} tokens for a video of {run.shape[1]} merged patches, must have as many"
+                )
         runs.append(run + start)
         start = int(runs[-1].max()) + 1
     return torch.cat(runs, dim=1)
