@@ -24,10 +24,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.calls import answer
 from actors.names import Named, actor_name
-from actors.supervision import pause_before
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
 from videostr.errors import RewardError, error_text
+from videostr.supervision import pause_before
 from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
 

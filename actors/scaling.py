@@ -12,10 +12,10 @@ from pathlib import Path
 
 from actors.placement import Placement
 from actors.pools import RayRolloutPool
-from actors.supervision import Health
 from videostr.config import Config
 from videostr.errors import ConfigError
 from videostr.scale import read_wish
+from videostr.supervision import Health
 from videostr.tasks import FileThread
 
 log = logging.getLogger("videostr.scaling")

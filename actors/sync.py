@@ -2,30 +2,25 @@
 
 In: a weight version. Out: metrics, when every engine that is up serves that version. The work is done between learner ranks
 and rollout actors (`actors/transfer.py`); the driver only starts it and waits, and so never imports vLLM. `RayWeightSync` is one
-publication; `SupervisedSync` replaces engines that a broken one left half-updated, and brings weights to those that were
-started meanwhile.
+publication; `SupervisedSync` does what `videostr/sync.py` says with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.learner import RayLearner
 from actors.pools import RayRolloutPool
 from videostr.config import Config
-from videostr.errors import LearnerError, RolloutError, TransferError
+from videostr.errors import LearnerError
+from videostr.sync import EngineSync
 from videostr.timeline import Timeline
 
-log = logging.getLogger("videostr.sync")
 CONTROL_CALLS = 6
 """Calls of a publication that each may take `sync.timeout_s`: init, start, update, finish, digests; one to spare."""
-TRIES = 3
-RETRY_S = 5.0
 
 
 class RayWeightSync:
@@ -74,76 +69,15 @@ class RayWeightSync:
         }
 
 
-class SupervisedSync:
-    """`WeightSync` over engines that come and go.
-
-    Publications exclude each other. `publish` waits for an engine that is up, and is unblocked by the pool's replacements.
-    """
+class SupervisedSync(EngineSync):
+    """Engines and ranks that are Ray actors."""
 
     def __init__(
         self, config: Config, learner: RayLearner, pool: RayRolloutPool, timeline: Timeline | None = None
     ) -> None:
-        self.failures: Counter[str] = Counter()
-        """`transfer`: publications that broke so far."""
+        super().__init__(learner, pool, timeline)
         self._config = config
-        self._learner = learner
-        self._pool = pool
-        self._timeline = timeline or Timeline()
-        self._lock = asyncio.Lock()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._ranks = learner
 
-    def start(self) -> None:
-        """Bring weights to engines that are started later, from now on."""
-        self._refreshing = asyncio.create_task(self._refresh())
-
-    async def publish(self, version: int) -> dict[str, float]:
-        """As `RayWeightSync.publish`; engines that a broken transfer left half-updated are replaced.
-
-        Raises:
-            TransferError: three times in a row.
-            LearnerError: a rank died, or is stuck.
-            RolloutError: no engine is left.
-        """
-        async with self._lock:
-            return await self._publish(version)
-
-    def close(self) -> None:
-        """Bring no more weights to engines started later."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-
-    async def _publish(self, version: int) -> dict[str, float]:
-        for attempt in range(1, TRIES + 1):
-            engines = await self._pool.pause()
-            try:
-                one = RayWeightSync(self._config, self._learner, lambda: engines)  # noqa: B023
-                with self._timeline.during("weight-sync", "publish"):
-                    metrics = await one.publish(version)
-            except TransferError as error:
-                self.failures["transfer"] += 1
-                await self._pool.condemn(engines, str(error))
-                if attempt == TRIES:
-                    raise
-            except LearnerError as error:  # a rank that dies in a transfer leaves engines waiting in it
-                await self._pool.condemn(engines, str(error))
-                raise
-            else:
-                await self._pool.served(engines)
-                return metrics
-        raise AssertionError("unreachable")
-
-    async def _refresh(self) -> None:
-        """Publish the learner's weights again whenever an engine waits for some; never while they change or ranks start."""
-        while True:
-            await self._pool.stale()
-            try:
-                async with self._learner.updating, self._lock:
-                    if self._pool.has_stale():
-                        await self._publish(self._learner.version)
-            except LearnerError as error:
-                # Else a run that only waits for engines would never hear of it.
-                await self._pool.refuse(error)
-                await asyncio.sleep(RETRY_S)
-            except (TransferError, RolloutError) as error:
-                log.warning("no weights yet for engines that were started again: %s", error)
-                await asyncio.sleep(RETRY_S)
+    async def _send(self, engines: Sequence[Any], version: int) -> dict[str, float]:
+        return await RayWeightSync(self._config, self._ranks, lambda: engines).publish(version)

@@ -29,7 +29,6 @@ from actors.prometheus import RayMetrics, worker_states
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
 from actors.scaling import Scaling
-from actors.supervision import pause_before
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr import config as configs
@@ -52,6 +51,7 @@ from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
 from videostr.report.page import write_report
 from videostr.runfolder import RunFolder, run_folder
+from videostr.supervision import pause_before
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 from videostr.tasks import together, unless

@@ -25,13 +25,13 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from actors.learner import LearnerWorker, RayLearner
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, PLACEHOLDERS, engine_seed
-from actors.supervision import Health
 from actors.sync import RayWeightSync, SupervisedSync
 from videostr.config import Config
 from videostr.errors import TransferError
 from videostr.model import load_policy
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import PromptInputs, encode, instruction, reference_trace, render
+from videostr.supervision import Health
 from videostr.tabletop.policy import make_policy
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4

@@ -23,13 +23,13 @@ from actors import names
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
 from actors.reward import RayRewardPool
-from actors.supervision import Health
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from tests.actors.waiting import ended
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
+from videostr.supervision import Health
 from videostr.timeline import Timeline
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
 
@@ -368,7 +368,7 @@ def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first
 def test_health_checks_that_are_asked_for_at_once_count_once(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.pools.CLOSE_S", 1.0)  # it hangs
+    monkeypatch.setattr("videostr.pool.CLOSE_S", 1.0)  # it hangs
 
     async def use(pool: RayRolloutPool, *_: Any) -> Any:
         hang = tmp_path / "hang_0"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from actors.scaling import Scaling
-from actors.supervision import Health
 from videostr.config import Config, RolloutConfig
 from videostr.scale import main, read_wish
+from videostr.supervision import Health
 
 
 class Pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.supervision import Health, Standing
+from videostr.supervision import Health, Standing
 
 
 def test_the_way_of_a_worker() -> None:
