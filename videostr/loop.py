@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +77,7 @@ async def train(
     evaluation = SideEvaluation(config, evaluator)
     evaluation.begin(state)
     draws = Draws(state.ledger)
+    now = asyncio.get_running_loop().time  # a plan runs this loop in virtual time
     window = Window(
         lambda _: collect(config, source, ports, folder, draws),
         max_staleness=config.train.max_staleness,
@@ -86,24 +86,24 @@ async def train(
     )
     async with saver, window, evaluation:
         while state.step < config.train.steps and not stop.is_set():
-            started = time.monotonic()
+            started = now()
             window.advance(state.step)
             collected = await unless(stop, window.next())
             if collected is None:
                 break
             gains = [group_advantages(config, group) for group in collected.groups]
             batch = learner_batch(config, collected.groups, gains)
-            learned = time.monotonic()
+            learned = now()
             saver.is_updating = True
             update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
             for failure in update.failures:
                 folder.quarantine.add(failure)
-            published = time.monotonic()
+            published = now()
             updated = update.version != state.version
             if updated:
                 await unless(stop, evaluation.done())
             synced = await ports.sync.publish(update.version) if updated else {}
-            ended = time.monotonic()
+            ended = now()
 
             usable = len(collected.groups) - len(update.failures)
             ledger = draws.settle(state.ledger, collected.positions, usable + collected.refilled)
@@ -264,12 +264,13 @@ async def collect(
     Each group that fails is quarantined and replaced by the next record; with `sampling.refill` each that has no
     variance is replaced too, until `sampling.refill_limit` times as many groups were sampled as the step needs.
     """
-    started = sampled_at = time.monotonic()
+    now = asyncio.get_running_loop().time
+    started = sampled_at = now()
 
     async def one(drawn: Drawn) -> RolloutGroup | Failure:
         nonlocal sampled_at
         sampled = await ports.rollouts.sample(_request(config, drawn))
-        sampled_at = time.monotonic()
+        sampled_at = now()
         return sampled if isinstance(sampled, Failure) else await score(ports, drawn, sampled)
 
     wanted = config.train.prompts_per_step
@@ -298,7 +299,7 @@ async def collect(
         positions=tuple(positions),
         refilled=len(flat),
         rollout_s=sampled_at - started,
-        reward_s=time.monotonic() - sampled_at,
+        reward_s=now() - sampled_at,
     )
 
 

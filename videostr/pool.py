@@ -3,7 +3,7 @@
 `EnginePool` sends each request to the engine with the fewest completions in flight. An engine whose process ends, that answers
 no health check, or that was left half-updated is killed; its in-flight groups are resubmitted to another engine, and a new
 process takes its place after a growing pause. That one is STALE until it gets the current weights (`videostr/sync.py`), then
-serves. A subclass says how processes are started, called and killed: `actors/pools.py` on Ray, `videostr/plan/simulate.py` in
+serves. A subclass says how processes are started, called and killed: `actors/pools.py` on Ray, `videostr/plan/workers.py` in
 virtual time.
 """
 

@@ -1,19 +1,17 @@
-"""What things take on given hardware: a config and a model's shapes in, `Costs` of the simulation out.
+"""What things take on given hardware: a config and a model's shapes in, `Costs` out.
 
 Every figure of `HARDWARE` and every share below is an assumption until `videostr.plan.calibrate` scales the result by
-what a run measured. Times follow from counts: operations by the formulas of `RowCost` (videostr/grpo/batch.py), bytes
-by the weights and the key-value cache that a decode step reads.
+what a run measured. Times follow from counts: operations and bytes of `Shapes`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from videostr.config import Config
 from videostr.errors import ConfigError
+from videostr.grpo.batch import RowCost
 from videostr.plan.shapes import Shapes
-from videostr.plan.simulate import Costs
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 VIDEO_SHARE = 0.9
@@ -48,7 +46,7 @@ class Hardware:
     sequence_s: float
     """The same for each sequence: sampling, tokens and log-probabilities handed out, seconds."""
     sync_s: float
-    """Control calls and loading of a weight publication, seconds."""
+    """Control calls and loading of a weight sync, seconds."""
 
 
 HARDWARE = {
@@ -78,39 +76,64 @@ class Workload:
     """Mean length of a prompt, video included."""
     completion_tokens: float
     """Mean length of a completion."""
-    flat_fraction: float = 0.0
+    zero_variance: float = 0.0
     """Share of groups whose completions all earn the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Seconds that things take alone on what they run on."""
+
+    step_s: float
+    """a: part of a decode step that does not grow with the sequences, at most one core of a CPU."""
+    sequence_s: float
+    """b: what each sequence adds to a decode step. n sequences make n / (a + b n) tokens a second."""
+    prefill_s: float
+    """One prompt, vision included, in an engine."""
+    reward_s: float
+    """One group, in a reward worker."""
+    learn_fixed_s: float
+    """An update without its rows."""
+    row: RowCost
+    """Seconds of a row, forward and backward, by what it holds."""
+    learn_row_s: float
+    """Least time of a row: the collectives that its computation hides."""
+    sync_s: float
+    """One weight sync."""
+    prompt_tokens: int
+    """Length of a prompt."""
+    prompt_patches: int
+    """Vision patches of a prompt."""
+    zero_variance: float = 0.0
+    """Share of groups whose completions all score the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
     """By how much what a run measured differs from what is assumed; 1 is as assumed."""
 
-    step: float = 1.0
-    sequence: float = 1.0
-    prefill: float = 1.0
+    engine: float = 1.0
     reward: float = 1.0
     learn: float = 1.0
     sync: float = 1.0
 
     def of(self, costs: Costs) -> Costs:
-        """Costs as measured."""
+        """Return costs as measured."""
         return replace(
             costs,
-            step_s=costs.step_s * self.step,
-            sequence_s=costs.sequence_s * self.sequence,
-            prefill_s=costs.prefill_s * self.prefill,
+            step_s=costs.step_s * self.engine,
+            sequence_s=costs.sequence_s * self.engine,
+            prefill_s=costs.prefill_s * self.engine,
             reward_s=costs.reward_s * self.reward,
             learn_fixed_s=costs.learn_fixed_s * self.learn,
-            learn_prompt_s=costs.learn_prompt_s * self.learn,
-            learn_token_s=costs.learn_token_s * self.learn,
+            row=RowCost(**{what: seconds * self.learn for what, seconds in asdict(costs.row).items()}),
             learn_row_s=costs.learn_row_s * self.learn,
             sync_s=costs.sync_s * self.sync,
         )
 
 
 def hardware_of(name: str) -> Hardware:
-    """An entry of `HARDWARE`.
+    """Return an entry of `HARDWARE`.
 
     Raises:
         ConfigError: there is none of that name.
@@ -126,21 +149,20 @@ def hardware_of(name: str) -> Hardware:
 def assumed(
     config: Config, shapes: Shapes, hardware: Hardware, workload: Workload, *, one_node: bool = True
 ) -> Costs:
-    """Costs before any measurement, seconds.
+    """Return costs before any measurement, seconds.
 
     With p prompt tokens, c completion tokens, N decode weights of e bytes, k bytes of keys and values a token, t
     accelerators an engine (threads on a CPU), F and B achieved operations and bytes a second:
       decode step   a = overhead + N e / (t B) + 30 us per layer when t > 1 (two all-reduces)
-                    b = overhead + k (p + c / 2) / (t B) + (2 N + pair_flops (p + c / 2)) / (t F)
-      prefill       (p token_flops + p^2 / 2 pair_flops + patches patch_flops) / (t F)
+                    b = overhead + k (p + c / 2) / (t B) + (2 N + attention to p + c / 2 tokens) / (t F)
+      prefill       operations of a forward pass / (t F)
       learning      three times that for trained weights (backward costs twice the forward), a third of it more with
                     gradient checkpointing or a reference model each, and for what old log-probabilities are computed
-                    of (all mini-batches but the first); completions see p + c / 2 tokens, and their logits are
-                    computed twice: 4 output_flops
+                    of (all mini-batches but the first); logits are computed twice: 4 forward passes
       a row         ZeRO-3: two gathers and one reduction of all trained weights
       an update     optimizer: 28 bytes a weight; ZeRO 0 to 2: an all-reduce of all trained weights
-      publication   overhead + trained bytes, gathered and broadcast
-    A step reads and computes one after the other here; in truth they overlap partly.
+      weight sync   overhead + trained bytes, gathered and broadcast
+    A decode step reads and computes one after the other here; in truth they overlap partly.
     """
     on_cpu = hardware.memory_gib == 0
     engine, rank = (
@@ -151,17 +173,16 @@ def assumed(
     element = ELEMENT_BYTES[config.model.dtype]
     p, c = workload.prompt_tokens, workload.completion_tokens
     seen = p + c / 2
-    patches = VIDEO_SHARE * p * shapes.vision.spatial_merge_size**2
+    patches = round(VIDEO_SHARE * p * shapes.vision.spatial_merge_size**2)
+    forward = shapes.forward
     bytes_s = engine * hardware.bandwidth * hardware.bandwidth_share
     flops_s = engine * hardware.flops * hardware.prefill_share
     all_reduces = 30e-6 * shapes.num_hidden_layers if not on_cpu and engine > 1 else 0.0
-    prompt_flops = p * shapes.token_flops + p * p / 2 * shapes.pair_flops
     passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
     if config.loss.correction != "ratio":
         passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes
     learn_s = rank * hardware.flops * hardware.learn_share
-    token_flops = passes * (shapes.token_flops + seen * shapes.pair_flops) + 4 * shapes.output_flops
     trained = shapes.parameters - (shapes.vision.parameters if config.model.freeze_vision else 0)
     link = 0.7 * (hardware.node_link if one_node else hardware.network_link)
     ranks, stage = config.learner.num_ranks, config.learner.zero_stage
@@ -171,20 +192,19 @@ def assumed(
         step_s=hardware.step_s + shapes.decode_parameters * element / bytes_s + all_reduces,
         sequence_s=hardware.sequence_s
         + shapes.kv_bytes(element) * seen / bytes_s
-        + (2 * shapes.decode_parameters + shapes.pair_flops * seen) / flops_s,
-        prefill_s=(prompt_flops + patches * shapes.vision.patch_flops) / flops_s,
+        + (2 * shapes.decode_parameters + forward.pair * seen) / flops_s,
+        prefill_s=(p * forward.token + p * p / 2 * forward.pair + patches * forward.patch) / flops_s,
         reward_s=config.sampling.group_size / TRACES_PER_S,
         learn_fixed_s=optimizer + (0.0 if stage == 3 else exchanged),
-        learn_prompt_s=(passes * prompt_flops + vision_passes * patches * shapes.vision.patch_flops)
-        / learn_s,
-        learn_token_s=token_flops / learn_s,
+        row=RowCost(
+            token=passes * forward.token / learn_s,
+            pair=passes * forward.pair / learn_s,
+            target=4 * forward.target / learn_s,
+            patch=vision_passes * forward.patch / learn_s,
+        ),
         learn_row_s=1.5 * exchanged if stage == 3 else 0.0,
         sync_s=hardware.sync_s + 2 * trained * element / link,
-        prompt_tokens=p,
-        flat_fraction=workload.flat_fraction,
+        prompt_tokens=round(p),
+        prompt_patches=patches,
+        zero_variance=workload.zero_variance,
     )
-
-
-def default_prompt_tokens(config: Config) -> float:
-    """Half of what `rollout.max_model_len` leaves beside the longest completion; assumed."""
-    return math.floor((config.rollout.max_model_len - config.sampling.max_tokens) / 2)

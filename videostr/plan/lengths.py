@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
 
 from videostr.errors import ConfigError
-from videostr.report.traces import read_traces
+from videostr.report.traces import TraceRow
 
 
 class Lengths(Protocol):
@@ -28,13 +28,13 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lognormal:
-    """log length = mu + sigma (sqrt(correlation) z_group + sqrt(1 - correlation) z_completion), z standard normal.
+    """log length = log median + sigma (sqrt(correlation) z_group + sqrt(1 - correlation) z_completion), z standard normal.
 
     Cut off at `cap`, as sampling is at `sampling.max_tokens`. sigma = 0 makes all lengths equal.
     """
 
     median: float
-    """exp(mu), tokens."""
+    """Tokens."""
     sigma: float
     """Standard deviation of the logarithm."""
     cap: int
@@ -43,24 +43,17 @@ class Lognormal:
     """Share of the variance of the logarithm that the completions of a group have in common, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for values without a meaning."""
-        for key, value, holds, rule in (
-            ("median", self.median, self.median > 0, "above 0 tokens"),
-            ("sigma", self.sigma, self.sigma >= 0, "at least 0"),
-            ("cap", self.cap, self.cap >= 1, "at least 1 token"),
-            ("correlation", self.correlation, 0 <= self.correlation <= 1, "in [0, 1]"),
-        ):
-            if not holds:
-                raise ConfigError(f"completion lengths: {key} = {value}: must be {rule}")
+        """Raises ConfigError for a median without a meaning."""
+        if self.median <= 0:
+            raise ConfigError(f"completion lengths: median = {self.median:g} tokens: must be above 0")
 
     @property
     def mean(self) -> float:
-        """E[min(X, cap)] of a lognormal X: e^(mu + s^2/2) Phi(d - s) + cap (1 - Phi(d)), d = (ln cap - mu) / s."""
+        """E[min(X, cap)] of a lognormal X: median e^(s^2/2) Phi(d - s) + cap (1 - Phi(d)), d = ln(cap / median) / s."""
         if self.sigma == 0:
             return min(self.median, self.cap)
-        d = math.log(self.cap / self.median) / self.sigma
-        below = self.median * math.exp(self.sigma**2 / 2) * _phi(d - self.sigma)
-        return below + self.cap * (1 - _phi(d))
+        below, d = NormalDist().cdf, math.log(self.cap / self.median) / self.sigma
+        return self.median * math.exp(self.sigma**2 / 2) * below(d - self.sigma) + self.cap * (1 - below(d))
 
     def group(self, rng: np.random.Generator, size: int) -> list[int]:
         """See `Lengths`."""
@@ -80,51 +73,22 @@ class Traced:
     @property
     def mean(self) -> float:
         """Mean length, tokens."""
-        lengths = [length for group in self.groups for length in group]
-        return sum(lengths) / len(lengths)
+        return float(np.mean([length for group in self.groups for length in group]))
 
     def group(self, rng: np.random.Generator, size: int) -> list[int]:
         """See `Lengths`; of a group of another size, completions are drawn with replacement."""
         group = self.groups[int(rng.integers(len(self.groups)))]
-        if len(group) == size:
-            return list(group)
-        return [group[int(i)] for i in rng.integers(len(group), size=size)]
-
-    def scaled(self, mean: float, cap: int) -> Traced:
-        """The same groups with another mean length, tokens, cut off at `cap`."""
-        factor = mean / self.mean
-        scaled = (tuple(min(max(round(n * factor), 1), cap) for n in group) for group in self.groups)
-        return Traced(groups=tuple(scaled))
+        return list(group) if len(group) == size else [int(n) for n in rng.choice(group, size)]
 
 
-def read_lengths(paths: Sequence[str | Path]) -> Traced:
-    """Lengths in trace dumps `traces/step_*.parquet`.
-
-    Raises:
-        ConfigError: the dumps hold no completion.
-        DataError: not a trace dump, or not readable.
-    """
-    groups = [lengths for path in paths for lengths in dumped_groups(path)]
-    if not groups:
-        raise ConfigError(f"{', '.join(map(str, paths))}: no completion is in it; name dumps of a run")
-    return Traced(groups=tuple(groups))
-
-
-def dumped_groups(path: str | Path) -> list[tuple[int, ...]]:
-    """Lengths of every group of one dump; raises as `read_lengths` does."""
-    rows = [row for row in read_traces(path) if row["tokens"] > 0]
-    # A record may be drawn twice in a step: a group ends where the index of its rollouts falls.
-    numbers, group, last = [], 0, -1
+def dumped_groups(rows: Sequence[TraceRow]) -> list[tuple[int, ...]]:
+    """Return the lengths of every group of one trace dump."""
+    # A record may be drawn twice in a step: a group ends where the index of its rollouts falls
+    numbers, number, last = [], 0, -1
     for row in rows:
-        group += row["rollout"] <= last
+        number += row["rollout"] <= last
         last = row["rollout"]
-        numbers.append(group)
+        numbers.append(number)
     pairs = zip(numbers, rows, strict=True)
-    return [
-        tuple(row["tokens"] for _, row in members) for _, members in groupby(pairs, key=lambda pair: pair[0])
-    ]
-
-
-def _phi(x: float) -> float:
-    """Distribution function of the standard normal."""
-    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+    groups = groupby(pairs, key=lambda pair: pair[0])
+    return [tuple(max(row["tokens"], 1) for _, row in members) for _, members in groups]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import astuple, dataclass
 
 from videostr.config import Config
 from videostr.plan.costs import ELEMENT_BYTES
@@ -35,9 +36,7 @@ class LearnerMemory:
     @property
     def total(self) -> float:
         """All of it."""
-        return (
-            self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
-        )
+        return math.fsum(astuple(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,33 +63,20 @@ class Memory:
     problems: tuple[str, ...]
     """What does not fit, each with the keys to change; empty when all fits."""
 
-    @property
-    def fits(self) -> bool:
-        """Whether nothing is known to be too large."""
-        return not self.problems
-
 
 def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
-    """Memory that a run needs.
+    """Return the memory that a run needs.
 
     Learner, e bytes an element, N trained weights on L ranks (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054):
-      parameters   N e, from stage 3 on N e / L and up to 1e9 gathered ones; a frozen tower whole on every rank
+      parameters   N e, from stage 3 on N e / L and up to 1e9 gathered ones; a frozen tower whole on every rank; a
+                   reference model (loss.kl_coef) whole on every rank
       gradients    N e, from stage 2 on N e / L; stage 0 in bfloat16 keeps 4 N more (DeepSpeed's BF16_Optimizer)
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
-      a reference model (loss.kl_coef) is whole on every rank and counted as parameters
-    Activations of a row of T tokens (learner.max_row_tokens), h width, m MLP, g = key-value heads / heads, counted from
-    Hugging Face's layer with fused attention (as Korthikanti et al. 2022, arXiv 2205.05198, section 4 for GPT):
-      layer        T e (11 h + 3 g h + 4 m): inputs of norms and their float32 copies, q k v before and after rotation,
-                   attention's output, two residuals, gate, its activation, up, product
-      all          layers times that; with gradient checkpointing T e h a layer and one layer whole, twice for its
-                   backward
-    and of a trained tower the same per patch (g = 1), for rows that are all video.
-    Logits: two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py).
-    Buffers: DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers.
-
-    Engine on t GPUs: weights / t; working: max_num_batched_tokens e (4 h + 3 m / t), what the widest layers hold, and
-    the encoder's 10 v e a patch of the longest prompt; key-value cache: gpu_memory_utilization of the GPU less both; a
-    token takes 2 layers kv_width e / t. On a CPU the cache is `rollout.kv_cache_gib`.
+      activations  of the longest row, all video where the tower is trained: `Shapes.activations`
+      logits       two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py)
+      buffers      DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers
+    Engine on t GPUs: weights / t; its working memory (`Shapes.engine_elements`); the rest of gpu_memory_utilization is
+    key-value cache. On a CPU the cache is `rollout.kv_cache_gib`.
 
     Args:
         config: the run's.
@@ -136,31 +122,20 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
 
 def _activations(config: Config, shapes: Shapes) -> float:
     """Elements that are held for the backward pass of the longest row."""
-    tokens, vision = (
-        config.rollout.max_model_len,
-        shapes.vision,
-    )  # one completion alone may exceed max_row_tokens
+    tokens = config.rollout.max_model_len  # one completion alone may exceed max_row_tokens
     if config.learner.packing != "none":
         tokens = max(tokens, config.learner.max_row_tokens)
-    share = shapes.num_key_value_heads / shapes.num_attention_heads
-    layer = (11 + 3 * share) * shapes.hidden_size + 4 * shapes.intermediate_size
-    block = 14 * vision.hidden_size + 4 * vision.intermediate_size
-    patches = 0 if config.model.freeze_vision else tokens * vision.spatial_merge_size**2
-    if config.model.gradient_checkpointing:
-        text = shapes.num_hidden_layers * shapes.hidden_size + 2 * layer
-        tower = vision.depth * vision.hidden_size + 2 * block
-    else:
-        text, tower = shapes.num_hidden_layers * layer, vision.depth * block
-    return tokens * text + patches * tower
+    patches = 0 if config.model.freeze_vision else tokens * shapes.vision.spatial_merge_size**2
+    per_token, per_patch = shapes.activations(checkpointing=config.model.gradient_checkpointing)
+    return tokens * per_token + patches * per_patch
 
 
 def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemory:
     rollout, element = config.rollout, ELEMENT_BYTES[config.model.dtype]
     parts = rollout.tensor_parallel_size
     weights = shapes.parameters * element / parts
-    widest = 4 * shapes.hidden_size + 3 * shapes.intermediate_size / parts
     patches = rollout.max_model_len * shapes.vision.spatial_merge_size**2
-    working = (rollout.max_num_batched_tokens * widest + patches * 10 * shapes.vision.hidden_size) * element
+    working = shapes.engine_elements(rollout.max_num_batched_tokens, patches, parts) * element
     token = shapes.kv_bytes(element) / min(
         parts, shapes.num_key_value_heads
     )  # vLLM gives each part one at least

@@ -1,4 +1,7 @@
-"""Sizes of a Qwen2.5-VL: from its config.json where `model.path` is a folder, else of the published models."""
+"""Sizes of a Qwen2.5-VL: its config.json, or the name of a published model, in; parameters, bytes, operations out.
+
+All that a plan knows of the model is here, as functions of its config.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from videostr.errors import ModelError
+from videostr.grpo.batch import RowCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +39,6 @@ class Vision:
         wide = v * self.spatial_merge_size**2
         merger = v + (wide * wide + wide) + (wide * self.out_hidden_size + self.out_hidden_size)
         return embedding + self.depth * block + merger
-
-    @property
-    def patch_flops(self) -> float:
-        """Operations per patch, forward; as `RowCost.of` in videostr/grpo/batch.py counts them.
-
-        2 (L (4 v^2 + 3 v m + 2 v w) + s v^2 + o v) for L layers of width v, MLPs of width m, windows of w patches, s
-        patches merged into a token of width o.
-        """
-        v, merged = self.hidden_size, self.spatial_merge_size**2
-        window = (self.window_size // self.patch_size) ** 2
-        block = 4 * v**2 + 3 * v * self.intermediate_size + 2 * v * window
-        return 2.0 * (self.depth * block + merged * v**2 + self.out_hidden_size * v)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,26 +89,38 @@ class Shapes:
         return self.num_hidden_layers * self.layer_parameters + self.embedding_parameters
 
     @property
-    def token_flops(self) -> float:
-        """Operations per token in the layers, forward, without attention: 2 L (2 h^2 + 2 h kv + 3 h m)."""
-        h = self.hidden_size
-        return (
-            2.0 * self.num_hidden_layers * (2 * h**2 + 2 * h * self.kv_width + 3 * h * self.intermediate_size)
-        )
+    def forward(self) -> RowCost:
+        """Floating-point operations of a forward pass: a third of what `RowCost` counts, whose backward costs twice that.
 
-    @property
-    def pair_flops(self) -> float:
-        """Operations per pair of tokens of which one attends to the other, forward: 4 L h."""
-        return 4.0 * self.num_hidden_layers * self.hidden_size
-
-    @property
-    def output_flops(self) -> float:
-        """Operations of the output layer for a token, forward: 2 h V."""
-        return 2.0 * self.embedding_parameters
+        It counts the logits of a target four times, since they are computed twice.
+        """
+        shapes = SimpleNamespace(text_config=self, vision_config=self.vision)
+        cost = RowCost.of(shapes, freeze_vision=True)
+        return RowCost(token=cost.token / 3, pair=cost.pair / 3, target=cost.target / 4, patch=cost.patch)
 
     def kv_bytes(self, element_bytes: int) -> int:
         """Bytes of keys and values of one token in all layers."""
         return 2 * self.num_hidden_layers * self.kv_width * element_bytes
+
+    def activations(self, *, checkpointing: bool) -> tuple[int, int]:
+        """Elements held for the backward pass, per token of the language model and per patch of a trained tower.
+
+        Of width h, MLP m, g = key-value heads / heads, counted from Hugging Face's layer with fused attention (as
+        Korthikanti et al. 2022, arXiv 2205.05198, section 4 for GPT): a layer holds 11 h + 3 g h + 4 m, i.e. inputs of norms
+        and their float32 copies, q k v before and after rotation, attention's output, two residuals, gate, its activation,
+        up, product. With gradient checkpointing h a layer, and one layer whole, twice for its backward.
+        """
+        h, vision = self.hidden_size, self.vision
+        layer = 11 * h + 3 * self.kv_width + 4 * self.intermediate_size
+        block = 14 * vision.hidden_size + 4 * vision.intermediate_size
+        if checkpointing:
+            return self.num_hidden_layers * h + 2 * layer, vision.depth * vision.hidden_size + 2 * block
+        return self.num_hidden_layers * layer, vision.depth * block
+
+    def engine_elements(self, tokens: int, patches: int, parts: int) -> float:
+        """Elements that the widest layers of an engine hold for a step of `tokens` and an encoder's pass over `patches`."""
+        layer = 4 * self.hidden_size + 3 * self.intermediate_size / parts
+        return tokens * layer + patches * 10 * self.vision.hidden_size
 
 
 def _published(name: str, text: tuple[int, ...], vision_mlp: int, *, tied: bool = False) -> Shapes:
@@ -143,7 +148,7 @@ PUBLISHED = {
 
 
 def shapes_of(path: str) -> Shapes:
-    """Shapes of `model.path`.
+    """Return the shapes of `model.path`.
 
     Raises:
         ModelError: neither a folder with a Qwen2.5-VL's config.json nor a name with one of the published sizes in it.
