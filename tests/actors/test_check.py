@@ -188,7 +188,7 @@ def too_many_workers(config: Config, folder: Path) -> Config:
         (truncated_weights, "weights", "model.safetensors", "download the checkpoint again"),
         (no_dataset, "data.train", "no records-*.parquet", "build a dataset"),
         (broken_shard, "data.train", "1 of the first 1 rows cannot be used", "build the dataset again"),
-        (truncated_videos, "data.train video", "cannot be decoded", "videostr.data check"),
+        (truncated_videos, "data.train video", "truncated", "videostr.data check"),
         (long_prompt, "data.train prompt", "rollout.max_model_len = 100", "raise rollout.max_model_len"),
         (no_reward, "reward", "importing no_such_module raised", "PYTHONPATH"),
         (no_loss, "loss", "long_prompt: it raised TypeError", "correct the function"),
