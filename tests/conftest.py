@@ -25,7 +25,7 @@ os.environ.update(
     NO_PROXY="127.0.0.1,localhost",  # all servers of the tests are there
     no_proxy="127.0.0.1,localhost",
 )
-SmallRun = Callable[[Path, Path, str], list[str]]
+SmallRun = Callable[..., list[str]]
 StartLaunch = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
 
 
@@ -57,9 +57,9 @@ def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run() -> SmallRun:
-    """Arguments of a launch of a few small steps: `small_run(tabletop, runs, name)`."""
+    """Arguments of a launch of a few small steps: `small_run(tabletop, runs, name)`, `evaluated=False` for training alone."""
 
-    def arguments(tabletop: Path, runs: Path, name: str) -> list[str]:
+    def arguments(tabletop: Path, runs: Path, name: str, *, evaluated: bool = True) -> list[str]:
         return [
             "--config",
             "configs/tabletop_cpu.yaml",
@@ -70,8 +70,7 @@ def small_run() -> SmallRun:
             "train.steps=3",
             "train.prompts_per_step=4",
             "sampling.group_size=4",
-            "evaluate.prompts=8",
-            "evaluate.samples=2",
+            *(("evaluate.prompts=8", "evaluate.samples=2") if evaluated else ("evaluate.prompts=0",)),
         ]
 
     return arguments

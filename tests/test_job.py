@@ -91,7 +91,7 @@ def test_submitted_job_trains_on_the_nodes_meant_for_its_roles(
     cluster: OwnCluster, small_run, tabletop: Path, tmp_path: Path
 ) -> None:
     arguments = [
-        *small_run(tabletop, tmp_path / "runs", "job"), "train.steps=1", "evaluate.prompts=0",
+        *small_run(tabletop, tmp_path / "runs", "job", evaluated=False), "train.steps=1",
         "placement.rollout=rollout", "placement.learner=learner", "placement.reward=reward",
     ]  # fmt: skip
     submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]

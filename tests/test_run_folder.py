@@ -69,8 +69,8 @@ def test_the_same_run_started_twice(
     tabletop: Path, small_run, start_launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second start is refused, the first one is not disturbed; killed, it does not block the third."""
-    arguments = [*small_run(tabletop, tmp_path, "twice"), "train.steps=8", "train.checkpoint_every=1"]
-    arguments.append("evaluate.prompts=0")
+    arguments = small_run(tabletop, tmp_path, "twice", evaluated=False)
+    arguments += ["train.steps=8", "train.checkpoint_every=1"]
     first = start_launch(arguments, tmp_path / "first.log")
     try:
         wait_for(first, tmp_path / "first.log", "step 2/8")
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_between_checkpoints(
     disk, log = tmp_path / "disk", tmp_path / "log"
     with mounted(disk, "-o", "size=12m"):
         arguments = [
-            *small_run(tabletop, disk, "full"), "train.steps=5", "train.checkpoint_every=4", "evaluate.prompts=0",
+            *small_run(tabletop, disk, "full", evaluated=False), "train.steps=5", "train.checkpoint_every=4",
             f"data.frame_store={tmp_path / 'frames'}", "train.keep_checkpoints=1",
         ]  # fmt: skip
         process = start_launch(arguments, log)
