@@ -549,7 +549,9 @@ def _read(schema: type, path: str | Path, overrides: Sequence[str]) -> tuple[Any
         raise ConfigError(
             f"{path}: holds a {type(file).__name__}, must be a mapping of sections such as `model:`"
         )
-    given = [_override(text) for text in overrides]
+    for key, value in _numbers_for_text(file, schema):
+        raise ConfigError(f"{path}: {key}: must be text, but YAML reads it as {value!r}; put it in quotes")
+    given = [_override(text, schema) for text in overrides]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), file, *given)
         _refuse_interpolation(path, OmegaConf.to_container(merged, resolve=False))
@@ -577,16 +579,28 @@ def _changed(config: Any) -> frozenset[str]:
     return frozenset(key for key, value in flat(asdict(config)) if value != defaults[key])
 
 
-def _override(text: str) -> DictConfig:
-    if "=" not in text:
+def _override(text: str, schema: type) -> DictConfig:
+    _, equals, value = text.partition("=")
+    if not equals:
         raise ConfigError(f"override {text!r}: must be key=value, e.g. train.steps=10")
     try:
-        return OmegaConf.from_dotlist([text])
+        override = OmegaConf.from_dotlist([text])
+        # Text stays as it was written: run.name=007 is not 7, nor are 1.10 and 1.1 one run.
+        for key, _ in _numbers_for_text(override, schema):
+            OmegaConf.update(override, key, value.strip())
     except Exception as error:  # as of a file
         problem = " ".join(str(error).split())
         raise ConfigError(
             f"override {text!r}: not readable as YAML: {problem}; quote the value, e.g. run.name='\"@x\"'"
         ) from error
+    return override
+
+
+def _numbers_for_text(part: DictConfig, schema: type) -> list[tuple[str, bool | int | float]]:
+    """Return the keys of a config that hold text and were given what YAML reads as something else, with that."""
+    texts = {key for key, default in flat(asdict(schema())) if isinstance(default, str)}
+    values: Any = OmegaConf.to_container(part, resolve=False)
+    return [(key, v) for key, v in flat(values) if key in texts and isinstance(v, bool | int | float)]
 
 
 def _refuse_interpolation(path: str | Path, tree: Any, key: str = "") -> None:
@@ -670,6 +684,8 @@ def _rollout_rules(
             f"{r.num_workers}: workers are only added by themselves; lower num_workers",
         ),
         _bound("rollout.max_restarts", r.max_restarts, lambda v: v >= 0, "at least 0"),
+        _bound("rollout.num_gpus", r.num_gpus, lambda v: v >= 0, "at least 0"),
+        _bound("rollout.gpu_memory_utilization", r.gpu_memory_utilization, lambda v: 0 < v <= 1, "in (0, 1]"),
         (
             max_tokens < r.max_model_len,
             f"{key} = {max_tokens} must be below rollout.max_model_len = "
@@ -702,6 +718,7 @@ def _evaluation_rules(c: EvaluationConfig) -> list[tuple[bool, str]]:
         _bound("frames.fps", c.frames.fps, lambda v: v >= 0, "at least 0"),
         _bound("temperature", c.temperature, lambda v: v >= 0, "at least 0"),
         _bound("limit", c.limit, lambda v: v >= 0, "at least 0"),
+        *_placement_rules(c.placement),
         seed_rule("seed", c.seed),
         *([_name_rule("name", c.name)] if c.name else []),
         (bool(c.root), 'root = "": must name the folder with the files of the benchmark; set root=DIR'),
@@ -727,9 +744,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "reward", c.reward, "num_workers", "num_cpus", "deadline_s", "memory_gib", "node_tolerance"
         ),
         *_positive("reward", c.reward, "distance_tolerance", "angle_tolerance"),
-        *_positive(
-            "learner", c.learner, "num_ranks", "threads", "lr", "max_grad_norm", "max_row_tokens", "timeout_s"
-        ),
+        *_positive("learner", c.learner, "num_ranks", "num_cpus", "threads", "lr", "max_grad_norm"),
+        *_positive("learner", c.learner, "max_row_tokens", "timeout_s"),
         *_positive("loss", c.loss, "eps_low", "eps_high", "constant_length"),
         *_positive("sync", c.sync, "timeout_s"),
         *_positive("train", c.train, "steps", "prompts_per_step", "updates_per_batch", "keep_checkpoints"),
@@ -761,7 +777,13 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
             "learner.attention = flex needs GPUs, but learner.num_gpus = 0: FlexAttention has no backward pass on CPU; "
             "use learner.attention=auto",
         ),
+        _bound("learner.num_gpus", c.learner.num_gpus, lambda v: v >= 0, "at least 0"),
+        _bound("learner.weight_decay", c.learner.weight_decay, lambda v: v >= 0, "at least 0"),
         _bound("learner.warmup_steps", c.learner.warmup_steps, lambda v: v >= 0, "at least 0"),
+        *(
+            _bound(f"data.tabletop.{name}", getattr(c.data.tabletop, name), lambda v: v >= 0, "at least 0")
+            for name in ("train_scenes", "heldout_scenes")
+        ),
         _bound("loss.kl_coef", c.loss.kl_coef, lambda v: v >= 0, "at least 0"),
         _bound("learner.max_restarts", c.learner.max_restarts, lambda v: v >= 0, "at least 0"),
         _bound("evaluate.every", c.evaluate.every, lambda v: v >= 0, "at least 0"),
@@ -805,7 +827,7 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
 
 
 def _placement_rules(p: PlacementConfig) -> list[tuple[bool, str]]:
-    return [
+    names = [
         (
             getattr(p, name) not in {"CPU", "GPU", "memory", "object_store_memory"},
             f"placement.{name} = {getattr(p, name)}: must be a resource of your own, for Ray counts this one itself; name one "
@@ -813,6 +835,7 @@ def _placement_rules(p: PlacementConfig) -> list[tuple[bool, str]]:
         )
         for name in ("rollout", "learner", "reward")
     ]
+    return [*names, _bound("placement.wait_s", p.wait_s, lambda v: v >= 0, "at least 0")]
 
 
 def _logging_rules(c: LoggingConfig) -> list[tuple[bool, str]]:
@@ -839,6 +862,8 @@ def _coldstart_rules(c: ColdStartConfig) -> list[tuple[bool, str]]:
         *_positive("coldstart", c, "steps", "batch_size", "lr", "max_grad_norm", "threads"),
         seed_rule("seed", c.seed),
         _bound("ends_only", c.ends_only, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        _bound("weight_decay", c.weight_decay, lambda v: v >= 0, "at least 0"),
+        _bound("warmup_steps", c.warmup_steps, lambda v: v >= 0, "at least 0"),
         (bool(c.data), 'data = "": must name a record dataset; build one with python -m videostr.data build'),
         (bool(c.out), 'out = "": must name the folder for the result'),
     ]

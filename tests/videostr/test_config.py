@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_overrides_win_over_the_file_and_take_the_type_of_the_key(write: Callabl
     assert config.run.name == "other"
     assert config.run.seed == 7
     assert config.learner.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("name", ["007", "1e5", "1.10", "0x10", "1_000", "1:30", "on", "true", "12e4567"])
+def test_a_text_that_yaml_takes_for_a_number_is_kept(write: Callable[[str], Path], name: str) -> None:
+    """As an override, such as a date or the hash of a commit; in a file it cannot be told from a number, and is refused."""
+    assert load(write(SPARSE), [f"run.name={name}"]).run.name == name
+    assert load(write(f"{SPARSE}run: {{name: '{name}'}}")).run.name == name
+    with pytest.raises(
+        ConfigError, match=r"run\.name: must be text, but YAML reads it as .*; put it in quotes"
+    ):
+        load(write(f"{SPARSE}run: {{name: {name}}}"))
 
 
 def test_dump_and_load_give_the_same_config(write: Callable[[str], Path], tmp_path: Path) -> None:
@@ -188,6 +200,14 @@ RANGES: list[tuple[str, object]] = [
     ("learner.vision_cache_gib", -1),
     ("learner.betas", [0.9, 1.0]),
     ("reward.overlong_buffer", -1),
+    *[
+        (key, value)
+        for key in ("rollout.num_gpus", "learner.num_gpus", "learner.weight_decay", "placement.wait_s")
+        for value in (-1.0, math.nan)
+    ],
+    *[("rollout.gpu_memory_utilization", value) for value in (0.0, 1.5, math.inf)],
+    *[("learner.num_cpus", value) for value in (0.0, math.inf)],
+    *[(f"data.tabletop.{split}_scenes", -1) for split in ("train", "heldout")],
 ]
 
 
@@ -230,6 +250,8 @@ def test_all_broken_rules_are_told_at_once() -> None:
         (["out=''"], 'out = ""'),
         (["steps=0"], "coldstart.steps = 0"),
         (["seed=-1"], "seed = -1: must be at least 0"),
+        (["weight_decay=.nan"], "weight_decay = nan: must be a finite number, at least 0"),
+        (["warmup_steps=-1"], "warmup_steps = -1: must be at least 0"),
         (["x=1"], "x"),
     ],
 )
