@@ -68,6 +68,21 @@ def storage(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise errors of writing a file as `StorageError`, also that its folder is gone: who writes has made it."""
+    with storage(path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            if path.parent.is_dir():
+                raise
+            raise StorageError(
+                f"{path}: its folder is gone: it was deleted or renamed, or its file system is not mounted; put it back, or "
+                "name another folder"
+            ) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A scratch file to write; it takes the name `path` once it is on the disk, and is dropped upon an error.
 
@@ -75,7 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: it cannot be written; the old file is as it was.
     """
     scratch = path.with_name(f".{path.name}.writing")
-    with storage(path):
+    with _writing(path):
         try:
             yield scratch
             sync_to_disk(scratch)
@@ -126,7 +141,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         StorageError: it cannot be written; the file is as it was.
     """
-    with storage(path), path.open("ab", buffering=0) as file:
+    with _writing(path), path.open("ab", buffering=0) as file:
         end, rest = file.tell(), memoryview(f"{line}\n".encode())
         try:
             while rest:

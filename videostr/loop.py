@@ -130,7 +130,8 @@ async def train(
             metrics = step_metrics(state, collected.groups, update, failures) | synced | times
             await folder.thread(folder.metrics, metrics)
             progress.step(metrics)
-            if _due(state.step, config.train.traces_every, config.train.steps):
+            every = config.train.traces_every
+            if every > 0 and _due(state.step, every, config.train.steps):
                 await folder.thread(_write_traces, folder.path, state.step, collected, gains)
             if evaluation.is_due(state) or _due(
                 state.step, config.train.checkpoint_every, config.train.steps

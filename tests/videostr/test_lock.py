@@ -21,6 +21,7 @@ import pytest
 
 from videostr import lock
 from videostr.errors import RunFolderError, StorageError
+from videostr.files import write_json
 from videostr.lock import HOLDER, LOCK, FolderLock, find_holder
 
 ROOT = Path(__file__).parents[2]
@@ -198,9 +199,13 @@ def test_a_lock_left_on_another_machine_is_taken_over_when_nobody_beats(tmp_path
         pass
 
 
-def test_one_that_beats_on_another_machine_is_refused(tmp_path: Path, quick: None) -> None:
+@pytest.mark.parametrize("clock", ["now", "2 hours ago", "2 hours"])
+def test_one_that_beats_on_another_machine_is_refused(clock: str, tmp_path: Path, quick: None) -> None:
+    """Whatever its clock says."""
     left_by(tmp_path, machine="of another kernel", host="far", pid=7)
-    beats = subprocess.Popen(["sh", "-c", f"while sleep 0.1; do touch {tmp_path / HOLDER}; done"])
+    touch = f"touch -d '{clock}' {tmp_path / HOLDER}"
+    subprocess.run(touch, shell=True, check=True)
+    beats = subprocess.Popen(["sh", "-c", f"while sleep 0.1; do {touch}; done"])
     try:
         with (
             pytest.raises(RunFolderError, match="in use by process 7 on far"),
@@ -221,6 +226,24 @@ def test_one_that_was_taken_for_dead_sees_it_and_ends(tmp_path: Path, quick: Non
         wait_for(lambda: bool(told))
     assert mine.is_lost
     assert json.loads((tmp_path / HOLDER).read_text())["token"] == "other"  # it is the other's
+
+
+def test_a_beat_that_cannot_be_written_is_not_the_last(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = []
+
+    def full(path: Path, value: Any) -> None:
+        if not failed:
+            failed.append(path)
+            raise StorageError(f"{path}: No space left on device")
+        write_json(path, value)
+
+    with FolderLock(tmp_path, "run.name"):
+        monkeypatch.setattr(lock, "write_json", full)
+        (tmp_path / HOLDER).unlink()  # someone tidied up on a full disk
+        wait_for((tmp_path / HOLDER).exists)
+    assert failed
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])

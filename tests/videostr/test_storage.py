@@ -1,6 +1,6 @@
 """Disks that are full, read-only or slow: real errors on small file systems; the loop on the ports of test_loop.py.
 
-A whole run on such disks, with Ray and engines, is in tests/test_disks.py.
+A whole run on such disks, with Ray and engines, is in tests/test_run_folder.py.
 """
 
 from __future__ import annotations
@@ -240,6 +240,27 @@ def test_a_step_that_cannot_be_noted_ends_the_run_after_a_checkpoint(
     assert again.train(state).step == 9
     learned = [record for batch in stage.learned() + again.learned() for record in batch]
     assert learned == stage.order(36)
+
+
+def test_a_run_folder_that_is_deleted_meanwhile_ends_the_run_after_a_checkpoint(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=9, checkpoint_every=5)
+    path = stage.folder.path
+
+    async def update(batch: LearnerBatch) -> Update:
+        if len(stage.learner.batches) == 2:
+            path.rename(tmp_path / "elsewhere")
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    with pytest.raises(StorageError) as found:
+        stage.train()
+    words = str(found.value)
+    assert words.startswith(f"{path / 'metrics.jsonl'}: its folder is gone: it was deleted or renamed")
+    assert words.endswith(f"then the same command goes on from {path}/checkpoints/step_000003")
+    assert rows(path) == [3]
+    assert rows(tmp_path / "elsewhere") == [1, 2]
 
 
 def test_what_lacked_room_is_noted_when_the_last_checkpoint_has_made_some(

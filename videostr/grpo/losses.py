@@ -11,14 +11,14 @@ A user's own, `loss.custom`, gets the same `LossInputs` and returns the loss per
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from videostr.config import Config, LossConfig
 from videostr.custom import load_function
-from videostr.errors import ConfigError
+from videostr.errors import ConfigError, error_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +113,13 @@ def check_custom(config: LossConfig) -> None:
     """Try `loss.custom`, where there is one, on five tokens of two sequences.
 
     Raises:
-        ConfigError: as `token_loss` does.
+        ConfigError: as `token_loss` does, and where the gradient is zero, NaN or infinite.
     """
     if not config.custom:
         return
     logprobs = torch.tensor([-1.0, -0.5, -2.0, -0.1, -3.0], requires_grad=True)
     behaviour = torch.tensor([-1.1, -0.5, -1.5, -0.2, -2.9])
-    token_loss(
+    found = token_loss(
         config,
         LossInputs(
             logprobs=logprobs,
@@ -132,6 +132,17 @@ def check_custom(config: LossConfig) -> None:
             eps_high=config.eps_high,
         ),
     )
+    (gradient,) = torch.autograd.grad(found.loss.sum(), logprobs, allow_unused=True)
+    if gradient is None or not gradient.any():
+        raise ConfigError(
+            f"loss.custom = {config.custom}: its gradient is zero for every token, nothing would be learned; compute the loss "
+            "from `logprobs` or `log_ratio`"
+        )
+    if not bool(gradient.isfinite().all()):
+        raise ConfigError(
+            f"loss.custom = {config.custom}: its gradient has NaN or infinity, must be finite; note that torch.where does not "
+            "keep the gradient of the branch that it leaves out from being NaN"
+        )
 
 
 def staleness_warning(config: Config) -> str:
@@ -146,11 +157,14 @@ def staleness_warning(config: Config) -> str:
 
 def _call_custom(name: str, inputs: LossInputs) -> Tensor:
     function = load_function("loss.custom", name, "my_losses:reinforce")
+    own = {key: getattr(inputs, key).clone() for key in ("behaviour_logprobs", "entropy", "sequence_ids")}
     try:
-        loss: object = function(inputs)
+        loss: object = function(
+            replace(inputs, **own)
+        )  # it may change them, and the metrics are of the row's
     except Exception as error:  # the user's code runs here
         raise ConfigError(
-            f"loss.custom = {name}: it raised {type(error).__name__}: {error}; correct the function, or use a loss.name"
+            f"loss.custom = {name}: it raised {error_text(error)}; correct the function, or use a loss.name"
         ) from error
     shape = inputs.logprobs.shape
     if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():

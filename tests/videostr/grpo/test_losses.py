@@ -39,6 +39,28 @@ def listed(inputs):
 def fails(inputs):
     raise RuntimeError("no such sequence")
 
+def unrelated(inputs):
+    return torch.ones(5, requires_grad=True) * inputs.advantages
+
+def constant(inputs):
+    return 0.0 * inputs.logprobs
+
+def root(inputs):
+    """Finite, but its gradient is NaN where the ratio is 1."""
+    return torch.where(inputs.log_ratio == 0, 0.0, inputs.log_ratio.square().sqrt())
+
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+def odd(inputs):
+    raise Odd
+
+def in_place(inputs):
+    inputs.behaviour_logprobs.zero_()
+    inputs.sequence_ids.zero_()
+    return reinforce(inputs)
+
 def sequences(inputs):
     """The mean over its sequence of each token's loss, clipped above as configured."""
     ratio = inputs.log_ratio.exp().clamp(max=1 + inputs.eps_high)
@@ -87,6 +109,13 @@ def test_it_has_ratio_bounds_and_means_over_sequences(module: str) -> None:
     assert token_loss(config, inputs()).loss.tolist() == [-1.25, -1.25, 2.0]
 
 
+def test_it_may_change_what_it_gets(module: str) -> None:
+    given = inputs()
+    token_loss(LossConfig(custom=f"{module}:in_place"), given)
+    assert given.behaviour_logprobs.tolist() == [-2.0, -2.0, -3.0]
+    assert given.sequence_ids.tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -97,6 +126,10 @@ def test_it_has_ratio_bounds_and_means_over_sequences(module: str) -> None:
         ("detached", ["has no gradient", "without detach()"]),
         ("infinite", ["returned NaN or infinity", "must return finite numbers"]),
         ("fails", ["raised RuntimeError: no such sequence"]),
+        ("unrelated", ["its gradient is zero for every token"]),
+        ("constant", ["its gradient is zero for every token"]),
+        ("root", ["its gradient has NaN or infinity"]),
+        ("odd", ["it raised Odd: (its __str__ raised ValueError)"]),
         ("value", ["has no function value"]),
         ("none", ["has no function none"]),
     ],
