@@ -25,6 +25,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "a file has the name of a folder; rename it, or name another folder",
     errno.EEXIST: "a file has the name of a folder; rename it, or name another folder",
+    errno.EISDIR: "a folder has the name of a file; rename it, or name another folder",
     errno.ELOOP: "a symbolic link leads to itself; remove it, or name another folder",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
     errno.ENFILE: "too many files are open on this machine; raise fs.file-max",

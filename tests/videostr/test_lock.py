@@ -305,3 +305,10 @@ def wait_for(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", [LOCK, HOLDER])
+def test_a_folder_with_the_name_of_the_lock_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(StorageError, match=r"Is a directory; a folder has the name of a file"):
+        FolderLock(tmp_path, "run.name").__enter__()

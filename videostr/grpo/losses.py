@@ -132,8 +132,8 @@ def check_custom(config: LossConfig) -> None:
             eps_high=config.eps_high,
         ),
     )
-    (gradient,) = torch.autograd.grad(found.loss.sum(), logprobs, allow_unused=True)
-    if gradient is None or not gradient.any():
+    (gradient,) = torch.autograd.grad(found.loss.sum(), logprobs, materialize_grads=True)
+    if not gradient.any():
         raise ConfigError(
             f"loss.custom = {config.custom}: its gradient is zero for every token, nothing would be learned; compute the loss "
             "from `logprobs` or `log_ratio`"
