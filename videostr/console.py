@@ -116,11 +116,11 @@ def _to_standard_error(line: str) -> None:
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Goes on on standard error where standard output is a file on a full disk, or a pipe that was closed."""
+    """Goes on on standard error where standard output is a file on a full disk, or was closed."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in logging
         """Leave a stream that cannot be written; a mistake in a record is told as usual."""
-        if not isinstance(sys.exc_info()[1], OSError):
+        if not (isinstance(sys.exc_info()[1], OSError) or self.stream.closed):
             super().handleError(record)
             return
         broken, self.stream = self.stream, sys.stderr

@@ -231,7 +231,7 @@ def test_one_that_was_taken_for_dead_sees_it_and_ends(tmp_path: Path, quick: Non
 def test_a_beat_that_cannot_be_written_is_not_the_last(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = []
+    failed: list[Path] = []
 
     def full(path: Path, value: Any) -> None:
         if not failed:

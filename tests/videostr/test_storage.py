@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib
+import io
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ from safetensors.torch import save_file
 from tests.videostr.test_loop import Learner, Mortal, Stage
 from videostr import checkpoint as checkpoint_module
 from videostr.checkpoint import Ledger, RunState
-from videostr.console import log_to_file, run_command
+from videostr.console import log_to_console, log_to_file, run_command
 from videostr.errors import RunFolderError, StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
 from videostr.launch import _cancel_when_lost, resume, train_on
@@ -189,6 +190,20 @@ def test_a_log_file_that_is_cut_short_is_told_once(
         root.removeHandler(handler)
     assert caplog.messages.count(told) == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_terminal_that_was_closed_is_left_for_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    log_to_console(stream)
+    ours = logging.getLogger("videostr")
+    try:
+        stream.close()
+        ours.info("step 1")
+        ours.info("step 2")
+    finally:
+        ours.handlers = []
+    err = capsys.readouterr().err
+    assert [line.partition(" ")[2] for line in err.splitlines()] == ["step 1", "step 2"]
 
 
 # ---------------------------------------------------------------------------------------------- the loop, disk full
