@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -44,7 +44,7 @@ class Video:
         self._open()
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or 25
-        self._may_jump = bool(self._container.format.flags & Flags.ts_discont.value)
+        self._may_jump = bool(self._container.format.flags & cast("int", Flags.ts_discont.value))
         self.rate = float(rate)
         """Average frame rate as stated, frames per second; 25 where nothing is, as in ffmpeg."""
         self._time_base = stream.time_base or Fraction(1 / self.rate)

@@ -56,7 +56,7 @@ def write(
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
-        if codec in ("mpeg4", "mpeg2video") or path.suffix == ".h264":  # formats that have a rate in place of times
+        if codec.startswith("mpeg") or path.suffix == ".h264":  # formats that have a rate in place of times
             stream.codec_context.time_base = Fraction(1, 10)
         if codec in ("gif", "apng"):
             stream.codec_context.time_base = Fraction(1, 100)
@@ -546,7 +546,9 @@ def test_damaged_packets_are_skipped_and_told(folder: Path) -> None:
 @pytest.mark.parametrize("start", [0.0, 100.0])
 def test_joined_recordings_are_read_to_their_end(suffix: str, start: float, folder: Path) -> None:
     # The clock of the second begins anew, or is far ahead: its 40 frames follow the 40 of the first, at 4 s and later.
-    codec, options = {"ts": ("libx264", {"bf": "2"}), "mpg": ("mpeg2video", {"qmin": "1", "qmax": "1"})}[suffix]
+    codec, options = (
+        ("libx264", {"bf": "2"}) if suffix == "ts" else ("mpeg2video", {"qmin": "1", "qmax": "1"})
+    )
     parts = [
         write(folder / f"part{i}-{start:g}.{suffix}", codec=codec, start=i * start, options=options)
         for i in range(2)
