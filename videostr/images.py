@@ -6,6 +6,7 @@ In: a `*.frames.json`. Out: an `ImageList` that keeps its rules, and the images,
 
 from __future__ import annotations
 
+import stat
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -35,12 +36,28 @@ class ImageList(msgspec.Struct, frozen=True):
     """Time in seconds from the start of the video and path of every image, ascending in time."""
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is there, but is no file: reading from a pipe would wait for ever.
+
+    Raises:
+        VideoError: names the path.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # opening it says why
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise VideoError(f"{path}: is {kind}, must be a file; correct the row or drop it")
+
+
 def read_list(path: Path) -> ImageList:
     """Read a list of images.
 
     Raises:
         VideoError: the file is not one, or breaks its rules.
     """
+    check_regular(path)
     try:
         listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
     except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
@@ -61,6 +78,7 @@ def read_image(path: Path, height: int | None, width: int | None) -> np.ndarray:
     Raises:
         VideoError: the file is missing, damaged or of a depth whose range is not known.
     """
+    check_regular(path)
     try:
         with Image.open(path) as image:
             image.load()  # first: a damaged image that `_orientation` loads would seem whole
@@ -75,6 +93,7 @@ def read_image(path: Path, height: int | None, width: int | None) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image as it is shown, without decoding it; raises `VideoError` as `read_image` does."""
+    check_regular(path)
     try:
         with Image.open(path) as image:
             return image.size if _orientation(image) < 5 else image.size[::-1]

@@ -3,7 +3,8 @@
 In: a path and ascending times. Out: the frames on screen at these times. Times are seconds from the first frame of the video
 stream, and they alone decide: counts of frames in headers include frames that an edit list hides, and rates are averages.
 
-As in ffmpeg, damaged packets are skipped, interlaced frames stay interlaced, and pixels that are not square stay as they are.
+As in ffmpeg, damaged packets are skipped, interlaced frames stay interlaced, and pixels that are not square stay as they are;
+where the clock of a transport or program stream jumps, as in joined recordings, the next frame follows the one before.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
 
 from videostr.errors import VideoError
@@ -26,6 +28,8 @@ ROUNDING_S = 0.005
 """Times in annotations have two or three decimals: a frame that starts so soon after one is meant."""
 LONGEST_INTERVAL_S = 1.0
 """Frames farther apart than this and a half are pictures that stay on screen, not samples of a motion."""
+JUMP_BACK_S, JUMP_AHEAD_S = 0.1, 10.0
+"""Jumps of a format's clock beyond these are no time that passes, as ffmpeg has it."""
 TAIL_S = (1.0, 10.0, 60.0)
 """How far before its stated end a file is searched for its last frame; reading starts at a keyframe there."""
 
@@ -40,6 +44,7 @@ class Video:
         self._open()
         stream = self._stream
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or 25
+        self._may_jump = bool(self._container.format.flags & cast("int", Flags.ts_discont.value))
         self.rate = float(rate)
         """Average frame rate as stated, frames per second; 25 where nothing is, as in ffmpeg."""
         self._time_base = stream.time_base or Fraction(1 / self.rate)
@@ -73,7 +78,7 @@ class Video:
             VideoError: the video stream has no frame.
         """
         stated = self._stated_end
-        for before in TAIL_S if stated is not None else ():
+        for before in TAIL_S if stated is not None and not self._is_joined else ():
             if self._seek(max(0.0, (stated or 0.0) - before)) and (found := self._read_end()):
                 return found
         self._reopen()
@@ -98,6 +103,23 @@ class Video:
         if container.duration is None:
             return None
         return float((container.start_time or 0) + container.duration) / av.time_base - self._origin
+
+    @cached_property
+    def _is_joined(self) -> bool:
+        """Whether the clock jumps, so that no time can be sought; all packets are read, of formats that may have jumps."""
+        if not self._may_jump:
+            return False
+        stat = Path(self.path).stat()
+        key = (self.path, stat.st_size, stat.st_mtime_ns)
+        if key not in _JOINED:
+            self._reopen()
+            joint = self._new_joint()
+            with contextlib.suppress(av.error.InvalidDataError):
+                _JOINED[key] = any(joint.follow(packet) for packet in self._container.demux(self._stream))
+        return _JOINED.get(key, False)
+
+    def _new_joint(self) -> _Joint:
+        return _Joint(self._time_base, round(1 / self.rate / self._time_base))
 
     def _read_end(self) -> tuple[float, float] | None:
         """`last_and_end` of the packets that follow; None where there is none."""
@@ -156,7 +178,7 @@ class Video:
 
     def _frames(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Frames as they are shown, with their times; the first is on screen at `start`, or before."""
-        sought = self._seek_keyframe(start)
+        sought = not self._is_joined and self._seek_keyframe(start)
         if not sought:
             self._reopen()
         frames = self._decoded()
@@ -175,7 +197,9 @@ class Video:
         for packet in self._packets():
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:
+            except (
+                av.FFmpegError
+            ):  # decoders have many errors for damaged data; ffmpeg goes on after all of them
                 self.damaged += 1
                 continue
             for frame in frames:
@@ -209,7 +233,11 @@ class Video:
             yield self._ahead
             self._ahead = None
         try:
-            yield from self._container.demux(self._stream)
+            joint = self._new_joint() if self._may_jump else None
+            for packet in self._container.demux(self._stream):
+                if joint is not None:
+                    joint.follow(packet)
+                yield packet
         except av.error.InvalidDataError:
             self.damaged += 1
 
@@ -246,6 +274,42 @@ class Video:
                 return True
             back = 2 * back + 1.0
         return False
+
+
+_JOINED: dict[tuple[str, int, int], bool] = {}
+"""`Video._is_joined` by path, size and modification time: many clips are of one file."""
+
+
+class _Joint:
+    """Times of packets whose clock may jump, brought to one that does not."""
+
+    def __init__(self, time_base: Fraction, step: int) -> None:
+        self._back = round(JUMP_BACK_S / time_base)
+        self._ahead = round(JUMP_AHEAD_S / time_base)
+        self._step = step
+        self._shift = 0
+        """Added to the times of packets, in the stream's time base."""
+        self._last: int | None = None
+        self._next = 0
+        self._delay = 0
+        """From the decoding to the presentation of a packet."""
+
+    def follow(self, packet: av.Packet[av.VideoStream]) -> bool:
+        """Put the next packet after the one before, where its time jumps; returns whether one has jumped so far."""
+        if packet.dts is None:
+            return self._shift != 0
+        dts = packet.dts + self._shift
+        if self._last is not None and not self._last - self._back <= dts <= self._next + self._ahead:
+            self._shift += self._next - dts
+            dts = self._next
+        if packet.pts is not None:
+            delay = packet.pts + self._shift - dts
+            if abs(delay) <= self._ahead:  # else the clock jumps between the two
+                self._delay = delay
+            packet.pts = dts + self._delay
+        packet.dts = dts
+        self._last, self._next = dts, dts + (packet.duration or self._step)
+        return self._shift != 0
 
 
 class _Clock:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from videostr.errors import VideoError
 from videostr.files import make_folder, storage
-from videostr.images import LIST_SUFFIX, image_size, read_image, read_list
+from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
 from videostr.media import Video, unreadable
 from videostr.types import Clip, ClipSpec
 
@@ -95,15 +95,16 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`.
 
     Raises:
-        VideoError: the file is missing.
+        VideoError: the file is missing, or is none.
     """
-    path = (root / spec.video).resolve()
+    path = root / spec.video
     try:
+        path = path.resolve()
         stat = path.stat()
-    except OSError as error:
-        raise VideoError(
-            f"{path}: video cannot be read ({error.strerror}); restore it or drop its rows"
-        ) from None
+    except (OSError, RuntimeError) as error:  # the latter is of links that lead in a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise VideoError(f"{path}: video cannot be read ({reason}); restore it or drop its rows") from None
+    check_regular(path)
     absolute = replace(spec, video=str(path))
     identity = [DECODING, stat.st_size, stat.st_mtime_ns, asdict(absolute)]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -212,19 +213,22 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
     if len({image.shape for image in images.values()}) > 1:
         raise VideoError(f"{path}: its images differ in size; resize them, or set height and width")
     times = tuple(float(all_times[i]) for i in chosen)
+    rate = _counting_rate(times, listed.fps)
     return ClipFrames(
         pixels=np.stack([images[file] for file in files]),
         times=times,
-        indices=tuple(round(t * listed.fps) for t in times),
-        fps=listed.fps,
-        total_frames=round(last * listed.fps) + 1,
+        indices=tuple(round(t * rate) for t in times),
+        fps=rate,
+        total_frames=round(last * rate) + 1,
     )
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Video]:
+    check_regular(path)
     try:
-        with contextlib.closing(Video(str(path))) as video:
+        # Absolute: a relative "a:b.mp4" would be a file of the protocol "a".
+        with contextlib.closing(Video(str(path.absolute()))) as video:
             yield video
     except (av.FFmpegError, OSError) as error:
         raise unreadable(path, error) from error
@@ -244,8 +248,7 @@ def _select(video: Video, spec: ClipSpec) -> ClipFrames:
             pixels[place] = video.to_rgb(frame, *pixels.shape[1:3])
         times.append(t)
     assert pixels is not None
-    is_counted = all(abs(round(t * video.rate) / video.rate - t) <= NUMBERING_ERROR_S for t in times)
-    rate = video.rate if is_counted else MILLISECONDS
+    rate = _counting_rate(times, video.rate)
     return ClipFrames(
         pixels=pixels,
         times=tuple(times),
@@ -254,6 +257,12 @@ def _select(video: Video, spec: ClipSpec) -> ClipFrames:
         total_frames=round(video.last_and_end[0] * rate) + 1,
         damaged=video.damaged,
     )
+
+
+def _counting_rate(times: Sequence[float], rate: float) -> float:
+    """Rate at which the times of frames can be told as numbers of frames: that of the video, else milliseconds."""
+    is_counted = all(abs(round(t * rate) / rate - t) <= NUMBERING_ERROR_S for t in times)
+    return rate if is_counted else MILLISECONDS
 
 
 def _targets(video: Video, spec: ClipSpec) -> np.ndarray:

@@ -5,6 +5,7 @@ In: a Hugging Face folder. Out: the files, or a `ModelError`; no tensor is read 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -25,6 +26,7 @@ from transformers.utils import (
 from videostr.errors import ModelError
 
 AGAIN = "copy or download the checkpoint again"
+LFS_POINTER = b"version https://git-lfs"
 NOT_WEIGHTS = ("training_args.bin", "optimizer.bin")
 """Files of trainers that vLLM leaves out, too."""
 
@@ -122,12 +124,18 @@ def _numbers(folder: Path, name: str, *, pickled: bool) -> int:
     Raises:
         ModelError: the file is not whole, or not what its name says.
     """
+    with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(
+                f"model.path = {folder}: {name} is a pointer of Git LFS, not the weights; run git lfs pull in that folder, or "
+                "download the file"
+            )
     try:
         return _pickled_numbers(folder / name) if pickled else _safe_numbers(folder / name)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"model.path = {folder}: {name} is refused: it holds more than tensors, and reading it could run code "
-            f"({str(error).strip().partition(chr(10))[0]}); use a checkpoint in safetensors from a source that you trust"
+            f"({str(error).strip().partition('.')[0]}); use a checkpoint in safetensors from a source that you trust"
         ) from None
     except Exception as error:  # a file of random bytes raises almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__

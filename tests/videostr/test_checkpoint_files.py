@@ -133,6 +133,14 @@ def cut_pickle(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+def pointer_to_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text(LFS_POINTER)
+
+
 VIDEO = "{% if part.type == 'video' %}"
 FAULTS: dict[str, tuple[Breaks, str]] = {
     "no template": (without("chat_template.jinja"), "has no chat template; copy chat_template.jinja from the base"),
@@ -174,6 +182,14 @@ FAULTS: dict[str, tuple[Breaks, str]] = {
     "few embeddings": (changed("config.json", lambda c: c["text_config"].update(vocab_size=100)), "has 640 tokens"),
     "another placeholder": (changed("config.json", lambda c: c.update(video_token_id=6)), "video_token_id is 6"),
     "cut weights": (cut, "model.safetensors is not whole"),
+    "a pointer in place of weights": (
+        written("model.safetensors", LFS_POINTER),
+        "model.safetensors is a pointer of Git LFS",
+    ),
+    "a pointer in place of a pickle": (
+        pointer_to_pickle,
+        "pytorch_model.bin is a pointer of Git LFS",
+    ),
     "no weights": (without("model.safetensors"), "there is neither model.safetensors nor"),
     "a lost shard": (lambda f: sharded(f, lost=1), "1 of them are missing: model-00002-of-00002.safetensors"),
     "a lost pickled shard": (lambda f: sharded(f, "bin", lost=0), "missing: pytorch_model-00001-of-00002.bin"),

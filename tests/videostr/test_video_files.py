@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -55,7 +56,7 @@ def write(
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
-        if codec == "mpeg4" or path.suffix == ".h264":  # formats that have a rate in place of times
+        if codec.startswith("mpeg") or path.suffix == ".h264":  # formats that have a rate in place of times
             stream.codec_context.time_base = Fraction(1, 10)
         if codec in ("gif", "apng"):
             stream.codec_context.time_base = Fraction(1, 100)
@@ -304,6 +305,17 @@ def test_prompt_metadata_and_graph_share_a_clock(folder: Path) -> None:
     assert len(frames.times) / metadata["total_num_frames"] * metadata["fps"] == 4 / 16 * 10
 
 
+def test_numbers_of_images_tell_their_times(folder: Path) -> None:
+    # At 1/s, images at 0, 0.5 and 1 s would be frames 0, 0 and 1, which a processor takes for 0, 0 and 1 s.
+    Image.fromarray(picture(0)).save(folder / "numbered.png")
+    path = folder / "numbered.frames.json"
+    for times in ([0.0, 0.5, 1.0], [0.0, 1.0, 2.0]):
+        path.write_text(json.dumps({"root": ".", "fps": 1, "frames": [[t, "numbered.png"] for t in times]}))
+        frames = read(path, 3)
+        assert [i / frames.fps for i in frames.indices] == times
+    assert frames.fps == 1
+
+
 def test_frames_of_another_reading_are_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ClipSpec(video=write(folder / "digest.mp4").name, num_frames=2)
     before = name_clip(spec, folder).digest
@@ -528,6 +540,57 @@ def test_damaged_packets_are_skipped_and_told(folder: Path) -> None:
     assert numbers(frames) == [*range(17), 16, 16, *range(19, COUNT)]
     assert "2 damaged packets cannot be decoded" in frames.remarks[0]
     assert read(path, 4, start_s=3.0).remarks == []
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+@pytest.mark.parametrize("start", [0.0, 100.0])
+def test_joined_recordings_are_read_to_their_end(suffix: str, start: float, folder: Path) -> None:
+    # The clock of the second begins anew, or is far ahead: its 40 frames follow the 40 of the first, at 4 s and later.
+    codec, options = (
+        ("libx264", {"bf": "2"}) if suffix == "ts" else ("mpeg2video", {"qmin": "1", "qmax": "1"})
+    )
+    parts = [
+        write(folder / f"part{i}-{start:g}.{suffix}", codec=codec, start=i * start, options=options)
+        for i in range(2)
+    ]
+    path = folder / f"joined-{start:g}.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert probe(path).seconds == pytest.approx(7.9, abs=0.01)
+    frames = read(path, 80)
+    assert frames.times == pytest.approx([i / 10 for i in range(80)], abs=0.01)
+    assert numbers(frames) == [*range(40), *range(40)]
+    assert numbers(read(path, 3, start_s=5.0, end_s=6.0)) == [10, 15, 20]
+    assert numbers(read(path, 2, start_s=3.9, end_s=4.0)) == [39, 0]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".frames.json", ".png"])
+def test_what_is_no_file_is_refused_at_once(suffix: str, folder: Path) -> None:
+    pipe, place, loop = (folder / f"{name}{suffix}" for name in ("pipe", "place", "loop"))
+    os.mkfifo(pipe)
+    place.mkdir()
+    loop.symlink_to(loop.name)
+    for path, reason in (
+        (pipe, "is a pipe"),
+        (place, "is a folder"),
+        (loop, "cannot be read|is no list|symbolic"),
+    ):
+        if suffix == ".png":
+            listed = folder / f"of-{path.stem}.frames.json"
+            listed.write_text(json.dumps({"root": ".", "fps": 1, "frames": [[0.0, path.name]]}))
+        else:
+            listed = path
+            with pytest.raises(VideoError, match=rf"{path.name}: .*({reason})"):
+                name_clip(ClipSpec(video=path.name, num_frames=2), folder)
+        for call in (lambda listed=listed: read(listed, 2), lambda listed=listed: probe(listed)):
+            with pytest.raises(VideoError, match=rf"{path.name}: .*({reason})"):
+                call()
+
+
+def test_a_name_may_look_like_an_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "plain.mp4").rename(folder / "take:1.mp4")
+    monkeypatch.chdir(folder)
+    assert numbers(read(Path("take:1.mp4"), 2)) == [0, 39]
+    assert probe(Path("take:1.mp4")).seconds == pytest.approx(3.9)
 
 
 def test_files_without_a_picture_say_so(folder: Path) -> None:
