@@ -16,10 +16,10 @@ _LONE_TAG = re.compile(r"\s*<\s*([A-Za-z])\s*>\s*")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _FENCE = re.compile(r"```[A-Za-z]*\n")
 # A command that takes a name before its text: \textcolor{red}{B}, \begin{equation}.
-_NAMED = re.compile(r"\\+(?:(?:text)?color|begin|end)\{[^{}]{0,40}\}")
+_NAMED = re.compile(r"(?<!\\)\\++(?:(?:text)?color|begin|end)\{[^{}]{0,40}\}")
 # In JSON a backslash is doubled, and some models write it so.
 _COMMAND = re.compile(
-    r"\\+(?:f?boxed|[a-z]?framebox|[fhm]box|text[a-z]*|math[a-z]*|operatorname|emph|underline|bf|rm|it|displaystyle"
+    r"(?<!\\)\\++(?:f?boxed|[a-z]?framebox|[fhm]box|text[a-z]*|math[a-z]*|operatorname|emph|underline|bf|rm|it|displaystyle"
     r"|left|right|bm|bold[a-z]*|pmb|ensuremath|[Ll]arge|LARGE|[Hh]uge|small|big[a-z]*|Big[a-z]*)(?![A-Za-z])\*?"
 )
 _SYMBOLS = (
