@@ -15,9 +15,12 @@ _PLAIN = re.compile(r"(?:[A-Za-z0-9(.]|[-+](?! ))[A-Za-z0-9 .,:()+\-/%=]*")
 _LONE_TAG = re.compile(r"\s*<\s*([A-Za-z])\s*>\s*")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _FENCE = re.compile(r"```[A-Za-z]*\n")
+# A command that takes a name before its text: \textcolor{red}{B}, \begin{equation}.
+_NAMED = re.compile(r"(?<!\\)\\++(?:(?:text)?color|begin|end)\{[^{}]{0,40}\}")
+# In JSON a backslash is doubled, and some models write it so.
 _COMMAND = re.compile(
-    r"\\(?:f?boxed|[a-z]?framebox|fbox|text[a-z]*|math[a-z]*|operatorname|emph|underline|bf|rm|it|displaystyle|left|right"
-    r"|big[a-z]*|Big[a-z]*)(?![a-z])\*?"
+    r"(?<!\\)\\++(?:f?boxed|[a-z]?framebox|[fhm]box|text[a-z]*|math[a-z]*|operatorname|emph|underline|bf|rm|it|displaystyle"
+    r"|left|right|bm|bold[a-z]*|pmb|ensuremath|[Ll]arge|LARGE|[Hh]uge|small|big[a-z]*|Big[a-z]*)(?![A-Za-z])\*?"
 )
 _SYMBOLS = (
     (re.compile(r"\^?\{?\\(?:circ|degree)(?![a-z])\}?"), "°"),
@@ -25,7 +28,7 @@ _SYMBOLS = (
     (re.compile(r"\\(?:cdot)(?![a-z])"), "·"),
     (re.compile(r"(?<=\d)(?:\\,|\{,\}|\\!|,\\!)(?=\d)"), ","),
     (re.compile(r"\\(?:quad|qquad|[,;:! ])|~"), " "),
-    (re.compile(r"\\[()\[\]]|\$|[{}]"), ""),
+    (re.compile(r"\\[()\[\]]|\$|[{}]|\\\\(?![A-Za-z])"), ""),
     (re.compile(r"\\([%#&_])"), r"\1"),
 )
 _LINE_START = re.compile(r"^[ \t]*(?:(?:#{1,6}|>+|[-+*•‣◦▪●·])[ \t]+)+", re.MULTILINE)
@@ -49,8 +52,14 @@ _TABLE: dict[int, str] = {
     **_wide(0x1D400, 0x1D7CB),  # mathematical bold, italic, ...
     **_wide(0x1D7CE, 0x1D7FF),
     **_wide(0x249C, 0x24E9),  # in brackets, in circles
+    **_wide(0x1F130, 0x1F149),  # in squares
+    **{
+        start + place: chr(ord("A") + place) for start in (0x1F150, 0x1F170) for place in range(26)
+    },  # white on black
     **{ord(sup): f"^{digit}" for digit, sup in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **_same("\u2212\u2010\u2011\u2012\u2013\u2014\u2015\ufe63\ufe58\uff0d\u207b\u2796", "-"),
+    **_same(
+        "\u2212\u2010\u2011\u2012\u2013\u2014\u2015\ufe63\ufe58\uff0d\u207b\u208b\u02d7\u2043\u2796", "-"
+    ),
     **_same("\ufe62\u2795", "+"),
     **_same("“”„‟«»‹›「」『』〝〞〟＂❝❞", '"'),
     **_same("‘’‚‛＇❛❜", "'"),
@@ -96,7 +105,7 @@ def _without_markup(text: str) -> str:
     if "```" in text:
         text = _FENCE.sub("", text)
     if any(mark in text for mark in "\\${}~"):
-        text = _COMMAND.sub("", text)
+        text = _COMMAND.sub("", _NAMED.sub("", text))
         for pattern, meaning in _SYMBOLS:
             text = pattern.sub(meaning, text)
     text = _THIN.sub(",", text).replace("[", "(").replace("]", ")")

@@ -41,10 +41,10 @@ _WORD_NUMBER = (
     f"(?:(?:{_BELOW_100}|an?){_JOIN}dozen|(?:{_BELOW_MILLION}|an?){_JOIN}(?:million|billion)"
     f"(?:(?: and)?{_JOIN}{_BELOW_MILLION})?|{_BELOW_MILLION}|zero)"
 )
-# Fractions, and words for many: the number beside them is not the one meant.
+# Fractions, words for many and factors (2\pi): the number beside them is not the one meant.
 _INEXACT = re.compile(
     r"\b(?:half|halves|quarters?|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths"
-    r"|dozens|hundreds|thousands|millions|billions|trillions?)\b",
+    r"|dozens|hundreds|thousands|millions|billions|trillions?)\b|[\u00bc-\u00be\u2150-\u215e\u2189]|\d ?\\[a-z]",
     re.IGNORECASE | re.ASCII,
 )
 _SIMPLE = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
@@ -53,7 +53,7 @@ _SIMPLE = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 _NUMBER = re.compile(
     r"(?<![\w.^])(?:"
     r"(?P<digits>[-+]?(?:\d++(?:[,']\d++)*+)?(?:\.\d++)*+)(?<=\d)(?P<exponent>e[-+]?\d++)?(?P<bad>[_^]\w*+|\.\d[\w.]*+)?"
-    rf"|(?=[aefmnostz])(?P<minus>(?:minus|negative) )?(?:(?P<word>{_WORD_NUMBER})(?!\w)|(?P<signed>\d++(?:\.\d++)?))"
+    rf"|(?=[aefmnostz-])(?P<minus>-|(?:minus|negative) )?(?:(?P<word>{_WORD_NUMBER})(?!\w)|(?P<signed>\d++(?:\.\d++)?))"
     r")[ -]?\(?(?P<unit>/?(?:[a-z%°]|[^\x00-\x7f])++(?:/(?:[a-z]|[^\x00-\x7f])++)?(?:\^?[23](?!\d))?)?",
     re.IGNORECASE | re.ASCII,
 )

@@ -211,6 +211,8 @@ MARKUP = [
     "({})", "[{}]", "【{}】", "（{}）", "〈{}〉", "(({}))", '"{}"', "'{}'", "“{}”", "„{}“", "‘{}’", "«{}»", "「{}」", "『{}』",
     "<b>{}</b>", "<strong>{}</strong>", '<span class="x">{}</span>', "&quot;{}&quot;", "&nbsp;{}", "{}.", "{},", "{};", "{}!",
     "{}?", "{}。", "{}\u200b", "\ufeff{}", "\u00a0{}\u3000", "  {}\n", r"**$\boxed{{\text{{{}}}}}$**", "**({})**.",
+    r"\bm{{{}}}", r"\boldsymbol{{{}}}", r"\mbox{{{}}}", r"\Large {}", r"\textcolor{{red}}{{{}}}", r"\color{{red}}{}",
+    r"\\boxed{{{}}}", r"\begin{{equation}}{}\end{{equation}}", "{}\\\\",
 ]  # fmt: skip
 
 
@@ -225,6 +227,7 @@ def test_letters_texts_and_numbers_are_read_in_the_same_markup(markup: str) -> N
     assert choice.chosen_letter(markup.format("B. back-left"), options) is None
     assert choice.chosen_letter(markup.format("not B"), options) is None
     assert number.stated_number(markup.format("5"), "m") == 5.0
+    assert number.stated_number(markup.format("-5"), "m") == -5.0
     assert number.stated_number(markup.format("2.5 m"), "cm") == pytest.approx(250.0)
     assert number.stated_number(markup.format("5 or 6"), "m") is None
 
@@ -285,7 +288,9 @@ def test_odd_options(answer: str, options: tuple[str, ...], letter: str | None) 
         ("two dozen eggs", "", 24.0),
         ("minus five", "", -5.0),
         ("negative 3.5", "", -3.5),
-        *((f"{sign}5", "", -5.0) for sign in "-\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"),
+        *((f"{sign}5", "", -5.0) for sign in "-\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d\u208b"),
+        ("-twenty", "", -20.0),
+        ("\u2212twenty-one", "", -21.0),
         ("１２．５", "", 12.5),
         ("1\u2009234", "", 1234.0),
         ("1\u202f234\u202f567", "", 1234567.0),
@@ -321,6 +326,7 @@ def test_numbers_in_words_signs_and_units(answer: str, unit: str, value: float) 
         ("5'11\"", "m"), ("5 foo/s", "m/s"), ("5/m", "m"), ("5 m^3", "m2"), ("5 m4", "m"), ("5 €", "m"), ("5 parsec", "s"),
         ("3–5", ""), ("3 to 5", ""), ("5 ± 1", ""), ("½", ""), ("half", ""), ("two and a half", ""), ("three quarters", ""),
         ("1,5", ""), ("1,23", ""), ("12,34,567", ""), ("1 234", ""), ("10^3", ""), ("10⁵", ""), ("5²", ""), ("2 million", ""),
+        ("5½", ""), (r"3\frac{1}{2}", ""), (r"2\pi", ""), (r"2\sqrt{5}", ""),
         ("3 hundred", ""), ("dozens", ""), ("one two", ""), ("five or six", ""), (r"\frac{1}{2}", ""), (r"\sqrt{2}", ""),
         ("3*4", ""), ("3**4", ""), ("0x10", ""), ("1e5.3", ""), ("٣", ""),
     ],

@@ -211,7 +211,7 @@ def test_broken_lists_of_images_are_named(tmp_path):
     with pytest.raises(VideoError, match=r"v\.frames\.json: its images differ in size"):
         decode(spec)
     path.write_text('{"root": "images", "fps": 10}')
-    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images .*frames"):
+    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images .*build the dataset again"):
         decode(spec)
     path.write_text('{"root": "images", "fps": 10, "frames": []}')
     with pytest.raises(VideoError, match=r"lists no image"):
@@ -233,17 +233,17 @@ def png(*chunks: tuple[bytes, bytes], side: int = 8) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "header_is_good"),
     [
-        (png((bytes(4), b"")), "broken PNG file"),  # a name of zeros
-        (png()[:-12] + b"\0\0\0\0gAMA\xd8\xb0\x92\xf3", "Truncated gAMA chunk"),
-        (png(side=20), "decompression bomb"),
-        (None, "No such file"),
-        (b"", "cannot identify image file"),
+        (png((bytes(4), b"")), True),  # a name of zeros
+        (png()[:-12] + b"\0\0\0\0gAMA\xd8\xb0\x92\xf3", True),
+        (png(side=20), False),
+        (None, False),
+        (b"", False),
     ],
     ids=["chunk without a name", "chunk too short", "bomb", "missing", "empty"],
 )
-def test_damaged_images_are_named_by_decode_and_probe(tmp_path, monkeypatch, content, what):
+def test_damaged_images_are_named_by_decode_and_probe(tmp_path, monkeypatch, content, header_is_good):
     path = write_images(tmp_path, [0.0, 0.5], size=8)
     spec = ClipSpec(video=str(path), num_frames=2)
     assert probe(path).width == 16
@@ -252,9 +252,9 @@ def test_damaged_images_are_named_by_decode_and_probe(tmp_path, monkeypatch, con
     image.unlink()
     if content is not None:
         image.write_bytes(content)
-    named = rf"images/0\.png: image cannot be read \(.*{what}.*\); restore it or drop its rows"
+    named = r"images/0\.png: image cannot be read \(.+\); restore it or drop its rows"
     with pytest.raises(VideoError, match=named):
         decode(spec)
-    if what not in ("broken PNG file", "Truncated gAMA chunk"):  # the header tells nothing of these
+    if not header_is_good:
         with pytest.raises(VideoError, match=named):
             probe(path)

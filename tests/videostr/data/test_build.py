@@ -382,7 +382,9 @@ def test_a_recipe_with_an_unknown_value_is_refused(
     recipe = tmp_path / "r.yaml"
     recipe.write_text("sources:\n  - source: kitti\n    root: here\n    limit: many\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
-    assert "sources: Expected `int | null`, got `str` - at `$[0].limit`" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "r.yaml: sources: " in message
+    assert "limit" in message
     recipe.write_text("sources:\n  - {source: kitti, root: here, limits: 4}\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
     assert "limits" in capsys.readouterr().err

@@ -135,11 +135,11 @@ def test_videos_may_lie_in_either_folder(tmp_path: Path) -> None:
         ({"Candidates": "[" * 5000}, ["Candidates", "JSON"]),
         ({"Candidates": json.dumps({"A": "x"})}, ["['A']", "2 to 5 letters"]),
         ({"Candidates": json.dumps({"A": "x", "C": "y"})}, ["['A', 'C']"]),
-        ({"Candidates": json.dumps({"A": ["x"], "B": "y"})}, ["$.Candidates"]),
+        ({"Candidates": json.dumps({"A": ["x"], "B": "y"})}, ["Candidates"]),
         ({"Answer": "F"}, ["Answer 'F'", "one of"]),
-        ({"Answer": None}, ["$.Answer"]),
-        ({"Question": 7}, ["$.Question"]),
-        ({"time_start": "0"}, ["$.time_start"]),
+        ({"Answer": None}, ["Answer"]),
+        ({"Question": 7}, ["Question"]),
+        ({"time_start": "0"}, ["time_start"]),
         ({"time_start": float("nan")}, ["time_start nan", "finite"]),
         ({"time_start": 13.0}, ["time_start 13.0", "in order"]),
         ({"Video": "../v.mp4"}, ["Video '../v.mp4'", "below"]),
@@ -148,8 +148,9 @@ def test_videos_may_lie_in_either_folder(tmp_path: Path) -> None:
 def test_a_broken_row_is_named(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path, row(**changes))
+    message, _, _ = str(caught.value).partition(", in {")  # the row follows, and holds every key
     for word in ["qa.parquet: row 0", *words]:
-        assert word in str(caught.value)
+        assert word in message
 
 
 def test_broken_files(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1: Video\|ID\|time_start\|time_end is .*, as in row 0"):
         read(tmp_path, row(), row())
     pq.write_table(pa.Table.from_pylist([{"Video": "v.mp4"}]), tmp_path / "qa.parquet")
-    with pytest.raises(DataError, match="missing required field"):
+    with pytest.raises(DataError, match=r"qa\.parquet: row 0: "):
         BENCHMARK.read(tmp_path)
 
 

