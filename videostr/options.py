@@ -34,13 +34,14 @@ def lettered(options: Sequence[str]) -> list[str]:
 def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
     """Return the options without the letters that they carry ("A: x", "(A) x", "A.x", "a) x", "A - x", "Option A: x").
 
-    Letters are taken off only where all options carry one, the right one, and text after it: an option "A. Lincoln"
-    among others without letters stays as it is.
+    Letters are taken off only where all options carry one, the right one, and texts after it that differ: an option
+    "A. Lincoln" among others without letters stays as it is, and so do "A.5 m" and "B.5 m".
     """
     if len(options) < 2:
         return options
     texts = [_without_letter(option, letter_of(i)) for i, option in enumerate(options)]
-    return tuple(text for text in texts if text is not None) if None not in texts else options
+    found = tuple(text for text in texts if text is not None)
+    return found if len(set(found)) == len(options) else options
 
 
 def _without_letter(option: str, letter: str) -> str | None:

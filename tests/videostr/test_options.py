@@ -42,6 +42,7 @@ def test_several_styles_in_one_question_are_letters() -> None:
     [
         ("A. Lincoln", "G. Washington"),
         ("A. Lincoln", "the president"),
+        ("A.5 m", "B.5 m"),  # without letters they would be one option twice
         ("B: red", "A: blue"),
         ("A: red", "A: blue"),
         ("red", "blue"),
