@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_between_checkpoints(
 ) -> None:
     """One line with path and remedy; with room again, the same command goes on and has every step."""
     disk, log = tmp_path / "disk", tmp_path / "log"
-    with mounted(disk, "-o", "size=12m"):
+    with mounted(disk, "-o", "size=64m"):
         arguments = [
             *small_run(tabletop, disk, "full", evaluated=False), "train.steps=5", "train.checkpoint_every=4",
             f"data.frame_store={tmp_path / 'frames'}", "train.keep_checkpoints=1",
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_between_checkpoints(
         assert f"{disk}/full/" in line
         assert "No space left on device; free space there" in line
         assert "then the same command goes on from" in line
-        filler.unlink()
+        filler.unlink()  # the disk has room for two checkpoints of 12 MB and the traces
         again = start_launch(arguments, tmp_path / "again")
         assert again.wait(LIMIT_S) == 0, (tmp_path / "again").read_text()
         assert steps(disk / "full") == [1, 2, 3, 4, 5]
