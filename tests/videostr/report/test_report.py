@@ -208,7 +208,7 @@ def test_the_command_writes_the_report_and_refuses_another_folder(
 ) -> None:
     assert main([str(run_dir)]) == 0
     assert capsys.readouterr().out == f"{run_dir / 'report.html'}\n"
-    assert main([str(tmp_path / "frames")]) == 1
+    assert main([str(tmp_path / "frames")]) == 2
     assert "name a run folder" in capsys.readouterr().err
 
 
