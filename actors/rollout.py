@@ -149,7 +149,13 @@ class RolloutWorker(Named):
         prompt = request.prompt
         try:
             frames = await asyncio.to_thread(self.frames.frames, prompt.clip)
-            return await self._sample(request, frames.pixels, frames.metadata)
+            try:
+                return await self._sample(request, frames.pixels, frames.metadata)
+            except SystemError:
+                # "AST constructor recursion depth mismatch" of CPython 3.11, where two threads parse source at once (its
+                # issue 106905). The seed is the request's: asked again, it gives the same tokens.
+                logging.getLogger(__name__).exception("%s: asked again", prompt.record_id)
+                return await self._sample(request, frames.pixels, frames.metadata)
         except VideoError as error:
             return Failure(kind=FailureKind.BAD_VIDEO, record_id=prompt.record_id, detail=str(error))
         except EngineDeadError:

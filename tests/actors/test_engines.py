@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from actors.learner import LearnerWorker, RayLearner
 from actors.pools import RayRolloutPool
-from actors.rollout import BAN, PLACEHOLDERS, engine_seed
+from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
 from actors.sync import RayWeightSync, SupervisedSync
 from videostr.config import Config
 from videostr.errors import TransferError
@@ -651,3 +652,21 @@ def test_a_stalled_engine_misses_health_checks_and_is_replaced(
     run(asyncio.wait_for(until_lost(), 60))
     assert pool.failures["engine_hung"] == 1
     core.wait(10)  # it ends with its worker, although it hangs
+
+
+def test_a_request_is_asked_again_where_two_threads_parsed_at_once(tmp_path: Path) -> None:
+    """CPython 3.11 may raise SystemError then; it ended a run."""
+    worker = object.__new__(RolloutWorker)
+    tries: list[str] = []
+
+    async def fails_once(request: Any, pixels: Any, metadata: Any) -> str:
+        tries.append("asked")
+        if len(tries) == 1:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return "sampled"
+
+    frames = SimpleNamespace(pixels=None, metadata={})
+    vars(worker).update(frames=SimpleNamespace(frames=lambda clip: frames), _sample=fails_once)
+    request: Any = SimpleNamespace(prompt=SimpleNamespace(clip=None, record_id="r0"))
+    assert asyncio.run(worker.sample(request)) == "sampled"
+    assert tries == ["asked", "asked"]
