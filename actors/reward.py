@@ -46,7 +46,8 @@ class RewardWorker(Named):
         self.memory_gib = memory_gib
 
     def ready(self) -> None:
-        """Returns once the process is up, and limits the memory that rewards can take (Linux only)."""
+        """Returns once the process is up; limits the memory that rewards can take, and ties their children to it (Linux only)."""
+        os.register_at_fork(after_in_child=_Leave().leave)
         status = Path("/proc/self/status")
         if status.exists():
             held_kib = next(
