@@ -26,9 +26,10 @@ from videostr.lock import HOLDER, LOCK, FolderLock, find_holder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from videostr.lock import FolderLock
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 with FolderLock(Path(sys.argv[1]), "run.name"):
     {then}
     print("held", flush=True)
