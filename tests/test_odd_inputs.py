@@ -47,8 +47,8 @@ def test_odd_texts_and_pickled_weights_train(tabletop: Path, tmp_path: Path, sma
     (policy / "model.safetensors").unlink()
     ids = odd_records(tabletop / "heldout", tmp_path / "data")
     arguments = [
-        *small_run(tabletop, tmp_path / "runs", "odd"),
-        f"model.path={policy}", f"data.train={tmp_path / 'data'}", 'data.heldout=""', "evaluate.prompts=0",
+        *small_run(tabletop, tmp_path / "runs", "odd", evaluated=False),
+        f"model.path={policy}", f"data.train={tmp_path / 'data'}", 'data.heldout=""',
         "data.max_bad_fraction=0.5", "train.steps=1", "train.prompts_per_step=7", "learner.max_restarts=0",
         "loss.kl_coef=0.01", "train.traces_every=1",
     ]  # fmt: skip
