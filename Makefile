@@ -27,7 +27,7 @@ check: | setup
 
 ifeq ($(LATEST),)
 test: check
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 else
 test: | setup
 	EXTRA=$(EXTRA) VENV=build/latest bash deploy/setup.sh
