@@ -1,7 +1,8 @@
-"""Build hook: puts into the wheel the messages of the reward service, which protoc generates from reward.proto.
+"""Build hook: puts into the wheel what is not a file of its packages: the configs, and the messages of the reward service, which
+protoc generates from reward.proto.
 
-deploy/setup.sh puts them into the environment of a checkout by the same function: `python setup.py messages FOLDER`. They are
-never files of the tree: Ray leaves out of its copy of the working directory what git ignores.
+deploy/setup.sh puts the messages into the environment of a checkout by the same function: `python setup.py messages FOLDER`. They
+are never files of the tree: Ray leaves out of its copy of the working directory what git ignores.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ def generate_messages(folder: Path) -> None:
         raise RuntimeError("protoc could not compile rewards/service/reward.proto; its message stands above")
 
 
-class BuildWithMessages(build_py):
-    """setuptools' command, and the messages."""
+class Build(build_py):
+    """setuptools' command, the messages, and the configs where videostr/shipped.py finds them."""
 
     def run(self) -> None:
         """Build."""
         super().run()
         if not self.editable_mode:
-            generate_messages(Path(self.build_lib))
+            library = Path(self.build_lib)
+            generate_messages(library)
+            shutil.copytree(
+                Path(__file__).parent / "configs", library / "videostr/configs", dirs_exist_ok=True
+            )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["messages"]:
         generate_messages(Path(sys.argv[2]))
     else:
-        setup(cmdclass={"build_py": BuildWithMessages})
+        setup(cmdclass={"build_py": Build})

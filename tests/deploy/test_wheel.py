@@ -1,12 +1,14 @@
-"""The wheel in an environment that holds nothing else: scoring, and the service with a custom reward."""
+"""The wheel outside a checkout: scoring and the service where nothing else is installed, and a run of the demo."""
 
 from __future__ import annotations
 
 import email
 import json
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def run(script: str, folder: Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of this tree."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("actors", "rewards", "videostr"):
+    for name in ("actors", "configs", "rewards", "videostr"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -79,6 +81,15 @@ def test_the_wheel_holds_code_license_and_generated_messages(wheel: Path) -> Non
     assert {f"{package}/py.typed" for package in ("actors", "rewards", "videostr")} <= names
     assert info.replace("METADATA", "licenses/LICENSE") in names
     assert "rewards/service/reward.proto" in names
+    for folder, inside in (
+        ("configs", "videostr/configs"),
+        *((p, p) for p in ("actors", "rewards", "videostr")),
+    ):
+        tracked = subprocess.run(
+            ["git", "ls-files", folder], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        missing = {inside + path.removeprefix(folder) for path in tracked} - names
+        assert not missing
     assert not [name for name in names if name.startswith(("tests/", "deploy/", "setup"))]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_payload().startswith((ROOT / "README.md").read_text(encoding="utf-8")[:200])
@@ -107,3 +118,32 @@ def test_rewards_work_in_an_empty_environment(wheel: Path, tmp_path: Path) -> No
     assert found["here"] == pytest.approx([1.2, 0.2])
     assert found["there"] == [pytest.approx([1.7, 0.5]), pytest.approx([0.7, 0.5])]
     assert found["status"] == 0
+
+
+def test_the_demo_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """The dependencies are those of this environment, next to a wheel that is the only copy of the project."""
+    libraries = sysconfig.get_path("purelib")
+    run(
+        f'$uv venv -q --python "{sys.executable}" own\n$uv pip install -q --no-deps --python own/bin/python {wheel}',
+        tmp_path,
+    )
+    (own,) = (tmp_path / "own/lib").glob("python3.*/site-packages")
+    (own / "parent.pth").write_text(f"import site; site.addsitedir({libraries!r})\n")
+    (tmp_path / "work").mkdir()
+    arguments = ["train.steps=2", "train.prompts_per_step=4", "sampling.group_size=4", "evaluate.prompts=8"]
+    command = [tmp_path / "own/bin/python", "-m", "videostr.launch", "--config", "configs/tabletop_cpu.yaml"]
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "PYTHONPATH"}
+    }
+    result = subprocess.run(
+        [*command, *arguments, "data.tabletop.train_scenes=16", "data.tabletop.heldout_scenes=8"],
+        cwd=tmp_path / "work",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    folder = tmp_path / "work/runs/tabletop"
+    assert (folder / "checkpoints/step_000002/policy/model.safetensors").exists()
+    assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
