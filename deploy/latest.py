@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LOCKED, NEWEST = ".venv/bin/python", "build/latest/bin/python"
 CACHE = Path("build/latest/pytest-cache")
 CHECKS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
@@ -29,11 +31,16 @@ def passes(python: str, *command: str) -> bool:
 
 
 def failing_tests(python: str, *options: str) -> set[str]:
-    """Run pytest; return the ids of the tests that fail, or of the whole run where none could be run."""
-    if passes(python, "pytest", "-o", f"cache_dir={CACHE}", *options):
-        return set()
-    file = CACHE / "v/cache/lastfailed"
-    return set(json.loads(file.read_text())) if file.exists() else {"pytest itself"}
+    """Run pytest; return the ids of the tests that fail.
+
+    Raises:
+        SystemExit: pytest could not run the tests.
+    """
+    command = [python, "-m", "pytest", "-o", f"cache_dir={CACHE}", *options]
+    status = subprocess.run(command, check=False).returncode
+    if status not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        sys.exit(f"{' '.join(command)} ended with status {status}: not all tests were run; see above")
+    return set(json.loads((CACHE / "v/cache/lastfailed").read_text())) if status else set()
 
 
 def main() -> int:
