@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rewards import choice, number, region
 from rewards.length import overlong
+from videostr import answers
 from videostr.types import Answer, AnswerKind, ClipSpec, Completion, FinishReason, Record
 
 
@@ -54,8 +55,8 @@ def test_anything_else_is_wrong_and_says_why(answer: str) -> None:
 
 def test_an_option_that_begins_with_a_letter_is_its_text() -> None:
     options = ("left of it", "right of it", "A car", "behind")
-    assert choice.chosen_letter("A car", options) == "C"
-    assert choice.chosen_letter("C) A car", options) == "C"
+    assert answers.chosen_letter("A car", options) == "C"
+    assert answers.chosen_letter("C) A car", options) == "C"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_an_option_that_begins_with_a_letter_is_its_text() -> None:
 )  # fmt: skip
 def test_the_full_text_of_an_option_names_it_whatever_it_begins_with(answer: str, letter: str | None) -> None:
     options = ("S. Smith", "x", "B. Brown", "(Z) none")
-    assert choice.chosen_letter(answer, options) == letter
+    assert answers.chosen_letter(answer, options) == letter
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_full_text_of_an_option_names_it_whatever_it_begins_with(answer: str
     ],
 )
 def test_mean_relative_accuracy(said: float, truth: float, value: float) -> None:
-    assert number.mean_relative_accuracy(said, truth) == value
+    assert answers.mean_relative_accuracy(said, truth) == value
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_mean_relative_accuracy(said: float, truth: float, value: float) -> None
     ],
 )
 def test_numbers_that_are_read(answer: str, unit: str, value: float) -> None:
-    assert number.stated_number(answer, unit) == pytest.approx(value, rel=1e-12)
+    assert answers.stated_number(answer, unit) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_numbers_that_are_read(answer: str, unit: str, value: float) -> None:
     ],
 )
 def test_answers_that_are_not_one_number_in_the_unit(answer: str, unit: str) -> None:
-    assert number.stated_number(answer, unit) is None
+    assert answers.stated_number(answer, unit) is None
     assert number.reward(answer, record(AnswerKind.NUMBER, 5.0, unit))[0] == 0.0
 
 
@@ -219,17 +220,17 @@ MARKUP = [
 @pytest.mark.parametrize("markup", MARKUP)
 def test_letters_texts_and_numbers_are_read_in_the_same_markup(markup: str) -> None:
     options = ("front-left", "back-right", "back-left")
-    assert choice.chosen_letter(markup.format("B"), options) == "B"
-    assert choice.chosen_letter(markup.format("b"), options) == "B"
-    assert choice.chosen_letter(markup.format("back-right"), options) == "B"
-    assert choice.chosen_letter(markup.format("B. back-right"), options) == "B"
-    assert choice.chosen_letter(markup.format("B or C"), options) is None
-    assert choice.chosen_letter(markup.format("B. back-left"), options) is None
-    assert choice.chosen_letter(markup.format("not B"), options) is None
-    assert number.stated_number(markup.format("5"), "m") == 5.0
-    assert number.stated_number(markup.format("-5"), "m") == -5.0
-    assert number.stated_number(markup.format("2.5 m"), "cm") == pytest.approx(250.0)
-    assert number.stated_number(markup.format("5 or 6"), "m") is None
+    assert answers.chosen_letter(markup.format("B"), options) == "B"
+    assert answers.chosen_letter(markup.format("b"), options) == "B"
+    assert answers.chosen_letter(markup.format("back-right"), options) == "B"
+    assert answers.chosen_letter(markup.format("B. back-right"), options) == "B"
+    assert answers.chosen_letter(markup.format("B or C"), options) is None
+    assert answers.chosen_letter(markup.format("B. back-left"), options) is None
+    assert answers.chosen_letter(markup.format("not B"), options) is None
+    assert answers.stated_number(markup.format("5"), "m") == 5.0
+    assert answers.stated_number(markup.format("-5"), "m") == -5.0
+    assert answers.stated_number(markup.format("2.5 m"), "cm") == pytest.approx(250.0)
+    assert answers.stated_number(markup.format("5 or 6"), "m") is None
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_letters_texts_and_numbers_are_read_in_the_same_markup(markup: str) -> N
     ],
 )  # fmt: skip
 def test_other_forms_of_a_letter(answer: str) -> None:
-    assert choice.chosen_letter(answer, ("front-left", "back-right", "back-left")) == "B"
+    assert answers.chosen_letter(answer, ("front-left", "back-right", "back-left")) == "B"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_other_forms_of_a_letter(answer: str) -> None:
     ],
 )  # fmt: skip
 def test_markup_makes_no_prose_right(answer: str) -> None:
-    assert choice.chosen_letter(answer, ("front-left", "back-right", "back-left")) is None
+    assert answers.chosen_letter(answer, ("front-left", "back-right", "back-left")) is None
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_markup_makes_no_prose_right(answer: str) -> None:
     ],
 )
 def test_odd_options(answer: str, options: tuple[str, ...], letter: str | None) -> None:
-    assert choice.chosen_letter(answer, options) == letter
+    assert answers.chosen_letter(answer, options) == letter
 
 
 @pytest.mark.parametrize(
@@ -316,7 +317,7 @@ def test_odd_options(answer: str, options: tuple[str, ...], letter: str | None) 
     ],
 )
 def test_numbers_in_words_signs_and_units(answer: str, unit: str, value: float) -> None:
-    assert number.stated_number(answer, unit) == pytest.approx(value, rel=1e-12)
+    assert answers.stated_number(answer, unit) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_numbers_in_words_signs_and_units(answer: str, unit: str, value: float) 
     ],
 )  # fmt: skip
 def test_answers_that_are_no_number_in_the_unit(answer: str, unit: str) -> None:
-    assert number.stated_number(answer, unit) is None
+    assert answers.stated_number(answer, unit) is None
 
 
 # Digits, signs, brackets and words that the parsers know: random text made of these reaches deep into them.

@@ -17,6 +17,7 @@ import pytest
 
 from rewards import choice, number, region
 from rewards.map_score import map_score
+from videostr import answers, iou
 from videostr.trace import parse
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph
 
@@ -120,7 +121,7 @@ def vstar_span(a: Sequence[float], b: Sequence[float]) -> float:
 def vstar_track(said: dict[int, list[region.Box]], truth: dict[int, region.Box]) -> float:
     """V-STaR: the best of the boxes of a time; times that are not asked for are not looked at."""
     best = [
-        max((region.box_iou(box, true) for box in said.get(t, [])), default=0.0) for t, true in truth.items()
+        max((iou.box_iou(box, true) for box in said.get(t, [])), default=0.0) for t, true in truth.items()
     ]
     return sum(best) / len(best)
 
@@ -350,7 +351,7 @@ def region_rows() -> list[Row]:
         Row(
             "`[5, 0, 15, 10]` for `[0, 0, 10, 10]`",
             "V-STaR",
-            lambda: region.box_iou(half, BOX),
+            lambda: iou.box_iou(half, BOX),
             lambda: our_box(half, BOX),
             "a box from 0 to 10 is 10 wide",
         ),
@@ -406,15 +407,15 @@ def region_rows() -> list[Row]:
         Row(
             "a car in camera0 with KITTI's location, not converted",
             "KITTI",
-            lambda: region.box3d_iou(CAR, CAR, "camera0"),
-            lambda: region.box3d_iou(shifted(CAR, CAR[4] / 2), CAR, "camera0"),
+            lambda: iou.box3d_iou(CAR, CAR, "camera0"),
+            lambda: iou.box3d_iou(shifted(CAR, CAR[4] / 2), CAR, "camera0"),
             "there (x, y, z) is the centre of the bottom face; here the centre of the box: take h/2 off y",
         ),
         Row(
             "a car in camera0, 30 degrees the other way",
             "right-handed about the up axis",
-            lambda: region.box3d_iou(CAR, CAR, "camera0"),
-            lambda: region.box3d_iou(turned_back(CAR), CAR, "camera0"),
+            lambda: iou.box3d_iou(CAR, CAR, "camera0"),
+            lambda: iou.box3d_iou(turned_back(CAR), CAR, "camera0"),
             "camera0 turns about the down axis, as KITTI's rotation_y; a yaw about the up axis changes its sign",
         ),
     ]
@@ -477,16 +478,16 @@ def test_where_the_formulas_are_the_same_they_agree_on_random_inputs() -> None:
     rng = np.random.default_rng(3)
     for _ in range(2000):
         truth, factor = rng.uniform(0.1, 100), rng.uniform(0.3, 1.7)
-        assert number.mean_relative_accuracy(truth * factor, truth) == pytest.approx(
+        assert answers.mean_relative_accuracy(truth * factor, truth) == pytest.approx(
             vsi_mra(truth * factor, truth)
         )
         a, b = (np.sort(rng.uniform(0, 10, (2, 2)), axis=0).ravel().tolist() for _ in range(2))
-        assert region.span_iou(a[::2], b[::2]) == pytest.approx(vstar_span(a[::2], b[::2]))
+        assert iou.span_iou(a[::2], b[::2]) == pytest.approx(vstar_span(a[::2], b[::2]))
 
 
 def test_how_often_rounding_parts_us_from_vsi_bench() -> None:
     cases = [(tenths / 10, truth) for truth in range(1, 41) for tenths in range(5 * truth, 15 * truth + 1)]
-    more = [number.mean_relative_accuracy(*case) - vsi_mra(*case) for case in cases]
+    more = [answers.mean_relative_accuracy(*case) - vsi_mra(*case) for case in cases]
     assert f"in {sum(x > 0.05 for x in more)} of {len(cases):,} cases" in PAGE.read_text(encoding="utf-8")
     assert all(x == pytest.approx(0.0, abs=1e-12) or x == pytest.approx(0.1) for x in more)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import region
-from rewards.region import Box3d, box3d_iou, box_iou, span_iou
+from videostr.iou import Box3d, box3d_iou, box_iou, span_iou
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Record, SceneGraph
 
 TURN = math.pi / 4

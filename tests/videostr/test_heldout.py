@@ -210,7 +210,7 @@ def test_alone_and_beside_training_the_same_is_asked_and_earned(
 
     root = tabletop / "heldout"
     config = EvaluationConfig(root=str(root), model=POLICY, max_tokens=CONFIG.sampling.max_tokens)
-    benchmark = Records(lambda text, record: rewards.score(text, record, Rubric.preset("default")))
+    benchmark = Records(Rubric.preset("default"))
     asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
     items = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]
     alone = Rollouts(texts(drawn))

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr.data import exchange
 from videostr.data.__main__ import main
 from videostr.data.sources.jsonl import Jsonl
 from videostr.errors import DataError, VideoError
-from videostr.evaluate.benchmark import Parsers, Question
+from videostr.evaluate.benchmark import Question
 from videostr.evaluate.predictions import read_predictions
 from videostr.evaluate.vsi_bench import VsiBench
 from videostr.json_files import WrongEncoding, json_content, json_lines, json_rows
@@ -199,9 +197,7 @@ def test_predictions_as_an_array(tmp_path: Path) -> None:
 
 
 def test_questions_of_vsi_bench_as_an_array(tmp_path: Path) -> None:
-    benchmark = VsiBench(
-        Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
-    )
+    benchmark = VsiBench()
     row = {
         "id": 0,
         "dataset": "d",

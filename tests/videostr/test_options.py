@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.choice import chosen_letter
+from videostr.answers import chosen_letter
 from videostr.options import lettered, option_texts
 from videostr.prompt import asked
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from rewards import number, score
+from rewards import score
 from rewards.rubric import PRESETS
 from videostr.console import run_command, run_main
 from videostr.data import card, exchange
@@ -155,7 +155,7 @@ def _build(options: argparse.Namespace) -> int:
 
     progress = build(options.out, recipe, options.workers, tell)
     stats = card.collect(options.out)
-    card.write_card(options.out, stats, card.guessing(stats, _judge_number))
+    card.write_card(options.out, stats, card.guessing(stats))
     print(
         f"{options.out}: {progress.records} records of {progress.scenes} scenes\nleft out:\n{skip_table(progress)}"
     )
@@ -285,15 +285,11 @@ def _size(text: str) -> tuple[int, int]:
 
 def _stats(options: argparse.Namespace) -> int:
     stats = card.collect(options.folder)
-    guessed = card.guessing(stats, _judge_number)
+    guessed = card.guessing(stats)
     if stats.records:
         card.write_card(options.folder, stats, guessed)
     print(json.dumps(card.as_json(stats, guessed), indent=2))
     return 0
-
-
-def _judge_number(text: str, record: Record) -> float:
-    return number.reward(text, record)[0]
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -10,12 +10,13 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from videostr.answers import mean_relative_accuracy
 from videostr.data.scene import Array
 from videostr.types import AnswerKind, Record
 
@@ -78,22 +79,19 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
     return found
 
 
-def numbers(records: Iterable[Record], judge: Callable[[str, Record], float]) -> list[Guessing]:
-    """The best of the deciles of the true values, for each source, family and unit, on the same records.
-
-    Args:
-        records: any.
-        judge: reward of an answer's text.
-    """
+def numbers(records: Iterable[Record]) -> list[Guessing]:
+    """The best of the deciles of the true values, for each source, family and unit, on the same records."""
     by_kind: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.answer.kind is AnswerKind.NUMBER:
             by_kind[*_kind(record), record.answer.unit].append(record)
     found = []
     for (source, family, _), of in sorted(by_kind.items()):
-        values = sorted(float(record.answer.value) for record in of)  # type: ignore[arg-type]
+        truths = [float(record.answer.value) for record in of]  # type: ignore[arg-type]
+        values = sorted(truths)
         constants = {values[round(share * (len(values) - 1) / 10)] for share in range(11)}
-        rewards = [np.array([judge(f"{c:g}", record) for record in of]) for c in sorted(constants)]
+        said = [float(f"{constant:g}") for constant in sorted(constants)]
+        rewards = [np.array([mean_relative_accuracy(number, truth) for truth in truths]) for number in said]
         earned, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
         found.append(
             Guessing(source=source, family=family, questions=len(of), earned=earned, error=error, chance=None)

@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,9 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
     }
 
 
-def guessing(stats: Stats, judge: Callable[[str, Record], float]) -> list[Guessing]:
-    """What the questions of the sample are worth without their videos; `judge` is the reward of a number's text."""
-    return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample, judge)
+def guessing(stats: Stats) -> list[Guessing]:
+    """What the questions of the sample are worth without their videos."""
+    return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample)
 
 
 def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:

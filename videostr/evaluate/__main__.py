@@ -23,11 +23,8 @@ from typing import Any
 
 import numpy as np
 
-import rewards
 from actors.engines import engines
 from rewards import Rubric
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr import config as configs
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
@@ -35,7 +32,7 @@ from videostr.console import log_to_console, run_command, run_main
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
-from videostr.evaluate.benchmark import Benchmark, Mode, Parsers, QuestionSet
+from videostr.evaluate.benchmark import Benchmark, Mode, QuestionSet
 from videostr.evaluate.judge import EndpointJudge
 from videostr.evaluate.predictions import read_predictions
 from videostr.evaluate.records import Records
@@ -65,7 +62,6 @@ from videostr.model import open_checkpoint
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
-PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
 NAMES = ("sti_bench", "vsi_bench", "v_star", "records")
 AS_KEY = {
     "benchmark": "benchmark={}",
@@ -174,12 +170,12 @@ def make_benchmark(
 ) -> Benchmark:
     """A benchmark by name."""
     if name == "sti_bench":
-        return StiBench(PARSERS)
+        return StiBench()
     if name == "vsi_bench":
-        return VsiBench(PARSERS)
+        return VsiBench()
     if name == "v_star":
         return VStar(judge)
-    return Records(lambda text, record: rewards.score(text, record, rubric))
+    return Records(rubric)
 
 
 # --------------------------------------------------------------------------------------------------- a policy

@@ -6,7 +6,7 @@ implements `Benchmark`; everything else here (`run`, `statistics`, `tables`) wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -78,18 +78,6 @@ class Verdict:
     """By column, in [0, 1]: the benchmark's own, and `strict` by our parser. Every question has the columns of its task."""
     note: str = ""
     """Why it is no answer, in words a user understands; "" where it is one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsers:
-    """Our stricter readers of answers, of package `rewards` (which this package may not import)."""
-
-    letter: Callable[[str, tuple[str, ...]], str | None]
-    """`rewards.choice.chosen_letter`."""
-    number: Callable[[str, str], float | None]
-    """`rewards.number.stated_number`."""
-    relative_accuracy: Callable[[float, float], float]
-    """`rewards.number.mean_relative_accuracy`."""
 
 
 class Benchmark(Protocol):

@@ -6,13 +6,14 @@ In: a folder of Parquet shards. Out: questions whose `row` holds the record, and
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
+from rewards import Rubric, score
 from videostr.checkpoint import digest_of
 from videostr.data.records import read_records
 from videostr.errors import DataError
@@ -30,9 +31,8 @@ class Records:
     name: str = "records"
     columns: tuple[str, ...] = PARTS
 
-    def __init__(self, score: Callable[[str, Record], Score]) -> None:
-        self._score = score
-        """Rubric of the config (`rewards.score`, which this package may not import)."""
+    def __init__(self, rubric: Rubric) -> None:
+        self._rubric = rubric
 
     def read(self, root: Path) -> QuestionSet:
         """All records.
@@ -64,14 +64,14 @@ class Records:
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
         """What an answer alone earns; it has no other part."""
-        earned = self._score(f"<think></think><answer>{answer}</answer>", _record(question))
+        earned = score(f"<think></think><answer>{answer}</answer>", _record(question), self._rubric)
         return Verdict(
             extracted=answer.strip(), scores={"answer": earned.parts["answer"]}, note=_notes(earned, "answer")
         )
 
     def score_trace(self, question: Question, text: str, mode: Mode) -> Verdict:
         """The rubric's parts of a whole text; without those of the graph where the mode asks for none."""
-        return verdict_on(parse(text).answer, self._score(text, _record(question)), mode)
+        return verdict_on(parse(text).answer, score(text, _record(question), self._rubric), mode)
 
     def chance(self, question: Question) -> Mapping[str, float]:
         """1 over the number of options."""

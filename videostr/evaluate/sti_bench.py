@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videostr.answers import chosen_letter
 from videostr.data.records import plain_rows
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
+from videostr.evaluate.benchmark import LIMIT, Question, QuestionSet, Verdict, mean
 
 FILE = "qa.parquet"
 LETTERS = "ABCDE"
@@ -48,9 +49,6 @@ class StiBench:
 
     name: str = "sti_bench"
     columns: tuple[str, ...] = ("accuracy", "strict")
-
-    def __init__(self, parsers: Parsers) -> None:
-        self._parsers = parsers
 
     def read(self, root: Path) -> QuestionSet:
         """All questions, in the order of `qa.parquet`.
@@ -98,9 +96,9 @@ class StiBench:
         return "the letter of the right option"
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """`accuracy` by the official patterns, else by the last character; `strict` by `Parsers.letter`."""
+        """`accuracy` by the official patterns, else by the last character; `strict` by `chosen_letter`."""
         read = extract(answer)
-        strict = _strict_letter(self._parsers, answer, question.options)
+        strict = _strict_letter(answer, question.options)
         return Verdict(
             extracted=read,
             scores={"accuracy": float(read == question.truth), "strict": float(strict == question.truth)},
@@ -150,8 +148,8 @@ def extract(answer: str) -> str:
     return last if last and last in LETTERS else ""
 
 
-def _strict_letter(parsers: Parsers, answer: str, options: tuple[str, ...]) -> str | None:
-    return parsers.letter(" ".join(answer.split()), options) if len(answer) <= LIMIT else None
+def _strict_letter(answer: str, options: tuple[str, ...]) -> str | None:
+    return chosen_letter(" ".join(answer.split()), options) if len(answer) <= LIMIT else None
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):

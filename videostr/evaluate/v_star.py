@@ -26,17 +26,16 @@ from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question, QuestionSet, Verdict
 from videostr.evaluate.v_star_figures import OVERLAPS, PARTS, figures
 from videostr.evaluate.v_star_reading import (
-    Box,
     best_iou,
     block,
     boxes,
     lexical_rating,
     scaled,
-    span_iou,
     strict_boxes,
     strict_span,
     timestamps,
 )
+from videostr.iou import Box, span_iou
 from videostr.json_files import json_content
 
 FILE = "V_STaR_test.json"

@@ -13,8 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from typing import Any
 
-Box = tuple[float, float, float, float]
-"""xmin, ymin, xmax, ymax in pixels."""
+from videostr.iou import Box, box_iou
 
 
 def lexical_rating(_question: str, truth: str, answer: str) -> int:
@@ -48,13 +47,6 @@ def strict_span(answer: str) -> tuple[float, float] | None:
         return None
     start, end = float(found[0]), float(found[1])
     return (start, end) if 0 <= start <= end < math.inf else None
-
-
-def span_iou(true: tuple[float, float], said: tuple[float, float]) -> float:
-    """Overlap over the hull, which is the union wherever there is overlap; 0 of a span that ends before it starts."""
-    overlap = max(0, min(true[1], said[1]) - max(true[0], said[0]))
-    hull = max(true[1], said[1]) - min(true[0], said[0])
-    return overlap / hull if hull > 0 else 0.0
 
 
 def block(answer: str) -> str:
@@ -121,19 +113,9 @@ def best_iou(true: Box, said: Any) -> float:
         if not said:
             return 0.0
         several = [said] if isinstance(said[0], int | float) and len(said) == 4 else said
-        return max(_iou(true, box) for box in several)
+        return max(box_iou(true, box) for box in several if isinstance(box, list) and len(box) == 4)
     except (TypeError, LookupError, ValueError, ArithmeticError):
         return 0.0
-
-
-def _iou(true: Box, said: Any) -> float:
-    if not isinstance(said, list) or len(said) != 4:
-        return 0.0
-    width = max(0, min(true[2], said[2]) - max(true[0], said[0]))
-    height = max(0, min(true[3], said[3]) - max(true[1], said[1]))
-    overlap = width * height
-    union = (true[2] - true[0]) * (true[3] - true[1]) + (said[2] - said[0]) * (said[3] - said[1]) - overlap
-    return overlap / union if union > 0 else 0.0
 
 
 def scaled(value: Any, shown: tuple[int, int], video: tuple[int, int]) -> Any:

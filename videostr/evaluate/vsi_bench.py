@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videostr.answers import chosen_letter, mean_relative_accuracy, stated_number
 from videostr.data.records import plain_rows
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import LIMIT, Parsers, Question, QuestionSet, Verdict, mean
+from videostr.evaluate.benchmark import LIMIT, Question, QuestionSet, Verdict, mean
 from videostr.json_files import json_rows
 
 FILE = "test.jsonl"
@@ -57,9 +58,6 @@ class VsiBench:
 
     name: str = "vsi_bench"
     columns: tuple[str, ...] = ("accuracy", "mra", "strict")
-
-    def __init__(self, parsers: Parsers) -> None:
-        self._parsers = parsers
 
     def read(self, root: Path) -> QuestionSet:
         """All questions, in the order of the file; `test.jsonl` is read where both forms are there. Ids are the file's.
@@ -110,12 +108,12 @@ class VsiBench:
         return f"one number in {unit}" if unit else "one number"
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """`accuracy` or `mra` of the official first token; `strict` by `Parsers.letter` or `Parsers.number`."""
+        """`accuracy` or `mra` of the official first token; `strict` by `chosen_letter` or `stated_number`."""
         token = first_token(answer)
         plain = " ".join(answer.split()) if len(answer) <= LIMIT else ""
         if question.options:
             right = float(token.lower() == question.truth.lower())
-            strict = float(self._parsers.letter(plain, question.options) == question.truth.upper())
+            strict = float(chosen_letter(plain, question.options) == question.truth.upper())
             is_letter = len(token) == 1 and token.upper() in question.row["letters"]
             return Verdict(
                 extracted=token if is_letter else "",
@@ -124,8 +122,8 @@ class VsiBench:
             )
         said, truth = _number(token), float(question.truth)
         mra = 0.0 if said is None else float(_relative_accuracy(said, np.array([truth]))[0])
-        number = self._parsers.number(plain, UNITS[question.row["question_type"]])
-        strict = 0.0 if number is None else self._parsers.relative_accuracy(number, truth)
+        number = stated_number(plain, UNITS[question.row["question_type"]])
+        strict = 0.0 if number is None else mean_relative_accuracy(number, truth)
         is_number = said is not None and not math.isnan(said)
         return Verdict(
             extracted=token[:400] if is_number else "",

@@ -264,7 +264,7 @@ def test_a_3d_box_in_the_first_camera() -> None:
     for found in asked("localisation_3d", given):
         x, z = place("car", at(found))
         # Length along the heading, height along y, width across. A heading that points half away from the camera has a
-        # positive yaw about up, and so a negative one in the axes of the camera, whose y points down (rewards/region.py).
+        # positive yaw about up, and so a negative one in the axes of the camera, whose y points down (videostr/iou.py).
         assert found.answer.value == pytest.approx((x, 1.0, z, 4.0, 1.5, 2.0, -0.52), abs=0.01)
     tilted = np.eye(4)
     tilted[:3, :3] = [[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]]

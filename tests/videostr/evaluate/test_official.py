@@ -28,10 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr.evaluate import sti_bench, v_star_figures, v_star_reading
-from videostr.evaluate.benchmark import Benchmark, Parsers, Question, QuestionSet
+from videostr.evaluate.benchmark import Benchmark, Question, QuestionSet
 from videostr.evaluate.sti_bench import StiBench
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.v_star_reading import lexical_rating
@@ -42,7 +40,6 @@ VSI = "51e089c3ae69b9435e9489058610f5b3964c56a8"  # github.com/vision-x-nyu/thin
 V_STAR = "1894682b15be0a0c0c5ab24be6e8252743cd6c2f"  # github.com/V-STaR-Bench/V-STaR
 
 FOLDER = os.environ.get("VIDEOSTR_OFFICIAL", "")
-PARSERS = Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
 Texts = dict[str, str]
 
 pytestmark = pytest.mark.skipif(
@@ -229,7 +226,7 @@ def run_sti(root: Path, texts: Texts, prompts: Texts) -> dict[str, Any]:
 def test_sti_bench(tmp_path: Path, kind: str, seed: int) -> None:
     pytest.importorskip("pandas")
     rng = random.Random(f"{kind} {seed}")
-    benchmark = StiBench(PARSERS)
+    benchmark = StiBench()
     known = benchmark.read(sti_root(tmp_path, rng, 300))
     assert known.questions[7].id == "7"  # ID is unique here
     texts = sti_texts(kind, rng, known)
@@ -249,7 +246,7 @@ def test_sti_bench(tmp_path: Path, kind: str, seed: int) -> None:
 
 def test_sti_bench_fails_on_an_empty_text(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
-    benchmark = StiBench(PARSERS)
+    benchmark = StiBench()
     known = benchmark.read(sti_root(tmp_path, random.Random(0), 5))
     texts = {question.id: " " for question in known.questions}
     with pytest.raises(IndexError):
@@ -341,7 +338,7 @@ def vsi_texts(kind: str, rng: random.Random, known: QuestionSet) -> Texts:
 def test_vsi_bench(tmp_path: Path, kind: str, seed: int) -> None:
     pytest.importorskip("pandas")
     rng = random.Random(f"{kind} {seed}")
-    benchmark = VsiBench(PARSERS)
+    benchmark = VsiBench()
     known = benchmark.read(vsi_root(tmp_path, rng, 600))
     texts = vsi_texts(kind, rng, known)
     for name in ("utils.py", "vsibench.yaml"):

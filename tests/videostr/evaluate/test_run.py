@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoProcessor
 
-import rewards
 from rewards import Rubric
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Frames
@@ -106,7 +105,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(dataset: Path, tmp_path: Path) -> Iterator[World]:
     config = EvaluationConfig(root=str(dataset), model=POLICY, dtype="float32", max_tokens=160, bootstrap=50)
-    benchmark = Records(lambda text, record: rewards.score(text, record, Rubric.preset("default")))
+    benchmark = Records(Rubric.preset("default"))
     questions = benchmark.read(dataset).questions
     asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
     pool = Pool(truths={q.id: reference_trace(q.row["record"]) for q in questions})

@@ -15,15 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Parsers, Question
+from videostr.evaluate.benchmark import Question
 from videostr.evaluate.sti_bench import StiBench, extract
 
-BENCHMARK = StiBench(
-    Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
-)
+BENCHMARK = StiBench()
 OPTIONS = {"A": "0.5 m", "B": "1.5 m", "C": "2.5 m", "D": "3.5 m", "E": "4.5 m"}
 
 

@@ -16,15 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.choice import chosen_letter
-from rewards.number import mean_relative_accuracy, stated_number
 from videostr.errors import DataError
-from videostr.evaluate.benchmark import Parsers, Question
+from videostr.evaluate.benchmark import Question
 from videostr.evaluate.vsi_bench import VsiBench
 
-BENCHMARK = VsiBench(
-    Parsers(letter=chosen_letter, number=stated_number, relative_accuracy=mean_relative_accuracy)
-)
+BENCHMARK = VsiBench()
 
 
 def choice(**changes: Any) -> dict[str, Any]:
