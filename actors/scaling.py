@@ -14,8 +14,8 @@ from actors.placement import Placement
 from actors.pools import RayRolloutPool
 from videostr.config import Config
 from videostr.errors import ConfigError
-from videostr.scale import read_wish
 from videostr.supervision import Health
+from videostr.target_size import read_target_size
 from videostr.tasks import FileThread
 
 log = logging.getLogger("videostr.scaling")
@@ -58,7 +58,7 @@ class Scaling:
     async def _wanted(self) -> int:
         size = self._pool.size()
         try:
-            wish = await self._thread(read_wish, self._run_folder)
+            wish = await self._thread(read_target_size, self._run_folder)
         except ConfigError as error:
             log.warning("%s", error)
             return size

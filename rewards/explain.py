@@ -20,11 +20,11 @@ from rewards.probes import moved, trace
 from rewards.rubric import judge_group, score
 from videostr.console import run_main
 from videostr.data.records import read_records
+from videostr.draw import SIDE, draw, frame_at, half_spacing, view_of
 from videostr.errors import DataError, VideoStrError
 from videostr.files import write_text
 from videostr.graph import to_json
 from videostr.prompt import answer_text
-from videostr.report.scene import SIDE, draw, frame_at, half_spacing, view_of
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph, Score
 
 GAP = 10

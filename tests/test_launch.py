@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from videostr.launch import main
-from videostr.report.traces import read_traces
 from videostr.timeline import read_timeline
+from videostr.traces import read_traces
 
 LIMIT_S = 600
 METRICS = Path("docs/metrics.md")

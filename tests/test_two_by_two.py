@@ -14,7 +14,7 @@ from videostr.data.source import RecordSource
 from videostr.launch import cluster
 from videostr.loop import collect, group_advantages, learner_batch
 from videostr.ports import Ports
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 
 AGREEMENT = 0.02
 """Largest mean absolute difference of log-probabilities, nats."""

@@ -32,7 +32,7 @@ from videostr.lock import find_holder
 from videostr.model import Size, check_model, size_of, warnings_of, weights_of
 from videostr.processor import load_processor
 from videostr.prompt import encode, render, special_in
-from videostr.runfolder import check_run_folder, run_folder
+from videostr.run_folder import check_run_folder, run_folder
 from videostr.types import Clip, Record
 from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
 

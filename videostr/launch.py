@@ -38,9 +38,9 @@ from videostr.config import Config
 from videostr.console import log_to_console, log_to_file, run_command, run_main
 from videostr.data.source import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
-from videostr.evaluate.heldout import Evaluation, evaluate, means, summary, table
 from videostr.files import write_json
 from videostr.grpo.losses import check_custom, staleness_warning
+from videostr.heldout import Evaluation, evaluate, means, summary, table
 from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
@@ -50,7 +50,7 @@ from videostr.plan.memory import estimate
 from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
 from videostr.report.page import write_report
-from videostr.runfolder import RunFolder, run_folder
+from videostr.run_folder import RunFolder, run_folder
 from videostr.supervision import pause_before
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty

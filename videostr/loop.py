@@ -26,9 +26,9 @@ from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
-from videostr.report.traces import trace_rows, write_traces
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 from videostr.tasks import end, together, unless
+from videostr.traces import trace_rows, write_traces
 from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
 from videostr.window import Window
 

@@ -21,7 +21,7 @@ from videostr.config import Config, load
 from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 from videostr.types import Answer, AnswerKind, Record
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,9 @@ import pytest
 
 from actors.scaling import Scaling
 from videostr.config import Config, RolloutConfig
-from videostr.scale import main, read_wish
+from videostr.scale import main
 from videostr.supervision import Health
+from videostr.target_size import read_target_size
 
 
 class Pool:
@@ -80,7 +81,7 @@ def test_a_wish_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "config.yaml").touch()
     assert main([str(tmp_path), "--rollout-workers", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
-    assert read_wish(tmp_path) is None
+    assert read_target_size(tmp_path) is None
 
 
 def test_a_damaged_wish_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from videostr.data.source import RecordSource
 from videostr.launch import cluster
 from videostr.loop import train
 from videostr.ports import Ports
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 from videostr.types import Record
 
 TRL_PYTHON = Path("build/bench/bin/python")

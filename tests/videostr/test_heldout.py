@@ -21,9 +21,9 @@ from videostr.config import Config, EvaluateConfig, EvaluationConfig, Run, Sampl
 from videostr.data.source import Drawn, RecordSource
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode
-from videostr.evaluate.heldout import Evaluation, evaluate, means, paired_gain, summary, table
 from videostr.evaluate.records import Records
 from videostr.evaluate.run import Asked, Asker, ask_new, tally
+from videostr.heldout import Evaluation, evaluate, means, paired_gain, summary, table
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.prompt import reference_trace
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Rollout, VersionSpan

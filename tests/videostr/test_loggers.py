@@ -22,7 +22,7 @@ from videostr import loggers
 from videostr.config import Config, LoggingConfig, MlflowConfig, Run, WandbConfig
 from videostr.errors import ConfigError
 from videostr.loggers import Background, Loggers, require
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 NAME = """a#b%20&c=1,d:'e' "ü" [x]* $HOME 実験 🚀"""

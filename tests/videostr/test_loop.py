@@ -32,7 +32,7 @@ from videostr.errors import (
 from videostr.launch import Stopped, _evaluator, resume, train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
-from videostr.runfolder import RunFolder
+from videostr.run_folder import RunFolder
 from videostr.timeline import read_timeline
 from videostr.types import (
     Completion,

@@ -15,7 +15,7 @@ from videostr.data.__main__ import main
 from videostr.data.records import SCHEMA, index_at, read_records, write_records
 from videostr.data.source import RecordSource
 from videostr.errors import DataError, TooManyBadRecords
-from videostr.runfolder import Quarantine
+from videostr.run_folder import Quarantine
 from videostr.types import (
     Answer,
     AnswerKind,

@@ -37,8 +37,8 @@ from videostr.errors import RunFolderError, StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
 from videostr.launch import _cancel_when_lost, resume, train_on
 from videostr.lock import FolderLock
-from videostr.report.traces import read_traces
 from videostr.tasks import FileThread
+from videostr.traces import read_traces
 from videostr.types import LearnerBatch, Update
 
 Write = Callable[[Path], object]
@@ -224,7 +224,7 @@ class _Full:
                     raise OSError(number, os.strerror(number))
             original(path, line)
 
-        monkeypatch.setattr("videostr.runfolder.append_line", append)
+        monkeypatch.setattr("videostr.run_folder.append_line", append)
 
 
 def rows(folder: Path, name: str = "metrics.jsonl") -> list[int]:
@@ -438,7 +438,7 @@ def test_reading_and_setting_aside_never_block_the_loop(
 
 @pytest.mark.parametrize(
     "target",
-    ["videostr.runfolder.append_line", "videostr.loop.write_traces", "videostr.loop.write_json"],
+    ["videostr.run_folder.append_line", "videostr.loop.write_traces", "videostr.loop.write_json"],
 )
 def test_noting_a_step_never_blocks_the_loop(
     target: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

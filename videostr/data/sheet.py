@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw
 
 from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records, usable_records
+from videostr.draw import data_url, draw, view_of
 from videostr.errors import VideoError
 from videostr.files import write_text
 from videostr.options import lettered
 from videostr.prompt import answer_text
-from videostr.report.scene import data_url, draw, view_of
 from videostr.types import AnswerKind, GraphFrame, Record
 from videostr.video import ClipFrames, FrameStore, name_clip
 

@@ -26,6 +26,7 @@ import numpy as np
 from actors.engines import engines
 from rewards import Rubric
 from videostr import config as configs
+from videostr.bootstrap import Interval
 from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
 from videostr.console import log_to_console, run_command, run_main
@@ -51,7 +52,7 @@ from videostr.evaluate.run import (
     verdict_of,
     write_rows,
 )
-from videostr.evaluate.statistics import Interval, comparisons, intervals
+from videostr.evaluate.statistics import comparisons, intervals
 from videostr.evaluate.sti_bench import StiBench
 from videostr.evaluate.tables import Evaluated
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar

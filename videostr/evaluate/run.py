@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from videostr.asking import ask
 from videostr.chat import chat_text
 from videostr.config import EvaluationConfig
 from videostr.errors import DataError, PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of, writable
-from videostr.evaluate.asking import ask
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
 from videostr.evaluate.records import Records
 from videostr.evaluate.statistics import Scored, figure_values

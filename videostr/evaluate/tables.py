@@ -18,10 +18,11 @@ import msgspec
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
+from videostr.bootstrap import Interval
+from videostr.charts import interval, nice_ticks, short
 from videostr.errors import DataError
-from videostr.evaluate.statistics import Comparison, Interval
+from videostr.evaluate.statistics import Comparison
 from videostr.files import write_json
-from videostr.report.charts import interval, nice_ticks, short
 
 NONE = "–"
 """Where there is no figure."""

@@ -25,7 +25,7 @@ from videostr.plan.search import with_cache
 from videostr.plan.shapes import Shapes, shapes_of
 from videostr.plan.simulate import Outcome, simulate
 from videostr.plan.workers import Machine
-from videostr.report.run import read_run
+from videostr.run_data import read_run
 
 SKIPPED = 2
 """First steps of a run that are left out: they start engines' caches, compile and form the transfer group."""

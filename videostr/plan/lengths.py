@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from videostr.errors import ConfigError
-from videostr.report.traces import TraceRow
+from videostr.traces import TraceRow
 
 
 class Lengths(Protocol):

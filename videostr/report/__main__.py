@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from videostr.console import run_command, run_main
 from videostr.report.page import write_report
-from videostr.report.run import MAX_TRACES
 from videostr.report.viewer import FRAMES_MIB
+from videostr.run_data import MAX_TRACES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from videostr.report.charts import Chart, Series, line_chart, share_chart
-from videostr.report.run import RunData
+from videostr.charts import Chart, Series, line_chart, share_chart
 from videostr.report.stats import DumpStats
+from videostr.run_data import RunData
 
 MAX_LINES = 8
 """Colour classes of the style sheet."""

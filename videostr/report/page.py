@@ -19,17 +19,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from videostr.evaluate.heldout import PARTS, paired_gain
+from videostr.charts import interval, short
+from videostr.environment import environment
 from videostr.files import write_text
+from videostr.heldout import PARTS, paired_gain
 from videostr.metrics import duration
-from videostr.report.charts import interval, short
 from videostr.report.curves import curves
-from videostr.report.environment import environment
-from videostr.report.run import MAX_TRACES, RunData, read_run
 from videostr.report.signs import Figures, failure_total, signs
 from videostr.report.stats import DumpStats, dump_stats
 from videostr.report.timeline import timeline
 from videostr.report.viewer import FRAMES_MIB, viewer_data
+from videostr.run_data import MAX_TRACES, RunData, read_run
 from videostr.types import FailureKind
 
 MAX_QUARANTINE = 50

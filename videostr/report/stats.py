@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.report.traces import TraceRow
+from videostr.traces import TraceRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from statistics import fmean, median
 
 from markupsafe import Markup, escape
 
+from videostr.charts import nice_ticks, short
 from videostr.config import Config
-from videostr.report.charts import nice_ticks, short
-from videostr.report.run import RunData
+from videostr.run_data import RunData
 from videostr.timeline import FILE, StepTimes, read_timeline
 
 ROLES = ("rollout", "reward", "learn", "sync")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.report.scene import (
+from videostr.draw import (
     MAX_DRAWN_EDGES,
     View,
     chosen,
@@ -31,7 +31,7 @@ from videostr.report.scene import (
     view_of,
 )
 from videostr.report.stats import json_of
-from videostr.report.traces import TraceRow
+from videostr.traces import TraceRow
 from videostr.types import FinishReason, GraphAbsence, GraphFrame, SceneGraph
 
 CHUNK_ROLLOUTS = 128

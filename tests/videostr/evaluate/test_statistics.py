@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from videostr.bootstrap import Interval, bootstrap_weights
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Benchmark, Question
-from videostr.evaluate.heldout import paired_gain
 from videostr.evaluate.statistics import (
     ROWS,
-    Interval,
     McNemar,
     Scored,
-    bootstrap_weights,
     common,
     comparisons,
     figure_values,
@@ -25,6 +23,7 @@ from videostr.evaluate.statistics import (
     mcnemar,
     mcnemar_by_task,
 )
+from videostr.heldout import paired_gain
 
 
 def question(number: int, video: str, task: str) -> Question:

@@ -13,9 +13,10 @@ from typing import cast
 import numpy as np
 import pytest
 
+from videostr.bootstrap import Interval
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Benchmark, Question
-from videostr.evaluate.statistics import Comparison, Interval, McNemar, Scored, comparisons, intervals
+from videostr.evaluate.statistics import Comparison, McNemar, Scored, comparisons, intervals
 from videostr.evaluate.tables import Evaluated, compare, one
 
 QUESTIONS = [

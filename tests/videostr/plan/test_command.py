@@ -31,7 +31,7 @@ from videostr.plan.search import (
 from videostr.plan.shapes import PUBLISHED, shapes_of
 from videostr.plan.simulate import simulate
 from videostr.plan.workers import Machine
-from videostr.report.traces import TraceRow, write_traces
+from videostr.traces import TraceRow, write_traces
 
 CPU_CONFIG = "configs/tabletop_cpu.yaml"
 GPU_CONFIG = "configs/qwen2_5_vl_7b_8gpu.yaml"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from videostr.config import Config, dump
-from videostr.report.traces import TraceRow, write_traces
+from videostr.traces import TraceRow, write_traces
 
 FAMILIES = ("counting", "direction", "displacement", "distance", "localisation", "order")
 LABELS = ("red_ball", "blue_cube", "green_cone", "white_ball", "black_cylinder", "car")

@@ -15,8 +15,8 @@ import pytest
 from tests.videostr.report.browser import Browser, Page, chromium, executable
 from tests.videostr.report.synthetic import HOSTILE, synthetic_run
 from videostr.report.page import write_report
-from videostr.report.traces import TraceRow
 from videostr.timeline import Timeline
+from videostr.traces import TraceRow
 
 pytestmark = [
     pytest.mark.skipif(executable() is None, reason="no Chromium on the path: apt-get install chromium"),

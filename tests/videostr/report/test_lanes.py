@@ -10,8 +10,8 @@ import pytest
 
 from tests.videostr.report.synthetic import HOSTILE, synthetic_run
 from videostr.report.page import render
-from videostr.report.run import read_run
 from videostr.report.timeline import SHOWN_LANES, SHOWN_STEPS, Picture, timeline
+from videostr.run_data import read_run
 
 Spans = Sequence[tuple[float, float]]
 WORKERS: Mapping[str, Mapping[str, Spans]] = {

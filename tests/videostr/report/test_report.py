@@ -13,14 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from videostr.charts import Series, line_chart, nice_ticks, share_chart, short, smoothed
 from videostr.config import Config, dump
-from videostr.errors import DataError, RunFolderError
-from videostr.metrics import duration
-from videostr.report.__main__ import main
-from videostr.report.charts import Series, line_chart, nice_ticks, share_chart, short, smoothed
-from videostr.report.page import render, write_report
-from videostr.report.run import read_run
-from videostr.report.scene import (
+from videostr.draw import (
     chosen,
     draw,
     frame_at,
@@ -31,7 +26,12 @@ from videostr.report.scene import (
     read_graph,
     view_of,
 )
-from videostr.report.traces import SCHEMA, TraceRow, read_traces, trace_rows, write_traces
+from videostr.errors import DataError, RunFolderError
+from videostr.metrics import duration
+from videostr.report.__main__ import main
+from videostr.report.page import render, write_report
+from videostr.run_data import read_run
+from videostr.traces import SCHEMA, TraceRow, read_traces, trace_rows, write_traces
 from videostr.types import (
     Answer,
     AnswerKind,

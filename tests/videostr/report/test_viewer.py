@@ -16,10 +16,10 @@ from tests.videostr.report.synthetic import synthetic_run
 from tests.videostr.report.test_report import TRUE_GRAPH, metric_row, trace_row
 from videostr.report.curves import curves
 from videostr.report.page import render
-from videostr.report.run import read_run
 from videostr.report.stats import dump_stats
 from videostr.report.timeline import Span, spans, timeline
 from videostr.report.viewer import FAULTS, MAX_TEXT, drawn_over_frames, faults, viewer_data
+from videostr.run_data import read_run
 
 
 def opened(text: str) -> Any:

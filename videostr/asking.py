@@ -1,4 +1,4 @@
-"""Engines are asked here, whoever evaluates: `run` a policy on a benchmark, `heldout` a training run on its held-out records.
+"""Engines are asked here, whoever evaluates: a policy on a benchmark, or a training run on its held-out records.
 
 In: requests by name, engines. Out: each sampled group handed over as it comes, and the failures of the others.
 """

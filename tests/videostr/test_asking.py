@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from videostr.asking import ask
 from videostr.errors import RolloutError
-from videostr.evaluate.asking import ask
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Clip, ClipSpec, Failure, FailureKind, Prompt
 

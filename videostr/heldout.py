@@ -1,6 +1,6 @@
 """Held-out evaluation: the same prompts before and after, sampled at the training temperature and greedily.
 
-Asked and scored as in `run`, by the engines and reward workers of the training run.
+Sampled and scored by the engines and reward workers of the training run.
 In: held-out records, ports. Out: `eval/step_XXXXXX.json` with means per prompt, and the summary of two such evaluations:
 means and the paired gain with its confidence interval.
 """
@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from videostr.asking import ask
+from videostr.bootstrap import Interval, bootstrap_weights
 from videostr.config import Config
 from videostr.data.source import Drawn
-from videostr.evaluate.asking import ask
-from videostr.evaluate.benchmark import Mode
-from videostr.evaluate.records import verdict_on
-from videostr.evaluate.statistics import Interval, bootstrap_weights
 from videostr.files import write_json
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, Rollout
@@ -184,7 +182,5 @@ def _request(config: Config, drawn: Drawn, n: int, temperature: float) -> Sample
 
 def _mean_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Part -> mean over the completions of a prompt."""
-    rows = [
-        {"total": r.score.total, **verdict_on(r.trace.answer, r.score, Mode.GRAPH).scores} for r in rollouts
-    ]
+    rows = [{"total": rollout.score.total, **rollout.score.parts} for rollout in rollouts]
     return {part: float(np.mean([row[part] for row in rows])) for part in PARTS if part in rows[0]}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from videostr.config import Config, load
+from videostr.environment import FILE as ENVIRONMENT_FILE
 from videostr.errors import ConfigError, DataError, RunFolderError
-from videostr.report.environment import FILE as ENVIRONMENT_FILE
-from videostr.report.traces import TraceRow, read_traces, trace_count
+from videostr.traces import TraceRow, read_traces, trace_count
 
 MAX_TRACES = 20_000
 """Dumped rollouts that are read; of longer runs whole dumps are left out, evenly over the run."""

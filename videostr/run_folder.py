@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from videostr.checkpoint import Checkpoints
 from videostr.config import Config, dump, flat
+from videostr.environment import FILE as ENVIRONMENT
+from videostr.environment import environment
 from videostr.errors import RunFolderError, TooManyBadRecords
 from videostr.files import append_line, keep_lines, make_folder, storage, write_json, write_text
 from videostr.loggers import Loggers
-from videostr.report.environment import FILE as ENVIRONMENT
-from videostr.report.environment import environment
 from videostr.tasks import FileThread
 from videostr.timeline import FILE as TIMELINE
 from videostr.timeline import StepTimes, Timeline
