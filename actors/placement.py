@@ -65,6 +65,11 @@ def plan(config: Config) -> list[Role]:
     return roles
 
 
+def stop_ray() -> None:
+    """Leave the cluster, or end Ray on this machine."""
+    ray.shutdown()
+
+
 def start_ray(**options: Any) -> None:
     """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,13 +21,12 @@ import numpy as np
 from videostr.checkpoint import Draws, RunState
 from videostr.config import Config
 from videostr.data.source import Drawn, RecordSource
-from videostr.errors import CheckpointError, RunFolderError, StorageError, VideoStrError
-from videostr.files import storage_error, write_json
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.run_folder import RunFolder
+from videostr.saver import Saver, is_due
 from videostr.tasks import end, together, unless
 from videostr.traces import trace_rows, write_traces
 from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
@@ -52,6 +52,18 @@ class Collected:
     """Seconds after that until the last group was scored."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What came of the groups of one step."""
+
+    update: Update
+    synced: Mapping[str, float]
+    """Metrics of the weight sync; empty where there was no update."""
+    learn_s: float
+    sync_s: float
+    """Seconds from the update until all engines have the new weights."""
+
+
 async def train(
     config: Config,
     source: RecordSource,
@@ -73,9 +85,8 @@ async def train(
         NoSignal: no group's rewards differ any more.
     """
     progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_flat_steps)
-    saver = Saver(folder, ports, state)
-    evaluation = SideEvaluation(config, evaluator)
-    evaluation.begin(state)
+    saver = Saver(config, folder, ports, state)
+    evaluation = SideEvaluation(config, evaluator, state)
     draws = Draws(state.ledger)
     now = asyncio.get_running_loop().time  # a plan runs this loop in virtual time
     window = Window(
@@ -93,49 +104,19 @@ async def train(
                 break
             gains = [group_advantages(config, group) for group in collected.groups]
             batch = learner_batch(config, collected.groups, gains)
-            learned = now()
+            wait_s = now() - started
             saver.is_updating = True
-            update = await ports.learner.update(batch) if batch.groups else Update(version=state.version)
-            for failure in update.failures:
-                folder.quarantine.add(failure)
-            published = now()
-            updated = update.version != state.version
-            if updated:
-                await unless(stop, evaluation.done())
-            synced = await ports.sync.publish(update.version) if updated else {}
-            ended = now()
-
-            usable = len(collected.groups) - len(update.failures)
+            learned = await learn(ports, folder, batch, state.version, evaluation, stop)
+            step_s = now() - started
+            usable = len(collected.groups) - len(learned.update.failures)
             ledger = draws.settle(state.ledger, collected.positions, usable + collected.refilled)
-            state = RunState(step=state.step + 1, version=update.version, ledger=ledger)
+            state = RunState(step=state.step + 1, version=learned.update.version, ledger=ledger)
             saver.reached(state)
-            times = {
-                "time/rollout": collected.rollout_s,
-                "time/reward": collected.reward_s,
-                "time/wait": learned - started,
-                "time/learn": published - learned,
-                "time/sync": ended - published,
-                "time/step": ended - started,
-                "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
-                "refilled_groups": collected.refilled,
-                "dropped_fraction": 1 - usable / len(collected.positions),
-            }
-            failures = (
-                folder.quarantine.counts
-                + ports.rewards.failures
-                + ports.rollouts.failures
-                + ports.sync.failures
-                + folder.loggers.failures()
-            )
-            metrics = step_metrics(state, collected.groups, update, failures) | synced | times
+            metrics = step_row(state, collected, learned, failures(ports, folder), wait_s, step_s)
             await folder.thread(folder.metrics, metrics)
             progress.step(metrics)
-            every = config.train.traces_every
-            if every > 0 and _due(state.step, every, config.train.steps):
-                await folder.thread(_write_traces, folder.path, state.step, collected, gains)
-            if evaluation.is_due(state) or _due(
-                state.step, config.train.checkpoint_every, config.train.steps
-            ):
+            await write_due_traces(config, folder, state, collected, gains)
+            if evaluation.is_due(state) or saver.is_due(state):
                 await unless(stop, evaluation.done())  # a step without update did not wait for it
                 await saver.save()
             evaluation.begin(state)
@@ -146,88 +127,88 @@ async def train(
     return state
 
 
-class Saver:
-    """The checkpoints of a run, and what is still saved when a file cannot be written."""
+async def learn(
+    ports: Ports,
+    folder: RunFolder,
+    batch: LearnerBatch,
+    version: int,
+    evaluation: SideEvaluation,
+    stop: asyncio.Event,
+) -> Learned:
+    """Update the weights by a batch, if it has groups, and sync them once the evaluation of `version` is done."""
+    now = asyncio.get_running_loop().time
+    started = now()
+    update = await ports.learner.update(batch) if batch.groups else Update(version=version)
+    for failure in update.failures:
+        folder.quarantine.add(failure)
+    updated = now()
+    synced: Mapping[str, float] = {}
+    if update.version != version:
+        await unless(stop, evaluation.done())
+        synced = await ports.sync.publish(update.version)
+    return Learned(update=update, synced=synced, learn_s=updated - started, sync_s=now() - updated)
 
-    def __init__(self, folder: RunFolder, ports: Ports, state: RunState) -> None:
-        self.is_updating = False
-        """Whether the learner's weights are, or may be, later than those of the last whole step."""
-        self._folder = folder
-        self._ports = ports
-        self._state = state
-        self._saved = state.step
 
-    def reached(self, state: RunState) -> None:
-        """Note that a step is over."""
-        self._state = state
-        self.is_updating = False
+def failures(ports: Ports, folder: RunFolder) -> Counter[str]:
+    """Return the failures since the process started, by kind."""
+    return (
+        folder.quarantine.counts
+        + ports.rewards.failures
+        + ports.rollouts.failures
+        + ports.sync.failures
+        + folder.loggers.failures()
+    )
 
-    async def save(self) -> Exception | None:
-        """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
 
-        Raises:
-            LearnerError: a rank was lost.
-            StorageError: the checkpoint is written, `ledger.json` is not.
-        """
-        folder, state = self._folder, self._state
-        try:
-            await folder.checkpoints.save(state, self._ports.learner.save)
-        except (OSError, StorageError, CheckpointError) as error:
-            folder.quarantine.counts["checkpoint"] += 1
-            log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
-            return error
-        self._saved = state.step
-        await folder.thread(
-            write_json, folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)}
-        )
-        return None
+def step_row(
+    state: RunState,
+    collected: Collected,
+    learned: Learned,
+    failures: Counter[str],
+    wait_s: float,
+    step_s: float,
+) -> dict[str, float]:
+    """Return all metrics of a step."""
+    usable = len(collected.groups) - len(learned.update.failures)
+    return {
+        **step_metrics(state, collected.groups, learned.update, failures),
+        **learned.synced,
+        "time/rollout": collected.rollout_s,
+        "time/reward": collected.reward_s,
+        "time/wait": wait_s,
+        "time/learn": learned.learn_s,
+        "time/sync": learned.sync_s,
+        "time/step": step_s,
+        "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
+        "refilled_groups": collected.refilled,
+        "dropped_fraction": 1 - usable / len(collected.positions),
+    }
 
-    async def finish(self) -> None:
-        """Write the last checkpoint, where that is not done.
 
-        Raises:
-            RunFolderError: it could not be written.
-        """
-        if self._saved != self._state.step and (problem := await self.save()):
-            raise RunFolderError(
-                f"the state after step {self._state.step} could not be written ({problem}); make room, and run the same "
-                f"command again: it goes on from {await self._latest()}"
-            )
+async def write_due_traces(
+    config: Config, folder: RunFolder, state: RunState, collected: Collected, gains: Sequence[np.ndarray]
+) -> None:
+    """Write the traces of every `train.traces_every` steps, and of the last one."""
+    every = config.train.traces_every
+    if every > 0 and (state.step == config.train.steps or is_due(state.step, every)):
+        await folder.thread(_write_traces, folder.path, state.step, collected, gains)
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Try once more to save all steps when a file could not be written, and say what came of it."""
-        if isinstance(error, OSError):
-            error = storage_error(error, error.filename or self._folder.path)
-        if isinstance(error, StorageError):
-            raise StorageError(f"{error}; {await self._last_try()}") from error
-
-    async def _last_try(self) -> str:
-        """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
-        step, folder = self._state.step, self._folder
-        try:
-            if not self.is_updating and self._saved != step:
-                await self.save()
-            await folder.thread(folder.write_rest)
-        except (VideoStrError, OSError) as error:
-            log.warning("%s", error)
-        lacking = f" ({', '.join(names)} lack the last step)" if (names := folder.unwritten()) else ""
-        lost = "" if self._saved == step else f", and computes steps {self._saved + 1} to {step} again"
-        return f"then the same command goes on from {await self._latest()}{lost}{lacking}"
-
-    async def _latest(self) -> str:
-        checkpoints = self._folder.checkpoints
-        return str(await checkpoints.thread(checkpoints.latest) or "the start")
+def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequence[np.ndarray]) -> None:
+    rows = trace_rows(step, collected.groups, gains, collected.records)
+    write_traces(run_folder / "traces" / f"step_{step:06d}.parquet", rows)
 
 
 class SideEvaluation:
     """The evaluation beside training: one at a time, given up when training ends otherwise."""
 
     def __init__(
-        self, config: Config, evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None
+        self,
+        config: Config,
+        evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None,
+        start: RunState,
     ) -> None:
+        self._start = start
         self._every = config.evaluate.every if evaluator is not None else 0
         self._last = config.train.steps
         self._evaluator = evaluator
@@ -235,7 +216,7 @@ class SideEvaluation:
 
     def is_due(self, state: RunState) -> bool:
         """Whether the state is to be evaluated, and so to have a checkpoint."""
-        return state.step > 0 and _every(state.step, self._every)
+        return state.step > 0 and is_due(state.step, self._every)
 
     def begin(self, state: RunState) -> None:
         """Evaluate, if that is due; the last state is evaluated after training."""
@@ -249,6 +230,8 @@ class SideEvaluation:
             await together([task])
 
     async def __aenter__(self) -> Self:
+        """Make up for the evaluation that a killed run did not finish."""
+        self.begin(self._start)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -361,16 +344,3 @@ def _request(config: Config, drawn: Drawn) -> SampleRequest:
         max_tokens=config.sampling.max_tokens,
         seed=int(seed),
     )
-
-
-def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequence[np.ndarray]) -> None:
-    rows = trace_rows(step, collected.groups, gains, collected.records)
-    write_traces(run_folder / "traces" / f"step_{step:06d}.parquet", rows)
-
-
-def _every(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or _every(step, every)

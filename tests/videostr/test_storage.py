@@ -35,8 +35,8 @@ from videostr.checkpoint import Ledger, RunState
 from videostr.console import log_to_console, log_to_file, run_command
 from videostr.errors import RunFolderError, StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
-from videostr.launch import _cancel_when_lost, resume, train_on
 from videostr.lock import FolderLock
+from videostr.run import cancel_when_lost, resume, train_with_restarts
 from videostr.tasks import FileThread
 from videostr.traces import read_traces
 from videostr.types import LearnerBatch, Update
@@ -404,7 +404,7 @@ def test_writing_a_checkpoint_never_blocks_the_loop(
     name = call.rpartition(".")[2]
     slow = Slow()
     monkeypatch.setattr(target, name, slow(getattr(target, name)))
-    run = train_on(stage.config, stage.source, stage.ports, stage.folder, fresh, stage.stop, None)
+    run = train_with_restarts(stage.config, stage.source, stage.ports, stage.folder, fresh, stage.stop, None)
     state, is_served = asyncio.run(ticks_while_slow(slow, run))
     assert is_served
     assert state.step == 4
@@ -438,7 +438,7 @@ def test_reading_and_setting_aside_never_block_the_loop(
 
 @pytest.mark.parametrize(
     "target",
-    ["videostr.run_folder.append_line", "videostr.loop.write_traces", "videostr.loop.write_json"],
+    ["videostr.run_folder.append_line", "videostr.loop.write_traces", "videostr.saver.write_json"],
 )
 def test_noting_a_step_never_blocks_the_loop(
     target: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -448,7 +448,7 @@ def test_noting_a_step_never_blocks_the_loop(
     module, _, name = target.rpartition(".")
     slow = Slow()
     monkeypatch.setattr(target, slow(getattr(importlib.import_module(module), name)))
-    run = train_on(stage.config, stage.source, stage.ports, stage.folder, fresh, stage.stop, None)
+    run = train_with_restarts(stage.config, stage.source, stage.ports, stage.folder, fresh, stage.stop, None)
     state, is_served = asyncio.run(ticks_while_slow(slow, run))
     assert is_served
     assert state.step == 2
@@ -508,7 +508,7 @@ def test_a_run_whose_lock_was_taken_is_cancelled(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path, "run.name")
 
     async def run() -> None:
-        _cancel_when_lost(lock)
+        cancel_when_lost(lock)
         threading.Thread(target=lock.when_lost).start()
         await asyncio.sleep(60)
 

@@ -16,8 +16,6 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from rewards import score
-from rewards.rubric import PRESETS
 from videostr.console import run_command, run_main
 from videostr.data import card, exchange
 from videostr.data.build import Progress, Settings, build, skip_table
@@ -28,14 +26,12 @@ from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError, VideoError
 from videostr.lock import FolderLock
 from videostr.metrics import duration
-from videostr.prompt import reference_trace
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
 from videostr.types import Failure, Record
 from videostr.video import LARGE_CLIP_BYTES, probe
 
-FULL = 1 - 1e-6
 PROBED = 32
 """Videos of an import, about so many, that are opened to know the size of their frames."""
 WRITES_DATASET = {"build", "import"}
@@ -296,7 +292,6 @@ def _check(options: argparse.Namespace) -> int:
     bad = total = 0
     for found in problems(
         options.folder,
-        judge=_judge_truth,
         lists=options.exclude,
         videos=options.videos,
         processor=_processor(options.model),
@@ -316,20 +311,6 @@ def _processor(model: str) -> Any:
     from videostr.processor import load_processor  # its import takes seconds
 
     return load_processor(model)
-
-
-def _judge_truth(record: Record) -> str:
-    """Why a record's truth does not earn everything, under every rubric."""
-    trace = reference_trace(record)
-    for name, rubric in PRESETS.items():
-        earned = score(trace, record, dataclasses.replace(rubric, length="none"))
-        low = {part: value for part, value in earned.parts.items() if part in PARTS and value < FULL}
-        if low:
-            return f"{name}: {low}; {'; '.join(earned.notes)}"
-    return ""
-
-
-PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
 
 
 def _show(options: argparse.Namespace) -> int:

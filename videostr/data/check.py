@@ -6,7 +6,7 @@ In: a dataset's folder. Out: problems, each with the row it is in. What a row mu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from msgspec import structs
 
+from rewards import score
+from rewards.rubric import PRESETS
 from videostr.data import leakage
 from videostr.data.naming import named_boxes
 from videostr.data.records import read_records
 from videostr.errors import PromptError, VideoError
-from videostr.prompt import prompt_text, special_in
+from videostr.prompt import prompt_text, reference_trace, special_in
 from videostr.types import AnswerKind, Clip, Failure, Record
 from videostr.video import LARGE_CLIP_BYTES, decode, name_clip, probe
 
@@ -26,6 +28,9 @@ SAME_PROPORTIONS = 0.01
 """Pictures whose ratios of width to height differ by less are one picture in two sizes."""
 OUTSIDE_PX = 1.0
 """Boxes are rounded."""
+PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
+"""Of which a truth must earn everything."""
+FULL = 1 - 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,6 @@ class Problem:
 def problems(
     folder: Path,
     *,
-    judge: Callable[[Record], str],
     lists: Sequence[Path] = (),
     videos: int | None = None,
     seed: int = 0,
@@ -49,7 +53,6 @@ def problems(
 
     Args:
         folder: of the dataset.
-        judge: says why the record's own truth, written as a trace, does not earn full reward; "" when it does.
         lists: files with names of scenes that must not be in it.
         videos: clips to decode, chosen by `seed`; None for all.
         seed: of that choice.
@@ -65,7 +68,7 @@ def problems(
         records.append(_without_nodes(row))
         if problem := _text_problem(row, processor):
             yield Problem(f"{row.origin}: {problem}")
-        if problem := judge(row):
+        if problem := truth_problem(row):
             yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}")
         if problem := _outside(row):
             yield Problem(f"{row.origin}: {problem}")
@@ -80,6 +83,17 @@ def problems(
         )
     yield from _of_videos(folder, records, videos, seed)
     yield total
+
+
+def truth_problem(record: Record) -> str:
+    """Return why the record's own truth, written as a trace, does not earn full reward under some rubric; "" when it does."""
+    trace = reference_trace(record)
+    for name, rubric in PRESETS.items():
+        earned = score(trace, record, replace(rubric, length="none"))
+        low = {part: value for part, value in earned.parts.items() if part in PARTS and value < FULL}
+        if low:
+            return f"{name}: {low}; {'; '.join(earned.notes)}"
+    return ""
 
 
 def _text_problem(record: Record, processor: Any) -> str:

@@ -7,6 +7,8 @@ The result does not depend on the number of worker processes.
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from enum import IntEnum
@@ -15,13 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
+from videostr.config import Config
 from videostr.data.records import write_records
 from videostr.errors import DataError
 from videostr.files import make_folder, storage
+from videostr.lock import FolderLock
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4
 from videostr.tabletop.world import Difficulty, make_scene
 from videostr.types import Record
+
+log = logging.getLogger(__name__)
 
 
 class Split(IntEnum):
@@ -51,6 +57,34 @@ def build(
     one = functools.partial(_build_scene, out, seed, split, difficulty, questions)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return write_records(_flat(pool.map(one, range(scenes), chunksize=16)), shard)
+
+
+def build_missing(config: Config) -> None:
+    """Build the datasets that the config asks for and that do not exist yet."""
+    tabletop = config.data.tabletop
+    for folder, scenes, split in (
+        (config.data.train, tabletop.train_scenes, Split.TRAIN),
+        (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
+    ):
+        if not folder or scenes == 0 or _is_dataset(folder):
+            continue
+        with FolderLock(Path(folder), "data.train and data.heldout", wait=True):
+            if _is_dataset(folder):  # another run has built it meanwhile
+                continue
+            log.info("building %s: %d scenes", folder, scenes)
+            build(
+                Path(folder),
+                scenes=scenes,
+                seed=tabletop.seed,
+                split=split,
+                difficulty=Difficulty(tabletop.difficulty),
+                questions=1,
+                workers=os.cpu_count() or 1,
+            )
+
+
+def _is_dataset(folder: str) -> bool:
+    return any(Path(folder).glob("records-*.parquet"))
 
 
 def scene_seed(seed: int, split: Split, index: int) -> int:

@@ -1,0 +1,46 @@
+"""The policy: whether its checkpoint can be trained and served. In: a config. Out: findings; its size in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from videostr.config import Config
+from videostr.errors import ModelError
+from videostr.model import check_model, size_of, warnings_of, weights_of
+from videostr.preflight.findings import Context, Finding, from_error, ok, warn
+from videostr.processor import load_processor
+
+
+def check_policy(config: Config, context: Context) -> Iterator[Finding]:
+    """Whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
+    path = config.model.path
+    try:
+        described = check_model(path, cpu=config.rollout.num_gpus == 0)
+        context.size = size = size_of(described)
+        context.processor = load_processor(path, described)
+    except ModelError as error:
+        yield from_error("model", error)
+        return
+    yield ok(
+        "model", f"{path}: Qwen2.5-VL, {_count(size.total)} parameters, {_count(size.vision)} of them vision"
+    )
+    if not Path(path).is_dir():
+        yield warn(
+            "weights",
+            f"model.path = {path} is a name on the hub: every node would fetch it, at the same time",
+            f"hf download {path} --local-dir DIR, on storage that all nodes share, and model.path=DIR",
+        )
+        return
+    try:
+        weights = weights_of(path, described)
+    except ModelError as error:
+        yield from_error("weights", error)
+        return
+    yield ok("weights", f"{len(weights.files)} file{'s' * (len(weights.files) > 1)} whole")
+    for found, remedy in warnings_of(path, context.processor, weights):
+        yield warn("weights" if weights.pickled or weights.ignored else "model", found, remedy)
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"

@@ -1,0 +1,105 @@
+"""When a run is saved, and what of it still can be when a file cannot be written.
+
+In: the state after every step. Out: checkpoints, `ledger.json`, and errors that say where the same command continues.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Self
+
+from videostr.checkpoint import RunState
+from videostr.config import Config
+from videostr.errors import CheckpointError, RunFolderError, StorageError, VideoStrError
+from videostr.files import storage_error, write_json
+from videostr.ports import Ports
+from videostr.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps, never for 0, is done after this one."""
+    return every > 0 and step % every == 0
+
+
+class Saver:
+    """The checkpoints of a run, and what is still saved when a file cannot be written."""
+
+    def __init__(self, config: Config, folder: RunFolder, ports: Ports, state: RunState) -> None:
+        self.is_updating = False
+        """Whether the learner's weights are, or may be, later than those of the last whole step."""
+        self._folder = folder
+        self._ports = ports
+        self._state = state
+        self._saved = state.step
+        self._every, self._last = config.train.checkpoint_every, config.train.steps
+
+    def is_due(self, state: RunState) -> bool:
+        """Whether the state is to have a checkpoint, whatever is evaluated."""
+        return state.step == self._last or is_due(state.step, self._every)
+
+    def reached(self, state: RunState) -> None:
+        """Note that a step is over."""
+        self._state = state
+        self.is_updating = False
+
+    async def save(self) -> Exception | None:
+        """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
+
+        Raises:
+            LearnerError: a rank was lost.
+            StorageError: the checkpoint is written, `ledger.json` is not.
+        """
+        folder, state = self._folder, self._state
+        try:
+            await folder.checkpoints.save(state, self._ports.learner.save)
+        except (OSError, StorageError, CheckpointError) as error:
+            folder.quarantine.counts["checkpoint"] += 1
+            log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)
+            return error
+        self._saved = state.step
+        await folder.thread(
+            write_json, folder.path / "ledger.json", {"step": state.step, **asdict(state.ledger)}
+        )
+        return None
+
+    async def finish(self) -> None:
+        """Write the last checkpoint, where that is not done.
+
+        Raises:
+            RunFolderError: it could not be written.
+        """
+        if self._saved != self._state.step and (problem := await self.save()):
+            raise RunFolderError(
+                f"the state after step {self._state.step} could not be written ({problem}); make room, and run the same "
+                f"command again: it goes on from {await self._latest()}"
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Try once more to save all steps when a file could not be written, and say what came of it."""
+        if isinstance(error, OSError):
+            error = storage_error(error, error.filename or self._folder.path)
+        if isinstance(error, StorageError):
+            raise StorageError(f"{error}; {await self._last_try()}") from error
+
+    async def _last_try(self) -> str:
+        """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
+        step, folder = self._state.step, self._folder
+        try:
+            if not self.is_updating and self._saved != step:
+                await self.save()
+            await folder.thread(folder.write_rest)
+        except (VideoStrError, OSError) as error:
+            log.warning("%s", error)
+        lacking = f" ({', '.join(names)} lack the last step)" if (names := folder.unwritten()) else ""
+        lost = "" if self._saved == step else f", and computes steps {self._saved + 1} to {step} again"
+        return f"then the same command goes on from {await self._latest()}{lost}{lacking}"
+
+    async def _latest(self) -> str:
+        checkpoints = self._folder.checkpoints
+        return str(await checkpoints.thread(checkpoints.latest) or "the start")
