@@ -205,7 +205,7 @@ _PROSE = frozenset(
 
 
 def mean_relative_accuracy(said: float, truth: float) -> float:
-    """Share of the ten error bounds that `said` keeps; for a truth of 0, whether it is 0 to within 1e-9."""
+    """Return the share of the ten error bounds that `said` keeps; for a truth of 0, whether it is 0 to within 1e-9."""
     if truth == 0:
         return float(abs(said) <= 1e-9)
     error = abs(said - truth) / abs(truth)
@@ -300,7 +300,7 @@ _COORDINATE = re.compile(COORDINATE, re.IGNORECASE | re.ASCII)
 
 
 def stated_box(answer: str) -> Box | None:
-    """The four numbers of an answer, in any brackets and with any separators; None if they are no box."""
+    """Return the four numbers of an answer, in any brackets and with any separators; None if they are no box."""
     numbers = stated_numbers(answer, 4)
     if numbers is None:
         return None
@@ -309,6 +309,6 @@ def stated_box(answer: str) -> Box | None:
 
 
 def stated_numbers(answer: str, count: int) -> tuple[float, ...] | None:
-    """All numbers of an answer; None unless there are `count` of them, each within +-1e6."""
+    """Return all numbers of an answer; None unless there are `count` of them, each within +-1e6."""
     numbers = tuple([float(text.replace("−", "-")) for text in _COORDINATE.findall(answer)])
     return numbers if len(numbers) == count and all(abs(x) <= MAX_ABS for x in numbers) else None

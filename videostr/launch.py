@@ -47,11 +47,11 @@ from videostr.tasks import together
 
 log = logging.getLogger("videostr.launch")
 METRICS_S = 5.0
-"""Longest wait for figures to be shown, which are no more than set."""
+"""Longest wait for the last figures to be shown."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status as in the module's docstring."""
+    """Return the exit status that the module's docstring says."""
     parser = argparse.ArgumentParser(prog="python -m videostr.launch", description=__doc__)
     parser.add_argument("--config", required=True, help="a file such as configs/tabletop_cpu.yaml")
     parser.add_argument("--check", action="store_true", help="say what would not work, and start nothing")
@@ -116,7 +116,7 @@ async def launch(config: Config, lock: FolderLock, processor: Any) -> int:
 
 @contextlib.asynccontextmanager
 async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> AsyncIterator[Ports]:
-    """Ray and all actors, started together; ended together, whatever happens.
+    """Start Ray and all actors together; end them together, whatever happens.
 
     Raises:
         PlacementError: the plan does not fit.
@@ -145,7 +145,13 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         )
         cleanup.callback(learner.close)
         await until_stopped(stop, together([rollouts.start(), learner.restart()]))
-        rewards = remote or _local_rewards(config, folder, rubric, placement, cleanup)
+        rewards: RewardPool | None = remote
+        if rewards is None:
+            local = RayRewardPool(
+                config.reward, rubric, placement.anywhere("reward"), timeline=folder.timeline
+            )
+            cleanup.callback(local.close)
+            rewards = local
         sync = SupervisedSync(config, learner, rollouts, folder.timeline)
         sync.start()
         cleanup.callback(sync.close)
@@ -157,18 +163,6 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
         yield Ports(rollouts=rollouts, rewards=rewards, learner=learner, sync=sync)
 
 
-def _local_rewards(
-    config: Config,
-    folder: RunFolder,
-    rubric: Rubric,
-    placement: Placement,
-    cleanup: contextlib.AsyncExitStack,
-) -> RayRewardPool:
-    rewards = RayRewardPool(config.reward, rubric, placement.anywhere("reward"), timeline=folder.timeline)
-    cleanup.callback(rewards.close)
-    return rewards
-
-
 def _show_metrics(
     config: Config,
     folder: RunFolder,
@@ -177,7 +171,7 @@ def _show_metrics(
     rewards: RewardPool,
     cleanup: contextlib.AsyncExitStack,
 ) -> None:
-    """On the metrics page of Ray's node, until Ray ends."""
+    """Show metrics on the page of Ray's node, until Ray ends."""
     metrics = RayMetrics(config.run.name, lambda: worker_states(rollouts, learner, rewards))
     metrics.start()
     cleanup.callback(metrics.stop)
@@ -187,7 +181,7 @@ def _show_metrics(
 
 
 def _absolute(config: Config) -> Config:
-    """Actors run in other folders: local paths are made absolute for them."""
+    """Return the config with absolute local paths: actors run in other folders."""
     path = Path(config.model.path)
     model = dataclasses.replace(
         config.model, path=str(path.resolve()) if path.exists() else config.model.path

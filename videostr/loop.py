@@ -1,9 +1,9 @@
 """THE training step, top to bottom; the same code for synchronous and asynchronous training.
 
 Consumes records of a `RecordSource` in seeded order. Produces updates, metrics, traces, checkpoints. Waits for the oldest batch
-of the `Window`, then for learner and weight publication; is unblocked by their answers, or by `stop`, upon which
-unfinished batches are given up (their positions are drawn again on resume), an update already begun is finished, and a
-checkpoint is written. With `train.max_staleness` = S up to S batches are sampled and scored while a step learns.
+of the `Window`, then for the learner and the weight sync; is unblocked by their answers, or by `stop`: then unfinished batches
+are cancelled (their positions are drawn again on resume), an update that has begun is finished, and a checkpoint is written.
+With `train.max_staleness` = S up to S batches are sampled and scored while a step learns.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Collected:
     positions: tuple[int, ...]
     """All that were drawn for it."""
     refilled: int
-    """Groups without variance that were replaced."""
+    """Zero-variance groups that were replaced."""
     rollout_s: float
     """Seconds until the last group was sampled."""
     reward_s: float
@@ -73,10 +73,10 @@ async def train(
     stop: asyncio.Event,
     evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None = None,
 ) -> RunState:
-    """Train from `state` to `train.steps`, or until `stop`; returns the state reached, which is checkpointed.
+    """Train from `state` to `train.steps`, or until `stop`; return the state reached, which has a checkpoint.
 
-    `evaluator` is run after every `evaluate.every` steps, beside the sampling and learning of the next step; only the next
-    weight publication waits for it, so that it sees one version. What a killed run did not finish of it is done first.
+    `evaluator` runs after every `evaluate.every` steps, while the next step samples and learns; only the next weight sync
+    waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
         StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
@@ -200,7 +200,7 @@ def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequ
 
 
 class SideEvaluation:
-    """The evaluation beside training: one at a time, given up when training ends otherwise."""
+    """The evaluation that runs while training goes on: one at a time, cancelled when training ends by an error."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class SideEvaluation:
             self._task = asyncio.create_task(self._evaluator(state))
 
     async def done(self) -> None:
-        """Returns when no evaluation is under way; raises what it raised."""
+        """Wait for the evaluation under way; raise what it raised."""
         task, self._task = self._task, None
         if task is not None:
             await together([task])
@@ -235,7 +235,7 @@ class SideEvaluation:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Give it up."""
+        """Cancel it."""
         if self._task is not None:
             await end([self._task])
 
@@ -245,8 +245,8 @@ async def collect(
 ) -> Collected:
     """Sample and score `train.prompts_per_step` groups, in rounds.
 
-    Each group that fails is quarantined and replaced by the next record; with `sampling.refill` each that has no
-    variance is replaced too, until `sampling.refill_limit` times as many groups were sampled as the step needs.
+    Each group that fails is quarantined and replaced by the next record; with `sampling.refill` each zero-variance group
+    is replaced too, until `sampling.refill_limit` times as many groups were sampled as the step needs.
     """
     now = asyncio.get_running_loop().time
     started = sampled_at = now()
@@ -288,7 +288,7 @@ async def collect(
 
 
 async def score(ports: Ports, drawn: Drawn, sampled: Sampled) -> RolloutGroup | Failure:
-    """A sampled group, scored."""
+    """Score a sampled group."""
     rollouts = await ports.rewards.score(drawn.record, sampled.completions)
     if isinstance(rollouts, Failure):
         return rollouts
@@ -296,16 +296,16 @@ async def score(ports: Ports, drawn: Drawn, sampled: Sampled) -> RolloutGroup | 
 
 
 def group_advantages(config: Config, group: RolloutGroup) -> np.ndarray:
-    """[G] float32; zeros for a group of zero variance."""
+    """Return the advantages of a group, [G] float32; zeros for a group of zero variance."""
     return advantages([rollout.score.total for rollout in group.rollouts], config.loss.advantage)
 
 
 def learner_batch(
     config: Config, groups: Sequence[RolloutGroup], gains: Sequence[np.ndarray]
 ) -> LearnerBatch:
-    """Groups with their advantages; left out are those without a gradient.
+    """Return groups with their advantages, without those that have no gradient.
 
-    These are groups of zero variance, unless there is a KL term, and such as `loss.mask_truncated` leaves nothing of.
+    These are zero-variance groups, unless there is a KL term, and groups that `loss.mask_truncated` leaves nothing of.
     """
     kept = [
         i

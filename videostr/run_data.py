@@ -1,4 +1,4 @@
-"""A run folder as the report needs it. Any piece may be missing or half written: the run may still go on."""
+"""A run folder, read back. Any piece may be missing or half written: the run may still be running."""
 
 from __future__ import annotations
 

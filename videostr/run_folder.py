@@ -85,7 +85,7 @@ class Quarantine:
             self._known[row["record_id"], row["kind"]] = row["records"]
 
     def add(self, failure: Failure) -> None:
-        """Note a failure.
+        """Count a failure, and write it down once.
 
         Raises:
             TooManyBadRecords: more than `data.max_bad_fraction` of the records are quarantined.
@@ -142,9 +142,9 @@ class RunFolder:
         """File and line, in order."""
 
     def rewind(self, step: int, resume: str = "auto") -> None:
-        """Drop what is of later steps than `step`, and will be written anew; `resume` is `run.resume`.
+        """Drop metrics, times, evaluations and traces of steps after `step`, and set their checkpoints aside.
 
-        These are metrics, times, evaluations and traces. Checkpoints are set aside.
+        `resume` is `run.resume`.
 
         Raises:
             StorageError: a file cannot be written.
@@ -163,7 +163,7 @@ class RunFolder:
         self.loggers.rewind(step)
 
     def _find_best(self) -> None:
-        """Of the checkpoints that are left, by the evaluations beside training."""
+        """Find the best of the checkpoints that are left, by the evaluations during training."""
         for path in sorted(self.path.glob("eval/greedy_*.json")):
             number = path.stem.removeprefix("greedy_")
             total = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"].get("total")
@@ -199,16 +199,16 @@ class RunFolder:
         self.write_rest()
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One figure for the loggers that is no part of a step's metrics."""
+        """Log one figure that is not part of a step's metrics."""
         self.loggers.log({name: value}, step)
 
     def close(self, done: bool = False) -> None:
-        """End the loggers; `done` when the run need not be gone on with."""
+        """End the loggers; `done` when the run has reached its last step."""
         self.loggers.close(done)
 
 
 def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
-    """See whether a run may go on in its folder; a folder that is not there may be made.
+    """Check that a run may continue in its folder; a folder that does not exist may be made.
 
     Raises:
         RunFolderError: it belongs to another config, or has a checkpoint and `run.resume` is never.

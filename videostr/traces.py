@@ -68,7 +68,7 @@ def trace_rows(
     advantages: Sequence[np.ndarray],
     records: Mapping[str, Record],
 ) -> list[TraceRow]:
-    """The rows of a step.
+    """Return the rows of a step.
 
     Args:
         step: which step the groups were learned in.
@@ -118,7 +118,7 @@ def write_traces(path: str | Path, rows: Sequence[TraceRow]) -> None:
 
 
 def trace_count(path: str | Path) -> int:
-    """Rows of a dump, without reading them.
+    """Return the number of rows of a dump, without reading them.
 
     Raises:
         DataError: not readable.
