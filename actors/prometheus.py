@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ray.util.metrics import Counter as RayCounter
 from ray.util.metrics import Gauge
 
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.reward import RayRewardPool
 from videostr.ports import RewardPool

@@ -1,7 +1,7 @@
 """Publication of the learner's weights to the engines, as the driver asks for it.
 
 In: a weight version. Out: metrics, when every engine that is up serves that version. The work is done between learner ranks
-and rollout actors (`actors/transfer.py`); the driver only starts it and waits, and so never imports vLLM. `RayWeightSync` is one
+and rollout actors (`actors/transfer/`); the driver only starts it and waits, and so never imports vLLM. `RayWeightSync` is one
 publication; `SupervisedSync` does what `videostr/sync.py` says with it.
 """
 
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
+from actors.transfer.request import transfer_request
 from videostr.config import Config
 from videostr.errors import LearnerError
 from videostr.sync import EngineSync
@@ -44,8 +45,9 @@ class RayWeightSync:
         """
         start = time.monotonic()
         limit = CONTROL_CALLS * self.config.sync.timeout_s
+        request = transfer_request(self.config, tuple(self.engines()), version)
         try:
-            ranks = await asyncio.wait_for(self.learner.call("send_weights", self._init(version)), limit)
+            ranks = await asyncio.wait_for(self.learner.call("send_weights", request), limit)
         except TimeoutError:
             # Not of the engines: each of their calls has its own limit.
             raise LearnerError(
@@ -53,20 +55,6 @@ class RayWeightSync:
                 "sync.timeout_s): a rank is stuck; raise the limit if the model is simply large"
             ) from None
         return {**ranks[0], "sync/seconds": time.monotonic() - start}
-
-    def _init(self, version: int) -> dict[str, Any]:
-        config = self.config
-        on_gpu = config.rollout.num_gpus > 0
-        automatic = "nccl" if on_gpu else "gloo"
-        return {
-            "engines": tuple(self.engines()),
-            "ranks_per_engine": config.rollout.tensor_parallel_size,
-            "backend": automatic if config.sync.backend == "auto" else config.sync.backend,
-            "version": version,
-            "timeout_s": config.sync.timeout_s,
-            "verify": config.sync.verify,
-            "reset_encoder_cache": not config.model.freeze_vision,
-        }
 
 
 class SupervisedSync(EngineSync):

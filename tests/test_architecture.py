@@ -142,7 +142,7 @@ def test_a_wrong_arrow_is_caught(path: str, source: str, expected: str) -> None:
             "videostr/evaluate/__main__.py",
             "from actors.rollout import RolloutWorker\nfrom videostr.launch import main",
         ),
-        ("actors/learner.py", "import deepspeed, vllm, ray\nfrom videostr.types import Update"),
+        ("actors/learner/policy.py", "import deepspeed, vllm, ray\nfrom videostr.types import Update"),
         ("rewards/graph.py", "import rayon_like\nfrom videostr.types import Trace"),
     ],
 )

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import ray
 
 from actors.check import check
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.placement import Placement, plan, start_ray
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states

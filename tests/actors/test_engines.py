@@ -23,10 +23,12 @@ import ray
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from actors.learner import LearnerWorker, RayLearner
+from actors.learner.ray_learner import RayLearner
+from actors.learner.worker import LearnerWorker
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
 from actors.sync import RayWeightSync, SupervisedSync
+from actors.transfer.request import TransferRequest
 from videostr.config import Config
 from videostr.errors import TransferError
 from videostr.model import load_policy
@@ -65,6 +67,7 @@ class Sender:
         torch.set_num_threads(1)
         self.path = path
         self.policy = load_policy(path, torch.float32)
+        self.sender: Any = None
 
     def perturb(self, seed: int, only: str = "") -> list[str]:
         """Add noise to every parameter whose name contains `only`."""
@@ -83,10 +86,11 @@ class Sender:
     def save(self, folder: str) -> None:
         self.policy.save_pretrained(folder)
 
-    def send_weights(self, init: dict[str, Any]) -> dict[str, float]:
-        from actors.transfer import send_from_learner
+    def send_weights(self, request: TransferRequest) -> dict[str, float]:
+        from actors.transfer.sender import WeightSender
 
-        return send_from_learner(None, self.policy, 0, init)
+        self.sender = self.sender or WeightSender(self.policy, 0)
+        return self.sender.send(request)
 
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
@@ -99,21 +103,21 @@ class Sender:
         row = AutoProcessor.from_pretrained(self.path).tokenizer.eos_token_id
         self.policy.lm_head.weight.data[row] = 0
 
-    def send_without(self, name: str, init: dict[str, Any]) -> dict[str, float]:
+    def send_without(self, name: str, request: TransferRequest) -> dict[str, float]:
         """Send all but one parameter, and compare all."""
-        from actors import transfer
+        from actors.transfer import sender, source
 
-        class Forgetful(transfer.LearnerWeights):
+        class Forgetful(source.LearnerWeights):
             def __init__(self, module: torch.nn.Module, *, with_digests: bool) -> None:
                 super().__init__(module, with_digests=with_digests)
                 self.parameters = [(key, p) for key, p in self.parameters if key != name]
-                self.digests[name] = transfer.digest(module.get_parameter(name).detach())
+                self.digests[name] = source.weight_digest(module.get_parameter(name).detach())
 
-        complete, transfer.LearnerWeights = transfer.LearnerWeights, Forgetful  # type: ignore[misc]
+        complete, sender.LearnerWeights = sender.LearnerWeights, Forgetful  # type: ignore[misc]
         try:
-            return self.send_weights(init)
+            return self.send_weights(request)
         finally:
-            transfer.LearnerWeights = complete  # type: ignore[misc]
+            sender.LearnerWeights = complete  # type: ignore[misc]
 
 
 class Learner(RayLearner):

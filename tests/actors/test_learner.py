@@ -18,9 +18,11 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from actors import learner_state
-from actors.learner import LearnerWorker, RayLearner, digest
-from actors.learner_state import KINDS, LearnerState
+from actors.learner import state
+from actors.learner.ray_learner import RayLearner
+from actors.learner.state import KINDS, LearnerState
+from actors.learner.worker import LearnerWorker
+from actors.parameters import tensor_digest
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
 from videostr.errors import CheckpointError, ConfigError, LearnerError
 from videostr.grpo.attention import Kernel
@@ -59,35 +61,36 @@ class Bench(LearnerWorker):
     """A rank that can be built anew in its process, and shows its gradients."""
 
     def rebuild(self, config: Config) -> None:
-        self.config, self.version, self.updates = config, 0, 0
+        self.config = config
         self.start()
 
     def gradients(self, batch: LearnerBatch) -> tuple[float, dict[str, np.ndarray]]:
         """Global loss and gradients by Hugging Face name, after a step that throws them away."""
         from deepspeed.utils import safe_get_full_grad
 
-        loss = self.accumulate(batch).loss
-        whole = self.config.learner.zero_stage > 0
-        grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in self.policy.named_parameters()}
+        loss = self.updater.accumulate(batch).loss
+        whole, policy = self.config.learner.zero_stage > 0, self.trained.policy
+        grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in policy.named_parameters()}
         found = {n: g.float().cpu().numpy().copy() for n, g in grads.items() if g is not None}
-        self.engine.step()
+        self.trained.engine.step()
         return loss, found
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter whole, by Hugging Face name."""
-        return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.full_parameters()}
+        return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.trained.full_parameters()}
 
     def limit_shards(self, size: int) -> None:
         """Write a shard when `size` bytes were gathered."""
-        learner_state.SHARD_BYTES = size
+        state.SHARD_BYTES = size
 
     def forget(self, rank: int) -> None:
         """Empty one rank's cache of vision features; all count from 0."""
-        self.features.hits = self.features.misses = 0
+        features = self.trained.features
+        features.hits = features.misses = 0
         if self.rank == rank:
-            limit, self.features.max_bytes = self.features.max_bytes, 0
-            self.features.trim()
-            self.features.max_bytes = limit
+            limit, features.max_bytes = features.max_bytes, 0
+            features.trim()
+            features.max_bytes = limit
 
 
 class Stage:
@@ -288,7 +291,7 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     assert run(learner.checksums()) == gone_on
 
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
-    assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
+    assert {name: tensor_digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
 
 
@@ -474,7 +477,7 @@ def test_bfloat16_checkpoint_does_not_depend_on_ranks_and_stage(
     assert json.loads((tmp_path / "learner" / "state.json").read_text())["step"] == 1
     for name, checksum in saved.items():
         master = torch.from_numpy(state[f"master/{name}"])
-        assert digest(master.bfloat16()) == checksum
+        assert tensor_digest(master.bfloat16()) == checksum
         assert not torch.equal(master.bfloat16().float(), master), name
     for ranks, zero_stage in ((2, 1), (2, 3), (1, 0)):
         learner = rebuild(ranks, zero_stage)

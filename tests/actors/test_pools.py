@@ -24,6 +24,7 @@ from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
 from actors.reward import RayRewardPool
 from actors.sync import SupervisedSync
+from actors.transfer.request import TransferRequest
 from rewards import Rubric
 from tests.actors.waiting import ended
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
@@ -98,11 +99,11 @@ class Learner:
         self.version = 0
         self.workers = ("rank",)
 
-    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+    async def call(self, method: str, request: TransferRequest) -> list[dict[str, float]]:
         if self.broken:
             self.broken -= 1
             raise TransferError("engine 1: `update` broke")
-        self.sent.append((init["version"], len(init["engines"])))
+        self.sent.append((request.version, len(request.engines)))
         return [{"sync/bytes": 1.0}]
 
 
@@ -272,7 +273,7 @@ def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
 
 def test_a_learner_that_is_stuck_in_a_publication_is_lost(cluster: None, tmp_path: Path) -> None:
     class Stuck(Learner):
-        async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+        async def call(self, method: str, request: TransferRequest) -> list[dict[str, float]]:
             await asyncio.sleep(600)
             raise AssertionError
 
@@ -290,10 +291,10 @@ class LostLearner(Learner):
 
     well = False
 
-    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+    async def call(self, method: str, request: TransferRequest) -> list[dict[str, float]]:
         if not self.well:
             raise LearnerError("learner rank 0 died in `send_weights`")
-        return await super().call(method, init)
+        return await super().call(method, request)
 
 
 def test_a_run_that_waits_for_engines_hears_of_a_lost_learner(cluster: None, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actors.parameters import whole_shape
 from videostr.errors import LearnerError
 from videostr.files import write_json
 
@@ -155,7 +156,7 @@ class LearnerState:
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, whole on rank 0; all ranks must take all of them."""
         for name, part in self.parts.items():
-            shape = _shape(self.parameters[name])
+            shape = whole_shape(self.parameters[name])
             for kind in KINDS:
                 yield f"{kind}/{name}", self._whole(part, kind, shape.numel()).view(shape)
 
@@ -170,7 +171,7 @@ class LearnerState:
         return bits.view(torch.float32)
 
     def _check(self, folder: Path, places: Mapping[str, Any]) -> None:
-        ours = {f"{kind}/{n}": list(_shape(p)) for n, p in self.parameters.items() for kind in KINDS}
+        ours = {f"{kind}/{n}": list(whole_shape(p)) for n, p in self.parameters.items() for kind in KINDS}
         theirs = {key: file.get_slice(key).get_shape() for key, file in places.items()}
         for key in {**ours, **theirs}:
             here, there = ours.get(key, "not trained"), theirs.get(key, "absent")
@@ -195,12 +196,6 @@ class LearnerState:
             working.detach().view(-1)[: part.count].copy_(self._view(part, MASTER))
         if self.stage == 3:
             optimizer.checkpoint_event_epilogue()  # and gather them anew
-
-
-def _shape(parameter: Any) -> torch.Size:
-    """Of the whole parameter, which ZeRO-3 leaves empty."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -1,0 +1,179 @@
+"""All learner ranks as one: `RayLearner`, the driver's side. It starts, calls and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from actors.learner.worker import LearnerWorker
+from actors.names import actor_name
+from actors.placement import overlap_options
+from videostr.config import Config
+from videostr.errors import LearnerError, VideoStrError
+from videostr.timeline import Timeline
+from videostr.types import LearnerBatch, Update
+
+
+class RayLearner:
+    """All ranks as one; implements `videostr.ports.Learner`.
+
+    Calls every rank at once and waits for all of them, `learner.timeout_s` at the longest. A rank that fails leaves the
+    others waiting in a collective: after a `LearnerError` all of them are of no more use; `restart` starts them anew.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        frame_store: str | Path,
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[LearnerWorker] = LearnerWorker,
+        timeline: Timeline | None = None,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            config: the run's config.
+            frame_store: folder that all ranks read frames from.
+            options: Ray actor options of each rank, e.g. its place in a placement group.
+            worker_class: what to run as a rank.
+            timeline: is told which method every rank runs.
+        """
+        self.config = config
+        self.frame_store = str(frame_store)
+        self.options = options
+        self.worker_class = worker_class
+        self.timeout_s = config.learner.timeout_s
+        self._timeline = timeline or Timeline()
+        self.workers: tuple[Any, ...] = ()
+        """Actor handles, by rank."""
+        self.version = 0
+        """Of the weights that the ranks hold."""
+        self.updating = asyncio.Lock()
+        """Held while the weights change, and while ranks start."""
+
+    @classmethod
+    async def start(
+        cls,
+        config: Config,
+        frame_store: str | Path,
+        options: Sequence[Mapping[str, Any]] = (),
+        worker_class: type[LearnerWorker] = LearnerWorker,
+        timeline: Timeline | None = None,
+    ) -> RayLearner:
+        """A learner whose ranks have loaded the policy; arguments as of the class."""
+        learner = cls(config, frame_store, options, worker_class, timeline)
+        await learner.restart()
+        return learner
+
+    async def restart(self) -> None:
+        """Start all ranks, anew where they ran, with the initial weights."""
+        async with self.updating:
+            self.close()
+            self.workers = self._launch()
+            try:
+                (address, port), *_ = await self.call("rendezvous")
+                await self.call("connect", address, port, len(self.workers))
+                await self.call("start")
+            except BaseException:
+                self.close()
+                raise
+            self.version = 0
+
+    def _launch(self) -> tuple[Any, ...]:
+        c = self.config.learner
+        remote = ray.remote(self.worker_class)
+        return tuple(
+            remote.options(
+                name=actor_name("learner-rank", rank),
+                num_cpus=c.num_cpus,
+                num_gpus=c.num_gpus,
+                **overlap_options(self.config, c.num_gpus),
+                **(self.options[rank] if self.options else {}),
+            ).remote(rank, self.config, self.frame_store)
+            for rank in range(c.num_ranks)
+        )
+
+    async def update(self, batch: LearnerBatch) -> Update:
+        """Learn from the batch, which is put into the object store once."""
+        async with self.updating:
+            updates: list[Update] = await self.call("update", ray.put(batch))
+            self.version = updates[0].version
+        return updates[0]
+
+    async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:
+        """The learner's log-probabilities, per group and completion [T] float32."""
+        parts = await self.call("logprobs", ray.put(batch))
+        found = {(group, completion): values for part in parts for group, completion, values in part}
+        empty = np.empty(0, dtype=np.float32)
+        return [
+            tuple(found.get((index, completion), empty) for completion in range(len(group.rollouts)))
+            for index, group in enumerate(batch.groups)
+        ]
+
+    async def checksums(self) -> dict[str, str]:
+        """SHA-256 of every parameter's bytes, by Hugging Face name."""
+        sums: list[dict[str, str]] = await self.call("checksums")
+        return sums[0]
+
+    async def save(self, folder: Path) -> None:
+        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
+
+        Raises:
+            CheckpointError: it could not be written; the ranks go on.
+        """
+        async with self.updating:  # a publication meanwhile would only wait for it
+            await self.call("save", str(folder))
+
+    async def load(self, folder: Path) -> int:
+        """Restore what `save` wrote; returns the weight version."""
+        async with self.updating:
+            versions: list[int] = await self.call("load", str(folder))
+            self.version = versions[0]
+        return versions[0]
+
+    def close(self) -> None:
+        """End all ranks."""
+        workers, self.workers = self.workers, ()
+        for worker in workers:
+            ray.kill(worker)
+
+    async def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method on every rank; results by rank.
+
+        Raises:
+            LearnerError: a rank died, raised, or did not answer in time, or none runs. Errors of ours keep their type.
+        """
+        if not self.workers:
+            raise LearnerError(f"no learner rank runs to do `{method}`: they ended, or their start failed")
+        calls = [
+            asyncio.ensure_future(self._ask(rank, method, arguments)) for rank in range(len(self.workers))
+        ]
+        try:
+            return await asyncio.wait_for(asyncio.gather(*calls), self.timeout_s)
+        except TimeoutError:
+            late = [rank for rank, call in enumerate(calls) if call.cancelled() or not call.done()]
+            raise LearnerError(
+                f"learner ranks {late} did not finish `{method}` within learner.timeout_s = {self.timeout_s:g} s; "
+                "see their logs, or raise the limit if the step is simply long"
+            ) from None
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def _ask(self, rank: int, method: str, arguments: Sequence[Any]) -> Any:
+        try:
+            with self._timeline.during(f"learner-rank-{rank}", method):
+                return await getattr(self.workers[rank], method).remote(*arguments)
+        except RayTaskError as error:
+            cause = error.cause
+            kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError
+            raise kind(f"learner rank {rank} failed in `{method}`: {cause!r}") from error
+        except RayError as error:
+            first = str(error).strip().partition("\n")[0]
+            raise LearnerError(f"learner rank {rank} died in `{method}`: {first}") from error
