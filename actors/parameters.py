@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from videostr.digests import digest
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
@@ -29,4 +30,4 @@ def gathered(parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextMa
 def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes."""
     flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    return digest(flat.numpy().data)

@@ -29,9 +29,9 @@ from rewards import Rubric
 from rewards.choice import chosen_letter
 from rewards.number import mean_relative_accuracy, stated_number
 from videostr import config as configs
-from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
 from videostr.console import log_to_console, run_command, run_main
+from videostr.digests import folder_digest
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
@@ -195,7 +195,7 @@ def _evaluate(config: EvaluationConfig) -> int:
         rubric = Rubric.from_config(config.reward, config.max_tokens)
         benchmark = make_benchmark(config.benchmark, judge, rubric)
         questions = limited(benchmark.read(Path(config.root)), config.limit)
-        model_digest = digest_of(Path(config.model)) if Path(config.model).is_dir() else config.model
+        model_digest = folder_digest(Path(config.model)) if Path(config.model).is_dir() else config.model
         asker = Asker(config, benchmark, processor, model_digest)
         log.info(
             "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
