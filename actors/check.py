@@ -17,7 +17,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.calls import first_line
 from actors.placement import JOIN_REMEDY, REMEDY, Role, join_cluster, lacking, plan
 from actors.remote_reward import RemoteRewardPool
 from rewards import Rubric
@@ -38,7 +37,7 @@ from videostr.check import (
     warn,
 )
 from videostr.config import Config
-from videostr.errors import ConfigError, RewardError
+from videostr.errors import ConfigError, RewardError, first_line
 from videostr.grpo.losses import check_custom, staleness_warning
 
 LOOK_S = 120.0

@@ -42,5 +42,5 @@ async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterato
 
 async def _serve(pool: RayRolloutPool) -> None:
     while True:
-        await pool.stale()
-        await pool.served(pool.handles())
+        await pool.wait_for_stale()
+        await pool.mark_current(pool.handles())

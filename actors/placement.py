@@ -19,9 +19,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.calls import first_line
 from videostr.config import Config
-from videostr.errors import PlacementError
+from videostr.errors import PlacementError, first_line
 from videostr.metrics import duration
 
 log = logging.getLogger("videostr.placement")

@@ -22,11 +22,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.calls import answer
+from actors.calls import get_with_timeout
 from actors.names import Named, actor_name
 from rewards import Rubric, judge_group
 from videostr.config import RewardConfig
-from videostr.errors import RewardError, error_text
+from videostr.errors import RewardError, error_text, first_line
 from videostr.supervision import pause_before
 from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
@@ -160,17 +160,19 @@ class RayRewardPool:
             actor = await self._take_worker(surely_alive=bool(problem))
             try:
                 with self._timeline.during(_name(self._actors[actor]), "score"):
-                    judged = await answer(actor.score.remote(record, completions), self._deadline_s)
+                    judged = await get_with_timeout(actor.score.remote(record, completions), self._deadline_s)
             except RayTaskError as error:  # first: it is also an instance of what the reward raised
                 self._idle.put_nowait(actor)
                 return Failure(
-                    kind=FailureKind.REWARD_ERROR, record_id=record.id, detail=_first_line(error.cause)
+                    kind=FailureKind.REWARD_ERROR,
+                    record_id=record.id,
+                    detail=first_line(error_text(error.cause)),
                 )
             except TimeoutError:
                 problem = f"no score after reward.deadline_s = {self._deadline_s:g} s"
                 self._replace(actor, "reward_worker_timeout")
             except RayError as error:  # ended, or was killed for its memory
-                problem = f"the reward worker died: {_first_line(error)}"
+                problem = f"the reward worker died: {first_line(error_text(error))}"
                 self._replace(actor, "reward_worker_died")
             except asyncio.CancelledError:
                 self._idle.put_nowait(actor)
@@ -236,20 +238,20 @@ class RayRewardPool:
         was_up = actor in self._started
         method, limit = (actor.ping, self._deadline_s) if was_up else (actor.ready, _START_TIMEOUT_S)
         try:
-            await answer(method.remote(), limit)
+            await get_with_timeout(method.remote(), limit)
         except (TimeoutError, RayTaskError) as error:
             if was_up:
-                return _first_line(error)
+                return first_line(error_text(error))
             self._idle.put_nowait(actor)
             raise RewardError(
-                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {_first_line(error)}; "
+                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {first_line(error_text(error))}; "
                 "check reward.num_workers and reward.num_cpus against the cluster"
             ) from error
         except asyncio.CancelledError:
             self._idle.put_nowait(actor)
             raise
         except RayError as error:
-            return _first_line(error)
+            return first_line(error_text(error))
         self._started.add(actor)
         return ""
 
@@ -263,8 +265,3 @@ class RayRewardPool:
 
 def _name(index: int) -> str:
     return f"reward-worker-{index}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = error_text(error).strip().splitlines()
-    return lines[0] if lines else ""

@@ -120,6 +120,11 @@ def error_text(error: BaseException) -> str:
     return printable(f"{text} [{inner}]" if inner else text)
 
 
+def first_line(error: object) -> str:
+    """Return the first line of what an error, or its text, says; the name of its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _first_parts(error: BaseException) -> list[BaseException]:
     """Return the first exceptions of a group, those of groups in it among them; none for other exceptions."""
     parts: list[BaseException] = []

@@ -54,7 +54,7 @@ from videostr.runfolder import RunFolder, run_folder
 from videostr.supervision import pause_before
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
-from videostr.tasks import together, unless
+from videostr.tasks import gather_or_cancel, race
 from videostr.types import Failure, FailureKind
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
             config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
         )
         cleanup.callback(learner.close)
-        await _until_stopped(stop, together([rollouts.start(), learner.restart()]))
+        await _until_stopped(stop, gather_or_cancel([rollouts.start(), learner.restart()]))
         rewards = remote or _local_rewards(config, folder, rubric, placement, cleanup)
         sync = SupervisedSync(config, learner, rollouts, folder.timeline)
         sync.start()
@@ -258,7 +258,7 @@ def _show_metrics(
 async def _until_stopped(stop: asyncio.Event, work: Awaitable[T]) -> T:
     """The result of `work`; raises `Stopped` when `stop` is set first."""
     task = asyncio.ensure_future(work)
-    await unless(stop, task)
+    await race(stop, task)
     if task.cancelled():
         raise Stopped
     return task.result()
@@ -278,7 +278,7 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
             f"{len(source.records)}; restore the dataset, or choose another run.name"
         )
     await ports.learner.load(checkpoint)
-    await ports.sync.publish(state.version)
+    await ports.sync.sync(state.version)
     await files(folder.rewind, state.step, config.run.resume)
     log.info("resumed after step %d from %s", state.step, checkpoint)
     return state
@@ -328,7 +328,7 @@ async def _begin_again(config: Config, source: RecordSource, ports: Ports, folde
     await ports.learner.restart()
     state = await resume(config, source, ports, folder)
     if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
-        await ports.sync.publish(0)
+        await ports.sync.sync(0)
     return state
 
 

@@ -28,7 +28,7 @@ from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.report.traces import trace_rows, write_traces
 from videostr.runfolder import RunFolder
-from videostr.tasks import end, together, unless
+from videostr.tasks import cancel_and_wait, gather_or_cancel, race
 from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
 from videostr.window import Window
 
@@ -88,7 +88,7 @@ async def train(
         while state.step < config.train.steps and not stop.is_set():
             started = now()
             window.advance(state.step)
-            collected = await unless(stop, window.next())
+            collected = await race(stop, window.next())
             if collected is None:
                 break
             gains = [group_advantages(config, group) for group in collected.groups]
@@ -101,8 +101,8 @@ async def train(
             published = now()
             updated = update.version != state.version
             if updated:
-                await unless(stop, evaluation.done())
-            synced = await ports.sync.publish(update.version) if updated else {}
+                await race(stop, evaluation.done())
+            synced = await ports.sync.sync(update.version) if updated else {}
             ended = now()
 
             usable = len(collected.groups) - len(update.failures)
@@ -136,12 +136,12 @@ async def train(
             if evaluation.is_due(state) or _due(
                 state.step, config.train.checkpoint_every, config.train.steps
             ):
-                await unless(stop, evaluation.done())  # a step without update did not wait for it
+                await race(stop, evaluation.done())  # a step without update did not wait for it
                 await saver.save()
             evaluation.begin(state)
             await folder.thread(folder.times, folder.timeline.drain(state.step))
             signal.step(metrics, any(gain.any() for gain in batch.advantages))
-        await unless(stop, evaluation.done())
+        await race(stop, evaluation.done())
     await saver.finish()
     return state
 
@@ -246,7 +246,7 @@ class SideEvaluation:
         """Returns when no evaluation is under way; raises what it raised."""
         task, self._task = self._task, None
         if task is not None:
-            await together([task])
+            await gather_or_cancel([task])
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,7 +254,7 @@ class SideEvaluation:
     async def __aexit__(self, *_: object) -> None:
         """Give it up."""
         if self._task is not None:
-            await end([self._task])
+            await cancel_and_wait([self._task])
 
 
 async def collect(
@@ -287,7 +287,7 @@ async def collect(
         taken = draws.take(missing)
         positions += taken
         drawn = await folder.thread(_draw, source, folder, taken)  # looks at the files of the videos
-        for d, result in zip(drawn, await together(one(d) for d in drawn), strict=True):
+        for d, result in zip(drawn, await gather_or_cancel(one(d) for d in drawn), strict=True):
             if isinstance(result, Failure):
                 await folder.thread(folder.quarantine.add, result)
             elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):

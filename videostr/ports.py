@@ -83,9 +83,9 @@ class WeightSync(Protocol):
     """Moves the learner's weights into every engine."""
 
     failures: Counter[str]
-    """Publications that broke so far, by cause."""
+    """Weight syncs that broke so far, by cause."""
 
-    async def publish(self, version: int) -> dict[str, float]:
+    async def sync(self, version: int) -> dict[str, float]:
         """Metrics (`sync/bytes`, `sync/seconds`, ...) once every engine serves `version`; raises `TransferError`."""
         ...
 

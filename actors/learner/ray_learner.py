@@ -11,11 +11,13 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.calls import get_with_timeout
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
 from actors.placement import overlap_options
 from videostr.config import Config
-from videostr.errors import LearnerError, VideoStrError
+from videostr.errors import LearnerError, VideoStrError, first_line
+from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
 from videostr.types import LearnerBatch, Update
 
@@ -23,8 +25,8 @@ from videostr.types import LearnerBatch, Update
 class RayLearner:
     """All ranks as one; implements `videostr.ports.Learner`.
 
-    Calls every rank at once and waits for all of them, `learner.timeout_s` at the longest. A rank that fails leaves the
-    others waiting in a collective: after a `LearnerError` all of them are of no more use; `restart` starts them anew.
+    Calls every rank at once and waits for all of them, at most `learner.timeout_s`. A rank that fails leaves the others
+    waiting in a collective: after a `LearnerError` none of them can be used; `restart` starts new ones.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class RayLearner:
             frame_store: folder that all ranks read frames from.
             options: Ray actor options of each rank, e.g. its place in a placement group.
             worker_class: what to run as a rank.
-            timeline: is told which method every rank runs.
+            timeline: records which method every rank runs.
         """
         self.config = config
         self.frame_store = str(frame_store)
@@ -53,7 +55,7 @@ class RayLearner:
         self.workers: tuple[Any, ...] = ()
         """Actor handles, by rank."""
         self.version = 0
-        """Of the weights that the ranks hold."""
+        """Version of the weights that the ranks hold."""
         self.updating = asyncio.Lock()
         """Held while the weights change, and while ranks start."""
 
@@ -66,13 +68,13 @@ class RayLearner:
         worker_class: type[LearnerWorker] = LearnerWorker,
         timeline: Timeline | None = None,
     ) -> RayLearner:
-        """A learner whose ranks have loaded the policy; arguments as of the class."""
+        """Return a learner whose ranks have loaded the policy; arguments as of the class."""
         learner = cls(config, frame_store, options, worker_class, timeline)
         await learner.restart()
         return learner
 
     async def restart(self) -> None:
-        """Start all ranks, anew where they ran, with the initial weights."""
+        """Start all ranks with the initial weights; those that ran are ended first."""
         async with self.updating:
             self.close()
             self.workers = self._launch()
@@ -107,7 +109,7 @@ class RayLearner:
         return updates[0]
 
     async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:
-        """The learner's log-probabilities, per group and completion [T] float32."""
+        """Return the learner's log-probabilities, per group and completion [T] float32."""
         parts = await self.call("logprobs", ray.put(batch))
         found = {(group, completion): values for part in parts for group, completion, values in part}
         empty = np.empty(0, dtype=np.float32)
@@ -117,7 +119,7 @@ class RayLearner:
         ]
 
     async def checksums(self) -> dict[str, str]:
-        """SHA-256 of every parameter's bytes, by Hugging Face name."""
+        """Return the SHA-256 of every parameter's bytes, by Hugging Face name."""
         sums: list[dict[str, str]] = await self.call("checksums")
         return sums[0]
 
@@ -125,9 +127,9 @@ class RayLearner:
         """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
 
         Raises:
-            CheckpointError: it could not be written; the ranks go on.
+            CheckpointError: it could not be written; the ranks continue.
         """
-        async with self.updating:  # a publication meanwhile would only wait for it
+        async with self.updating:  # a weight sync meanwhile would only wait for it
             await self.call("save", str(folder))
 
     async def load(self, folder: Path) -> int:
@@ -143,37 +145,48 @@ class RayLearner:
         for worker in workers:
             ray.kill(worker)
 
-    async def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Run a method on every rank; results by rank.
+    async def call(
+        self, method: str, *arguments: Any, timeout_s: float | None = None, limit: str = "learner.timeout_s"
+    ) -> list[Any]:
+        """Run a method on every rank; return the results by rank.
+
+        Args:
+            method: of `LearnerWorker`.
+            arguments: the same for every rank.
+            timeout_s: deadline; None is `learner.timeout_s`.
+            limit: what the deadline is called in the config.
 
         Raises:
-            LearnerError: a rank died, raised, or did not answer in time, or none runs. Errors of ours keep their type.
+            LearnerError: a rank died, raised, or did not answer in time, or none runs. A `VideoStrError` keeps its type.
         """
         if not self.workers:
             raise LearnerError(f"no learner rank runs to do `{method}`: they ended, or their start failed")
-        calls = [
-            asyncio.ensure_future(self._ask(rank, method, arguments)) for rank in range(len(self.workers))
-        ]
-        try:
-            return await asyncio.wait_for(asyncio.gather(*calls), self.timeout_s)
-        except TimeoutError:
-            late = [rank for rank, call in enumerate(calls) if call.cancelled() or not call.done()]
-            raise LearnerError(
-                f"learner ranks {late} did not finish `{method}` within learner.timeout_s = {self.timeout_s:g} s; "
-                "see their logs, or raise the limit if the step is simply long"
-            ) from None
-        finally:
-            for call in calls:
-                call.cancel()
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        late: list[int] = []
 
-    async def _ask(self, rank: int, method: str, arguments: Sequence[Any]) -> Any:
+        async def ask(rank: int) -> Any:
+            try:
+                return await self._ask(rank, method, arguments, timeout_s)
+            except TimeoutError:
+                late.append(rank)
+
+        results = await gather_or_cancel(ask(rank) for rank in range(len(self.workers)))
+        if late:
+            raise LearnerError(
+                f"learner ranks {sorted(late)} did not finish `{method}` within {limit} = {timeout_s:g} s; "
+                "see their logs, or raise the limit if the step is simply long"
+            )
+        return results
+
+    async def _ask(self, rank: int, method: str, arguments: Sequence[Any], timeout_s: float) -> Any:
         try:
             with self._timeline.during(f"learner-rank-{rank}", method):
-                return await getattr(self.workers[rank], method).remote(*arguments)
+                return await get_with_timeout(
+                    getattr(self.workers[rank], method).remote(*arguments), timeout_s
+                )
         except RayTaskError as error:
             cause = error.cause
             kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError
             raise kind(f"learner rank {rank} failed in `{method}`: {cause!r}") from error
         except RayError as error:
-            first = str(error).strip().partition("\n")[0]
-            raise LearnerError(f"learner rank {rank} died in `{method}`: {first}") from error
+            raise LearnerError(f"learner rank {rank} died in `{method}`: {first_line(error)}") from error

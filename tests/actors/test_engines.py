@@ -27,7 +27,7 @@ from actors.learner.ray_learner import RayLearner
 from actors.learner.worker import LearnerWorker
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
-from actors.sync import RayWeightSync, SupervisedSync
+from actors.sync import SupervisedSync, transfer_weights
 from actors.transfer.request import TransferRequest
 from videostr.config import Config
 from videostr.errors import TransferError
@@ -128,10 +128,10 @@ class Learner(RayLearner):
         self.workers, self.timeout_s = (sender,), 120
         self.forget = forget
 
-    async def call(self, method: str, *arguments: Any) -> list[Any]:
+    async def call(self, method: str, *arguments: Any, **deadline: Any) -> list[Any]:
         if self.forget:
-            return await super().call("send_without", self.forget, *arguments)
-        return await super().call(method, *arguments)
+            return await super().call("send_without", self.forget, *arguments, **deadline)
+        return await super().call(method, *arguments, **deadline)
 
 
 @pytest.fixture(scope="module")
@@ -270,10 +270,10 @@ async def _together(pool: RayRolloutPool, *requests: SampleRequest) -> list[Any]
     return await asyncio.gather(*(pool.sample(request) for request in requests))
 
 
-def _publish(
+def _transfer(
     world: World, run: Run[Any], engines: list[Any], learner: Learner, version: int
 ) -> dict[str, float]:
-    metrics: dict[str, float] = run(RayWeightSync(world.config, learner, lambda: engines).publish(version))
+    metrics: dict[str, float] = run(transfer_weights(world.config, learner, engines, version))
     return metrics
 
 
@@ -414,7 +414,7 @@ def test_weights_reach_one_engine(
     prompt = world.prompts[0]
     assert len(ray.get(sender.perturb.remote(1))) > 50
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(world, run, pool.handles()[:1], Learner(world.config, sender), 1)
+    metrics = _transfer(world, run, pool.handles()[:1], Learner(world.config, sender), 1)
     size = sum(p.numel() * 4 for p in load_policy(tmp_path, torch.float32).parameters())
     assert metrics["sync/bytes"] == size
     assert 0 < metrics["sync/broadcast_seconds"] <= metrics["sync/seconds"] < 60
@@ -442,7 +442,7 @@ def test_weights_reach_two_engines(
     ray.get(sender.save.remote(str(tmp_path)))
     prompt = world.prompts[1]
     before = _direct(run, pool, 0, _request(prompt))
-    metrics = _publish(world, run, pool.handles(), Learner(world.config, sender), version)
+    metrics = _transfer(world, run, pool.handles(), Learner(world.config, sender), version)
     assert metrics["sync/seconds"] < 60
     assert _difference(world, tmp_path, prompt, before) > 2 * AGREEMENT
     for engine in (0, 1):
@@ -458,7 +458,7 @@ def test_frozen_vision_tower_is_not_sent(
     ray.get(sender.freeze_vision.remote(True))
     ray.get(sender.perturb.remote(7, "language_model"))
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 7)
+    metrics = _transfer(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 7)
     ray.get(sender.freeze_vision.remote(False))
     parameters = load_policy(tmp_path, torch.float32).named_parameters()
     assert metrics["sync/bytes"] == sum(p.numel() * 4 for name, p in parameters if "visual" not in name)
@@ -472,7 +472,7 @@ def test_banned_placeholders(
 ) -> None:
     ray.get(sender.favour_placeholders.remote())
     ray.get(sender.save.remote(str(tmp_path)))
-    _publish(world, run, pool.handles(), Learner(world.config, sender), 8)
+    _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
     prompt = world.prompts[0]
     sampled = run(pool.sample(_request(prompt)))
     assert isinstance(sampled, Sampled)  # and not a Failure
@@ -498,7 +498,7 @@ def test_missing_parameter_is_named(
 ) -> None:
     ray.get(sender.perturb.remote(9))
     with pytest.raises(TransferError, match=f"engine 0: {name} differs .*version 9") as raised:
-        _publish(world, run, pool.handles(), Learner(world.config, sender, forget=name), 9)
+        _transfer(world, run, pool.handles(), Learner(world.config, sender, forget=name), 9)
     assert "restart" in str(raised.value)
 
 
@@ -508,7 +508,7 @@ def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> Non
     learner = run(RayLearner.start(config, world.frames.folder))
     try:
         for version in (20, 21):
-            metrics = run(RayWeightSync(config, learner, pool.handles).publish(version))
+            metrics = run(transfer_weights(config, learner, pool.handles(), version))
             assert metrics["sync/bytes"] > 1e6
     finally:
         learner.close()
@@ -518,7 +518,7 @@ def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> Non
         assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
 
 
-def test_groups_in_flight_survive_a_publication(
+def test_groups_in_flight_survive_a_weight_sync(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
 ) -> None:
     """Of a prompt that the prefix cache held, so that vLLM took its pixels for dispensable.
@@ -527,7 +527,7 @@ def test_groups_in_flight_survive_a_publication(
     """
     engines, learner = pool.handles()[:1], Learner(world.config, sender)
     ray.get(sender.forget_to_end.remote())
-    _publish(world, run, engines, learner, 22)
+    _transfer(world, run, engines, learner, 22)
     prompt = replace(world.prompts[1], text=world.prompts[1].text + "\n" * 200)
     _direct(run, pool, 0, _request(prompt, n=1, max_tokens=2))
 
@@ -536,19 +536,19 @@ def test_groups_in_flight_survive_a_publication(
         requests = worker._engine.output_processor.request_states.values()
         return sum(not request.is_prefilling for request in requests)
 
-    async def publish_meanwhile() -> Sampled:
+    async def transfer_meanwhile() -> Sampled:
         group = asyncio.ensure_future(
             _await(engines[0].sample.remote(_request(prompt, seed=8, max_tokens=600)))
         )
         while await _await(engines[0].__ray_call__.remote(begun)) < 8:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        await RayWeightSync(world.config, learner, lambda: engines).publish(23)
+        await transfer_weights(world.config, learner, engines, 23)
         sampled: Sampled = await group
         return sampled
 
-    sampled = run(asyncio.wait_for(publish_meanwhile(), 120))
+    sampled = run(asyncio.wait_for(transfer_meanwhile(), 120))
     assert [span.version for span in sampled.completions[0].weight_versions] == [22, 23]
-    _publish(world, run, pool.handles(), learner, 24)
+    _transfer(world, run, pool.handles(), learner, 24)
 
 
 def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
@@ -581,14 +581,14 @@ def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
         await asyncio.sleep(0)
         await pool.resize(2)
         shrinking = await sampling
-        await sync.publish(26)
+        await sync.sync(26)
         return growing, grown, shrinking
 
     growing, grown, shrinking = run(asyncio.wait_for(resize(), 400))
     assert all(isinstance(answer, Sampled) for answer in growing + shrinking)
     assert (len(growing), len(grown)) == (asked, 3)
     assert {s.version for a in shrinking for c in a.completions for s in c.weight_versions} == {25}
-    assert pool.health() == [Health.HEALTHY, Health.HEALTHY, Health.RETIRED]
+    assert pool.health() == [Health.HEALTHY, Health.HEALTHY, Health.DRAINING]
     assert not pool.failures["tokens_sampled_again"]
     for engine in (0, 1):
         sampled = _direct(run, pool, engine, _request(world.prompts[0]))
@@ -633,7 +633,7 @@ def test_stalled_engine_is_named_in_time(
     core.send_signal(signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(TransferError, match=r"engine 0: `start` did not end within sync\.timeout_s = 3 s"):
-        _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
+        _transfer(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
     assert time.monotonic() - start < 15
     core.send_signal(signal.SIGCONT)
 
