@@ -85,7 +85,7 @@ def test_run_folder_has_everything(whole: Path) -> None:
     # There is no KL term, and no importance weight without a correction.
     elsewhere = {
         "reward/*", "failures/*", "vision/hits", "vision/misses", "heldout/greedy_total", "kl", "importance_weight_mean",
-        "importance_weight_max", "importance_weight_capped_fraction",
+        "importance_weight_max", "importance_weight_capped_fraction", "nonfinite_steps",
     }  # fmt: skip
     assert documented - rows[-1].keys() == elsewhere
     assert all(row["staleness/max"] == 0 for row in rows)

@@ -15,6 +15,7 @@
      +- RewardError          a reward worker failed or ran past its deadline
      +- TransferError        weights did not reach the engines
      +- LearnerError         a learner rank failed
+     +- GradientError        gradients are NaN or infinite, step after step
      +- CheckpointError      a checkpoint could not be written; the learner goes on
      +- NoSignal             no group's rewards differ any more: there is nothing to learn from
 
@@ -88,6 +89,10 @@ class TransferError(VideoStrError):
 
 class LearnerError(VideoStrError):
     """A learner rank failed."""
+
+
+class GradientError(VideoStrError):
+    """Gradients are NaN or infinite, step after step: a restart would not help."""
 
 
 class CheckpointError(VideoStrError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from videostr.errors import LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
 from videostr.types import LearnerBatch, Update
+
+log = logging.getLogger("videostr.learner")
 
 
 class RayLearner:
@@ -106,6 +109,8 @@ class RayLearner:
         async with self.updating:
             updates: list[Update] = await self.call("update", ray.put(batch))
             self.version = updates[0].version
+        if skipped := updates[0].metrics.get("nonfinite_steps"):
+            log.warning("%d optimizer steps skipped: their gradient was NaN or infinite", skipped)
         return updates[0]
 
     async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:

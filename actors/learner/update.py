@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 
 import torch
@@ -13,10 +14,30 @@ from torch import Tensor
 from actors.learner.policy import TrainedPolicy
 from actors.learner.rows import RankRows
 from videostr.config import Config
+from videostr.errors import GradientError
 from videostr.grpo.batch import Row
 from videostr.grpo.loss import Counts, LossSums, count, policy_loss
 from videostr.grpo.schedule import learning_rate, mini_batches
 from videostr.types import LearnerBatch, Update
+
+MAX_NONFINITE_STEPS = 5
+"""Optimizer steps in a row whose gradient is NaN or infinite; so many end the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One optimizer step."""
+
+    sums: LossSums
+    """Over all ranks."""
+    norm: float
+    """Of the gradient before clipping."""
+    rate: float
+    """Learning rate."""
+
+    @property
+    def was_taken(self) -> bool:
+        return math.isfinite(self.norm)
 
 
 class Updater:
@@ -24,7 +45,7 @@ class Updater:
 
     Attributes:
         version: weight version, the number of batches learned from.
-        updates: optimizer steps done, `train.updates_per_batch` a batch.
+        updates: optimizer steps taken, `train.updates_per_batch` a batch.
     """
 
     def __init__(self, config: Config, trained: TrainedPolicy, rows: RankRows, device: torch.device) -> None:
@@ -34,6 +55,8 @@ class Updater:
         self._engine = trained.engine
         self._rows = rows
         self._device = device
+        self._nonfinite_steps = 0
+        """In a row."""
 
     def update(self, batch: LearnerBatch) -> Update:
         """Learn from the groups that can be encoded; the result is the same on every rank.
@@ -44,6 +67,7 @@ class Updater:
         Raises:
             LearnerError: the batch has no completion to learn from.
             ConfigError: `loss.custom` failed.
+            GradientError: the gradient was NaN or infinite in `MAX_NONFINITE_STEPS` steps in a row.
         """
         batch, failures = self._rows.without_failures(batch)
         if failures and not batch.groups:
@@ -100,17 +124,38 @@ class Updater:
         later = (self.forward(part, self._rows.learned_lengths(part)) for part in parts[1:])
         return [None, *([logprobs for _, logprobs in rows] for rows in later)]
 
-    def _step(self, batch: LearnerBatch, old: Sequence[Tensor] | None) -> tuple[LossSums, float, float]:
-        """Take one optimizer step; return sums over all ranks, gradient norm and learning rate."""
+    def _step(self, batch: LearnerBatch, old: Sequence[Tensor] | None) -> _Step:
+        """Take one optimizer step, unless the gradient is NaN or infinite."""
         train = self._config.train
         rate = learning_rate(self._config.learner, self.updates, train.steps * train.updates_per_batch)
         for group in self._trained.optimizer.param_groups:
             group["lr"] = rate
-        sums = self.accumulate(batch, old)
-        norm = self._local_gradient_norm() if self._config.learner.zero_stage == 0 else None
-        self._engine.step()
-        self.updates += 1
-        return sums, float(self._engine.get_global_grad_norm()) if norm is None else norm, rate
+        step = _Step(sums=self.accumulate(batch, old), norm=self._step_engine(), rate=rate)
+        if step.was_taken:
+            self.updates += 1
+            self._nonfinite_steps = 0
+            return step
+        self._nonfinite_steps += 1
+        if self._nonfinite_steps >= MAX_NONFINITE_STEPS:
+            raise GradientError(
+                f"the gradient was NaN or infinite in {self._nonfinite_steps} optimizer steps in a row; the weights are those "
+                "before them; lower learner.lr, look into traces/ whether the policy has collapsed, and start again from an "
+                "earlier checkpoint"
+            )
+        return step
+
+    def _step_engine(self) -> float:
+        """Apply the gradients, unless they are NaN or infinite; return their norm before clipping."""
+        engine = self._engine
+        if self._config.learner.zero_stage > 0:
+            engine.step()
+            return float(engine.get_global_grad_norm())
+        norm = self._local_gradient_norm()
+        if math.isfinite(norm) or engine.bfloat16_enabled():
+            engine.step()
+        else:  # in all other modes DeepSpeed itself skips such a step
+            engine.zero_grad()
+        return norm
 
     def _row_loss(
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
@@ -130,22 +175,25 @@ class Updater:
 
     # --------------------------------------------------------------------------------------------- metrics
 
-    def _metrics(self, steps: Sequence[tuple[LossSums, float, float]]) -> dict[str, float]:
+    def _metrics(self, steps: Sequence[_Step]) -> dict[str, float]:
         """Return the metrics of all steps on a batch.
 
         Means over tokens are of all its tokens. `mismatch_kl` is of the first mini-batch, whose weights are those that the
         batch met; the steps after it have moved them on purpose.
         """
-        sums, norms, rates = zip(*steps, strict=True)
-        metrics = reduce(LossSums.plus, sums).metrics(self._config)
+        metrics = reduce(LossSums.plus, (step.sums for step in steps)).metrics(self._config)
+        taken = [step.norm for step in steps if step.was_taken]
         metrics |= {
             "loss": metrics["loss"] / len(steps),
-            "mismatch_kl": sums[0].metrics(self._config)["mismatch_kl"],
-            "grad_norm": sum(norms) / len(steps),
-            "lr": rates[-1],
+            "mismatch_kl": steps[0].sums.metrics(self._config)["mismatch_kl"],
+            "grad_norm": sum(taken) / len(taken) if taken else math.nan,
+            "lr": steps[-1].rate,
         }
         if self._config.train.updates_per_batch > 1:
-            metrics["updates"] = len(steps)
+            metrics["updates"] = len(taken)
+        if skipped := len(steps) - len(taken):
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            metrics["nonfinite_steps"] = skipped
         return metrics | self._vision_metrics()
 
     def _reduce(self, sums: LossSums) -> LossSums:

@@ -21,10 +21,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from actors.learner import state
 from actors.learner.ray_learner import RayLearner
 from actors.learner.state import KINDS, LearnerState
+from actors.learner.update import MAX_NONFINITE_STEPS
 from actors.learner.worker import LearnerWorker
 from actors.parameters import tensor_digest
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
-from videostr.errors import CheckpointError, ConfigError, LearnerError
+from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
@@ -399,6 +400,44 @@ def reinforce(inputs: LossInputs) -> torch.Tensor:
 
 def diverges(inputs: LossInputs) -> torch.Tensor:
     return inputs.logprobs / 0.0
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "dtype"),
+    [(1, 0, "float32"), (2, 0, "bfloat16"), (2, 2, "float32"), (2, 3, "float32"), (2, 1, "bfloat16")],
+)
+def test_a_step_whose_gradient_is_nan_is_skipped_and_counted_and_five_in_a_row_end_the_run(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    ranks: int,
+    zero_stage: int,
+    dtype: str,
+) -> None:
+    learner, config = learners[ranks], stage.config(num_ranks=ranks, zero_stage=zero_stage, warmup_steps=3)
+    config = replace(config, model=replace(config.model, dtype=dtype))
+    spoiled = replace(
+        stage.batch, advantages=tuple(np.full_like(values, np.nan) for values in stage.batch.advantages)
+    )
+    run(learner.call("rebuild", config))
+    expected, weights = run(learner.update(stage.batch)), run(learner.checksums())
+
+    run(learner.call("rebuild", config))
+    before = run(learner.checksums())
+    skipped = run(learner.update(spoiled))
+    assert (skipped.version, skipped.metrics["nonfinite_steps"]) == (1, 1)
+    assert not {"loss", "grad_norm"} & skipped.metrics.keys()
+    assert np.isfinite(list(skipped.metrics.values())).all()
+    assert run(learner.checksums()) == before
+    update = run(learner.update(stage.batch))
+    assert replace(update, version=1) == expected  # the learning rate of a first step included
+    assert run(learner.checksums()) == weights
+
+    for _ in range(MAX_NONFINITE_STEPS - 1):
+        run(learner.update(spoiled))
+    with pytest.raises(GradientError, match=r"rank 0 .*NaN or infinite in 5 optimizer steps in a row"):
+        run(learner.update(spoiled))
+    assert run(learner.checksums()) == weights
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
