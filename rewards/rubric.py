@@ -138,18 +138,18 @@ def load_custom(name: str, key: str = "reward.custom") -> CustomReward:
 
 
 def score(completion: Completion | str, record: Record, rubric: Rubric | str = "default") -> Score:
-    """Score of one completion; raises as `judge_group` does."""
+    """Score of one completion; raises as `score_group_with_traces` does."""
     return score_group([completion], record, rubric)[0]
 
 
 def score_group(
     completions: Sequence[Completion | str], record: Record, rubric: Rubric | str = "default"
 ) -> list[Score]:
-    """Scores of the completions of one record, in their order; raises as `judge_group` does."""
-    return [earned for _, earned in judge_group(completions, record, rubric)]
+    """Scores of the completions of one record, in their order; raises as `score_group_with_traces` does."""
+    return [earned for _, earned in score_group_with_traces(completions, record, rubric)]
 
 
-def judge_group(
+def score_group_with_traces(
     completions: Sequence[Completion | str], record: Record, rubric: Rubric | str = "default"
 ) -> list[tuple[Trace, Score]]:
     """Traces and scores of the completions of one record, in their order.
@@ -171,7 +171,7 @@ def judge_group(
         rubric = Rubric.preset(rubric)
     whole = [_as_completion(completion) for completion in completions]
     parsed = [traces.parse(completion.text) for completion in whole]
-    sheets = [_Sheet.of(trace, record) for trace in parsed]
+    sheets = [_PartialScore.of(trace, record) for trace in parsed]
     _note_graphs(sheets, parsed, record, rubric)
     _note_custom(sheets, parsed, record, rubric)
     _note_lengths(sheets, whole, rubric)
@@ -194,14 +194,14 @@ def _as_completion(completion: Completion | str) -> Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sheet:
+class _PartialScore:
     """What is found about one completion, while it is being judged."""
 
     parts: dict[str, float]
     notes: list[str]
 
     @classmethod
-    def of(cls, trace: Trace, record: Record) -> _Sheet:
+    def of(cls, trace: Trace, record: Record) -> _PartialScore:
         """With format and answer."""
         answer, note = _answer(trace, record)
         return cls({"format": format_reward.reward(trace), "answer": answer}, [*trace.problems, note])
@@ -219,7 +219,9 @@ def _answer(trace: Trace, record: Record) -> tuple[float, str]:
     return _ANSWER_REWARDS[record.answer.kind](trace.answer, record)
 
 
-def _note_graphs(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Record, rubric: Rubric) -> None:
+def _note_graphs(
+    sheets: Sequence[_PartialScore], parsed: Sequence[Trace], record: Record, rubric: Rubric
+) -> None:
     if record.graph is None:
         return
     rule = rubric.graph_rule
@@ -236,7 +238,9 @@ def _graph_parts(earned: GraphScore) -> dict[str, float]:
     return parts if earned.edge is None else parts | {"graph_edge": earned.edge}
 
 
-def _note_custom(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Record, rubric: Rubric) -> None:
+def _note_custom(
+    sheets: Sequence[_PartialScore], parsed: Sequence[Trace], record: Record, rubric: Rubric
+) -> None:
     if not rubric.custom:
         return
     reward = load_custom(rubric.custom)
@@ -257,7 +261,7 @@ def _note_custom(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Reco
         sheet.parts["custom"] = share
 
 
-def _note_lengths(sheets: Sequence[_Sheet], completions: Sequence[Completion], rubric: Rubric) -> None:
+def _note_lengths(sheets: Sequence[_PartialScore], completions: Sequence[Completion], rubric: Rubric) -> None:
     if rubric.length == "none" or (rubric.length == "overlong" and rubric.overlong_buffer == 0):
         return
     tokens = [len(completion.token_ids) for completion in completions]
