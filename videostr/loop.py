@@ -1,7 +1,7 @@
 """THE training step, top to bottom; the same code for synchronous and asynchronous training.
 
 Consumes records of a `RecordSource` in seeded order. Produces updates, metrics, traces, checkpoints. Waits for the oldest batch
-of the `Window`, then for learner and weight publication; is unblocked by their answers, or by `stop`, upon which
+of the `Window`, then for learner and weight sync; is unblocked by their answers, or by `stop`, upon which
 unfinished batches are given up (their positions are drawn again on resume), an update already begun is finished, and a
 checkpoint is written. With `train.max_staleness` = S up to S batches are sampled and scored while a step learns.
 """
@@ -64,7 +64,7 @@ async def train(
     """Train from `state` to `train.steps`, or until `stop`; returns the state reached, which is checkpointed.
 
     `evaluator` is run after every `evaluate.every` steps, beside the sampling and learning of the next step; only the next
-    weight publication waits for it, so that it sees one version. What a killed run did not finish of it is done first.
+    weight sync waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
         StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
