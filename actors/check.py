@@ -223,7 +223,7 @@ def check_loss(config: Config) -> Iterator[Finding]:
 
 
 def check_rewards(config: Config) -> Iterator[Finding]:
-    """Whether the reward can be imported, and its service answers and pays as this run does."""
+    """Whether the reward can be imported, and its service answers and scores as this run does."""
     try:
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
     except ConfigError as error:
@@ -241,7 +241,7 @@ def check_rewards(config: Config) -> Iterator[Finding]:
             "start it (python -m rewards.service), or clear reward.endpoint to score by workers of the run",
         )
     else:
-        yield ok("reward service", f"{config.reward.endpoint} answers and pays the same")
+        yield ok("reward service", f"{config.reward.endpoint} answers and scores the same")
 
 
 async def _ask_service(config: Config, rubric: Rubric) -> None:

@@ -50,17 +50,26 @@ class Role:
 
 def plan(config: Config) -> list[Role]:
     """The actors a config asks for; no reward workers where a service scores."""
-    rollout, learner, reward, meant = config.rollout, config.learner, config.reward, config.placement
+    rollout, learner, reward = config.rollout, config.learner, config.reward
+    custom_resources = config.placement
     roles = [
         Role(
-            "rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus, meant.rollout), "PACK"
+            "rollout",
+            rollout.num_workers,
+            _bundle(rollout.num_cpus, rollout.num_gpus, custom_resources.rollout),
+            "PACK",
         ),
         Role(
-            "learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus, meant.learner), "PACK"
+            "learner",
+            learner.num_ranks,
+            _bundle(learner.num_cpus, learner.num_gpus, custom_resources.learner),
+            "PACK",
         ),
     ]
     if not reward.endpoint:
-        roles.append(Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, meant.reward), "SPREAD"))
+        roles.append(
+            Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, custom_resources.reward), "SPREAD")
+        )
     return roles
 
 
@@ -224,6 +233,6 @@ def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
 
 
-def _bundle(cpus: float, gpus: float, meant: str) -> dict[str, float]:
-    amounts = {"CPU": cpus, "GPU": gpus, **({meant: 1.0} if meant else {})}
+def _bundle(cpus: float, gpus: float, custom_resource: str) -> dict[str, float]:
+    amounts = {"CPU": cpus, "GPU": gpus, **({custom_resource: 1.0} if custom_resource else {})}
     return {name: amount for name, amount in amounts.items() if amount > 0}
