@@ -63,7 +63,7 @@ class Cluster:
 def check(
     config: Config, *, memory: MemoryCheck | None = None, cluster: Cluster | None = None
 ) -> list[Finding]:
-    """What would not work, and what would.
+    """Return what would not work, and what would.
 
     Call it outside an event loop. Joins the Ray cluster of RAY_ADDRESS for as long as it takes.
 
@@ -107,7 +107,7 @@ def check(
 
 
 def find_cluster(config: Config) -> Cluster:
-    """The cluster of RAY_ADDRESS, every node looked at, or this machine.
+    """Return the cluster of RAY_ADDRESS with every node inspected, or this machine.
 
     Raises:
         RayError, OSError, RuntimeError: there is no such cluster, or a node does not answer.
@@ -157,7 +157,7 @@ def _look(paths: Sequence[str]) -> Machine:
 
 
 def _paths(config: Config) -> list[str]:
-    """What every node must see, of what is there already."""
+    """Return the existing paths that every node must see."""
     named = (config.data.train, config.data.heldout, config.data.frame_store, config.model.path)
     return [str(Path(path).resolve()) for path in named if path and Path(path).exists()]
 
@@ -171,7 +171,7 @@ def _writable(config: Config) -> str | None:
 
 
 def check_placement(config: Config, cluster: Cluster) -> Finding:
-    """Whether the plan fits the cluster's totals and its nodes."""
+    """Check whether the plan fits the cluster's totals and its nodes."""
     roles = plan(config)
     words = ", ".join(f"{role.count} {role.name} x {_amounts(role.bundle)}" for role in roles)
     totals: dict[str, float] = {}
@@ -208,7 +208,7 @@ def first_without_room(roles: Sequence[Role], nodes: Sequence[Mapping[str, float
 
 
 def check_loss(config: Config) -> Iterator[Finding]:
-    """Whether a loss of the user's works on five tokens, and the correction suits the staleness."""
+    """Check whether a user's loss works on five tokens, and the correction suits the staleness."""
     if warning := staleness_warning(config):
         found, _, remedy = warning.partition("; ")
         yield warn("loss", found, remedy)
@@ -223,7 +223,7 @@ def check_loss(config: Config) -> Iterator[Finding]:
 
 
 def check_rewards(config: Config) -> Iterator[Finding]:
-    """Whether the reward can be imported, and its service answers and scores as this run does."""
+    """Check whether the reward can be imported, and its service answers and scores as this run does."""
     try:
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
     except ConfigError as error:
@@ -250,7 +250,7 @@ async def _ask_service(config: Config, rubric: Rubric) -> None:
 
 
 def check_memory(config: Config, cluster: Cluster, memory: MemoryCheck) -> Iterable[Finding]:
-    """Whether a learner rank and an engine fit the smallest GPU."""
+    """Check whether a learner rank and an engine fit the smallest GPU."""
     sizes = [gpu.total_gib for machine in cluster.machines for gpu in machine.gpus]
     on_gpu = config.rollout.num_gpus > 0
     if on_gpu and not sizes:

@@ -16,7 +16,7 @@ from videostr.config import Config
 
 @contextlib.asynccontextmanager
 async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterator[RayRolloutPool]:
-    """Ray and `rollout.num_workers` engines; ended together, whatever happens.
+    """Start Ray and `rollout.num_workers` engines; both are ended on leaving, whatever happens.
 
     An engine that was lost and started again serves at once: the weights on disk are the ones wanted.
 

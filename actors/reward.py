@@ -46,7 +46,7 @@ class RewardWorker(Named):
         self.memory_gib = memory_gib
 
     def ready(self) -> None:
-        """Returns once the process is up; limits the memory that rewards can take, and ties their children to it (Linux only)."""
+        """Return once the process is up; limit the memory that rewards can take, and tie their children to it (Linux only)."""
         os.register_at_fork(after_in_child=_Leave().leave)
         status = Path("/proc/self/status")
         if status.exists():
@@ -60,7 +60,7 @@ class RewardWorker(Named):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def ping(self) -> None:
-        """Returns where the process lives."""
+        """Return, as a sign that the process lives."""
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
         """Trace and score of every completion; raises `RewardError` when a custom reward fails."""

@@ -220,7 +220,7 @@ class RolloutWorker(Named):
         return rendered
 
     async def _generate(self, rendered: Any, request: SampleRequest) -> Any:
-        """vLLM's `RequestOutput` of a group."""
+        """Return vLLM's `RequestOutput` of a group."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -286,7 +286,7 @@ def engine_seed(seed: int) -> int:
 
 
 def _completion(output: Any, tokenizer: Any) -> Completion:
-    """From vLLM's `CompletionOutput`, whose log-probabilities are those of the sampled tokens alone."""
+    """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone."""
     spans = [VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions]
     return Completion(
         text=tokenizer.decode(output.token_ids, skip_special_tokens=True),

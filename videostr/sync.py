@@ -56,7 +56,7 @@ class EngineSync(ABC):
         """
 
     def start(self) -> None:
-        """From now on send weights to engines that are started later."""
+        """Begin to send weights to engines that are started later."""
         self._refreshing = asyncio.create_task(self._refresh())
 
     async def sync(self, version: int) -> dict[str, float]:

@@ -110,13 +110,13 @@ class LearnerState:
     # ------------------------------------------------------------------------------------- where things are
 
     def _stepped(self) -> list[Tensor]:
-        """The tensors that AdamW steps on."""
+        """Return the tensors that AdamW steps on."""
         if self.stage == 3:
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)  # shown to AdamW one by one
         return [tensor for group in self.adam.param_groups for tensor in group["params"]]
 
     def _states(self) -> Iterator[dict[str, Tensor]]:
-        """AdamW's state of each of them; before the first step that which it would start with."""
+        """Yield AdamW's state of each of them; before the first step the one it would start with."""
         for tensor in self._stepped():
             state: dict[str, Tensor] = self.adam.state[tensor]
             if not state:
@@ -131,7 +131,7 @@ class LearnerState:
         return [find(parameter) for parameter in self.parameters.values()]
 
     def _part_of_stage_1_and_2(self, parameter: Any) -> Part:
-        """All parameters are laid end to end and cut into equal pieces, one per rank."""
+        """Return a part where all parameters are laid end to end and cut into equal pieces, one per rank."""
         (piece,) = self._stepped()
         mapping = parameter._hp_mapping
         if mapping is None:
@@ -140,7 +140,7 @@ class LearnerState:
         return Part(piece, inside.start, mapping.lp_fragment_address.start, inside.numel)
 
     def _part_of_stage_3(self, parameter: Any) -> Part:
-        """Each parameter is cut into equal pieces, one per rank; the last ones may be short or empty."""
+        """Return a part where each parameter is cut into equal pieces, one per rank; the last may be short or empty."""
         optimizer = self.engine.optimizer
         group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank() * length
@@ -154,7 +154,7 @@ class LearnerState:
     # ------------------------------------------------------------------------------------- read and set
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, whole on rank 0; all ranks must take all of them."""
+        """Yield every tensor, whole on rank 0; all ranks must take all of them."""
         for name, part in self.parts.items():
             shape = whole_shape(self.parameters[name])
             for kind in KINDS:
@@ -195,7 +195,7 @@ class LearnerState:
             working = parameter.ds_tensor if self.stage == 3 else parameter
             working.detach().view(-1)[: part.count].copy_(self._view(part, MASTER))
         if self.stage == 3:
-            optimizer.checkpoint_event_epilogue()  # and gather them anew
+            optimizer.checkpoint_event_epilogue()  # and gather them again
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -73,7 +73,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
     @property
     def metadata(self) -> list[ParamMeta]:
-        """As the sender declared them."""
+        """The parameters as the sender declared them."""
         parameters = zip(self.names, self.dtype_names, self.shapes, strict=True)
         return [ParamMeta(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in parameters]
 
@@ -147,7 +147,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         return trainer
 
     def send_weights(self) -> None:
-        """One pass of the source into all engines."""
+        """Send one pass of the source to all engines."""
         source = self.source
         if source is None:
             raise TransferError("the sender was given no weights; pass a WeightSource to trainer_init")
