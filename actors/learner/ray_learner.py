@@ -40,7 +40,7 @@ class RayLearner:
         worker_class: type[LearnerWorker] = LearnerWorker,
         timeline: Timeline | None = None,
     ) -> None:
-        """Start nothing yet.
+        """Start nothing yet; `restart` does.
 
         Args:
             config: the run's config.
@@ -61,20 +61,6 @@ class RayLearner:
         """Version of the weights that the ranks hold."""
         self.updating = asyncio.Lock()
         """Held while the weights change, and while ranks start."""
-
-    @classmethod
-    async def start(
-        cls,
-        config: Config,
-        frame_store: str | Path,
-        options: Sequence[Mapping[str, Any]] = (),
-        worker_class: type[LearnerWorker] = LearnerWorker,
-        timeline: Timeline | None = None,
-    ) -> RayLearner:
-        """Return a learner whose ranks have loaded the policy; arguments as of the class."""
-        learner = cls(config, frame_store, options, worker_class, timeline)
-        await learner.restart()
-        return learner
 
     async def restart(self) -> None:
         """Start all ranks with the initial weights; those that ran are ended first."""

@@ -505,7 +505,8 @@ def test_missing_parameter_is_named(
 def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
     """Two DeepSpeed ranks, each with half of every parameter, bring both engines back to the initial weights."""
     config = replace(world.config, learner=replace(world.config.learner, num_ranks=2, zero_stage=3))
-    learner = run(RayLearner.start(config, world.frames.folder))
+    learner = RayLearner(config, world.frames.folder)
+    run(learner.restart())
     try:
         for version in (20, 21):
             metrics = run(transfer_weights(config, learner, pool.handles(), version))

@@ -197,6 +197,12 @@ def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tu
     return total, gradients, found
 
 
+async def started(*arguments: Any, **options: Any) -> RayLearner:
+    learner = RayLearner(*arguments, **options)
+    await learner.restart()
+    return learner
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("learner"))
@@ -213,12 +219,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Awaitabl
 @pytest.fixture(scope="module")
 def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dict[int, RayLearner]]:
     """One rank alone, and two together."""
-    started = {
-        ranks: run(RayLearner.start(stage.config(num_ranks=ranks), stage.frames, worker_class=Bench))
+    learners = {
+        ranks: run(started(stage.config(num_ranks=ranks), stage.frames, worker_class=Bench))
         for ranks in (1, 2)
     }
-    yield started
-    for learner in started.values():
+    yield learners
+    for learner in learners.values():
         learner.close()
 
 
@@ -482,7 +488,7 @@ def test_checkpoint_does_not_depend_on_ranks_and_stage(
     assert all(shard.stat().st_size < 2**20 + largest + 2**14 for shard in shards)
     assert {path.suffix for path in (first / "learner").iterdir()} == {".safetensors", ".json"}
 
-    four = run(RayLearner.start(config(4, 2), stage.frames, worker_class=Bench))
+    four = run(started(config(4, 2), stage.frames, worker_class=Bench))
     try:
         run(learners[1].call("rebuild", config(1, 0)))
         for learner in (learners[1], four):
@@ -668,7 +674,7 @@ def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
     config = stage.config(num_gpus=1, zero_stage=zero_stage, attention=attention)
     config.model.freeze_vision = freeze_vision
     config.model.gradient_checkpointing = True
-    learner = run(RayLearner.start(config, stage.frames, worker_class=Bench))
+    learner = run(started(config, stage.frames, worker_class=Bench))
     try:
         expected_loss, expected, _ = plain_gradients(stage)
         expected = {n: g for n, g in expected.items() if not (freeze_vision and "visual" in n)}
