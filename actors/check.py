@@ -15,10 +15,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.calls import first_line
 from actors.placement import REMEDY, Role, join_cluster, lacking, plan
 from videostr.config import Config
-from videostr.errors import PlacementError
+from videostr.errors import PlacementError, first_line
 from videostr.preflight.disk import existing
 from videostr.preflight.findings import Finding, fail, ok, warn
 from videostr.preflight.machine import Machine, inspect_machine
@@ -95,7 +94,7 @@ def _inspect(paths: Sequence[str]) -> Machine:
 
 
 def _paths(config: Config) -> list[str]:
-    """What every node must see, of what is there already."""
+    """Return the existing paths that every node must see."""
     named = (config.data.train, config.data.heldout, config.data.frame_store, config.model.path)
     return [str(Path(path).resolve()) for path in named if path and Path(path).exists()]
 
@@ -106,7 +105,7 @@ def _writable(config: Config) -> str | None:
 
 
 def check_placement(config: Config, cluster: Cluster) -> Finding:
-    """Whether the plan fits the cluster's totals and its nodes."""
+    """Check whether the plan fits the cluster's totals and its nodes."""
     roles = plan(config)
     words = ", ".join(f"{role.count} {role.name} x {_amounts(role.bundle)}" for role in roles)
     totals: dict[str, float] = {}

@@ -16,7 +16,7 @@ from videostr.config import Config
 
 @contextlib.asynccontextmanager
 async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterator[RayRolloutPool]:
-    """Ray and `rollout.num_workers` engines; ended together, whatever happens.
+    """Start Ray and `rollout.num_workers` engines; both are ended on leaving, whatever happens.
 
     An engine that was lost and started again serves at once: the weights on disk are the ones wanted.
 
@@ -42,5 +42,5 @@ async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterato
 
 async def _serve(pool: RayRolloutPool) -> None:
     while True:
-        await pool.stale()
-        await pool.served(pool.handles())
+        await pool.wait_for_stale()
+        await pool.mark_current(pool.handles())

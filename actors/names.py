@@ -10,7 +10,7 @@ _starts: Counter[str] = Counter()
 
 
 def actor_name(called: str, index: int) -> str:
-    """`rollout-engine-0`; `rollout-engine-0-start-2` for the process that takes its place.
+    """Return `rollout-engine-0`; `rollout-engine-0-start-2` for the process that takes its place.
 
     Ray gives a name only once at a time, and learns of a death later than who starts the next process may.
     """
@@ -23,6 +23,6 @@ class Named:
     """An actor that Ray shows by its name."""
 
     def __repr__(self) -> str:
-        """Its name; that of its class outside of Ray."""
+        """Return its name; outside of Ray that of its class."""
         name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
         return name or type(self).__name__

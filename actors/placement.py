@@ -19,9 +19,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.calls import first_line
 from videostr.config import Config
-from videostr.errors import PlacementError
+from videostr.errors import PlacementError, first_line
 from videostr.metrics import duration
 
 log = logging.getLogger("videostr.placement")
@@ -50,18 +49,27 @@ class Role:
 
 
 def plan(config: Config) -> list[Role]:
-    """The actors a config asks for; no reward workers where a service scores."""
-    rollout, learner, reward, meant = config.rollout, config.learner, config.reward, config.placement
+    """Return the actors that a config needs; no reward workers where a service scores."""
+    rollout, learner, reward = config.rollout, config.learner, config.reward
+    custom_resources = config.placement
     roles = [
         Role(
-            "rollout", rollout.num_workers, _bundle(rollout.num_cpus, rollout.num_gpus, meant.rollout), "PACK"
+            "rollout",
+            rollout.num_workers,
+            _bundle(rollout.num_cpus, rollout.num_gpus, custom_resources.rollout),
+            "PACK",
         ),
         Role(
-            "learner", learner.num_ranks, _bundle(learner.num_cpus, learner.num_gpus, meant.learner), "PACK"
+            "learner",
+            learner.num_ranks,
+            _bundle(learner.num_cpus, learner.num_gpus, custom_resources.learner),
+            "PACK",
         ),
     ]
     if not reward.endpoint:
-        roles.append(Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, meant.reward), "SPREAD"))
+        roles.append(
+            Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, custom_resources.reward), "SPREAD")
+        )
     return roles
 
 
@@ -156,7 +164,7 @@ class Placement:
                 raise PlacementError(f"no place for {role.name} after {wait_s:g} s: {missing}; {REMEDY}")
 
     def options(self, role: str) -> list[dict[str, Any]]:
-        """Ray actor options of every actor of a role ("rollout", "learner", "reward")."""
+        """Return Ray actor options of every actor of a role ("rollout", "learner", "reward")."""
         group = self._groups[role]
         return [
             {
@@ -168,11 +176,11 @@ class Placement:
         ]
 
     def anywhere(self, role: str) -> dict[str, Any]:
-        """Ray actor options for any place of a role, for actors that come and go."""
+        """Return Ray actor options for any place of a role, for actors that come and go."""
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[role])}
 
     def more(self, role: str) -> dict[str, Any]:
-        """Ray actor options of one more actor of a role; it waits until the cluster has room for it."""
+        """Return Ray actor options of one more actor of a role; it waits until the cluster has room for it."""
         group = placement_group([dict(self._bundle(role))])
         self._extra.append(group)
         return {
@@ -180,7 +188,7 @@ class Placement:
         }
 
     def has_room_for(self, role: str) -> bool:
-        """Whether the cluster has free what one more actor of a role needs."""
+        """Return whether the cluster has free what one more actor of a role needs."""
         free = ray.available_resources()
         return all(free.get(name, 0) + 1e-6 >= amount for name, amount in self._bundle(role).items())
 
@@ -206,7 +214,7 @@ REMEDY = (
 
 
 def lacking(roles: list[Role], cluster: Mapping[str, float]) -> str:
-    """What the cluster's totals lack for a plan, "" when they suffice."""
+    """Return what the cluster's totals lack for a plan, "" when they suffice."""
     needed: Counter[str] = Counter()
     for role in roles:
         for name, amount in role.bundle.items():
@@ -220,7 +228,7 @@ def lacking(roles: list[Role], cluster: Mapping[str, float]) -> str:
 
 
 def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
-    """Ray actor options of an engine or a learner rank that computes on a CPU while the other side does, too.
+    """Return Ray actor options of an engine or a learner rank that computes on a CPU while the other side does, too.
 
     OpenMP's threads wait for work by spinning: right for one side alone, but on cores that both sides use they take the
     other's time (the demo at `train.max_staleness=1` on two cores: 12 s a step against 5 s). A policy of the user's stands.
@@ -230,6 +238,6 @@ def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
 
 
-def _bundle(cpus: float, gpus: float, meant: str) -> dict[str, float]:
-    amounts = {"CPU": cpus, "GPU": gpus, **({meant: 1.0} if meant else {})}
+def _bundle(cpus: float, gpus: float, custom_resource: str) -> dict[str, float]:
+    amounts = {"CPU": cpus, "GPU": gpus, **({custom_resource: 1.0} if custom_resource else {})}
     return {name: amount for name, amount in amounts.items() if amount > 0}

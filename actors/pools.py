@@ -1,6 +1,6 @@
 """All rollout engines as one port, on Ray: how their processes are placed, started, called and killed.
 
-What the pool does with them, `sample`, `pause`, `resize`, restarts, is in `videostr/pool.py`.
+What the pool does with them is in `videostr/pool.py` (`sample`, `pause`, `resize`) and `videostr/supervisor.py` (restarts).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.calls import answer, first_line
+from actors.calls import get_with_timeout
 from actors.names import actor_name
 from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
 from videostr.config import Config
-from videostr.errors import RolloutError, VideoStrError
-from videostr.pool import CLOSE_S, EnginePool, WorkerDied
+from videostr.errors import RolloutError, VideoStrError, first_line
+from videostr.pool import EnginePool
+from videostr.supervisor import CLOSE_S, WorkerDied
 from videostr.timeline import Timeline
 
 
@@ -34,7 +35,7 @@ class RayRolloutPool(EnginePool):
         worker_class: type[RolloutWorker] = RolloutWorker,
         timeline: Timeline | None = None,
     ) -> None:
-        """Name the engines; `start` starts them.
+        """Start nothing yet.
 
         Args:
             config: the run's config.
@@ -42,35 +43,33 @@ class RayRolloutPool(EnginePool):
             log_folder: gets one `engine_N.log` per engine.
             placement: gives each engine its place; None leaves that to Ray.
             worker_class: what to run as a worker.
-            timeline: is told what every engine does.
+            timeline: records what every engine does.
         """
         super().__init__(config, log_folder, timeline)
         self.frame_store = str(frame_store)
         self.placement = placement
-        self.options: list[dict[str, Any]] = (
-            [{} for _ in range(config.rollout.num_workers)]
-            if placement is None
-            else placement.options("rollout")
+        self._places: dict[int, dict[str, Any]] = (
+            {} if placement is None else dict(enumerate(placement.options("rollout")))
         )
-        """Ray actor options by engine."""
+        """Ray actor options that give an engine its place, by index."""
         self.worker_class = worker_class
 
     def _launch(self, index: int, log_file: Path) -> Any:
         rollout = self.config.rollout
-        if index == len(self.options):  # one more than there were
-            self.options.append({} if self.placement is None else self.placement.more("rollout"))
+        if self.placement is not None and index not in self._places:  # one more than were planned
+            self._places[index] = self.placement.more("rollout")
         actor = ray.remote(self.worker_class).options(
             name=actor_name("rollout-engine", index),
             num_cpus=rollout.num_cpus,
             num_gpus=rollout.num_gpus,
             **overlap_options(self.config, rollout.num_gpus),
-            **self.options[index],
+            **self._places.get(index, {}),
         )
         return actor.remote(index, self.config, self.frame_store, str(log_file))
 
     async def _ask(self, handle: Any, method: str, *arguments: Any, limit_s: float) -> Any:
         try:
-            return await answer(getattr(handle, method).remote(*arguments), limit_s)
+            return await get_with_timeout(getattr(handle, method).remote(*arguments), limit_s)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, VideoStrError) else RolloutError(str(cause))) from error
@@ -87,4 +86,4 @@ class RayRolloutPool(EnginePool):
 
     def _release(self, index: int) -> None:
         if self.placement is not None and index >= self.config.rollout.num_workers:
-            self.placement.release(self.options[index])
+            self.placement.release(self._places.pop(index))

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ray.util.metrics import Counter as RayCounter
 from ray.util.metrics import Gauge
 
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.reward import RayRewardPool
 from videostr.ports import RewardPool
@@ -69,7 +69,7 @@ class RayMetrics:
                 self._gauge(name).set(float(value), self._run)
 
     def close(self, done: bool) -> None:
-        """Nothing: Ray shows the last figures until the driver ends."""
+        """Do nothing: Ray shows the last figures until the driver ends."""
 
     def look(self) -> None:
         """Show the states of the workers now."""
@@ -97,7 +97,7 @@ class RayMetrics:
 
 
 def worker_states(rollouts: RayRolloutPool, learner: RayLearner, rewards: RewardPool) -> States:
-    """What the pools say of their workers; nothing of a reward service's."""
+    """Return the number of workers in each state, by role; nothing of a reward service's."""
     found = Counter(("rollout", health.name.lower()) for health in rollouts.health())
     found["learner", "up"] = len(learner.workers)
     if isinstance(rewards, RayRewardPool):

@@ -33,7 +33,7 @@ _GROUPS_PER_WORKER = 2  # one being scored and one on its way
 class RemoteRewardPool:
     """`RewardPool` over a reward service.
 
-    At most two groups per worker of the service are under way, the others wait here. A group's deadline is therefore twice
+    At most two groups per worker of the service are in progress, the others wait here. A group's deadline is therefore twice
     `reward.deadline_s`: it may wait for one other.
     """
 
@@ -43,7 +43,7 @@ class RemoteRewardPool:
         Args:
             client: of the service; closed by `close`.
             config: section `reward`.
-            places: groups under way at a time.
+            places: groups in progress at a time.
         """
         self.failures: Counter[str] = Counter()
         """`reward_service_timeout` and `reward_service_unavailable`: tries lost so far, by cause."""
@@ -54,7 +54,7 @@ class RemoteRewardPool:
 
     @classmethod
     async def connect(cls, config: RewardConfig, rubric: Rubric, timeout_s: float = 10.0) -> Self:
-        """A pool over a service that pays as this run does.
+        """Return a pool over a service that scores as this run does.
 
         Args:
             config: section `reward`, with an endpoint.
@@ -62,7 +62,7 @@ class RemoteRewardPool:
             timeout_s: longest wait for a service that is not up yet.
 
         Raises:
-            ConfigError: the service pays otherwise, or the endpoint, token or certificate cannot be used.
+            ConfigError: the service scores differently, or the endpoint, token or certificate cannot be used.
             RewardError: it cannot be reached, or refuses the token.
         """
         client = RewardClient(config.endpoint, token_file=config.token_file, ca_file=config.ca_file)
@@ -75,7 +75,7 @@ class RemoteRewardPool:
         return cls(client, config, min(_GROUPS_PER_WORKER * info.workers, info.max_groups))
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Rollouts in the order of `completions`.
+        """Return rollouts in the order of `completions`.
 
         A group that the service cannot score is `REWARD_ERROR` at once; one that gets no score in time, three times over, is
         `REWARD_TIMEOUT`.
@@ -123,6 +123,6 @@ def _check_rubric(endpoint: str, service: dict[str, object], run: dict[str, obje
     ]
     if different:
         raise ConfigError(
-            f"reward.endpoint = {endpoint}: the service pays otherwise than this run: {'; '.join(different)}; start it with "
+            f"reward.endpoint = {endpoint}: the service scores differently from this run: {'; '.join(different)}; start it with "
             "`python -m rewards.service --config` and this run's config and overrides"
         )

@@ -22,11 +22,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.calls import answer
+from actors.calls import get_with_timeout
 from actors.names import Named, actor_name
-from rewards import Rubric, judge_group
+from rewards import Rubric, score_group_with_traces
 from videostr.config import RewardConfig
-from videostr.errors import RewardError, error_text
+from videostr.errors import RewardError, error_text, first_line
 from videostr.supervision import pause_before
 from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
@@ -46,7 +46,7 @@ class RewardWorker(Named):
         self.memory_gib = memory_gib
 
     def ready(self) -> None:
-        """Returns once the process is up; limits the memory that rewards can take, and ties their children to it (Linux only)."""
+        """Return once the process is up; limit the memory that rewards can take, and tie their children to it (Linux only)."""
         os.register_at_fork(after_in_child=_Leave().leave)
         status = Path("/proc/self/status")
         if status.exists():
@@ -60,12 +60,12 @@ class RewardWorker(Named):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     def ping(self) -> None:
-        """Returns where the process lives."""
+        """Return, as a sign that the process lives."""
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
         """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
         try:
-            return judge_group(completions, record, self.rubric)
+            return score_group_with_traces(completions, record, self.rubric)
         except RewardError as error:
             raise RewardError(str(error)) from None  # without its cause, whose text Ray may be unable to send
         except KeyboardInterrupt as error:  # the reward's: Ray would take it for a cancelled task
@@ -126,10 +126,10 @@ class RayRewardPool:
 
         Args:
             config: section `reward`: number of workers, CPUs of each, deadline of a group.
-            rubric: what completions are paid for.
+            rubric: how completions are scored.
             options: further Ray actor options, such as the scheduling strategy.
             worker: class of the workers.
-            timeline: is told when a worker has a group.
+            timeline: records when a worker has a group.
         """
         self.failures: Counter[str] = Counter()
         """`reward_worker_timeout` and `reward_worker_died`: workers replaced so far, by cause."""
@@ -147,7 +147,7 @@ class RayRewardPool:
             self._start_worker(index)
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Rollouts in the order of `completions`.
+        """Return rollouts in the order of `completions`.
 
         An exception in a reward comes back as `REWARD_ERROR` at once, since it would come again; a worker that runs
         past the deadline or dies is replaced, and the third one to do so makes it `REWARD_TIMEOUT`.
@@ -157,20 +157,22 @@ class RayRewardPool:
         """
         problem = ""
         for _ in range(_TRIES):
-            actor = await self._take_worker(surely_alive=bool(problem))
+            actor = await self._take_worker(check_alive=bool(problem))
             try:
                 with self._timeline.during(_name(self._actors[actor]), "score"):
-                    judged = await answer(actor.score.remote(record, completions), self._deadline_s)
+                    judged = await get_with_timeout(actor.score.remote(record, completions), self._deadline_s)
             except RayTaskError as error:  # first: it is also an instance of what the reward raised
                 self._idle.put_nowait(actor)
                 return Failure(
-                    kind=FailureKind.REWARD_ERROR, record_id=record.id, detail=_first_line(error.cause)
+                    kind=FailureKind.REWARD_ERROR,
+                    record_id=record.id,
+                    detail=first_line(error_text(error.cause)),
                 )
             except TimeoutError:
                 problem = f"no score after reward.deadline_s = {self._deadline_s:g} s"
                 self._replace(actor, "reward_worker_timeout")
             except RayError as error:  # ended, or was killed for its memory
-                problem = f"the reward worker died: {_first_line(error)}"
+                problem = f"the reward worker died: {first_line(error_text(error))}"
                 self._replace(actor, "reward_worker_died")
             except asyncio.CancelledError:
                 self._idle.put_nowait(actor)
@@ -188,7 +190,7 @@ class RayRewardPool:
         )
 
     def size(self) -> tuple[int, int]:
-        """Workers that are up, and all of them."""
+        """Return the number of workers that are up, and of all."""
         return len(self._started), len(self._actors)
 
     def close(self) -> None:
@@ -205,20 +207,20 @@ class RayRewardPool:
         self._timeline.note(_name(index), None)
         self._idle.put_nowait(actor)
 
-    async def _take_worker(self, surely_alive: bool) -> _Actor:
-        """An idle worker whose process is up.
+    async def _take_worker(self, check_alive: bool) -> _Actor:
+        """Return an idle worker whose process is up.
 
-        One that dies at its start is replaced: for some seconds Ray may place it on a node that is no more.
+        One that dies at its start is replaced: for some seconds Ray may place it on a node that was lost.
 
         Args:
-            surely_alive: ask those that were up, too, whether they still are: workers that died while they were idle,
-                such as all of a lost node, must not be laid to the charge of a group.
+            check_alive: ping those that were up, too: workers that died while they were idle, such as all of a lost node,
+                must not count against a group.
         """
         starts, problem = 0, ""
         while starts < _STARTS:
             actor = await self._idle.get()
             was_up = actor in self._started
-            if was_up and not surely_alive:
+            if was_up and not check_alive:
                 return actor
             if not (problem := await self._death_of(actor)):
                 return actor
@@ -232,24 +234,24 @@ class RayRewardPool:
         )
 
     async def _death_of(self, actor: _Actor) -> str:
-        """Wait for a worker's process: "", or what it died of; one that was up is as good as dead when it does not answer."""
+        """Wait for a worker's process; return "" or what it died of. One that was up counts as dead when it does not answer."""
         was_up = actor in self._started
         method, limit = (actor.ping, self._deadline_s) if was_up else (actor.ready, _START_TIMEOUT_S)
         try:
-            await answer(method.remote(), limit)
+            await get_with_timeout(method.remote(), limit)
         except (TimeoutError, RayTaskError) as error:
             if was_up:
-                return _first_line(error)
+                return first_line(error_text(error))
             self._idle.put_nowait(actor)
             raise RewardError(
-                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {_first_line(error)}; "
+                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {first_line(error_text(error))}; "
                 "check reward.num_workers and reward.num_cpus against the cluster"
             ) from error
         except asyncio.CancelledError:
             self._idle.put_nowait(actor)
             raise
         except RayError as error:
-            return _first_line(error)
+            return first_line(error_text(error))
         self._started.add(actor)
         return ""
 
@@ -263,8 +265,3 @@ class RayRewardPool:
 
 def _name(index: int) -> str:
     return f"reward-worker-{index}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = error_text(error).strip().splitlines()
-    return lines[0] if lines else ""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from actors.names import Named
+from actors.transfer.request import transfer_backend
 from videostr.config import Config
 from videostr.errors import RolloutError, VideoError
 from videostr.files import make_folder, storage
@@ -73,7 +74,7 @@ class RolloutWorker(Named):
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from actors.transfer import WeightReceiver
+        from actors.transfer.receiver import WeightReceiver
 
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()))
@@ -106,8 +107,6 @@ class RolloutWorker(Named):
         from vllm.config import WeightTransferConfig
 
         config, rollout = self.config, self.config.rollout
-        automatic = "nccl" if self.on_gpu else "gloo"
-        backend = automatic if config.sync.backend == "auto" else config.sync.backend
         arguments = {
             "model": config.model.path,
             "dtype": config.model.dtype,
@@ -122,9 +121,9 @@ class RolloutWorker(Named):
             # would leave the two halves of that cache at odds.
             "mm_processor_cache_gb": 0,
             "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": WeightTransferConfig(backend=backend),
-            "worker_extension_cls": "actors.transfer.EngineExtension",
-            "scheduler_cls": "actors.transfer.scheduler",
+            "weight_transfer_config": WeightTransferConfig(backend=transfer_backend(config)),
+            "worker_extension_cls": "actors.transfer.engine.EngineExtension",
+            "scheduler_cls": "actors.transfer.engine.scheduler",
             # Left to itself, vLLM would spread a tensor-parallel engine over Ray actors of its own.
             "distributed_executor_backend": "uni" if rollout.tensor_parallel_size == 1 else "mp",
             "disable_log_stats": True,
@@ -221,7 +220,7 @@ class RolloutWorker(Named):
         return rendered
 
     async def _generate(self, rendered: Any, request: SampleRequest) -> Any:
-        """vLLM's `RequestOutput` of a group."""
+        """Return vLLM's `RequestOutput` of a group."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -252,7 +251,7 @@ class RolloutWorker(Named):
         await self._receiver.pause()
 
     async def transfer(self, phase: str, *arguments: Any) -> Any:
-        """A control call of a weight transfer: a method of `actors.transfer.WeightReceiver`."""
+        """Make a control call of a weight transfer: a method of `actors.transfer.receiver.WeightReceiver`."""
         self._transfers += 1
         try:
             return await getattr(self._receiver, phase)(*arguments)
@@ -287,7 +286,7 @@ def engine_seed(seed: int) -> int:
 
 
 def _completion(output: Any, tokenizer: Any) -> Completion:
-    """From vLLM's `CompletionOutput`, whose log-probabilities are those of the sampled tokens alone."""
+    """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone."""
     spans = [VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions]
     return Completion(
         text=tokenizer.decode(output.token_ids, skip_special_tokens=True),

@@ -1,7 +1,7 @@
-"""Rollout workers that come and go while a run goes on.
+"""Rollout workers that are added and taken out while a run continues.
 
-In: a wish in the run folder (`python -m videostr.scale RUN_DIR --rollout-workers N`), or free room in the cluster
-(`rollout.max_workers`). Out: calls of `RayRolloutPool.resize`. Waits for neither: it looks every few seconds.
+In: a target size in the run folder (`python -m videostr.scale RUN_DIR --rollout-workers N`), or free room in the cluster
+(`rollout.max_workers`). Out: calls of `RayRolloutPool.resize`. It waits for neither, but looks every few seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOOK_S = 2.0
 
 
 class Scaling:
-    """Resizes a pool as it is told, or as there is room."""
+    """Resizes a pool to the target size, or as there is room."""
 
     def __init__(self, config: Config, run_folder: Path, pool: RayRolloutPool, placement: Placement) -> None:
         self._most = config.rollout.max_workers
@@ -31,15 +31,15 @@ class Scaling:
         self._thread = FileThread("scaling")
         self._pool = pool
         self._placement = placement
-        self._wish: int | None = None
+        self._target: int | None = None
         self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Look from now on."""
+        """Begin to look."""
         self._watching = asyncio.create_task(self._watch())
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         if self._watching is not None:
             self._watching.cancel()
 
@@ -58,14 +58,16 @@ class Scaling:
     async def _wanted(self) -> int:
         size = self._pool.size()
         try:
-            wish = await self._thread(read_target_size, self._run_folder)
+            target = await self._thread(read_target_size, self._run_folder)
         except ConfigError as error:
             log.warning("%s", error)
             return size
-        if wish != self._wish:
-            self._wish = wish
-            return size if wish is None else wish
+        if target != self._target:
+            self._target = target
+            return size if target is None else target
         # One at a time: the next when this one is up, and has taken its share of the room.
         is_settled = not {Health.RESTARTING, Health.DEAD} & set(self._pool.health())
-        grows = size < self._most and wish is None and is_settled and self._placement.has_room_for("rollout")
+        grows = (
+            size < self._most and target is None and is_settled and self._placement.has_room_for("rollout")
+        )
         return size + 1 if grows else size

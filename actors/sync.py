@@ -1,72 +1,49 @@
-"""Publication of the learner's weights to the engines, as the driver asks for it.
+"""Weight sync on Ray, as the driver asks for it.
 
 In: a weight version. Out: metrics, when every engine that is up serves that version. The work is done between learner ranks
-and rollout actors (`actors/transfer.py`); the driver only starts it and waits, and so never imports vLLM. `RayWeightSync` is one
-publication; `SupervisedSync` does what `videostr/sync.py` says with it.
+and rollout actors (`actors/transfer/`); the driver only starts it and waits, and so never imports vLLM. `transfer_weights` is one
+transfer; `SupervisedSync` does what `videostr/sync.py` says with it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
+from actors.transfer.request import transfer_request
 from videostr.config import Config
-from videostr.errors import LearnerError
 from videostr.sync import EngineSync
 from videostr.timeline import Timeline
 
 CONTROL_CALLS = 6
-"""Calls of a publication that each may take `sync.timeout_s`: init, start, update, finish, digests; one to spare."""
+"""Calls of a transfer that each may take `sync.timeout_s`: init, start, update, finish, digests; one to spare."""
 
 
-class RayWeightSync:
-    """Moves the learner's weights into every engine; implements `videostr.ports.WeightSync`.
+async def transfer_weights(
+    config: Config, learner: RayLearner, engines: Sequence[Any], version: int
+) -> dict[str, float]:
+    """Move the learner's weights into these rollout actors; the learner sends them as `version`.
 
-    After a `TransferError` the engines have no usable weights and must be restarted; the learner goes on.
+    After a `TransferError` the engines have no usable weights and must be restarted; the learner continues.
+
+    Returns:
+        `sync/bytes`, `sync/broadcast_seconds`, `sync/seconds`, when every engine serves `version`.
+
+    Raises:
+        TransferError: names engine and phase, or the parameter that did not arrive (`sync.verify`).
+        LearnerError: a rank died, or is stuck: each call of an engine has its own deadline.
     """
-
-    def __init__(self, config: Config, learner: RayLearner, engines: Callable[[], Sequence[Any]]) -> None:
-        self.config = config
-        self.learner = learner
-        self.engines = engines
-        """Gives the rollout actors that live now, e.g. `RayRolloutPool.handles`."""
-
-    async def publish(self, version: int) -> dict[str, float]:
-        """Returns `sync/bytes`, `sync/broadcast_seconds`, `sync/seconds` when every engine serves `version`.
-
-        Raises:
-            TransferError: names engine and phase, or the parameter that did not arrive (`sync.verify`).
-            LearnerError: a rank died, or is stuck.
-        """
-        start = time.monotonic()
-        limit = CONTROL_CALLS * self.config.sync.timeout_s
-        try:
-            ranks = await asyncio.wait_for(self.learner.call("send_weights", self._init(version)), limit)
-        except TimeoutError:
-            # Not of the engines: each of their calls has its own limit.
-            raise LearnerError(
-                f"weights of version {version} did not reach the engines within {limit:g} s ({CONTROL_CALLS} times "
-                "sync.timeout_s): a rank is stuck; raise the limit if the model is simply large"
-            ) from None
-        return {**ranks[0], "sync/seconds": time.monotonic() - start}
-
-    def _init(self, version: int) -> dict[str, Any]:
-        config = self.config
-        on_gpu = config.rollout.num_gpus > 0
-        automatic = "nccl" if on_gpu else "gloo"
-        return {
-            "engines": tuple(self.engines()),
-            "ranks_per_engine": config.rollout.tensor_parallel_size,
-            "backend": automatic if config.sync.backend == "auto" else config.sync.backend,
-            "version": version,
-            "timeout_s": config.sync.timeout_s,
-            "verify": config.sync.verify,
-            "reset_encoder_cache": not config.model.freeze_vision,
-        }
+    start = time.monotonic()
+    ranks = await learner.call(
+        "send_weights",
+        transfer_request(config, tuple(engines), version),
+        timeout_s=CONTROL_CALLS * config.sync.timeout_s,
+        limit=f"{CONTROL_CALLS} x sync.timeout_s",
+    )
+    return {**ranks[0], "sync/seconds": time.monotonic() - start}
 
 
 class SupervisedSync(EngineSync):
@@ -80,4 +57,4 @@ class SupervisedSync(EngineSync):
         self._ranks = learner
 
     async def _send(self, engines: Sequence[Any], version: int) -> dict[str, float]:
-        return await RayWeightSync(self._config, self._ranks, lambda: engines).publish(version)
+        return await transfer_weights(self._config, self._ranks, engines, version)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rewards.rubric import Rubric, judge_group, score, score_group
+from rewards.rubric import Rubric, score, score_group, score_group_with_traces
 
-__all__ = ["Rubric", "judge_group", "score", "score_group"]
+__all__ = ["Rubric", "score", "score_group", "score_group_with_traces"]

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from rewards.match import Floats
 from rewards.probes import moved, trace
-from rewards.rubric import judge_group, score
+from rewards.rubric import score, score_group_with_traces
 from videostr.console import run_main
 from videostr.data.records import read_records
 from videostr.draw import SIDE, draw, frame_at, half_spacing, view_of
@@ -184,7 +184,9 @@ def _explain(options: argparse.Namespace) -> None:
     )
     if record is None:
         raise DataError(f"{options.data}: has no usable record with id = {options.id!r}")
-    ((parsed, earned),) = judge_group([options.trace.read_text(encoding="utf-8")], record, options.rubric)
+    ((parsed, earned),) = score_group_with_traces(
+        [options.trace.read_text(encoding="utf-8")], record, options.rubric
+    )
     lines = [
         f"total {earned.total:.3f}",
         *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),

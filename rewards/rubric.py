@@ -17,7 +17,7 @@ import numpy as np
 
 from rewards import choice, graph, length, number, region
 from rewards import format as format_reward
-from rewards.graph import GraphRule, GraphScore
+from rewards.graph import GraphRule
 from rewards.map_score import map_score
 from videostr import trace as traces
 from videostr.custom import load_function
@@ -49,16 +49,16 @@ class Rubric:
     w_answer: float = 1.0
     w_graph: float = 1.0
     gate: Literal["format", "none"] = "format"
-    """format: answer and graph are paid only where the format is right."""
+    """format: answer and graph count only where the format is right."""
     graph: Literal["relation", "map"] = "relation"
-    """relation: node and edge terms; map: SpaceR's map score, which a right answer earns or loses all by."""
+    """relation: node and edge terms; map: SpaceR's map score, which is added to a right answer, or takes everything from it."""
     length: Literal["overlong", "band", "none"] = "overlong"
     max_tokens: int = 1024
     """Token limit that the overlong penalty leads up to."""
     overlong_buffer: int = 0
     """Tokens over which it falls from 0 to -1; 0 switches it off."""
     band: tuple[int, int] = (320, 512)
-    """Fewest and most tokens that earn the band's bonus."""
+    """Fewest and most tokens that get the band's bonus."""
     custom: str = ""
     """`package.module:function` of a user's reward."""
     w_custom: float = 1.0
@@ -66,7 +66,7 @@ class Rubric:
 
     @classmethod
     def preset(cls, name: str) -> Rubric:
-        """One of `PRESETS`.
+        """Return one of `PRESETS`.
 
         Raises:
             ConfigError: there is none of this name.
@@ -77,7 +77,7 @@ class Rubric:
 
     @classmethod
     def from_config(cls, config: RewardConfig, max_tokens: int) -> Rubric:
-        """The preset that the config names, with the config's weights, tolerances and length term.
+        """Return the preset that the config names, with the config's weights, tolerances and length term.
 
         Args:
             config: section `reward`.
@@ -138,44 +138,50 @@ def load_custom(name: str, key: str = "reward.custom") -> CustomReward:
 
 
 def score(completion: Completion | str, record: Record, rubric: Rubric | str = "default") -> Score:
-    """Score of one completion; raises as `judge_group` does."""
+    """Return the score of one completion; raises as `score_group_with_traces` does."""
     return score_group([completion], record, rubric)[0]
 
 
 def score_group(
     completions: Sequence[Completion | str], record: Record, rubric: Rubric | str = "default"
 ) -> list[Score]:
-    """Scores of the completions of one record, in their order; raises as `judge_group` does."""
-    return [earned for _, earned in judge_group(completions, record, rubric)]
+    """Return the scores of the completions of one record, in their order; raises as `score_group_with_traces` does."""
+    return [score for _, score in score_group_with_traces(completions, record, rubric)]
 
 
-def judge_group(
+def score_group_with_traces(
     completions: Sequence[Completion | str], record: Record, rubric: Rubric | str = "default"
 ) -> list[tuple[Trace, Score]]:
-    """Traces and scores of the completions of one record, in their order.
+    """Return traces and scores of the completions of one record, in their order.
 
     Args:
         completions: [G]; a text alone has no length term, since its tokens are not known.
         record: what was asked.
-        rubric: what is paid, or the name of a preset.
+        rubric: how completions are scored, or the name of a preset.
 
     Parts: `format`, `answer`, `length` (where the rubric has one), `graph` and `graph_node` (if the record has a graph),
     `graph_edge` (if that has two nodes in some frame), `map` and `custom` (if the rubric asks for them). Whatever the
     completions say, nothing is raised.
 
     Raises:
-        RewardError: the custom reward raised or returned something else than a number in [0, 1].
+        RewardError: the custom reward raised or returned something other than a number in [0, 1].
         ConfigError: there is no preset of this name.
     """
     if isinstance(rubric, str):
         rubric = Rubric.preset(rubric)
     whole = [_as_completion(completion) for completion in completions]
-    parsed = [traces.parse(completion.text) for completion in whole]
-    sheets = [_Sheet.of(trace, record) for trace in parsed]
-    _note_graphs(sheets, parsed, record, rubric)
-    _note_custom(sheets, parsed, record, rubric)
-    _note_lengths(sheets, whole, rubric)
-    return [(trace, sheet.score(record, rubric)) for trace, sheet in zip(parsed, sheets, strict=True)]
+    group = _Group(
+        record=record,
+        rubric=rubric,
+        completions=whole,
+        traces=[traces.parse(completion.text) for completion in whole],
+        scores=[_PartialScore() for _ in whole],
+    )
+    for score_parts in _PARTS.values():
+        score_parts(group)
+    return [
+        (trace, part.whole(record, rubric)) for trace, part in zip(group.traces, group.scores, strict=True)
+    ]
 
 
 _UNKNOWN_TOKENS = np.zeros(0, dtype=np.int32)
@@ -194,21 +200,39 @@ def _as_completion(completion: Completion | str) -> Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sheet:
-    """What is found about one completion, while it is being judged."""
+class _PartialScore:
+    """What is known about one completion while it is being scored."""
 
-    parts: dict[str, float]
-    notes: list[str]
+    parts: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, trace: Trace, record: Record) -> _Sheet:
-        """With format and answer."""
-        answer, note = _answer(trace, record)
-        return cls({"format": format_reward.reward(trace), "answer": answer}, [*trace.problems, note])
-
-    def score(self, record: Record, rubric: Rubric) -> Score:
+    def whole(self, record: Record, rubric: Rubric) -> Score:
+        """Return the score, when all parts are known."""
         total = _total(self.parts, record, rubric)
         return Score(total=total, parts=self.parts, notes=tuple(filter(None, self.notes)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """The completions of a record, with what is known about each."""
+
+    record: Record
+    rubric: Rubric
+    completions: Sequence[Completion]
+    traces: Sequence[Trace]
+    scores: Sequence[_PartialScore]
+
+
+def _score_formats(group: _Group) -> None:
+    for score, trace in zip(group.scores, group.traces, strict=True):
+        score.parts["format"] = format_reward.reward(trace)
+        score.notes.extend(trace.problems)
+
+
+def _score_answers(group: _Group) -> None:
+    for score, trace in zip(group.scores, group.traces, strict=True):
+        score.parts["answer"], note = _answer(trace, group.record)
+        score.notes.append(note)
 
 
 def _answer(trace: Trace, record: Record) -> tuple[float, str]:
@@ -219,29 +243,27 @@ def _answer(trace: Trace, record: Record) -> tuple[float, str]:
     return _ANSWER_REWARDS[record.answer.kind](trace.answer, record)
 
 
-def _note_graphs(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Record, rubric: Rubric) -> None:
-    if record.graph is None:
+def _score_graphs(group: _Group) -> None:
+    truth, rule = group.record.graph, group.rubric.graph_rule
+    if truth is None:
         return
-    rule = rubric.graph_rule
-    earned = graph.reward_group([trace.graph for trace in parsed], graph.prepare(record.graph, rule), rule)
-    for sheet, trace, graph_score in zip(sheets, parsed, earned, strict=True):
-        sheet.parts.update(_graph_parts(graph_score))
-        sheet.notes.extend(graph_score.notes)
-        if rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
-            sheet.parts["map"] = map_score(trace.graph, record.graph)
+    found = graph.reward_group([trace.graph for trace in group.traces], graph.prepare(truth, rule), rule)
+    for score, trace, graph_score in zip(group.scores, group.traces, found, strict=True):
+        score.parts.update(graph=graph_score.graph, graph_node=graph_score.node)
+        if graph_score.edge is not None:
+            score.parts["graph_edge"] = graph_score.edge
+        score.notes.extend(graph_score.notes)
+        if group.rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
+            score.parts["map"] = map_score(trace.graph, truth)
 
 
-def _graph_parts(earned: GraphScore) -> dict[str, float]:
-    parts = {"graph": earned.graph, "graph_node": earned.node}
-    return parts if earned.edge is None else parts | {"graph_edge": earned.edge}
-
-
-def _note_custom(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Record, rubric: Rubric) -> None:
-    if not rubric.custom:
+def _score_custom(group: _Group) -> None:
+    record, name = group.record, group.rubric.custom
+    if not name:
         return
-    reward = load_custom(rubric.custom)
-    where = f"record {printable(record.id)} {record.origin}: reward.custom = {rubric.custom}"
-    for sheet, trace in zip(sheets, parsed, strict=True):
+    reward = load_custom(name)
+    where = f"record {printable(record.id)} {record.origin}: reward.custom = {name}"
+    for score, trace in zip(group.scores, group.traces, strict=True):
         try:
             value: object = reward(trace, record)
             share = float(value) if isinstance(value, Real) else math.nan
@@ -254,31 +276,41 @@ def _note_custom(sheets: Sequence[_Sheet], parsed: Sequence[Trace], record: Reco
             raise RewardError(f"{where} raised {error_text(error)}") from error
         if shown:
             raise RewardError(f"{where} returned {printable(shown, 80)}, must be a number in [0, 1]")
-        sheet.parts["custom"] = share
+        score.parts["custom"] = share
 
 
-def _note_lengths(sheets: Sequence[_Sheet], completions: Sequence[Completion], rubric: Rubric) -> None:
+def _score_lengths(group: _Group) -> None:
+    rubric = group.rubric
     if rubric.length == "none" or (rubric.length == "overlong" and rubric.overlong_buffer == 0):
         return
-    tokens = [len(completion.token_ids) for completion in completions]
-    bonus = length.band([sheet.parts["answer"] for sheet in sheets], tokens, rubric.band)
-    for sheet, completion, earned in zip(sheets, completions, bonus, strict=True):
+    tokens = [len(completion.token_ids) for completion in group.completions]
+    bonus = length.band([score.parts["answer"] for score in group.scores], tokens, rubric.band)
+    for score, completion, value in zip(group.scores, group.completions, bonus, strict=True):
         if completion.token_ids is _UNKNOWN_TOKENS:
-            sheet.notes.append("length: not judged, the completion came without its tokens")
+            score.notes.append("length: not judged, the completion came without its tokens")
         elif rubric.length == "band":
-            sheet.parts["length"] = earned
+            score.parts["length"] = value
         else:
-            sheet.parts["length"] = length.overlong(completion, rubric.max_tokens, rubric.overlong_buffer)
-            sheet.notes.append(
-                "length: close to the token limit, or cut off by it" if sheet.parts["length"] < 0 else ""
-            )
+            value = length.overlong(completion, rubric.max_tokens, rubric.overlong_buffer)
+            score.parts["length"] = value
+            score.notes.append("length: close to the token limit, or cut off by it" if value < 0 else "")
+
+
+_PARTS: dict[tuple[str, ...], Callable[[_Group], None]] = {
+    ("format",): _score_formats,
+    ("answer",): _score_answers,
+    ("graph", "graph_node", "graph_edge", "map"): _score_graphs,
+    ("custom",): _score_custom,
+    ("length",): _score_lengths,
+}
+"""All parts of a score and what computes them, in this order; `_total` weighs them."""
 
 
 def _total(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
     gate = parts["format"] if rubric.gate == "format" else 1.0
-    paid = _paid_by_map(parts, record, rubric) if rubric.graph == "map" else _paid(parts, rubric)
-    paid += rubric.w_custom * parts.get("custom", 0.0)
-    total = gate * paid + rubric.w_format * parts["format"] + parts.get("length", 0.0)
+    gated = _with_map(parts, record, rubric) if rubric.graph == "map" else _with_relations(parts, rubric)
+    gated += rubric.w_custom * parts.get("custom", 0.0)
+    total = gate * gated + rubric.w_format * parts["format"] + parts.get("length", 0.0)
     if not math.isfinite(total):
         raise RewardError(
             f"record {record.id} {record.origin}: the total of {parts} is {total}, must be finite; check the rubric's weights"
@@ -286,12 +318,12 @@ def _total(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
     return total
 
 
-def _paid(parts: dict[str, float], rubric: Rubric) -> float:
+def _with_relations(parts: dict[str, float], rubric: Rubric) -> float:
     return rubric.w_answer * parts["answer"] + rubric.w_graph * parts.get("graph", 0.0)
 
 
-def _paid_by_map(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
-    """SpaceR: a right answer earns the map score on top; if that is 0, it loses everything; without a map it keeps its own."""
+def _with_map(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
+    """Return answer and map score by SpaceR: a right answer gets the map score on top, loses everything if that is 0."""
     answer = rubric.w_answer * parts["answer"]
     right = parts["answer"] == 1.0 if record.answer.kind is AnswerKind.CHOICE else parts["answer"] > 0.5
     if not right or "map" not in parts:

@@ -72,6 +72,7 @@ FLOORS = {
     "base": (
         "videostr.types",
         "videostr.errors",
+        "videostr.digests",
         "videostr.config",
         "videostr.config_effects",
         "videostr.config_reference",
@@ -250,7 +251,7 @@ def test_a_wrong_arrow_is_caught(path: str, source: str, expected: str) -> None:
         ("videostr/evaluate/__main__.py", "from actors.rollout import RolloutWorker\nfrom videostr.launch import main"),
         ("videostr/evaluate/run.py", "from videostr.evaluate import tables\nimport rewards"),
         ("videostr/loop.py", "from videostr.heldout import evaluate\nfrom videostr.config import Config"),
-        ("actors/learner.py", "import deepspeed, vllm, ray\nfrom videostr.types import Update"),
+        ("actors/learner/policy.py", "import deepspeed, vllm, ray\nfrom videostr.types import Update"),
         ("rewards/graph.py", "import rayon_like\nfrom videostr.types import Trace"),
     ],
 )  # fmt: skip

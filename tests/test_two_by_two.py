@@ -48,7 +48,7 @@ def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
             assert all(group_advantages(config, group).shape == (4,) for group in found.groups)
             update = await ports.learner.update(batch)
             assert update.version == version + 1
-            synced = await ports.sync.publish(
+            synced = await ports.sync.sync(
                 update.version
             )  # sync.verify compares every parameter in every engine
             assert synced["sync/bytes"] > 3e6

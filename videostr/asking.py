@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from videostr.metrics import duration
 from videostr.ports import RolloutPool, Sampled, SampleRequest
-from videostr.tasks import together
+from videostr.tasks import gather_or_cancel
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
@@ -60,5 +60,5 @@ async def ask(
             left = (said - began) / done * (len(requests) - done)
             log.info("%d of %d answered, about %s left", done, len(requests), duration(left))
 
-    await together(one(name, request) for name, request in requests.items())
+    await gather_or_cancel(one(name, request) for name, request in requests.items())
     return {name: failures[name] for name in requests if name in failures}

@@ -12,7 +12,6 @@ checkpoints/.writing_*, .deleting_* what a kill left half written or half delete
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videostr.digests import file_digest
 from videostr.errors import RunFolderError
 from videostr.files import storage, sync_to_disk, write_json
 from videostr.tasks import FileThread
@@ -230,7 +230,7 @@ class Checkpoints:
                 found = path.stat().st_size
                 if found != size:
                     raise _damaged(checkpoint, f"{name} has {found} bytes, {size} were written")
-                if _digest(path) != digest:
+                if file_digest(path) != digest:
                     raise _damaged(checkpoint, f"{name} has other contents than were written")
             except FileNotFoundError:
                 raise _damaged(checkpoint, f"{name} is missing") from None
@@ -325,16 +325,5 @@ def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         sync_to_disk(path)
-        found[path.relative_to(folder).as_posix()] = (path.stat().st_size, _digest(path))
+        found[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_digest(path))
     return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over names and contents of the files of a folder, hex: the identity of a policy or a dataset."""
-    parts = [f"{path.name}:{_digest(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -15,6 +15,7 @@
      +- RewardError          a reward worker failed or ran past its deadline
      +- TransferError        weights did not reach the engines
      +- LearnerError         a learner rank failed
+     +- GradientError        gradients are NaN or infinite, step after step
      +- CheckpointError      a checkpoint could not be written; the learner goes on
      +- NoSignal             no group's rewards differ any more: there is nothing to learn from
 
@@ -90,6 +91,10 @@ class LearnerError(VideoStrError):
     """A learner rank failed."""
 
 
+class GradientError(VideoStrError):
+    """Gradients are NaN or infinite, step after step: a restart would not help."""
+
+
 class CheckpointError(VideoStrError):
     """A checkpoint could not be written; the learner goes on."""
 
@@ -118,6 +123,11 @@ def error_text(error: BaseException) -> str:
         text = f"{type(error).__name__}: (its __str__ raised {type(failure).__name__})"
     inner = "; ".join(error_text(part) for part in _first_parts(error))
     return printable(f"{text} [{inner}]" if inner else text)
+
+
+def first_line(error: object) -> str:
+    """Return the first line of what an error, or its text, says; the name of its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _first_parts(error: BaseException) -> list[BaseException]:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.learner import RayLearner
+from actors.learner.ray_learner import RayLearner
 from actors.placement import Placement, plan, start_ray, stop_ray
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
@@ -43,7 +43,7 @@ from videostr.report.page import write_report
 from videostr.run import HeldOut, Stopped, cancel_when_lost, open_sources, run, until_stopped
 from videostr.run_folder import RunFolder, run_folder
 from videostr.tabletop.build import build_missing
-from videostr.tasks import together
+from videostr.tasks import gather_or_cancel
 
 log = logging.getLogger("videostr.launch")
 METRICS_S = 5.0
@@ -144,7 +144,7 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
             config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
         )
         cleanup.callback(learner.close)
-        await until_stopped(stop, together([rollouts.start(), learner.restart()]))
+        await until_stopped(stop, gather_or_cancel([rollouts.start(), learner.restart()]))
         rewards: RewardPool | None = remote
         if rewards is None:
             local = RayRewardPool(

@@ -27,7 +27,7 @@ from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.run_folder import RunFolder
 from videostr.saver import Saver, is_due
-from videostr.tasks import end, together, unless
+from videostr.tasks import cancel_and_wait, gather_or_cancel, race
 from videostr.traces import trace_rows, write_traces
 from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
 from videostr.window import Window
@@ -99,7 +99,7 @@ async def train(
         while state.step < config.train.steps and not stop.is_set():
             started = now()
             window.advance(state.step)
-            collected = await unless(stop, window.next())
+            collected = await race(stop, window.next())
             if collected is None:
                 break
             gains = [group_advantages(config, group) for group in collected.groups]
@@ -117,12 +117,12 @@ async def train(
             progress.step(metrics)
             await write_due_traces(config, folder, state, collected, gains)
             if evaluation.is_due(state) or saver.is_due(state):
-                await unless(stop, evaluation.done())  # a step without update did not wait for it
+                await race(stop, evaluation.done())  # a step without update did not wait for it
                 await saver.save()
             evaluation.begin(state)
             await folder.thread(folder.times, folder.timeline.drain(state.step))
             signal.step(metrics, any(gain.any() for gain in batch.advantages))
-        await unless(stop, evaluation.done())
+        await race(stop, evaluation.done())
     await saver.finish()
     return state
 
@@ -144,8 +144,8 @@ async def learn(
     updated = now()
     synced: Mapping[str, float] = {}
     if update.version != version:
-        await unless(stop, evaluation.done())
-        synced = await ports.sync.publish(update.version)
+        await race(stop, evaluation.done())
+        synced = await ports.sync.sync(update.version)
     return Learned(update=update, synced=synced, learn_s=updated - started, sync_s=now() - updated)
 
 
@@ -227,7 +227,7 @@ class SideEvaluation:
         """Wait for the evaluation under way; raise what it raised."""
         task, self._task = self._task, None
         if task is not None:
-            await together([task])
+            await gather_or_cancel([task])
 
     async def __aenter__(self) -> Self:
         """Make up for the evaluation that a killed run did not finish."""
@@ -237,7 +237,7 @@ class SideEvaluation:
     async def __aexit__(self, *_: object) -> None:
         """Cancel it."""
         if self._task is not None:
-            await end([self._task])
+            await cancel_and_wait([self._task])
 
 
 async def collect(
@@ -270,7 +270,7 @@ async def collect(
         taken = draws.take(missing)
         positions += taken
         drawn = await folder.thread(_draw, source, folder, taken)  # looks at the files of the videos
-        for d, result in zip(drawn, await together(one(d) for d in drawn), strict=True):
+        for d, result in zip(drawn, await gather_or_cancel(one(d) for d in drawn), strict=True):
             if isinstance(result, Failure):
                 await folder.thread(folder.quarantine.add, result)
             elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):

@@ -44,7 +44,7 @@ class RolloutPool(Protocol):
     """Engines lost so far, by cause."""
 
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
-        """One group; waits for a free place. Bad input is a `Failure`; raises `RolloutError` when no engine is left."""
+        """Sample one group; wait for a free place. Bad input is a `Failure`; raises `RolloutError` when no engine is left."""
         ...
 
 
@@ -55,7 +55,7 @@ class RewardPool(Protocol):
     """Workers lost so far, by cause."""
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Rollouts in the order of `completions`; a group that fails three times is a `Failure`."""
+        """Return rollouts in the order of `completions`; a group that fails three times is a `Failure`."""
         ...
 
 
@@ -75,7 +75,7 @@ class Learner(Protocol):
         ...
 
     async def restart(self) -> None:
-        """Start all ranks anew, with the initial weights."""
+        """End all ranks and start new ones, with the initial weights."""
         ...
 
 
@@ -83,10 +83,10 @@ class WeightSync(Protocol):
     """Moves the learner's weights into every engine."""
 
     failures: Counter[str]
-    """Publications that broke so far, by cause."""
+    """Weight syncs that broke so far, by cause."""
 
-    async def publish(self, version: int) -> dict[str, float]:
-        """Metrics (`sync/bytes`, `sync/seconds`, ...) once every engine serves `version`; raises `TransferError`."""
+    async def sync(self, version: int) -> dict[str, float]:
+        """Return metrics (`sync/bytes`, `sync/seconds`, ...) once every engine serves `version`; raise `TransferError`."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoProcessor
 
 from videostr.chat import OWN_TAGS, template_problem
-from videostr.errors import ModelError
+from videostr.errors import ModelError, first_line, printable
 
 JSON_FILES = (
     "config.json",
@@ -53,8 +53,9 @@ def load_processor(path: str | Path, config: Any = None) -> Any:
     try:
         processor: Any = AutoProcessor.from_pretrained(path)
     except Exception as error:  # transformers and tokenizers share no base class
+        problem = printable(first_line(error), 200)
         raise ModelError(
-            f"model.path = {path}: its tokenizer or processor cannot be loaded ({_first_line(error)}); {_missing(path)}"
+            f"model.path = {path}: its tokenizer or processor cannot be loaded ({problem}); {_missing(path)}"
         ) from error
     lacking = [
         part
@@ -97,7 +98,7 @@ def check_json(path: str | Path) -> None:
             whole = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
             problem = "" if whole else "not a JSON object"
         except (OSError, ValueError, RecursionError) as error:
-            problem = _first_line(error)
+            problem = printable(first_line(error), 200)
         if problem:
             raise ModelError(
                 f"model.path = {path}: {name} cannot be read ({problem}); {BASE}, or download the checkpoint again"
@@ -171,7 +172,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return round(float(value), 6)
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join((str(error).strip().partition("\n")[0] or repr(error)).split())[:200]

@@ -25,7 +25,7 @@ from videostr.metrics import duration
 from videostr.ports import Ports
 from videostr.run_folder import RunFolder
 from videostr.supervision import pause_before
-from videostr.tasks import unless
+from videostr.tasks import race
 from videostr.types import Failure, FailureKind
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ async def run(
 async def until_stopped(stop: asyncio.Event, work: Awaitable[T]) -> T:
     """Return the result of `work`; raise `Stopped` when `stop` is set first."""
     task = asyncio.ensure_future(work)
-    await unless(stop, task)
+    await race(stop, task)
     if task.cancelled():
         raise Stopped
     return task.result()
@@ -136,7 +136,7 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
             f"{len(source.records)}; restore the dataset, or choose another run.name"
         )
     await ports.learner.load(checkpoint)
-    await ports.sync.publish(state.version)
+    await ports.sync.sync(state.version)
     await files(folder.rewind, state.step, config.run.resume)
     log.info("resumed after step %d from %s", state.step, checkpoint)
     return state
@@ -215,7 +215,7 @@ async def _begin_again(config: Config, source: RecordSource, ports: Ports, folde
     await ports.learner.restart()
     state = await resume(config, source, ports, folder)
     if state.step == 0:  # without a checkpoint, engines may hold later weights than the learner
-        await ports.sync.publish(0)
+        await ports.sync.sync(0)
     return state
 
 

@@ -15,7 +15,7 @@ from videostr.target_size import write_target_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 for bad input."""
+    """Run the command; return exit status 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m videostr.scale", description=__doc__)
     parser.add_argument("run_folder", type=Path, help="such as runs/NAME")
     parser.add_argument("--rollout-workers", type=int, required=True, metavar="N")

@@ -23,10 +23,10 @@ RETRY_S = 5.0
 
 
 class Sender(Protocol):
-    """The learner, as far as it has weights."""
+    """The learner, as the source of weights."""
 
     version: int
-    """Of the weights."""
+    """Version of the weights."""
     updating: asyncio.Lock
     """Held while the weights change, and while ranks start."""
 
@@ -34,12 +34,12 @@ class Sender(Protocol):
 class EngineSync(ABC):
     """`WeightSync` over the engines of a pool.
 
-    Publications exclude each other. `publish` waits for an engine that is up, and is unblocked by the pool's replacements.
+    Weight syncs exclude each other. `sync` waits for an engine that is up, and is unblocked by the pool's replacements.
     """
 
     def __init__(self, learner: Sender, pool: EnginePool, timeline: Timeline | None = None) -> None:
         self.failures: Counter[str] = Counter()
-        """`transfer`: publications that broke so far."""
+        """`transfer`: weight syncs that broke so far."""
         self._learner = learner
         self._pool = pool
         self._timeline = timeline or Timeline()
@@ -48,7 +48,7 @@ class EngineSync(ABC):
 
     @abstractmethod
     async def _send(self, engines: Sequence[Any], version: int) -> dict[str, float]:
-        """Send weights to these engines; returns metrics.
+        """Send weights to these engines; return metrics.
 
         Raises:
             TransferError: some engine has no usable weights.
@@ -56,10 +56,10 @@ class EngineSync(ABC):
         """
 
     def start(self) -> None:
-        """Bring weights to engines that are started later, from now on."""
+        """Begin to send weights to engines that are started later."""
         self._refreshing = asyncio.create_task(self._refresh())
 
-    async def publish(self, version: int) -> dict[str, float]:
+    async def sync(self, version: int) -> dict[str, float]:
         """Send weights to every engine that is up; those that a broken transfer left half-updated are replaced.
 
         Raises:
@@ -68,43 +68,43 @@ class EngineSync(ABC):
             RolloutError: no engine is left.
         """
         async with self._lock:
-            return await self._publish(version)
+            return await self._sync(version)
 
     def close(self) -> None:
-        """Bring no more weights to engines started later."""
+        """Send no more weights to engines started later."""
         if self._refreshing is not None:
             self._refreshing.cancel()
 
-    async def _publish(self, version: int) -> dict[str, float]:
+    async def _sync(self, version: int) -> dict[str, float]:
         for attempt in range(1, TRIES + 1):
             engines = await self._pool.pause()
             try:
-                with self._timeline.during("weight-sync", "publish"):
+                with self._timeline.during("weight-sync", "sync"):
                     metrics = await self._send(engines, version)
             except TransferError as error:
                 self.failures["transfer"] += 1
-                await self._pool.condemn(engines, str(error))
+                await self._pool.discard(engines, str(error))
                 if attempt == TRIES:
                     raise
             except LearnerError as error:  # a rank that dies in a transfer leaves engines waiting in it
-                await self._pool.condemn(engines, str(error))
+                await self._pool.discard(engines, str(error))
                 raise
             else:
-                await self._pool.served(engines)
+                await self._pool.mark_current(engines)
                 return metrics
         raise AssertionError("unreachable")
 
     async def _refresh(self) -> None:
-        """Publish the learner's weights again whenever an engine waits for some; never while they change or ranks start."""
+        """Send the learner's weights again whenever an engine waits for some; never while they change or ranks start."""
         while True:
-            await self._pool.stale()
+            await self._pool.wait_for_stale()
             try:
                 async with self._learner.updating, self._lock:
                     if self._pool.has_stale():
-                        await self._publish(self._learner.version)
+                        await self._sync(self._learner.version)
             except LearnerError as error:
-                # Else a run that only waits for engines would never hear of it.
-                await self._pool.refuse(error)
+                # A run that only waits for engines would never get this error from anywhere else.
+                await self._pool.fail_requests(error)
                 await asyncio.sleep(RETRY_S)
             except (TransferError, RolloutError) as error:
                 log.warning("no weights yet for engines that were started again: %s", error)

@@ -1,4 +1,4 @@
-"""Work of asyncio that ends as a whole: where it fails, is cancelled or is stopped, nothing of it goes on behind."""
+"""Work of asyncio that ends as a whole: where it fails, is cancelled or is stopped, no part of it continues unnoticed."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel these, and wait until they have ended; what they raise is dropped."""
+async def cancel_and_wait(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks and wait until they have ended; what they raise is dropped."""
     ending = list(tasks)
     for task in ending:
         task.cancel()
     await asyncio.gather(*ending, return_exceptions=True)
 
 
-async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-    """All results, in order. When one raises, or this is cancelled, the others are cancelled, and have ended."""
+async def gather_or_cancel(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Return all results, in order. When one raises, or this is cancelled, the others are cancelled and have ended."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await end(tasks)
+        await cancel_and_wait(tasks)
 
 
-async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
-    """The result of `work`, or None when `stop` is set first; `work` is then cancelled, and has ended."""
+async def race(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """Return the result of `work`, or None when `stop` is set first; `work` is then cancelled and has ended."""
     task = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stop.wait())
     try:
@@ -41,7 +41,7 @@ async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
     finally:
         stopped.cancel()
         if not task.done():
-            await end([task])
+            await cancel_and_wait([task])
 
 
 class FileThread:
@@ -56,7 +56,7 @@ class FileThread:
         self._thread = threading.Thread(target=self._run, name=f"files-{name}", daemon=True)
 
     async def __call__(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of a call that is made in the thread."""
+        """Return the result of a call that is made in the thread."""
         if self._thread.ident is None:
             self._thread.start()
         future: Future[T] = Future()

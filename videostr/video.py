@@ -7,7 +7,6 @@ a worker needs them, `ClipFrames` memory-mapped from the store, so that rollout 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
+from videostr.digests import json_digest
 from videostr.errors import VideoError
 from videostr.files import make_folder, storage
 from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
@@ -107,7 +107,7 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     check_regular(path)
     absolute = replace(spec, video=str(path))
     identity = [DECODING, stat.st_size, stat.st_mtime_ns, asdict(absolute)]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    digest = json_digest(identity)[:32]
     return Clip(digest=digest, spec=absolute)
 
 

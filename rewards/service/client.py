@@ -9,8 +9,9 @@ In: completions and their record. Out: what `rewards.score_group` gives in this 
      +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
 
 A call that did not reach the service, or that the service was too busy to take, is tried again within the caller's time: after
-a random wait whose bound doubles from 0.1 to 5 s. Scoring changes nothing, so a group scored twice does no harm. All raise
-ConfigError for a number that cannot be used, such as a time of NaN or infinity.
+a random wait whose bound doubles from 0.1 to 5 s (gRPC's own `retryPolicy` gives up after five tries, within 2 s). Scoring
+changes nothing, so a group scored twice does no harm. All raise ConfigError for a number that cannot be used, such as a time of
+NaN or infinity.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def read_scores(response: pb.ScoreGroupResponse) -> list[Score]:
 
 
 def describe(rubric: Rubric) -> str:
-    """All fields of a rubric as JSON with sorted keys: equal exactly when the rubrics pay for the same."""
+    """All fields of a rubric as JSON with sorted keys: equal exactly when the rubrics score alike."""
     return json.dumps(dataclasses.asdict(rubric), sort_keys=True)
 
 

@@ -42,7 +42,7 @@ class WorkerPool:
         """Nothing is started yet.
 
         Args:
-            rubric: what completions are paid for.
+            rubric: how completions are scored.
             num_workers: processes.
             deadline_s: longest scoring of one group; a worker past it is killed.
             memory_mib: most data of one process, MiB.

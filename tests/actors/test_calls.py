@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.calls import answer
+from actors.calls import get_with_timeout
 
 
 def worker() -> Any:
@@ -36,11 +36,11 @@ def worker() -> Any:
     return ray.remote(Worker).options(num_cpus=0).remote()
 
 
-def test_an_answer_that_came_while_the_driver_was_busy_is_no_late_one(cluster: None) -> None:
+def test_an_answer_that_came_while_the_driver_was_busy_is_not_late(cluster: None) -> None:
     async def use() -> Any:
         actor = worker()
         await actor.ping.remote()  # it is up
-        coming = asyncio.create_task(answer(actor.ping.remote(), 0.5))
+        coming = asyncio.create_task(get_with_timeout(actor.ping.remote(), 0.5))
         await asyncio.sleep(0)
         time.sleep(3.0)  # noqa: ASYNC251  # that is the point
         return await coming
@@ -58,10 +58,10 @@ def test_a_late_call_and_one_that_is_given_up_are_cancelled(cluster: None) -> No
         called = late.sleep.remote()
         await until(late, "asleep")
         with pytest.raises(TimeoutError):
-            await answer(called, 0.1)
+            await get_with_timeout(called, 0.1)
         await until(late, "cancelled")
 
-        coming = asyncio.create_task(answer(given_up.sleep.remote(), 600.0))
+        coming = asyncio.create_task(get_with_timeout(given_up.sleep.remote(), 600.0))
         await until(given_up, "asleep")
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)

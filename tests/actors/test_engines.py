@@ -23,10 +23,12 @@ import ray
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from actors.learner import LearnerWorker, RayLearner
+from actors.learner.ray_learner import RayLearner
+from actors.learner.worker import LearnerWorker
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
-from actors.sync import RayWeightSync, SupervisedSync
+from actors.sync import SupervisedSync, transfer_weights
+from actors.transfer.request import TransferRequest
 from videostr.config import Config
 from videostr.errors import TransferError
 from videostr.model import load_policy
@@ -65,6 +67,7 @@ class Sender:
         torch.set_num_threads(1)
         self.path = path
         self.policy = load_policy(path, torch.float32)
+        self.sender: Any = None
 
     def perturb(self, seed: int, only: str = "") -> list[str]:
         """Add noise to every parameter whose name contains `only`."""
@@ -83,10 +86,11 @@ class Sender:
     def save(self, folder: str) -> None:
         self.policy.save_pretrained(folder)
 
-    def send_weights(self, init: dict[str, Any]) -> dict[str, float]:
-        from actors.transfer import send_from_learner
+    def send_weights(self, request: TransferRequest) -> dict[str, float]:
+        from actors.transfer.sender import WeightSender
 
-        return send_from_learner(None, self.policy, 0, init)
+        self.sender = self.sender or WeightSender(self.policy, 0)
+        return self.sender.send(request)
 
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
@@ -99,21 +103,21 @@ class Sender:
         row = AutoProcessor.from_pretrained(self.path).tokenizer.eos_token_id
         self.policy.lm_head.weight.data[row] = 0
 
-    def send_without(self, name: str, init: dict[str, Any]) -> dict[str, float]:
+    def send_without(self, name: str, request: TransferRequest) -> dict[str, float]:
         """Send all but one parameter, and compare all."""
-        from actors import transfer
+        from actors.transfer import sender, source
 
-        class Forgetful(transfer.LearnerWeights):
+        class Forgetful(source.LearnerWeights):
             def __init__(self, module: torch.nn.Module, *, with_digests: bool) -> None:
                 super().__init__(module, with_digests=with_digests)
                 self.parameters = [(key, p) for key, p in self.parameters if key != name]
-                self.digests[name] = transfer.digest(module.get_parameter(name).detach())
+                self.digests[name] = source.weight_digest(module.get_parameter(name).detach())
 
-        complete, transfer.LearnerWeights = transfer.LearnerWeights, Forgetful  # type: ignore[misc]
+        complete, sender.LearnerWeights = sender.LearnerWeights, Forgetful  # type: ignore[misc]
         try:
-            return self.send_weights(init)
+            return self.send_weights(request)
         finally:
-            transfer.LearnerWeights = complete  # type: ignore[misc]
+            sender.LearnerWeights = complete  # type: ignore[misc]
 
 
 class Learner(RayLearner):
@@ -124,10 +128,10 @@ class Learner(RayLearner):
         self.workers, self.timeout_s = (sender,), 120
         self.forget = forget
 
-    async def call(self, method: str, *arguments: Any) -> list[Any]:
+    async def call(self, method: str, *arguments: Any, **deadline: Any) -> list[Any]:
         if self.forget:
-            return await super().call("send_without", self.forget, *arguments)
-        return await super().call(method, *arguments)
+            return await super().call("send_without", self.forget, *arguments, **deadline)
+        return await super().call(method, *arguments, **deadline)
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +270,10 @@ async def _together(pool: RayRolloutPool, *requests: SampleRequest) -> list[Any]
     return await asyncio.gather(*(pool.sample(request) for request in requests))
 
 
-def _publish(
+def _transfer(
     world: World, run: Run[Any], engines: list[Any], learner: Learner, version: int
 ) -> dict[str, float]:
-    metrics: dict[str, float] = run(RayWeightSync(world.config, learner, lambda: engines).publish(version))
+    metrics: dict[str, float] = run(transfer_weights(world.config, learner, engines, version))
     return metrics
 
 
@@ -410,7 +414,7 @@ def test_weights_reach_one_engine(
     prompt = world.prompts[0]
     assert len(ray.get(sender.perturb.remote(1))) > 50
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(world, run, pool.handles()[:1], Learner(world.config, sender), 1)
+    metrics = _transfer(world, run, pool.handles()[:1], Learner(world.config, sender), 1)
     size = sum(p.numel() * 4 for p in load_policy(tmp_path, torch.float32).parameters())
     assert metrics["sync/bytes"] == size
     assert 0 < metrics["sync/broadcast_seconds"] <= metrics["sync/seconds"] < 60
@@ -438,7 +442,7 @@ def test_weights_reach_two_engines(
     ray.get(sender.save.remote(str(tmp_path)))
     prompt = world.prompts[1]
     before = _direct(run, pool, 0, _request(prompt))
-    metrics = _publish(world, run, pool.handles(), Learner(world.config, sender), version)
+    metrics = _transfer(world, run, pool.handles(), Learner(world.config, sender), version)
     assert metrics["sync/seconds"] < 60
     assert _difference(world, tmp_path, prompt, before) > 2 * AGREEMENT
     for engine in (0, 1):
@@ -454,7 +458,7 @@ def test_frozen_vision_tower_is_not_sent(
     ray.get(sender.freeze_vision.remote(True))
     ray.get(sender.perturb.remote(7, "language_model"))
     ray.get(sender.save.remote(str(tmp_path)))
-    metrics = _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 7)
+    metrics = _transfer(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 7)
     ray.get(sender.freeze_vision.remote(False))
     parameters = load_policy(tmp_path, torch.float32).named_parameters()
     assert metrics["sync/bytes"] == sum(p.numel() * 4 for name, p in parameters if "visual" not in name)
@@ -468,7 +472,7 @@ def test_banned_placeholders(
 ) -> None:
     ray.get(sender.favour_placeholders.remote())
     ray.get(sender.save.remote(str(tmp_path)))
-    _publish(world, run, pool.handles(), Learner(world.config, sender), 8)
+    _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
     prompt = world.prompts[0]
     sampled = run(pool.sample(_request(prompt)))
     assert isinstance(sampled, Sampled)  # and not a Failure
@@ -494,17 +498,18 @@ def test_missing_parameter_is_named(
 ) -> None:
     ray.get(sender.perturb.remote(9))
     with pytest.raises(TransferError, match=f"engine 0: {name} differs .*version 9") as raised:
-        _publish(world, run, pool.handles(), Learner(world.config, sender, forget=name), 9)
+        _transfer(world, run, pool.handles(), Learner(world.config, sender, forget=name), 9)
     assert "restart" in str(raised.value)
 
 
 def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
     """Two DeepSpeed ranks, each with half of every parameter, bring both engines back to the initial weights."""
     config = replace(world.config, learner=replace(world.config.learner, num_ranks=2, zero_stage=3))
-    learner = run(RayLearner.start(config, world.frames.folder))
+    learner = RayLearner(config, world.frames.folder)
+    run(learner.restart())
     try:
         for version in (20, 21):
-            metrics = run(RayWeightSync(config, learner, pool.handles).publish(version))
+            metrics = run(transfer_weights(config, learner, pool.handles(), version))
             assert metrics["sync/bytes"] > 1e6
     finally:
         learner.close()
@@ -514,7 +519,7 @@ def test_zero3_learner(world: World, run: Run[Any], pool: RayRolloutPool) -> Non
         assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
 
 
-def test_groups_in_flight_survive_a_publication(
+def test_groups_in_flight_survive_a_weight_sync(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
 ) -> None:
     """Of a prompt that the prefix cache held, so that vLLM took its pixels for dispensable.
@@ -523,7 +528,7 @@ def test_groups_in_flight_survive_a_publication(
     """
     engines, learner = pool.handles()[:1], Learner(world.config, sender)
     ray.get(sender.forget_to_end.remote())
-    _publish(world, run, engines, learner, 22)
+    _transfer(world, run, engines, learner, 22)
     prompt = replace(world.prompts[1], text=world.prompts[1].text + "\n" * 200)
     _direct(run, pool, 0, _request(prompt, n=1, max_tokens=2))
 
@@ -532,19 +537,19 @@ def test_groups_in_flight_survive_a_publication(
         requests = worker._engine.output_processor.request_states.values()
         return sum(not request.is_prefilling for request in requests)
 
-    async def publish_meanwhile() -> Sampled:
+    async def transfer_meanwhile() -> Sampled:
         group = asyncio.ensure_future(
             _await(engines[0].sample.remote(_request(prompt, seed=8, max_tokens=600)))
         )
         while await _await(engines[0].__ray_call__.remote(begun)) < 8:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        await RayWeightSync(world.config, learner, lambda: engines).publish(23)
+        await transfer_weights(world.config, learner, engines, 23)
         sampled: Sampled = await group
         return sampled
 
-    sampled = run(asyncio.wait_for(publish_meanwhile(), 120))
+    sampled = run(asyncio.wait_for(transfer_meanwhile(), 120))
     assert [span.version for span in sampled.completions[0].weight_versions] == [22, 23]
-    _publish(world, run, pool.handles(), learner, 24)
+    _transfer(world, run, pool.handles(), learner, 24)
 
 
 def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
@@ -577,14 +582,14 @@ def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
         await asyncio.sleep(0)
         await pool.resize(2)
         shrinking = await sampling
-        await sync.publish(26)
+        await sync.sync(26)
         return growing, grown, shrinking
 
     growing, grown, shrinking = run(asyncio.wait_for(resize(), 400))
     assert all(isinstance(answer, Sampled) for answer in growing + shrinking)
     assert (len(growing), len(grown)) == (asked, 3)
     assert {s.version for a in shrinking for c in a.completions for s in c.weight_versions} == {25}
-    assert pool.health() == [Health.HEALTHY, Health.HEALTHY, Health.RETIRED]
+    assert pool.health() == [Health.HEALTHY, Health.HEALTHY, Health.DRAINING]
     assert not pool.failures["tokens_sampled_again"]
     for engine in (0, 1):
         sampled = _direct(run, pool, engine, _request(world.prompts[0]))
@@ -629,7 +634,7 @@ def test_stalled_engine_is_named_in_time(
     core.send_signal(signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(TransferError, match=r"engine 0: `start` did not end within sync\.timeout_s = 3 s"):
-        _publish(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
+        _transfer(replace(world, config=config), run, pool.handles(), Learner(world.config, sender), 31)
     assert time.monotonic() - start < 15
     core.send_signal(signal.SIGCONT)
 

@@ -18,11 +18,14 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from actors import learner_state
-from actors.learner import LearnerWorker, RayLearner, digest
-from actors.learner_state import KINDS, LearnerState
+from actors.learner import state
+from actors.learner.ray_learner import RayLearner
+from actors.learner.state import KINDS, LearnerState
+from actors.learner.update import MAX_NONFINITE_STEPS
+from actors.learner.worker import LearnerWorker
+from actors.parameters import tensor_digest
 from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
-from videostr.errors import CheckpointError, ConfigError, LearnerError
+from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
@@ -59,35 +62,36 @@ class Bench(LearnerWorker):
     """A rank that can be built anew in its process, and shows its gradients."""
 
     def rebuild(self, config: Config) -> None:
-        self.config, self.version, self.updates = config, 0, 0
+        self.config = config
         self.start()
 
     def gradients(self, batch: LearnerBatch) -> tuple[float, dict[str, np.ndarray]]:
         """Global loss and gradients by Hugging Face name, after a step that throws them away."""
         from deepspeed.utils import safe_get_full_grad
 
-        loss = self.accumulate(batch).loss
-        whole = self.config.learner.zero_stage > 0
-        grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in self.policy.named_parameters()}
+        loss = self.updater.accumulate(batch).loss
+        whole, policy = self.config.learner.zero_stage > 0, self.trained.policy
+        grads = {n: safe_get_full_grad(p) if whole else p.grad for n, p in policy.named_parameters()}
         found = {n: g.float().cpu().numpy().copy() for n, g in grads.items() if g is not None}
-        self.engine.step()
+        self.trained.engine.step()
         return loss, found
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter whole, by Hugging Face name."""
-        return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.full_parameters()}
+        return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.trained.full_parameters()}
 
     def limit_shards(self, size: int) -> None:
         """Write a shard when `size` bytes were gathered."""
-        learner_state.SHARD_BYTES = size
+        state.SHARD_BYTES = size
 
     def forget(self, rank: int) -> None:
         """Empty one rank's cache of vision features; all count from 0."""
-        self.features.hits = self.features.misses = 0
+        features = self.trained.features
+        features.hits = features.misses = 0
         if self.rank == rank:
-            limit, self.features.max_bytes = self.features.max_bytes, 0
-            self.features.trim()
-            self.features.max_bytes = limit
+            limit, features.max_bytes = features.max_bytes, 0
+            features.trim()
+            features.max_bytes = limit
 
 
 class Stage:
@@ -193,6 +197,12 @@ def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tu
     return total, gradients, found
 
 
+async def started(*arguments: Any, **options: Any) -> RayLearner:
+    learner = RayLearner(*arguments, **options)
+    await learner.restart()
+    return learner
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("learner"))
@@ -209,12 +219,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Awaitabl
 @pytest.fixture(scope="module")
 def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dict[int, RayLearner]]:
     """One rank alone, and two together."""
-    started = {
-        ranks: run(RayLearner.start(stage.config(num_ranks=ranks), stage.frames, worker_class=Bench))
+    learners = {
+        ranks: run(started(stage.config(num_ranks=ranks), stage.frames, worker_class=Bench))
         for ranks in (1, 2)
     }
-    yield started
-    for learner in started.values():
+    yield learners
+    for learner in learners.values():
         learner.close()
 
 
@@ -288,7 +298,7 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     assert run(learner.checksums()) == gone_on
 
     loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
-    assert {name: digest(p.detach()) for name, p in loaded.named_parameters()} == saved
+    assert {name: tensor_digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
 
 
@@ -398,6 +408,44 @@ def diverges(inputs: LossInputs) -> torch.Tensor:
     return inputs.logprobs / 0.0
 
 
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "dtype"),
+    [(1, 0, "float32"), (2, 0, "bfloat16"), (2, 2, "float32"), (2, 3, "float32"), (2, 1, "bfloat16")],
+)
+def test_a_step_whose_gradient_is_nan_is_skipped_and_counted_and_five_in_a_row_end_the_run(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    ranks: int,
+    zero_stage: int,
+    dtype: str,
+) -> None:
+    learner, config = learners[ranks], stage.config(num_ranks=ranks, zero_stage=zero_stage, warmup_steps=3)
+    config = replace(config, model=replace(config.model, dtype=dtype))
+    spoiled = replace(
+        stage.batch, advantages=tuple(np.full_like(values, np.nan) for values in stage.batch.advantages)
+    )
+    run(learner.call("rebuild", config))
+    expected, weights = run(learner.update(stage.batch)), run(learner.checksums())
+
+    run(learner.call("rebuild", config))
+    before = run(learner.checksums())
+    skipped = run(learner.update(spoiled))
+    assert (skipped.version, skipped.metrics["nonfinite_steps"]) == (1, 1)
+    assert not {"loss", "grad_norm"} & skipped.metrics.keys()
+    assert np.isfinite(list(skipped.metrics.values())).all()
+    assert run(learner.checksums()) == before
+    update = run(learner.update(stage.batch))
+    assert replace(update, version=1) == expected  # the learning rate of a first step included
+    assert run(learner.checksums()) == weights
+
+    for _ in range(MAX_NONFINITE_STEPS - 1):
+        run(learner.update(spoiled))
+    with pytest.raises(GradientError, match=r"rank 0 .*NaN or infinite in 5 optimizer steps in a row"):
+        run(learner.update(spoiled))
+    assert run(learner.checksums()) == weights
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_ranks_go_on_after_a_checkpoint_that_could_not_be_written(
     stage: Stage,
@@ -440,7 +488,7 @@ def test_checkpoint_does_not_depend_on_ranks_and_stage(
     assert all(shard.stat().st_size < 2**20 + largest + 2**14 for shard in shards)
     assert {path.suffix for path in (first / "learner").iterdir()} == {".safetensors", ".json"}
 
-    four = run(RayLearner.start(config(4, 2), stage.frames, worker_class=Bench))
+    four = run(started(config(4, 2), stage.frames, worker_class=Bench))
     try:
         run(learners[1].call("rebuild", config(1, 0)))
         for learner in (learners[1], four):
@@ -474,7 +522,7 @@ def test_bfloat16_checkpoint_does_not_depend_on_ranks_and_stage(
     assert json.loads((tmp_path / "learner" / "state.json").read_text())["step"] == 1
     for name, checksum in saved.items():
         master = torch.from_numpy(state[f"master/{name}"])
-        assert digest(master.bfloat16()) == checksum
+        assert tensor_digest(master.bfloat16()) == checksum
         assert not torch.equal(master.bfloat16().float(), master), name
     for ranks, zero_stage in ((2, 1), (2, 3), (1, 0)):
         learner = rebuild(ranks, zero_stage)
@@ -626,7 +674,7 @@ def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
     config = stage.config(num_gpus=1, zero_stage=zero_stage, attention=attention)
     config.model.freeze_vision = freeze_vision
     config.model.gradient_checkpointing = True
-    learner = run(RayLearner.start(config, stage.frames, worker_class=Bench))
+    learner = run(started(config, stage.frames, worker_class=Bench))
     try:
         expected_loss, expected, _ = plain_gradients(stage)
         expected = {n: g for n, g in expected.items() if not (freeze_vision and "visual" in n)}

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from actors.placement import Placement
 from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig
 from videostr.errors import PlacementError
-from videostr.tasks import unless
+from videostr.tasks import race
 
 CONFIG = Config(
     rollout=RolloutConfig(num_workers=2, num_cpus=1),
@@ -81,7 +81,7 @@ def test_a_stop_is_heard_while_there_is_no_room(cluster: Cluster) -> None:
     async def stopped() -> None:
         stop, placement = asyncio.Event(), Placement(config)
         asyncio.get_running_loop().call_later(1.0, stop.set)
-        await unless(stop, placement.reserve())
+        await race(stop, placement.reserve())
         placement.close()
         assert stop.is_set()
 

@@ -20,10 +20,12 @@ import pytest
 import ray
 
 from actors import names
+from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
 from actors.reward import RayRewardPool
 from actors.sync import SupervisedSync
+from actors.transfer.request import TransferRequest
 from rewards import Rubric
 from tests.actors.waiting import ended
 from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
@@ -98,11 +100,11 @@ class Learner:
         self.version = 0
         self.workers = ("rank",)
 
-    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+    async def call(self, method: str, request: TransferRequest, **deadline: Any) -> list[dict[str, float]]:
         if self.broken:
             self.broken -= 1
             raise TransferError("engine 1: `update` broke")
-        self.sent.append((init["version"], len(init["engines"])))
+        self.sent.append((request.version, len(request.engines)))
         return [{"sync/bytes": 1.0}]
 
 
@@ -138,7 +140,7 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_after_a_publication(
+def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_after_a_weight_sync(
     cluster: None, tmp_path: Path
 ) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
@@ -176,13 +178,13 @@ def test_the_timeline_has_the_states_of_an_engine_that_dies(cluster: None, tmp_p
     assert idle.workers == {"rollout-engine-0": {}, "rollout-engine-1": {}}
     assert after.workers == {"rollout-engine-0": {}, "rollout-engine-1": {}, "weight-sync": {}}
     well, lost = times.workers["rollout-engine-0"], times.workers["rollout-engine-1"]
-    assert well.keys() == {"sample", "pause"}  # for the publication to the new engine
+    assert well.keys() == {"sample", "pause"}  # for the weight sync to the new engine
     assert list(lost) == ["sample", "dead", "restarting", "stale"]
     ends = [activity.spans[-1][1] for activity in lost.values()]
     assert ends == sorted(ends)
     assert lost["dead"].busy >= 1.0  # the pause before a restart
     assert sum(activity.busy for activity in lost.values()) <= times.seconds + 0.01
-    assert times.workers["weight-sync"]["publish"].spans[-1][1] <= ends[-1]
+    assert times.workers["weight-sync"]["sync"].spans[-1][1] <= ends[-1]
 
 
 def test_a_group_that_is_late_is_asked_again_and_a_hung_engine_replaced(
@@ -239,7 +241,7 @@ def test_when_all_restarts_are_spent_the_run_is_told_why(cluster: None, tmp_path
 def test_engines_of_a_broken_transfer_are_replaced_and_get_the_weights(cluster: None, tmp_path: Path) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
         before = pool.handles()
-        metrics = await sync.publish(3)
+        metrics = await sync.sync(3)
         await until(lambda: pool.health() == [Health.HEALTHY] * 2)
         return before, pool.handles(), metrics, dict(pool.failures), dict(sync.failures), learner.sent
 
@@ -257,7 +259,7 @@ def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
         before = pool.handles()
         (tmp_path / "hang_in_pause_0").touch()
-        await sync.publish(3)
+        await sync.sync(3)
         (tmp_path / "hang_in_pause_0").unlink()
         sent = list(learner.sent)
         await until(lambda: pool.health() == [Health.HEALTHY] * 2)
@@ -270,19 +272,27 @@ def test_an_engine_that_hangs_before_a_transfer_costs_no_other_its_weights(
     assert failures == {}
 
 
-def test_a_learner_that_is_stuck_in_a_publication_is_lost(cluster: None, tmp_path: Path) -> None:
-    class Stuck(Learner):
-        async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
-            await asyncio.sleep(600)
-            raise AssertionError
+def test_a_learner_that_is_stuck_in_a_weight_sync_is_lost(cluster: None, tmp_path: Path) -> None:
+    class Stuck:
+        def send_weights(self, request: Any) -> None:
+            time.sleep(600)
 
-    async def use(pool: RayRolloutPool, sync: SupervisedSync, _: Any) -> Any:
+    def learner() -> RayLearner:
+        stuck = RayLearner(Config(), tmp_path)
+        stuck.workers = (ray.remote(Stuck).options(num_cpus=0).remote(),)
+        return stuck
+
+    async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: RayLearner) -> Any:
         sync._config = replace(sync._config, sync=SyncConfig(timeout_s=0.1))
-        with pytest.raises(LearnerError, match=r"did not reach the engines within 0\.6 s"):
-            await sync.publish(3)
+        with pytest.raises(
+            LearnerError,
+            match=r"ranks \[0\] did not finish `send_weights` within 6 x sync\.timeout_s = 0\.6 s",
+        ):
+            await sync.sync(3)
+        learner.close()
         return dict(sync.failures)
 
-    assert play(tmp_path, use, learner=Stuck) == {}
+    assert play(tmp_path, use, learner=learner) == {}
 
 
 class LostLearner(Learner):
@@ -290,21 +300,21 @@ class LostLearner(Learner):
 
     well = False
 
-    async def call(self, method: str, init: dict[str, Any]) -> list[dict[str, float]]:
+    async def call(self, method: str, request: TransferRequest, **deadline: Any) -> list[dict[str, float]]:
         if not self.well:
             raise LearnerError("learner rank 0 died in `send_weights`")
-        return await super().call(method, init)
+        return await super().call(method, request, **deadline)
 
 
 def test_a_run_that_waits_for_engines_hears_of_a_lost_learner(cluster: None, tmp_path: Path) -> None:
     """As when the learner and all engines are lost together: engines would wait for weights, and the run for engines."""
 
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: LostLearner) -> Any:
-        await pool.condemn(pool.handles(), "lost")
+        await pool.discard(pool.handles(), "lost")
         with pytest.raises(LearnerError, match="learner rank 0 died in `send_weights`"):
             await pool.sample(REQUEST)
         learner.well = True
-        await sync.publish(5)
+        await sync.sync(5)
         return await pool.sample(REQUEST), learner.sent
 
     answer, sent = play(tmp_path, use, learner=LostLearner, max_restarts=9)
@@ -314,7 +324,7 @@ def test_a_run_that_waits_for_engines_hears_of_a_lost_learner(cluster: None, tmp
 
 def test_a_transfer_that_breaks_three_times_fails(cluster: None, tmp_path: Path) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, _: Any) -> Any:
-        await sync.publish(3)
+        await sync.sync(3)
 
     with pytest.raises(TransferError, match="engine 1: `update` broke"):
         play(tmp_path, use, learner=lambda: Learner(broken=99), max_restarts=9)
@@ -341,13 +351,13 @@ def test_engines_are_added_and_taken_out_while_groups_are_sampled(cluster: None,
     assert {int(answer.prompt_token_ids[0]) for answer in grown} == {0, 1, 2, 3}
     assert all(isinstance(answer, Sampled) for answer in shrunk)
     assert {int(answer.prompt_token_ids[0]) for answer in shrunk[-8:]} == {0}
-    assert health == [Health.HEALTHY, *[Health.RETIRED] * 3]
+    assert health == [Health.HEALTHY, *[Health.DRAINING] * 3]
     assert (handles, size) == (1, 2)
     assert failures == {}
     assert (4, 4) in sent  # the present version, to all
 
 
-def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first(
+def test_an_engine_that_is_taken_out_during_a_weight_sync_gets_its_weights_first(
     cluster: None, tmp_path: Path
 ) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
@@ -356,8 +366,8 @@ def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first
         await pool.resize(2)  # takes the index
         await asyncio.sleep(1.0)
         await asyncio.gather(*(handle.ping.remote() for handle in handles))  # both are still there
-        await pool.served(handles)
-        await until(lambda: not pool._leaving)
+        await pool.mark_current(handles)
+        await until(lambda: not pool._draining)
         await ended(handles[1])
         await until(lambda: pool.health() == [Health.HEALTHY] * 2)
         return dict(pool.failures)
@@ -368,7 +378,7 @@ def test_an_engine_that_is_taken_out_during_a_publication_gets_its_weights_first
 def test_health_checks_that_are_asked_for_at_once_count_once(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("videostr.pool.CLOSE_S", 1.0)  # it hangs
+    monkeypatch.setattr("videostr.supervisor.CLOSE_S", 1.0)  # it hangs
 
     async def use(pool: RayRolloutPool, *_: Any) -> Any:
         hang = tmp_path / "hang_0"
@@ -395,11 +405,11 @@ def test_an_engine_that_dies_after_it_was_taken_out_is_not_started_again(
 
     answers, health = play(tmp_path, use)
     assert all(isinstance(answer, Sampled) for answer in answers)
-    assert health == [Health.HEALTHY, Health.RETIRED]
+    assert health == [Health.HEALTHY, Health.DRAINING]
     assert len(list(tmp_path.glob("started_1_*"))) == 1
 
 
-def test_weights_that_change_are_not_published_to_a_stale_engine(cluster: None, tmp_path: Path) -> None:
+def test_weights_that_change_are_not_sent_to_a_stale_engine(cluster: None, tmp_path: Path) -> None:
     async def use(pool: RayRolloutPool, sync: SupervisedSync, learner: Learner) -> Any:
         async with learner.updating:
             (tmp_path / "die_1").touch()

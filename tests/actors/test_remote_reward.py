@@ -162,7 +162,7 @@ def test_a_service_with_another_rubric_is_refused_with_the_difference(run: Calla
         return str(caught.value)
 
     message, _ = run(use)
-    assert "pays otherwise than this run: w_graph = 1.0 there, 0.25 here; start it with" in message
+    assert "scores differently from this run: w_graph = 1.0 there, 0.25 here; start it with" in message
 
 
 def test_a_service_that_is_not_there_is_refused() -> None:

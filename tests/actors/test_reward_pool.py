@@ -157,7 +157,7 @@ def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(clus
     """As when the node of all of them is lost."""
 
     async def use(pool: RayRewardPool) -> Any:
-        first = [await pool._take_worker(surely_alive=True) for _ in range(4)]
+        first = [await pool._take_worker(check_alive=True) for _ in range(4)]
         for actor in first:
             ray.kill(actor)
             await ended(actor)

@@ -45,7 +45,7 @@ def scaling(folder: Path, pool: Any, room: int, most: int) -> Scaling:
     return Scaling(Config(rollout=RolloutConfig(max_workers=most)), folder, pool, Placement(room))  # type: ignore[arg-type]
 
 
-def test_a_wish_is_followed_once_and_beats_free_room(tmp_path: Path) -> None:
+def test_a_target_size_is_followed_once_and_beats_free_room(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     pool = Pool(1)
     found = scaling(tmp_path, pool, room=9, most=9)
@@ -75,7 +75,7 @@ def test_without_room_or_leave_nothing_is_added(tmp_path: Path, room: int, most:
     assert pool.size() == 1
 
 
-def test_a_wish_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_target_size_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--rollout-workers", "2"]) == 2
     assert "no run folder" in capsys.readouterr().err
     (tmp_path / "config.yaml").touch()
@@ -84,7 +84,7 @@ def test_a_wish_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert read_target_size(tmp_path) is None
 
 
-def test_a_damaged_wish_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_target_size_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "scale.json").write_text("{")
     pool = Pool(2)
     asyncio.run(scaling(tmp_path, pool, room=0, most=0).look())

@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from actors.pools import RayRolloutPool
-from actors.sync import RayWeightSync
+from actors.sync import transfer_weights
 from tests.benchmarks.engine_sides import EngineWorker, Peer, Sender
 from tests.benchmarks.measure import ratio, report, spread
 from videostr import config as configs
@@ -129,7 +129,7 @@ class OneRank:
     def __init__(self, rank: Any) -> None:
         self.rank = rank
 
-    async def call(self, method: str, *arguments: Any) -> list[Any]:
+    async def call(self, method: str, *arguments: Any, **_deadline: Any) -> list[Any]:
         return [await getattr(self.rank, method).remote(*arguments)]
 
 
@@ -148,15 +148,18 @@ def deep_policy(folder: Path) -> Path:
 
 
 def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Publications, per-tensor sends and raw broadcasts in turn."""
+    """Weight syncs, per-tensor sends and raw broadcasts in turn."""
     peer = ray.remote(Peer).options(num_cpus=0.5).remote()
-    sync = RayWeightSync(engine.config, OneRank(engine.sender), engine.pool.handles)
     ours, per_tensor, raw, broadcast = [], [], [], []
-    engine.run(sync.publish(1))
+
+    def transfer(version: int) -> Coroutine[Any, Any, dict[str, float]]:
+        return transfer_weights(engine.config, OneRank(engine.sender), engine.pool.handles(), version)
+
+    engine.run(transfer(1))
     ray.get(engine.sender.meet.remote("engine", engine.handle))
     ray.get(engine.sender.meet.remote("peer", peer))
     for turn in range(repeats + 1):
-        found = engine.run(sync.publish(turn + 2))
+        found = engine.run(transfer(turn + 2))
         started = time.perf_counter()
         ray.get(engine.sender.send_per_tensor.remote(engine.handle, str(turn + 2)))
         seconds = time.perf_counter() - started
@@ -180,7 +183,7 @@ def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) ->
         unit="MiB/s",
         ratio=ratio(raw, ours),
         against="one raw gloo broadcast of the same bytes between two processes",
-        seconds={"publish": round(statistics.median(ours), 4), "transfer": round(statistics.median(broadcast), 4),
+        seconds={"sync": round(statistics.median(ours), 4), "transfer": round(statistics.median(broadcast), 4),
                  "raw": round(statistics.median(raw), 4)},
         **shared,
     )  # fmt: skip

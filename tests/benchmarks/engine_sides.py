@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from actors.rollout import RolloutWorker, engine_seed
-from actors.transfer import EngineExtension
+from actors.transfer.engine import EngineExtension
+from actors.transfer.request import TransferRequest
 from videostr.model import load_policy
 from videostr.ports import SampleRequest
 
@@ -107,12 +108,14 @@ class Sender:
     def __init__(self, path: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.policy = load_policy(path, torch.float32)
+        self.sender: Any = None
         self.pairs: dict[str, Any] = {}
 
-    def send_weights(self, init: dict[str, Any]) -> dict[str, float]:
-        from actors.transfer import send_from_learner
+    def send_weights(self, request: TransferRequest) -> dict[str, float]:
+        from actors.transfer.sender import WeightSender
 
-        return send_from_learner(None, self.policy, 0, init)
+        self.sender = self.sender or WeightSender(self.policy, 0)
+        return self.sender.send(request)
 
     def meet(self, name: str, other: Any) -> None:
         """Form a pair with another actor."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import Rubric, judge_group, score, score_group
+from rewards import Rubric, score, score_group, score_group_with_traces
 from videostr.config import RewardConfig
 from videostr.errors import ConfigError, RewardError
 from videostr.graph import to_json
@@ -263,7 +263,7 @@ def test_notes_say_why_parts_are_low() -> None:
 def test_a_group_keeps_its_order_and_gives_the_traces() -> None:
     texts = [RIGHT, "", RIGHT.replace(">B<", ">A<")]
     group = [completion(text) for text in texts]
-    judged = judge_group(group, record(), Rubric())
+    judged = score_group_with_traces(group, record(), Rubric())
     assert [trace.answer for trace, _ in judged] == ["B", "", "A"]
     assert [earned for _, earned in judged] == score_group(group, record(), Rubric())
     assert [earned.total for _, earned in judged] == pytest.approx([2.2, 0.0, 1.2])

@@ -129,7 +129,7 @@ class Workers:
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
         if record.id in self.fail:
             return Failure(kind=FailureKind.REWARD_TIMEOUT, record_id=record.id, detail="late")
-        judged = rewards.judge_group(completions, record)
+        judged = rewards.score_group_with_traces(completions, record)
         return tuple(
             Rollout(completion=c, trace=trace, score=score)
             for c, (trace, score) in zip(completions, judged, strict=True)

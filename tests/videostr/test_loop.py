@@ -119,7 +119,7 @@ class Sync:
         self.failures: Counter[str] = Counter()
         self.rollouts = rollouts
 
-    async def publish(self, version: int) -> dict[str, float]:
+    async def sync(self, version: int) -> dict[str, float]:
         self.rollouts.version = version
         return {"sync/bytes": 8.0}
 

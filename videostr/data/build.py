@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import threading
@@ -45,6 +44,7 @@ from videostr.data.leakage import excluded
 from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
 from videostr.data.sources import SOURCES
+from videostr.digests import digest
 from videostr.errors import ConfigError, DataError
 from videostr.files import append_line, make_folder, replacing, storage, write_json
 from videostr.graph import MAX_FRAMES
@@ -251,7 +251,7 @@ def scene_records(
         images: `Job.images`; "" where no other source has a scene of this name.
         mark: `Job.mark`.
     """
-    name = int.from_bytes(hashlib.sha256(f"{scene.source}/{scene.name}".encode()).digest()[:8])
+    name = int(digest(f"{scene.source}/{scene.name}")[:16], 16)
     rng = np.random.default_rng([settings.seed, name])
     video = images or _images(scene.source, scene.name)
     if (file := scene.video_file) is not None:

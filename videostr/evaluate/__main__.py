@@ -27,9 +27,9 @@ from actors.engines import engines
 from rewards import Rubric
 from videostr import config as configs
 from videostr.bootstrap import Interval
-from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Judge
 from videostr.console import log_to_console, run_command, run_main
+from videostr.digests import folder_digest
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
@@ -63,7 +63,14 @@ from videostr.model import open_checkpoint
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
-NAMES = ("sti_bench", "vsi_bench", "v_star", "records")
+JudgeFunction = Callable[[str, str, str], int | None]
+BENCHMARKS: dict[str, Callable[[JudgeFunction | None, Rubric], Benchmark]] = {
+    "sti_bench": lambda _judge, _rubric: StiBench(),
+    "vsi_bench": lambda _judge, _rubric: VsiBench(),
+    "v_star": lambda judge, _rubric: VStar(judge),
+    "records": lambda _judge, rubric: Records(rubric),
+}
+"""By the name in configs and results; made with the judge of open answers and the rubric."""
 AS_KEY = {
     "benchmark": "benchmark={}",
     "root": "root={}",
@@ -111,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--config", help="a file such as configs/eval_sti.yaml")
     what.add_argument("--predictions", type=Path, help='lines {"id", "prediction"}')
     what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="folders with figures.json")
-    parser.add_argument("--benchmark", choices=NAMES)
+    parser.add_argument("--benchmark", choices=BENCHMARKS)
     parser.add_argument("--root", type=Path, help="folder with the benchmark's files")
     parser.add_argument("--mode", choices=[mode.value for mode in Mode], help="default direct")
     parser.add_argument("--out", type=Path, help="folder for the tables")
@@ -166,19 +173,6 @@ def _make(folder: Path, key: str) -> None:
         ) from None
 
 
-def make_benchmark(
-    name: str, judge: Callable[[str, str, str], int | None] | None, rubric: Rubric
-) -> Benchmark:
-    """A benchmark by name."""
-    if name == "sti_bench":
-        return StiBench()
-    if name == "vsi_bench":
-        return VsiBench()
-    if name == "v_star":
-        return VStar(judge)
-    return Records(rubric)
-
-
 # --------------------------------------------------------------------------------------------------- a policy
 
 
@@ -190,9 +184,9 @@ def _evaluate(config: EvaluationConfig) -> int:
     with FolderLock(folder, "name"), Answers(Path(config.dir) / "answers.sqlite") as answers:
         judge = _judge(config.judge, answers) if config.benchmark == "v_star" else None
         rubric = Rubric.from_config(config.reward, config.max_tokens)
-        benchmark = make_benchmark(config.benchmark, judge, rubric)
+        benchmark = BENCHMARKS[config.benchmark](judge, rubric)
         questions = limited(benchmark.read(Path(config.root)), config.limit)
-        model_digest = digest_of(Path(config.model)) if Path(config.model).is_dir() else config.model
+        model_digest = folder_digest(Path(config.model)) if Path(config.model).is_dir() else config.model
         asker = Asker(config, benchmark, processor, model_digest)
         log.info(
             "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
@@ -345,7 +339,7 @@ def _predictions(options: argparse.Namespace) -> int:
         raise ConfigError(
             "--predictions needs --benchmark NAME and --root DIR, the folder with the benchmark's files"
         )
-    benchmark = make_benchmark(options.benchmark, None, Rubric.preset("default"))
+    benchmark = BENCHMARKS[options.benchmark](None, Rubric.preset("default"))
     questions = benchmark.read(options.root)
     found = read_predictions(options.predictions, questions.questions)
     for problem in found.problems():
@@ -425,7 +419,7 @@ def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.P
     """
     runs = [Evaluated.from_json(folder / RESULT) for folder in folders]
     tables.require_same_questions(runs)
-    benchmark = make_benchmark(runs[0].benchmark, None, Rubric.preset("default"))
+    benchmark = BENCHMARKS[runs[0].benchmark](None, Rubric.preset("default"))
     scored = [read_rows(folder / ROWS, benchmark.columns) for folder in folders]
     binary = "accuracy" if "accuracy" in benchmark.columns else ""
     found = [comparisons(benchmark, scored[0], other, resamples, seed, binary=binary) for other in scored[1:]]

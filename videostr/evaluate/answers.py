@@ -6,14 +6,13 @@ on disk when `put` returns.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from videostr.digests import json_digest
 from videostr.errors import RunFolderError, StorageError
 from videostr.files import make_folder
 
@@ -36,7 +35,7 @@ class Answer:
 
 def key_of(**parts: Any) -> str:
     """Digest of everything that determines an answer, hex."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest(parts)
 
 
 def writable(text: str) -> str:

@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 
 from rewards import Rubric, score
-from videostr.checkpoint import digest_of
 from videostr.data.records import read_records
+from videostr.digests import folder_digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict, mean
 from videostr.prompt import answer_text, asked, form_of, instruction, part_shown
@@ -45,7 +45,7 @@ class Records:
             if isinstance(row, Failure):
                 raise DataError(f"{row.detail}; an evaluation set must be whole")
             questions.append(_question(row))
-        return QuestionSet(questions=tuple(questions), digest=digest_of(root))
+        return QuestionSet(questions=tuple(questions), digest=folder_digest(root))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The question and the form of its answer."""

@@ -7,7 +7,6 @@ it, with a stricter reading beside it. docs/benchmarks.md has the traps of the o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from videostr.answers import chosen_letter
 from videostr.data.records import plain_rows
+from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import LIMIT, Question, QuestionSet, Verdict, mean
 
@@ -83,7 +83,7 @@ class StiBench:
             seen[key] = number
         folder = "videos" if (root / "videos").is_dir() and not (root / "video").is_dir() else "video"
         questions = tuple(_question(key, folder, record) for key, record in zip(ids, records, strict=True))
-        return QuestionSet(questions=questions, digest=hashlib.sha256(content).hexdigest())
+        return QuestionSet(questions=questions, digest=digest(content))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The text of `opensource_test.py`, which stands after the video; times as the file has them."""

@@ -10,7 +10,6 @@ true boxes, as in the original.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question, QuestionSet, Verdict
 from videostr.evaluate.v_star_figures import OVERLAPS, PARTS, figures
@@ -121,7 +121,7 @@ class VStar:
             item = _item(f"{path}: item {index}", raw)
             video = files.get(f"{item.vid}.mp4", f"videos/{item.vid}.mp4")
             questions += [_question(part, index, video, item) for part in PARTS]
-        return QuestionSet(questions=tuple(questions), digest=hashlib.sha256(content).hexdigest())
+        return QuestionSet(questions=tuple(questions), digest=digest(content))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The text of `inference_demo.py`, which stands before the video; length and resolution as the file has them."""

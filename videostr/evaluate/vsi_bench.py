@@ -7,7 +7,6 @@ commit 51e089c computes them, with a stricter reading beside them. docs/benchmar
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from videostr.answers import chosen_letter, mean_relative_accuracy, stated_number
 from videostr.data.records import plain_rows
+from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import LIMIT, Question, QuestionSet, Verdict, mean
 from videostr.json_files import json_rows
@@ -67,7 +67,7 @@ class VsiBench:
         """
         shards = sorted(path for pattern in SHARDS for path in root.glob(pattern))
         paths = [root / FILE] if (root / FILE).is_file() or not shards else shards
-        digest = hashlib.sha256()
+        contents: list[bytes] = []
         questions: dict[str, Question] = {}
         for path in paths:
             try:
@@ -76,7 +76,7 @@ class VsiBench:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror}); root must be the folder of VSI-Bench with {FILE} or {SHARDS[0]}"
                 ) from None
-            digest.update(content)
+            contents.append(content)
             for place, row in _rows(path, content):
                 question = _question(place, row)
                 if question.id in questions:
@@ -84,7 +84,7 @@ class VsiBench:
                 questions[question.id] = question
         if not questions:
             raise DataError(f"{paths[0]}: has no questions; download it again")
-        return QuestionSet(questions=tuple(questions.values()), digest=digest.hexdigest())
+        return QuestionSet(questions=tuple(questions.values()), digest=digest(b"".join(contents)))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The text of `lmms_eval_specific_kwargs: default`."""

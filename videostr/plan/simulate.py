@@ -144,7 +144,7 @@ def _outcome(config: Config, folder: _Folder, first: int) -> Outcome:
         learn_s=float(np.median([row["time/learn"] for row in updates])),
         sync_s=float(np.median([row["time/sync"] for row in updates])),
         idle_rollout=max(0.0, 1 - _busy(times, "rollout-engine-", {"sample", "pause"}) / (seconds * engines)),
-        idle_learner=max(0.0, 1 - _busy(times, "", {"update", "publish"}) / seconds),
+        idle_learner=max(0.0, 1 - _busy(times, "", {"update", "sync"}) / seconds),
         staleness_max=int(max(row["staleness/max"] for row in rows)),
         tokens_again=(again[1] - again[0]) / len(rows),
         samples_per_s=len(rows) * config.train.prompts_per_step * config.sampling.group_size / seconds,

@@ -28,8 +28,9 @@ from videostr.grpo.batch import deal, plan_rows
 from videostr.grpo.schedule import mini_batches
 from videostr.plan.costs import Costs
 from videostr.plan.lengths import Lengths
-from videostr.pool import EnginePool, WorkerDied
+from videostr.pool import EnginePool
 from videostr.ports import Sampled, SampleRequest
+from videostr.supervisor import WorkerDied
 from videostr.sync import EngineSync
 from videostr.timeline import Timeline
 from videostr.types import (

@@ -25,13 +25,13 @@ WORK = {
     "rollout-engine": "sample",
     "reward-worker": "score",
     "learner-rank": "update",
-    "weight-sync": "publish",
+    "weight-sync": "sync",
     "evaluation": "evaluate",
 }
 """Kinds of workers from top to bottom, and what each is there for."""
 COLORS = {
     "rollout": "c0", "reward": "c1", "learn": "c2", "sync": "c3",
-    "sample": "c0", "score": "c1", "update": "c2", "publish": "c3", "send_weights": "c3", "pause": "c3",
+    "sample": "c0", "score": "c1", "update": "c2", "send_weights": "c3", "pause": "c3",
     "save": "c4", "evaluate": "c7",
 }  # fmt: skip
 """By role, and by activity of a worker."""

@@ -19,9 +19,9 @@ import pytest
 from transformers import AutoProcessor
 
 from rewards import Rubric
-from videostr.checkpoint import digest_of
 from videostr.config import EvaluationConfig, Frames
 from videostr.data.records import write_records
+from videostr.digests import folder_digest
 from videostr.errors import DataError, PromptError
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode, Question
@@ -311,7 +311,7 @@ def test_a_changed_question_file_has_another_digest(world: World, dataset: Path,
     (tmp_path / shard.name).write_bytes(shard.read_bytes() + b" ")
     same: Any = world.asker.benchmark.read(dataset).digest
     assert same == world.asker.benchmark.read(dataset).digest
-    assert digest_of(tmp_path) != same
+    assert folder_digest(tmp_path) != same
 
 
 @pytest.mark.parametrize("mode", list(Mode))

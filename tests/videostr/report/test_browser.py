@@ -328,7 +328,7 @@ def test_lanes_of_workers_stand_beside_their_names(
     noted = Timeline(lambda: clock[0])
     for step in (1, 2, 3):
         for number, name in enumerate(names):
-            noted.note(name, "sample" if number < 9 else "update" if number < 10 else "publish")
+            noted.note(name, "sample" if number < 9 else "update" if number < 10 else "sync")
             clock[0] += 5.0
         with (tmp_path / "timeline.jsonl").open("a") as file:
             file.write(noted.drain(step).line() + "\n")

@@ -16,7 +16,7 @@ from videostr.run_data import read_run
 Spans = Sequence[tuple[float, float]]
 WORKERS: Mapping[str, Mapping[str, Spans]] = {
     "learner-rank-0": {"update": [(1.0, 4.0)], "send_weights": [(4.0, 5.0)]},
-    "weight-sync": {"publish": [(4.0, 5.0)]},
+    "weight-sync": {"sync": [(4.0, 5.0)]},
     "rollout-engine-10": {"sample": [(0.0, 4.0), (5.0, 10.0)], "pause": [(4.0, 5.0)]},
     "rollout-engine-2": {"sample": [(0.0, 2.0)], "dead": [(2.0, 3.0)], "restarting": [(3.0, 7.0)]},
     "evaluation": {},

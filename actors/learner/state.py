@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from actors.parameters import whole_shape
 from videostr.errors import LearnerError
 from videostr.files import write_json
 
@@ -109,13 +110,13 @@ class LearnerState:
     # ------------------------------------------------------------------------------------- where things are
 
     def _stepped(self) -> list[Tensor]:
-        """The tensors that AdamW steps on."""
+        """Return the tensors that AdamW steps on."""
         if self.stage == 3:
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)  # shown to AdamW one by one
         return [tensor for group in self.adam.param_groups for tensor in group["params"]]
 
     def _states(self) -> Iterator[dict[str, Tensor]]:
-        """AdamW's state of each of them; before the first step that which it would start with."""
+        """Yield AdamW's state of each of them; before the first step the one it would start with."""
         for tensor in self._stepped():
             state: dict[str, Tensor] = self.adam.state[tensor]
             if not state:
@@ -130,7 +131,7 @@ class LearnerState:
         return [find(parameter) for parameter in self.parameters.values()]
 
     def _part_of_stage_1_and_2(self, parameter: Any) -> Part:
-        """All parameters are laid end to end and cut into equal pieces, one per rank."""
+        """Return a part where all parameters are laid end to end and cut into equal pieces, one per rank."""
         (piece,) = self._stepped()
         mapping = parameter._hp_mapping
         if mapping is None:
@@ -139,7 +140,7 @@ class LearnerState:
         return Part(piece, inside.start, mapping.lp_fragment_address.start, inside.numel)
 
     def _part_of_stage_3(self, parameter: Any) -> Part:
-        """Each parameter is cut into equal pieces, one per rank; the last ones may be short or empty."""
+        """Return a part where each parameter is cut into equal pieces, one per rank; the last may be short or empty."""
         optimizer = self.engine.optimizer
         group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank() * length
@@ -153,9 +154,9 @@ class LearnerState:
     # ------------------------------------------------------------------------------------- read and set
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, whole on rank 0; all ranks must take all of them."""
+        """Yield every tensor, whole on rank 0; all ranks must take all of them."""
         for name, part in self.parts.items():
-            shape = _shape(self.parameters[name])
+            shape = whole_shape(self.parameters[name])
             for kind in KINDS:
                 yield f"{kind}/{name}", self._whole(part, kind, shape.numel()).view(shape)
 
@@ -170,7 +171,7 @@ class LearnerState:
         return bits.view(torch.float32)
 
     def _check(self, folder: Path, places: Mapping[str, Any]) -> None:
-        ours = {f"{kind}/{n}": list(_shape(p)) for n, p in self.parameters.items() for kind in KINDS}
+        ours = {f"{kind}/{n}": list(whole_shape(p)) for n, p in self.parameters.items() for kind in KINDS}
         theirs = {key: file.get_slice(key).get_shape() for key, file in places.items()}
         for key in {**ours, **theirs}:
             here, there = ours.get(key, "not trained"), theirs.get(key, "absent")
@@ -194,13 +195,7 @@ class LearnerState:
             working = parameter.ds_tensor if self.stage == 3 else parameter
             working.detach().view(-1)[: part.count].copy_(self._view(part, MASTER))
         if self.stage == 3:
-            optimizer.checkpoint_event_epilogue()  # and gather them anew
-
-
-def _shape(parameter: Any) -> torch.Size:
-    """Of the whole parameter, which ZeRO-3 leaves empty."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
+            optimizer.checkpoint_event_epilogue()  # and gather them again
 
 
 def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -1,0 +1,163 @@
+"""What a rank trains: the policy from disk with DeepSpeed's engine around it, a frozen tower, the reference model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.parameters import gathered
+from videostr.config import Config
+from videostr.grpo.attention import Kernel
+from videostr.grpo.logprobs import PolicyLogprobs
+from videostr.grpo.vision import VisionFeatures
+from videostr.model import check_model, load_policy
+from videostr.processor import load_processor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TrainedPolicy:
+    """One rank's share of what is trained.
+
+    A frozen vision tower is not part of the engine: every rank holds it whole and runs it when it meets a new clip.
+
+    Attributes:
+        policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
+        processor: belongs to the policy.
+        features: the frozen tower and what it computed; None where the tower is trained.
+        reference: the frozen initial policy for the KL term, whole on every rank; None without such a term.
+        engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
+        optimizer: DeepSpeed's, around AdamW.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Load the policy and build the engine; a collective. The process group has been formed.
+
+        Raises:
+            ModelError: the checkpoint cannot be trained.
+        """
+        self._config = config
+        self._device = device
+        model = config.model
+        check_model(model.path, cpu=device.type == "cpu")
+        self.processor = load_processor(model.path)
+        self.policy = load_policy(model.path, DTYPES[model.dtype])
+        self.features = self._prepare_training()
+        self.reference = self._load_reference()
+        self.engine, self.optimizer = self._build_engine()
+
+    @property
+    def attention(self) -> Kernel:
+        """Kernel of the language model."""
+        chosen = self._config.learner.attention
+        if chosen == "auto":
+            return "flex" if self._device.type == "cuda" else "sdpa"
+        return chosen
+
+    def trained_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yield the parameters that the optimizer changes."""
+        return (parameter for parameter in self.policy.parameters() if parameter.requires_grad)
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every parameter whole, by Hugging Face name, in the same order on all ranks; gathered one at a time.
+
+        A tensor is valid until the next is asked for. All ranks must take all of them.
+        """
+        with self._whole_policy():
+            parameters = list(self.policy.named_parameters())
+        for name, parameter in parameters:
+            with gathered([parameter]):
+                yield name, parameter.detach()
+
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """Gather the weights; the rank that writes puts policy and processor into `folder`, in Hugging Face format."""
+        weights = {}
+        for name, tensor in self.full_parameters():
+            if writes:
+                weights[name] = tensor.to("cpu", copy=True)
+        if not writes:
+            return
+        with self._whole_policy():
+            self.policy.save_pretrained(folder, state_dict=weights)
+        try:
+            self.processor.save_pretrained(folder)
+        except Exception as error:  # tokenizers knows no other type, also where the disk is full
+            raise OSError(f"{folder}: {error}") from error
+
+    def _prepare_training(self) -> VisionFeatures | None:
+        """Return the tower and its features where it is frozen."""
+        self.policy.train()
+        features = None
+        visual = self.policy.model.visual
+        visual.requires_grad_(not self._config.model.freeze_vision)
+        if self._config.model.freeze_vision:
+            limit = int(self._config.learner.vision_cache_gib * 2**30)
+            features = VisionFeatures(visual.eval().to(self._device), limit)
+            # DeepSpeed would cut it up, and gather it on all ranks for each run
+            self.policy.model.visual = None
+        if self._config.model.gradient_checkpointing:
+            # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
+            reentrant = self._config.learner.zero_stage == 3
+            self.policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        return features
+
+    @contextmanager
+    def _whole_policy(self) -> Iterator[None]:
+        """Put the frozen tower back for the time of the context."""
+        if self.features is None:
+            yield
+            return
+        self.policy.model.visual = self.features.tower
+        try:
+            yield
+        finally:
+            self.policy.model.visual = None
+
+    def _load_reference(self) -> PolicyLogprobs | None:
+        if self._config.loss.kl_coef == 0:
+            return None
+        reference = load_policy(self._config.model.path, DTYPES[self._config.model.dtype])
+        if self.features is not None:
+            reference.model.visual = None  # the policy's own is the same
+        return PolicyLogprobs(reference, self.attention).requires_grad_(False).eval().to(self._device)
+
+    def _build_engine(self) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and optimizer."""
+        import deepspeed  # its import settles the accelerator, so it comes after the process group
+
+        # An all-reduce through shared memory, which would be compiled now: not worth 40 s and the need for a C++ compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        wrapped = PolicyLogprobs(self.policy, self.attention)
+        learner = self._config.learner
+        adam = torch.optim.AdamW(
+            list(self.trained_parameters()),
+            lr=learner.lr,
+            betas=learner.betas,
+            weight_decay=learner.weight_decay,
+        )
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=wrapped, optimizer=adam, config=self._deepspeed_config(), dist_init_required=False
+        )
+        if learner.zero_stage == 0 and self._config.model.dtype == "bfloat16":
+            # DeepSpeed has made AdamW step on gradients of zero: that decayed the master weights and counts
+            optimizer.refresh_fp32_params()
+            optimizer.state.clear()
+        return engine, optimizer
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,  # rows differ from update to update: the boundary is set by hand
+            "gradient_clipping": self._config.learner.max_grad_norm,
+            "bf16": {"enabled": self._config.model.dtype == "bfloat16"},
+            "zero_optimization": {"stage": self._config.learner.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }

@@ -1,0 +1,142 @@
+"""The packed rows of a batch that are this rank's.
+
+In: a `LearnerBatch`. Out: the plan that all ranks make alike, and this rank's rows with their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from actors.encoding import PromptEncoder
+from actors.learner.policy import TrainedPolicy
+from videostr.config import Config
+from videostr.errors import LearnerError
+from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.loss import completion_lengths
+from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup
+from videostr.video import FrameStore
+
+
+class RankRows:
+    """Plans the rows of batches and builds those of one rank."""
+
+    def __init__(
+        self, config: Config, trained: TrainedPolicy, frames: FrameStore, device: torch.device
+    ) -> None:
+        self._config = config
+        self._features = trained.features
+        self._device = device
+        model_config = trained.policy.config
+        self._video_token = model_config.video_token_id
+        self._grid = RopeGrid.of(model_config)
+        self._cost = RowCost.of(model_config, freeze_vision=config.model.freeze_vision)
+        self._encoder = PromptEncoder(frames, trained.processor, self._grid)
+
+    def without_failures(self, batch: LearnerBatch) -> tuple[LearnerBatch, tuple[Failure, ...]]:
+        """Return the batch without the groups that some rank cannot encode, and why; the same on every rank.
+
+        All prompts are encoded before the first row is computed: a rank that fails between two collectives of a step
+        would leave the others waiting. What is left is planned again, so that a rank may meet prompts that are new to it.
+        """
+        failures: list[Failure] = []
+        while batch.groups:
+            plan = self.plan(batch, self.learned_lengths(batch))
+            mine = sorted({piece.group for row in plan for piece in row.pieces})
+            failed = self._of_all_ranks(
+                {i: failure for i in mine if (failure := self._encoder.failure(batch.groups[i]))}
+            )
+            if not failed:
+                break
+            failures += [failed[i] for i in sorted(failed)]
+            kept = [i for i in range(len(batch.groups)) if i not in failed]
+            batch = replace(
+                batch,
+                groups=tuple(batch.groups[i] for i in kept),
+                advantages=tuple(batch.advantages[i] for i in kept),
+            )
+        return batch, tuple(failures)
+
+    def learned_lengths(self, batch: LearnerBatch) -> list[list[int]]:
+        """Return the lengths [P][G] that take part in the loss."""
+        return completion_lengths(all_lengths(batch), _truncated(batch), self._config.loss)
+
+    def plan(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> tuple[RowPlan, ...]:
+        """Return this rank's rows for completions of these lengths.
+
+        Raises:
+            LearnerError: there is no completion to learn from.
+        """
+        rows = plan_rows(
+            [len(group.prompt_token_ids) for group in batch.groups],
+            lengths,
+            max_row_tokens=self._config.learner.max_row_tokens,
+            packing=self._config.learner.packing,
+            patches=[self._patches(group) for group in batch.groups],
+            cost=self._cost,
+        )
+        if not rows:
+            raise LearnerError(
+                f"a batch of {len(batch.groups)} groups has no completion to learn from: all are of zero variance, empty or "
+                "masked out; allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false"
+            )
+        return deal(rows, dist.get_world_size())[dist.get_rank()]
+
+    def build(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
+        """Yield the planned rows, one at a time: only one row's pixels are held."""
+        for row in plan:
+            groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
+            yield build_row(row, groups, self._grid).to(self._device)
+
+    def trim(self) -> None:
+        """Forget what was kept for an update."""
+        self._encoder.clear()
+        if self._features is not None:
+            self._features.trim()
+
+    def _of_all_ranks(self, mine: Mapping[int, Failure]) -> dict[int, Failure]:
+        """Return the failures of all ranks, by group."""
+        count = torch.tensor([len(mine)], device=self._device)
+        dist.all_reduce(count)
+        if not count.item():
+            return {}
+        parts: list[Mapping[int, Failure]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+        return {group: failure for part in reversed(parts) for group, failure in part.items()}
+
+    def _patches(self, group: RolloutGroup) -> int:
+        """Return the number of vision patches of a group's prompt."""
+        placeholders = group.prompt_token_ids == self._video_token
+        return int(placeholders.sum()) * self._grid.merge_size**2
+
+    def _encode(self, batch: LearnerBatch, index: int) -> Group:
+        group = batch.groups[index]
+        inputs = self._encoder.encode(group)
+        features = None
+        if self._features is not None:
+            features = self._features.of(group.prompt.clip.digest, inputs)
+            inputs = replace(inputs, pixel_values_videos=inputs.pixel_values_videos[:0])
+        completions = [rollout.completion for rollout in group.rollouts]
+        return Group(
+            prompt=inputs,
+            completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
+            behaviour_logprobs=tuple(torch.from_numpy(c.logprobs.astype(np.float32)) for c in completions),
+            advantages=torch.from_numpy(batch.advantages[index].astype(np.float32)),
+            video_features=features,
+        )
+
+
+def all_lengths(batch: LearnerBatch) -> list[list[int]]:
+    """Return the lengths [P][G] of all completions."""
+    return [[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in batch.groups]
+
+
+def _truncated(batch: LearnerBatch) -> list[list[bool]]:
+    return [
+        [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in group.rollouts]
+        for group in batch.groups
+    ]

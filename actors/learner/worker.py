@@ -1,0 +1,140 @@
+"""The process of one DeepSpeed rank, a plain class that `RayLearner` runs as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from actors.learner.policy import TrainedPolicy
+from actors.learner.rows import RankRows, all_lengths
+from actors.learner.state import LearnerState
+from actors.learner.update import Updater
+from actors.names import Named
+from actors.parameters import tensor_digest
+from videostr.config import Config
+from videostr.errors import CheckpointError, StorageError
+from videostr.files import storage_error
+from videostr.types import LearnerBatch, Update
+from videostr.video import FrameStore
+
+if TYPE_CHECKING:
+    from actors.transfer.request import TransferRequest
+    from actors.transfer.sender import WeightSender
+
+
+class LearnerWorker(Named):
+    """One DeepSpeed rank.
+
+    Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
+    The learner draws no random numbers (Qwen2.5-VL has no dropout), so its state is weights, optimizer and version.
+
+    Attributes:
+        rank: number of this rank.
+        trained: policy and engine.
+        updater: learns from batches; has the weight version.
+    """
+
+    def __init__(self, rank: int, config: Config, frame_store: str) -> None:
+        self.rank = rank
+        self.config = config
+        self.frames = FrameStore(frame_store)
+        self.on_gpu = config.learner.num_gpus > 0
+        self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return the address of this node and a free port on it, for rank 0 to listen at."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def connect(self, address: str, port: int, world_size: int) -> None:
+        """Form the process group; returns when all ranks have joined."""
+        # DeepSpeed reads these when it is imported and when it starts; Ray shows each actor its own GPU as number 0.
+        os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+        if not self.on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            torch.set_num_threads(self.config.learner.threads)
+        dist.init_process_group(
+            "nccl" if self.on_gpu else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=self.rank,
+            world_size=world_size,
+            device_id=self.device if self.on_gpu else None,
+        )
+
+    def start(self) -> None:
+        """Load the policy and build the engine.
+
+        Raises:
+            ModelError: the checkpoint cannot be trained.
+        """
+        self.trained = TrainedPolicy(self.config, self.device)
+        rows = RankRows(self.config, self.trained, self.frames, self.device)
+        self.updater = Updater(self.config, self.trained, rows, self.device)
+        self.sender: WeightSender | None = None
+
+    def update(self, batch: LearnerBatch) -> Update:
+        """Learn from the batch; see `Updater.update`."""
+        return self.updater.update(batch)
+
+    def logprobs(self, batch: LearnerBatch) -> list[tuple[int, int, np.ndarray]]:
+        """Return this rank's part of the log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
+        found = []
+        for row, logprobs in self.updater.forward(batch, all_lengths(batch)):
+            if not row.idle:
+                parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
+                found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
+        return found
+
+    def checksums(self) -> dict[str, str]:
+        """Return the SHA-256 of every parameter's bytes, by Hugging Face name."""
+        return {name: tensor_digest(tensor) for name, tensor in self.trained.full_parameters()}
+
+    def send_weights(self, request: TransferRequest) -> dict[str, float]:
+        """Take part in a weight transfer to the engines; rank 0 sends."""
+        if self.sender is None:
+            from actors.transfer.sender import WeightSender  # brings all of vLLM, 20 s
+
+            self.sender = WeightSender(self.trained.policy, self.rank)
+        return self.sender.send(request)
+
+    def save(self, folder: str) -> None:
+        """Write `policy/` and `learner/` into `folder`, which all ranks share.
+
+        Raises:
+            CheckpointError: rank 0 could not write it; all ranks have done the same collectives, and can continue.
+        """
+        problems: list[str] = []
+        for part in (
+            lambda: self.trained.save(Path(folder) / "policy", writes=self.rank == 0),
+            lambda: self._state().save(Path(folder) / "learner", self.updater.version),
+        ):
+            try:
+                part()
+            except (OSError, SafetensorError, StorageError) as error:
+                problems.append(str(storage_error(error, folder) or error))
+        dist.barrier()
+        if problems:
+            raise CheckpointError("; ".join(problems))
+
+    def load(self, folder: str) -> int:
+        """Restore what `save` wrote, with any number of ranks and any ZeRO stage; returns the version.
+
+        Raises:
+            LearnerError: there is no such checkpoint, or it is of other parameters.
+        """
+        updater = self.updater
+        updater.version, updater.updates = self._state().load(Path(folder) / "learner")
+        return updater.version
+
+    def _state(self) -> LearnerState:
+        return LearnerState(self.trained.engine, self.trained.policy)

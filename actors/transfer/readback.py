@@ -1,0 +1,94 @@
+"""In an engine's workers: reads back the weights that a running vLLM model computes with, under Hugging Face names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed import tensor_model_parallel_all_gather
+
+from videostr.errors import TransferError
+
+STACKED = {
+    "q_proj": ("qkv_proj", 0),
+    "k_proj": ("qkv_proj", 1),
+    "v_proj": ("qkv_proj", 2),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+"""Layers of a checkpoint that vLLM stacks into one, and their place in it."""
+
+
+def running_weight(model: Any, name: str) -> Tensor:
+    """Return the whole parameter of Hugging Face name `name`, read from a running vLLM model.
+
+    Stacked layers are cut, tensor-parallel shards joined (every rank of the engine must call it for the same names).
+
+    Raises:
+        TransferError: the model has no such parameter.
+    """
+    path = model.hf_to_vllm_mapper.map_name(name) or name
+    layer, _, attribute = path.rpartition(".")
+    parent, _, leaf = layer.rpartition(".")
+    stacked, place = STACKED.get(leaf, (leaf, None))
+    try:
+        module = model.get_submodule(f"{parent}.{stacked}")
+        local = _local_weight(module, attribute)
+    except AttributeError as error:
+        raise TransferError(f"{name}: the engine's model has no such parameter ({error})") from error
+    parts = [_joined(module, attribute, part, i) for i, part in enumerate(_parts(module, local))]
+    return torch.cat(parts) if place is None else parts[place]
+
+
+def _local_weight(module: Any, attribute: str) -> Tensor:
+    """Return this rank's part of a parameter.
+
+    On CPU vLLM multiplies with a packed copy of `weight`; the parameter itself is empty, or was not updated with it. So
+    the product with the identity shows what the layer computes with: exact, each element being 1 * w plus zeros.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    weight: Tensor = getattr(module, attribute)
+    looked_up = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    if attribute != "weight" or looked_up or not hasattr(module, "cpu_linear"):
+        return weight
+    width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
+    packed: Tensor = module.cpu_linear(torch.eye(width, dtype=weight.dtype), weight, None)
+    return packed.t()
+
+
+def _parts(module: Any, local: Tensor) -> list[Tensor]:
+    """Return this rank's shards of the layers that `module` stacks; one part for a layer that stacks none."""
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+
+    if not isinstance(module, MergedColumnParallelLinear | QKVParallelLinear):
+        return [local]
+    return list(local.split([size // module.tp_size for size in module.output_sizes]))
+
+
+def _joined(module: Any, attribute: str, part: Tensor, place: int) -> Tensor:
+    """Return a part whole: the shards of all tensor-parallel ranks joined, padding and copies cut off."""
+    from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    ranks = getattr(module, "tp_size", 1)
+    if isinstance(module, VocabParallelEmbedding):
+        whole = _gather(part, 0) if ranks > 1 else part
+        return whole[: module.org_vocab_size]
+    if ranks == 1:
+        return part
+    if isinstance(module, RowParallelLinear):
+        return _gather(part, 1) if attribute == "weight" else part
+    if not isinstance(module, ColumnParallelLinear):
+        return part
+    whole = _gather(part, 0)
+    if isinstance(module, QKVParallelLinear) and place > 0:
+        copies = module.num_kv_head_replicas
+        return torch.cat(whole.chunk(ranks)[::copies])
+    return whole
+
+
+def _gather(part: Tensor, dim: int) -> Tensor:
+    whole: Tensor = tensor_model_parallel_all_gather(part.contiguous(), dim)
+    return whole
