@@ -31,6 +31,7 @@ FLOORS = {
         "videostr.pool",
         "videostr.sync",
         "videostr.supervision",
+        "videostr.supervisor",
         "videostr.target_size",
         "videostr.checkpoint",
         "videostr.saver",
