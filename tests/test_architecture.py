@@ -74,6 +74,7 @@ FLOORS = {
         "videostr.types",
         "videostr.errors",
         "videostr.digests",
+        "videostr.shipped",
         "videostr.config",
         "videostr.config_effects",
         "videostr.config_reference",
