@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 
 from videostr import config as configs
 from videostr.checkpoint import Draws, Ledger
-from videostr.data.source import RecordSource
+from videostr.data.prompts import RecordSource
 from videostr.launch import cluster
 from videostr.loop import collect, group_advantages, learner_batch
 from videostr.ports import Ports

@@ -20,7 +20,7 @@ import numpy as np
 
 from videostr.checkpoint import Draws, RunState
 from videostr.config import Config
-from videostr.data.source import Drawn, RecordSource
+from videostr.data.prompts import Drawn, RecordSource
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics

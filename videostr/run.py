@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config import Config
-from videostr.data.source import Drawn, RecordSource
+from videostr.data.prompts import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.heldout import Evaluation, evaluate, means
 from videostr.lock import FolderLock

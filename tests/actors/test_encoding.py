@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from actors import encoding
 from actors.encoding import PromptEncoder
-from videostr.data.source import Drawn, RecordSource
+from videostr.data.prompts import Drawn, RecordSource
 from videostr.errors import LearnerError
 from videostr.grpo.batch import RopeGrid
 from videostr.prompt import encode

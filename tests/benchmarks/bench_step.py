@@ -25,8 +25,8 @@ from tests.benchmarks.measure import ratio, report, spread
 from videostr import config as configs
 from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config
+from videostr.data.prompts import RecordSource
 from videostr.data.records import read_records, write_records
-from videostr.data.source import RecordSource
 from videostr.launch import cluster
 from videostr.loop import train
 from videostr.ports import Ports

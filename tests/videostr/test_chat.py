@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from videostr.chat import LIKELY, chat_text, escape, special_tokens
+from videostr.data.prompts import RecordSource
 from videostr.data.records import read_records
-from videostr.data.source import RecordSource
 from videostr.errors import PromptError
 from videostr.prompt import instruction, prompt_text, special_in
 from videostr.tabletop.policy import SPECIAL

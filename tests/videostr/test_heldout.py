@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 import rewards
 from rewards import Rubric
 from videostr.config import Config, EvaluateConfig, EvaluationConfig, Run, Sampling
-from videostr.data.source import Drawn, RecordSource
+from videostr.data.prompts import Drawn, RecordSource
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import Records

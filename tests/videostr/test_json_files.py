@@ -228,7 +228,7 @@ def test_annotations_with_a_mark_and_as_an_array(tmp_path: Path) -> None:
     scenes = [SCENE, SCENE | {"name": "two"}]
     path.write_bytes(MARK + b"\r\n".join(json.dumps(scene).encode() for scene in scenes))
     source = Jsonl(tmp_path, "train")
-    assert (source.names, source.skips) == (("one", "two"), ())
+    assert (source.names, source.skips) == (("one", "two"), [])
     for name in source.names:
         assert getattr(source.read(name), "name", "") == name
     for content in (json.dumps(scenes), json.dumps(SCENE, indent=2), json.dumps(scenes, indent=2)):

@@ -20,7 +20,7 @@ from transformers import AutoProcessor
 
 from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
-from videostr.data.source import RecordSource
+from videostr.data.prompts import RecordSource
 from videostr.errors import (
     CheckpointError,
     LearnerError,

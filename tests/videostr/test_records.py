@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from videostr.data.__main__ import main
+from videostr.data.prompts import RecordSource
 from videostr.data.records import SCHEMA, index_at, read_records, write_records
-from videostr.data.source import RecordSource
 from videostr.errors import DataError, TooManyBadRecords
 from videostr.run_folder import Quarantine
 from videostr.types import (

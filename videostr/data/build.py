@@ -42,7 +42,8 @@ from videostr.data.clips import ClipView, clips
 from videostr.data.families import FAMILIES, ask
 from videostr.data.leakage import excluded
 from videostr.data.records import record_to_row, write_rows
-from videostr.data.scene import Scene, SceneSource, Skip, SkipReason
+from videostr.data.scene import Scene, Skip, SkipReason
+from videostr.data.source import Source
 from videostr.data.sources import SOURCES
 from videostr.digests import digest
 from videostr.errors import ConfigError, DataError
@@ -202,7 +203,7 @@ def build(
     return progress
 
 
-def open_source(settings: Settings) -> SceneSource:
+def open_source(settings: Settings) -> Source:
     """The source, with the user's lists applied.
 
     Raises:
@@ -212,15 +213,10 @@ def open_source(settings: Settings) -> SceneSource:
         raise DataError(f"source {settings.source!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
     source = SOURCES[settings.source](Path(settings.root), settings.split)
     left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
-    source.skips = [
-        *source.skips,
-        *(
-            Skip(
-                file=name, line=None, reason=SkipReason.EXCLUDED, detail="named in a list of excluded scenes"
-            )
-            for name in source.names
-            if name in left_out
-        ),
+    source.skips += [
+        Skip(file=name, reason=SkipReason.EXCLUDED, detail="named in a list of excluded scenes")
+        for name in source.names
+        if name in left_out
     ]
     source.names = [name for name in source.names if name not in left_out]
     return source
@@ -291,7 +287,7 @@ def _record(
 
 
 @functools.lru_cache(maxsize=1)
-def _source_of_process(settings: Settings) -> SceneSource:
+def _source_of_process(settings: Settings) -> Source:
     return open_source(settings)
 
 
@@ -313,7 +309,7 @@ def _make(job: Job) -> Part:
             f"no clip of {settings.num_frames} equally spaced ones among its {len(scene.frames)} frames "
             "supports a question"
         )
-        skips = (*skips, Skip(file=name, line=None, reason=SkipReason.NO_QUESTION, detail=detail))
+        skips = (*skips, Skip(file=name, reason=SkipReason.NO_QUESTION, detail=detail))
     return Part(records, skips, images)
 
 

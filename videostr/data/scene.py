@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,19 +50,16 @@ class Skip:
 
     file: str
     """Path below the source's root."""
-    line: int | None
+    line: int | None = None
     """From 1; None where the file has no lines (JSON, images)."""
     reason: SkipReason
     detail: str
     """The value and the rule."""
 
-
-class Refused(Exception):
-    """Raised inside readers where a line, a file or a scene cannot be used; becomes its `Skip`."""
-
-    def __init__(self, file: str, line: int | None, reason: SkipReason, detail: str) -> None:
-        super().__init__(detail)
-        self.skip = Skip(file=file, line=line, reason=reason, detail=detail)
+    @property
+    def place(self) -> str:
+        """File, and line where there is one."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,28 +129,6 @@ class Scene:
         """The file that all frames are in, below the source's root; None where they are images of their own."""
         images = {frame.image for frame in self.frames}
         return images.pop() if len(images) == 1 else None
-
-
-class SceneSource(Protocol):
-    """A dataset on disk; made as `Source(root, split)`, cheap enough to be made in every worker process."""
-
-    name: ClassVar[str]
-    licence: ClassVar[str]
-    """One sentence for the dataset card: terms and where they stand."""
-    names: Sequence[str]
-    """Scenes that may be used, in an order that does not depend on the file system."""
-    skips: Sequence[Skip]
-    """What was left out before any scene was read: excluded scenes, unreadable tables."""
-
-    def __init__(self, root: Path, split: str) -> None:
-        """Look at the tree.
-
-        Raises:
-            DataError: the tree is not that of the source, or the split does not exist or may not be trained on.
-        """
-
-    def read(self, name: str) -> Scene | Skip:
-        """A scene; a `Skip` where nothing of it can be used. Never raises on malformed files."""
 
 
 def ground_axes(up: Sequence[float]) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from videostr.checkpoint import Ledger, RunState
 from videostr.config import Config
-from videostr.data.source import Drawn
+from videostr.data.prompts import Drawn
 from videostr.errors import ConfigError, RolloutError, TransferError
 from videostr.loop import train
 from videostr.plan.clock import run_virtual

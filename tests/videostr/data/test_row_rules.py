@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from videostr.data import row_rules
 from videostr.data.__main__ import main
+from videostr.data.prompts import RecordSource
 from videostr.data.records import SCHEMA, read_records, record_from_row
-from videostr.data.source import RecordSource
 from videostr.errors import DataError, RecordError
 from videostr.types import Failure, FailureKind, Record
 

@@ -16,8 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
-from videostr.data.scene import Array, Frame, Refused, Scene, Skip, SkipReason, Track, are_rigid, ground_axes
+from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, are_rigid, ground_axes
+from videostr.data.source import SkipEntry, Source, floats, no_object, pose
 from videostr.errors import DataError
 
 FPS = 10.0
@@ -40,13 +42,11 @@ NOT_TRUNCATED = {0: 1.0, 1: 0.5, 2: 0.1}
 NOT_OCCLUDED = {0: 1.0, 1: 0.5, 2: 0.1, 3: 0.0}
 """Visible share by the file's level; 3 means unknown."""
 EARTH_RADIUS_M = 6378137.0
-LIMIT = 1e6
-"""Larger numbers are as useless as infinite ones."""
 SHAPES = {"P2": (3, 4), "R_rect": (3, 3), "Tr_velo_to_cam": (3, 4), "Tr_imu_to_velo": (3, 4)}
 SPELLINGS = {"R0_rect": "R_rect", "Tr_velo_cam": "Tr_velo_to_cam", "Tr_imu_velo": "Tr_imu_to_velo"}
 
 
-class Kitti:
+class Kitti(Source):
     """The labelled sequences of KITTI tracking.
 
     `Scene.countable` is None: the labels hold every object of their classes that is near enough to tell. Far crowds and rows
@@ -69,10 +69,9 @@ class Kitti:
         """
         if split != "train":
             raise DataError(f"kitti: split {split!r} has no labels; use split 'train'")
-        self.root = root
+        super().__init__(root, split)
         training = root / "training"
-        self.names: Sequence[str] = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
-        self.skips: Sequence[Skip] = ()
+        self.names = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
         if not self.names:
             raise DataError(f"{training / 'label_02'}: has no *.txt; name the folder that training/ lies in")
         if not (training / "calib").is_dir():
@@ -82,38 +81,27 @@ class Kitti:
                 f"{training}: has neither poses/ nor oxts/; unpack data_tracking_oxts.zip into {root}"
             )
 
-    def read(self, name: str) -> Scene | Skip:
-        """A sequence; a `Skip` where it has no labels, calibration, pose or object that can be used."""
-        try:
-            return self._scene(name)
-        except Refused as refused:
-            return refused.skip
-
-    def _scene(self, name: str) -> Scene:
+    def scene(self, name: str) -> Scene:
+        """Return a sequence that has labels, calibration, a pose and an object that can be used."""
         skips: list[Skip] = []
         image_size = self._image_size(name, skips)
         last, rows = self._labels(name, image_size, skips)
         projection, poses = self._cameras(name, last, skips)
         is_kept = np.isfinite(poses).all((1, 2)) & self._has_image(name, len(poses), skips)
         kept = np.flatnonzero(is_kept)
-        frames = tuple(
-            Frame(t=i / FPS, image=f"training/image_02/{name}/{i:06d}.png", camera_to_world=poses[i])
-            for i in kept.tolist()
-        )
         by_track: dict[int, list[_Row]] = defaultdict(list)
         for row in sorted(rows, key=lambda row: row.frame):
             if row.frame < len(poses) and is_kept[row.frame]:
                 by_track[row.track].append(row)
         if not by_track:
-            detail = "has no usable object in a frame with a pose and an image"
-            if skips:
-                place = skips[0].file if skips[0].line is None else f"{skips[0].file}:{skips[0].line}"
-                detail += f"; first of {len(skips)} findings: {place}: {skips[0].detail}"
-            raise Refused(f"training/label_02/{name}.txt", None, SkipReason.NO_OBJECT, detail)
+            raise no_object(f"training/label_02/{name}.txt", "frames with a pose and an image", skips)
         return Scene(
             source=self.name,
             name=name,
-            frames=frames,
+            frames=tuple(
+                Frame(t=i / FPS, image=f"training/image_02/{name}/{i:06d}.png", camera_to_world=poses[i])
+                for i in kept.tolist()
+            ),
             fps=FPS,
             tracks=tuple(_track(by_track[i], poses, kept, image_size) for i in sorted(by_track)),
             image_size=image_size,
@@ -125,16 +113,14 @@ class Kitti:
 
     def _has_image(self, name: str, count: int, skips: list[Skip]) -> np.ndarray:
         """[F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
-        folder = self.root / "training" / "image_02" / name
-        if not folder.is_dir():
+        file = f"training/image_02/{name}"
+        if not (self.root / file).is_dir():
             return np.ones(count, dtype=bool)
-        there = {path.name for path in folder.glob("*.png")}
+        there = {path.name for path in (self.root / file).glob("*.png")}
         found = np.array([f"{i:06d}.png" in there for i in range(count)])
         if not found.all():
-            first = f"{found.argmin():06d}.png"
-            detail = f"{(~found).sum()} of {count} frames have none, {first} is the first"
-            file = folder.relative_to(self.root).as_posix()
-            skips.append(Skip(file=file, line=None, reason=SkipReason.NO_IMAGE, detail=detail))
+            detail = f"{(~found).sum()} of {count} frames have none, {found.argmin():06d}.png is the first"
+            skips.append(Skip(file=file, reason=SkipReason.NO_IMAGE, detail=detail))
         return found
 
     def _image_size(self, name: str, skips: list[Skip]) -> tuple[int, int]:
@@ -147,11 +133,11 @@ class Kitti:
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             file = first.relative_to(self.root).as_posix()
             detail = f"{error}; the size is taken to be {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}"
-            skips.append(Skip(file=file, line=None, reason=SkipReason.UNREADABLE, detail=detail))
+            skips.append(Skip(file=file, reason=SkipReason.UNREADABLE, detail=detail))
             return IMAGE_SIZE
 
     def _labels(self, name: str, image_size: tuple[int, int], skips: list[Skip]) -> tuple[int, list[_Row]]:
-        """The number of the last labelled frame, and the rows of objects in file order."""
+        """Return the number of the last labelled frame, and the rows of objects in file order."""
         file = f"training/label_02/{name}.txt"
         last = 0
         found: dict[tuple[int, int], _Row] = {}
@@ -159,14 +145,15 @@ class Kitti:
         for number, text in enumerate(self._lines(file, SkipReason.UNREADABLE), 1):
             try:
                 row = _row(file, number, text, image_size)
+                problem = ""
                 if row.label and (row.frame, row.track) in found:
-                    detail = f"track {row.track} stands in frame {row.frame} already"
-                    raise Refused(file, number, SkipReason.BAD_LINE, detail)
-                if row.label and labels.setdefault(row.track, row.label) != row.label:
-                    detail = f"track {row.track} is a {row.label}, was a {labels[row.track]} before"
-                    raise Refused(file, number, SkipReason.BAD_LINE, detail)
-            except Refused as refused:
-                skips.append(refused.skip)
+                    problem = f"track {row.track} stands in frame {row.frame} already"
+                elif row.label and labels.setdefault(row.track, row.label) != row.label:
+                    problem = f"track {row.track} is a {row.label}, was a {labels[row.track]} before"
+                if problem:
+                    raise SkipEntry(file, SkipReason.BAD_LINE, problem, number)
+            except SkipEntry as entry:
+                skips.append(entry.skip)
                 continue
             last = max(last, row.frame)
             if row.label:
@@ -174,7 +161,7 @@ class Kitti:
         return last, list(found.values())
 
     def _cameras(self, name: str, last: int, skips: list[Skip]) -> tuple[Array, Array]:
-        """Projection, and [F, 4, 4] poses in the first one's camera up to frame `last`; NaN where a pose is missing."""
+        """Return the projection, and [F, 4, 4] poses in the first one's camera up to frame `last`, NaN where one is missing."""
         has_poses = (self.root / "training" / "poses" / f"{name}.txt").exists()
         file = f"training/{'poses' if has_poses else 'oxts'}/{name}.txt"
         calibration = self._calibration(name, ["P2"] if has_poses else list(SHAPES))
@@ -187,14 +174,14 @@ class Kitti:
         poses[~usable] = np.nan
         if len(poses) <= last:
             detail = f"has rows up to frame {len(poses) - 1}; left out: frames {len(poses)} to {last}"
-            skips.append(Skip(file=file, line=None, reason=SkipReason.NO_POSE, detail=detail))
+            skips.append(Skip(file=file, reason=SkipReason.NO_POSE, detail=detail))
         usable, poses = usable[: last + 1], poses[: last + 1]
         if not usable.any():
-            raise Refused(file, None, SkipReason.NO_POSE, f"no row of frames 0 to {last} holds a pose")
+            raise SkipEntry(file, SkipReason.NO_POSE, f"no row of frames 0 to {last} holds a pose")
         return calibration["P2"], np.linalg.inv(poses[usable.argmax()]) @ poses
 
     def _calibration(self, name: str, wanted: Sequence[str]) -> dict[str, Array]:
-        """The wanted matrices of `SHAPES`."""
+        """Return the wanted matrices of `SHAPES`."""
         file = f"training/calib/{name}.txt"
         found = {}
         for number, line in enumerate(self._lines(file, SkipReason.NO_CALIBRATION), 1):
@@ -202,12 +189,12 @@ class Kitti:
             key = SPELLINGS.get(key, key)
             if key in wanted:
                 shape = SHAPES[key]
-                found[key] = np.array(_floats(file, number, fields, shape[0] * shape[1])).reshape(shape)
+                found[key] = np.array(floats(fields, shape[0] * shape[1], file, number)).reshape(shape)
                 if key != "P2" and not are_rigid(found[key][None])[0]:
-                    raise Refused(file, number, SkipReason.BAD_LINE, f"{key} must hold a rotation")
+                    raise SkipEntry(file, SkipReason.BAD_LINE, f"{key} must hold a rotation", number)
         missing = [key for key in wanted if key not in found]
         if missing:
-            raise Refused(file, None, SkipReason.NO_CALIBRATION, f"has no line {', '.join(missing)}")
+            raise SkipEntry(file, SkipReason.NO_CALIBRATION, f"has no line {', '.join(missing)}")
         return found
 
     def _numbers(self, file: str, count: int, skips: list[Skip]) -> Array:
@@ -215,19 +202,15 @@ class Kitti:
         rows = []
         for number, line in enumerate(self._lines(file, SkipReason.NO_POSE), 1):
             try:
-                rows.append(_floats(file, number, line.split(), count))
-            except Refused as refused:
-                skips.append(refused.skip)
+                rows.append(floats(line.split(), count, file, number))
+            except SkipEntry as entry:
+                skips.append(entry.skip)
                 rows.append([np.nan] * count)
         return np.array(rows).reshape(-1, count)
 
     def _lines(self, file: str, reason: SkipReason) -> list[str]:
-        try:
-            # A byte that is no ASCII spoils its line only.
-            text = (self.root / file).read_text(encoding="ascii", errors="replace")
-        except OSError as error:
-            raise Refused(file, None, reason, f"cannot be read ({error.strerror})") from None
-        return text.rstrip().split("\n")
+        # A byte that is not ASCII spoils its line only.
+        return self.read_bytes(file, reason).decode("ascii", "replace").rstrip().split("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,64 +220,43 @@ class _Row:
     frame: int
     track: int
     label: str
-    """"" where it is no object."""
+    """"" where it is not an object."""
     visibility: float = 0.0
     values: tuple[float, ...] = ()
     """left, top, right, bottom; height, width, length; x, y, z of the bottom; rotation_y."""
 
 
 def _row(file: str, number: int, text: str, image_size: tuple[int, int]) -> _Row:
+    def bad(detail: str, reason: SkipReason = SkipReason.BAD_LINE) -> SkipEntry:
+        return SkipEntry(file, reason, detail, number)
+
     fields = text.split()
     if len(fields) not in (17, 18):
-        detail = f"has {len(fields)} columns, must have 17, or 18 with a score"
-        raise Refused(file, number, SkipReason.BAD_LINE, detail)
+        raise bad(f"has {len(fields)} columns, must have 17, or 18 with a score")
     try:
         frame, track, truncated, occluded = (int(fields[i]) for i in (0, 1, 3, 4))
     except ValueError:
-        detail = "frame, track, truncated and occluded must be whole numbers"
-        raise Refused(file, number, SkipReason.BAD_LINE, detail) from None
-    if frame < 0:
-        raise Refused(file, number, SkipReason.BAD_LINE, f"frame = {frame}, must not be negative")
+        raise bad("frame, track, truncated and occluded must be whole numbers") from None
     kind = fields[2]
+    if frame < 0:
+        raise bad(f"frame = {frame}, must not be negative")
     if kind in DROPPED:
         return _Row(frame, track, "")
     if kind not in LABELS:
-        detail = f"type = {kind!r:.40}, must be one of {', '.join((*LABELS, *DROPPED))}"
-        raise Refused(file, number, SkipReason.UNKNOWN_CATEGORY, detail)
+        rule = f"must be one of {', '.join((*LABELS, *DROPPED))}"
+        raise bad(f"type = {kind!r:.40}, {rule}", SkipReason.UNKNOWN_CATEGORY)
     if track < 0 or truncated not in NOT_TRUNCATED or occluded not in NOT_OCCLUDED:
-        detail = (
-            f"track, truncated, occluded = {track}, {truncated}, {occluded}: must be >= 0, 0 to 2, 0 to 3"
-        )
-        raise Refused(file, number, SkipReason.BAD_LINE, detail)
-    values = _floats(file, number, fields[6:17], 11)
-    _check_extent(file, number, values, image_size)
-    return _Row(frame, track, LABELS[kind], NOT_TRUNCATED[truncated] * NOT_OCCLUDED[occluded], tuple(values))
-
-
-def _check_extent(file: str, number: int, values: list[float], image_size: tuple[int, int]) -> None:
-    left, top, right, bottom, *size = values[:7]
-    if right <= left or bottom <= top or min(size) <= 0:
-        detail = f"box {left}, {top}, {right}, {bottom}, height, width, length {size}: must have an area and a volume"
-        raise Refused(file, number, SkipReason.NO_EXTENT, detail)
+        values = f"{track}, {truncated}, {occluded}"
+        raise bad(f"track, truncated, occluded = {values}: must be >= 0, 0 to 2, 0 to 3")
+    left, top, right, bottom, *size = values = floats(fields[6:17], 11, file, number)
+    box = f"box {left}, {top}, {right}, {bottom}"
+    if right <= left or bottom <= top or min(size[:3]) <= 0:
+        rule = "must have an area and a volume"
+        raise bad(f"{box}, height, width, length {size[:3]}: {rule}", SkipReason.NO_EXTENT)
     width, height = image_size
     if left >= width or top >= height or right <= 0 or bottom <= 0:
-        detail = f"box {left}, {top}, {right}, {bottom}: must overlap the image of {width} x {height}"
-        raise Refused(file, number, SkipReason.OUTSIDE, detail)
-
-
-def _floats(file: str, number: int, fields: Sequence[str], count: int) -> list[float]:
-    """That many usable numbers."""
-    try:
-        values = [float(field) for field in fields]
-    except ValueError as error:
-        raise Refused(file, number, SkipReason.BAD_LINE, f"{error!s:.80}") from None
-    if len(values) != count:
-        raise Refused(file, number, SkipReason.BAD_LINE, f"has {len(values)} numbers, must have {count}")
-    wrong = [value for value in values if not abs(value) < LIMIT]
-    if wrong:
-        detail = f"{wrong[0]}: must be finite and below {LIMIT:.0e}"
-        raise Refused(file, number, SkipReason.NOT_FINITE, detail)
-    return values
+        raise bad(f"{box}: must overlap the image of {width} x {height}", SkipReason.OUTSIDE)
+    return _Row(frame, track, LABELS[kind], NOT_TRUNCATED[truncated] * NOT_OCCLUDED[occluded], tuple(values))
 
 
 def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[int, int]) -> Track:
@@ -324,10 +286,7 @@ def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[i
 
 def _matrices(tops: Array) -> Array:
     """[..., 4, 4] of the upper three rows; [..., 3, 3] rotations have no shift."""
-    whole = np.zeros((*tops.shape[:-2], 4, 4))
-    whole[..., :3, : tops.shape[-1]] = tops
-    whole[..., 3, 3] = 1.0
-    return whole
+    return pose(tops[..., :3], tops[..., 3] if tops.shape[-1] == 4 else np.zeros(3))
 
 
 def _oxts_poses(records: Array, calibration: dict[str, Array]) -> Array:
@@ -336,26 +295,14 @@ def _oxts_poses(records: Array, calibration: dict[str, Array]) -> Array:
     usable = latitude[np.abs(latitude) < 90]
     # One scale for the whole sequence: that of its first good record.
     scale = EARTH_RADIUS_M * np.cos(np.radians(usable[0])) if len(usable) else np.nan
-    imu = np.zeros((len(records), 4, 4))
-    imu[:, :3, :3] = _turns(2, yaw) @ _turns(1, pitch) @ _turns(0, roll)
-    imu[:, 0, 3] = scale * np.radians(longitude)
     with np.errstate(invalid="ignore", divide="ignore"):
-        imu[:, 1, 3] = scale * np.log(np.tan(np.radians(90 + latitude) / 2))
-    imu[:, 2, 3] = altitude
-    imu[:, 3, 3] = 1.0
+        north = scale * np.log(np.tan(np.radians(90 + latitude) / 2))
+    is_read = np.isfinite(records).all(1)
+    turns = np.full((len(records), 3, 3), np.nan)
+    turns[is_read] = Rotation.from_euler("ZYX", np.stack([yaw, pitch, roll], axis=1)[is_read]).as_matrix()
+    imu = pose(turns, np.stack([scale * np.radians(longitude), north, altitude], axis=1))
     rectify, velo, body = (
         _matrices(calibration[key]) for key in ("R_rect", "Tr_velo_to_cam", "Tr_imu_to_velo")
     )
     poses: Array = imu @ np.linalg.inv(rectify @ velo @ body)
     return poses
-
-
-def _turns(axis: int, angles: Array) -> Array:
-    """[F, 3, 3] right-handed rotations about a coordinate axis, rad."""
-    first, second = (axis + 1) % 3, (axis + 2) % 3
-    turns = np.zeros((len(angles), 3, 3))
-    turns[:, axis, axis] = 1.0
-    turns[:, first, first] = turns[:, second, second] = np.cos(angles)
-    turns[:, second, first] = np.sin(angles)
-    turns[:, first, second] = -np.sin(angles)
-    return turns

@@ -14,16 +14,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
-from videostr.data.scene import NEAR_M, Array, Frame, Refused, Scene, Skip, SkipReason, Track, are_rigid, cut
+from videostr.data.scene import NEAR_M, Array, Frame, Scene, Skip, SkipReason, Track, are_rigid, cut
+from videostr.data.source import LIMIT, SkipEntry, Source, are_usable, floats, no_object
+from videostr.data.sources.ply import ply_vertices
 from videostr.errors import DataError
-from videostr.json_files import json_content
 
 FPS = 30.0
 UP = (0.0, 0.0, 1.0)
@@ -41,8 +42,6 @@ HEAPS = frozenset({"books", "clothes", "paper"})
 """Labels one instance of which may be several things."""
 SPELLINGS = {"refridgerator": "refrigerator"}
 """NYU40's own spelling."""
-LIMIT = 1e6
-"""Larger numbers are as useless as infinite ones."""
 GRID = (80, 60)
 """Columns and rows of the finest depth grid."""
 LEVELS = 3
@@ -57,7 +56,7 @@ LEAST_BEST = 0.25
 """An object of which no frame shows this share of its vertices is hidden in part in all of them."""
 
 
-class ScanNet:
+class ScanNet(Source):
     """Annotated scans.
 
     Splits: "train" is all scenes but those of the validation split's rooms, on which benchmarks are made; "val" is those alone,
@@ -83,34 +82,26 @@ class ScanNet:
         Raises:
             DataError: there is no such split, no scene, or no list of validation scenes; or a list is not what it should be.
         """
+        super().__init__(root, split)
         if split not in SPLITS:
             raise DataError(f"scannet: split {split!r} is none of {', '.join(SPLITS)}")
-        self.root = root
         names = sorted(path.name for path in (root / "scans").glob("scene????_??") if path.is_dir())
         if not names:
             raise DataError(f"{root / 'scans'}: has no sceneXXXX_YY/; name the folder that scans/ lies in")
-        skips: list[Skip] = []
-        self._labels = _read_labels(root, skips)
+        self._labels = _read_labels(root, self.skips)
         if split != "all":
             rooms = _val_rooms(root, split)
-            kept = [name for name in names if (_room(name) in rooms) == (split == "val")]
             detail = f"split {split!r}: {VAL_LIST} {'has' if split == 'train' else 'does not have'} its room"
-            skips += [
-                _skip(f"scans/{name}", None, SkipReason.EXCLUDED, detail)
-                for name in sorted(set(names) - set(kept))
+            self.skips += [
+                Skip(file=f"scans/{name}", reason=SkipReason.EXCLUDED, detail=detail)
+                for name in names
+                if (_room(name) in rooms) != (split == "val")
             ]
-            names = kept
-        self.names: Sequence[str] = names
-        self.skips: Sequence[Skip] = skips
+            names = [name for name in names if (_room(name) in rooms) == (split == "val")]
+        self.names = names
 
-    def read(self, name: str) -> Scene | Skip:
-        """A scan; a `Skip` where a file of it is broken or no object is left."""
-        try:
-            return self._scene(name)
-        except Refused as refused:
-            return refused.skip
-
-    def _scene(self, name: str) -> Scene:
+    def scene(self, name: str) -> Scene:
+        """Return a scan of which every file can be read and an object is seen."""
         skips: list[Skip] = []
         projection, image_size, alignment = self._cameras(name, skips)
         points, segments = self._mesh(name, alignment, skips)
@@ -118,18 +109,17 @@ class ScanNet:
         numbers, poses = self._poses(name, alignment, skips)
         objects = [item for item in found if item.label not in STRUCTURE]
         floor = [item.vertices for item in found if item.label == FLOOR]
-        tracks = []
-        for item, track in zip(objects, _tracks(objects, points, poses, projection, image_size), strict=True):
-            if len(track.frames):
-                tracks.append(track)
-            else:
+        every = _tracks(objects, points, poses, projection, image_size)
+        tracks = tuple(track for track in every if len(track.frames))
+        file = _file(name, ".aggregation.json")
+        for track in every:
+            if not len(track.frames):
                 detail = (
-                    f"object {item.id}, {item.label}: no vertex of it is seen in any of {len(poses)} frames"
+                    f"object {track.id}, {track.label}: no vertex of it is seen in any of {len(poses)} frames"
                 )
-                skips.append(_skip(_file(name, ".aggregation.json"), None, SkipReason.OUTSIDE, detail))
+                skips.append(Skip(file=file, reason=SkipReason.OUTSIDE, detail=detail))
         if not tracks:
-            detail = f"no object is seen in any frame; {len(skips)} other findings"
-            raise Refused(_file(name, ".aggregation.json"), None, SkipReason.NO_OBJECT, detail)
+            raise no_object(file, name, skips)
         return Scene(
             source=self.name,
             name=name,
@@ -138,7 +128,7 @@ class ScanNet:
                 for number, pose in zip(numbers, poses, strict=True)
             ),
             fps=FPS,
-            tracks=tuple(tracks),
+            tracks=tracks,
             image_size=image_size,
             projection=projection,
             up=UP,
@@ -150,32 +140,39 @@ class ScanNet:
         )
 
     def _cameras(self, name: str, skips: list[Skip]) -> tuple[Array, tuple[int, int], Array]:
-        """Projection, image size and [4, 4] axis alignment."""
+        """Return projection, image size and [4, 4] axis alignment."""
         file = _file(name, ".txt")
         entries: dict[str, tuple[int, list[str]]] = {}
-        for number, line in enumerate(self._read(file).decode("ascii", "replace").splitlines(), 1):
+        for number, line in enumerate(self.read_bytes(file).decode("ascii", "replace").splitlines(), 1):
             key, equals, value = line.partition("=")
             if equals:
                 entries[key.strip()] = (number, value.split())
             elif line.strip():
-                skips.append(_skip(file, number, SkipReason.BAD_LINE, f"{line:.40}: must be key = value"))
+                detail = f"{line:.40}: must be key = value"
+                skips.append(Skip(file=file, line=number, reason=SkipReason.BAD_LINE, detail=detail))
+
+        def numbers(key: str, count: int) -> list[float]:
+            if key not in entries:
+                raise SkipEntry(file, SkipReason.NO_CALIBRATION, f"has no {key}")
+            line, fields = entries[key]
+            return floats(fields, count, file, line, f"{key}: ")
+
         width, height, fx, fy, mx, my = (
-            _numbers(file, entries, key, 1)[0]
+            numbers(key, 1)[0]
             for key in ("colorWidth", "colorHeight", "fx_color", "fy_color", "mx_color", "my_color")
         )
         if min(width, height, fx, fy) <= 0:
             detail = f"size {width:g} x {height:g}, focal lengths {fx}, {fy}: must be positive"
-            raise Refused(file, None, SkipReason.NO_CALIBRATION, detail)
+            raise SkipEntry(file, SkipReason.NO_CALIBRATION, detail)
         alignment = np.eye(4)
         if "axisAlignment" in entries:
-            alignment = np.reshape(_numbers(file, entries, "axisAlignment", 16), (4, 4))
+            alignment = np.reshape(numbers("axisAlignment", 16), (4, 4))
             if not _is_pose(alignment):
-                line_number = entries["axisAlignment"][0]
                 detail = "axisAlignment must be a rotation and a shift"
-                raise Refused(file, line_number, SkipReason.BAD_LINE, detail)
+                raise SkipEntry(file, SkipReason.BAD_LINE, detail, entries["axisAlignment"][0])
         else:
             detail = "has no axisAlignment: the scan's own axes are used"
-            skips.append(_skip(file, None, SkipReason.NO_CALIBRATION, detail))
+            skips.append(Skip(file=file, reason=SkipReason.NO_CALIBRATION, detail=detail))
         projection = np.array([[fx, 0.0, mx, 0.0], [0.0, fy, my, 0.0], [0.0, 0.0, 1.0, 0.0]])
         return projection, (int(width), int(height)), alignment
 
@@ -183,62 +180,61 @@ class ScanNet:
         """[N, 3] aligned vertices and [N] the segment of each."""
         file = _file(name, "_vh_clean_2.ply")
         try:
-            points = ply_vertices(self._read(file))
+            points = ply_vertices(self.read_bytes(file))
         except ValueError as error:
-            raise Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
+            raise SkipEntry(file, SkipReason.UNREADABLE, f"{error!s:.80}") from None
         segments_file = _file(name, "_vh_clean_2.0.010000.segs.json")
-        segments = np.array(self._decode(segments_file, _Segments).seg_indices, dtype=np.int64)
+        segments = np.array(self.read_json(segments_file, _Segments).seg_indices, dtype=np.int64)
         if len(segments) != len(points):
             detail = f"has segments of {len(segments)} vertices, {file} has {len(points)} vertices"
-            raise Refused(segments_file, None, SkipReason.UNREADABLE, detail)
-        usable = (np.abs(points) < LIMIT).all(1)
+            raise SkipEntry(segments_file, SkipReason.UNREADABLE, detail)
+        usable = are_usable(points, axis=1)
         if not usable.all():
             detail = f"{(~usable).sum()} vertices are left out: must be finite and below {LIMIT:.0e}"
-            skips.append(_skip(file, None, SkipReason.NOT_FINITE, detail))
+            skips.append(Skip(file=file, reason=SkipReason.NOT_FINITE, detail=detail))
         return points[usable] @ alignment[:3, :3].T + alignment[:3, 3], segments[usable]
 
     def _objects(
         self, name: str, points: Array, segments: NDArray[np.int64], skips: list[Skip]
     ) -> list[_Object]:
-        """All that is annotated, structure included, in the file's order."""
+        """Return all that is annotated, structure included, in the file's order."""
         file = _file(name, ".aggregation.json")
         known, place = np.unique(segments, return_inverse=True)
         found: dict[int, _Object] = {}
-        for number, raw in enumerate(self._decode(file, _Aggregation).seg_groups):
+        for number, raw in enumerate(self.read_json(file, _Aggregation).seg_groups):
+
+            def bad(reason: SkipReason, detail: str, number: int = number) -> SkipEntry:
+                return SkipEntry(file, reason, f"segGroups[{number}]: {detail}")
+
             try:
-                group = msgspec.json.decode(raw, type=_Group)
+                try:
+                    group = msgspec.json.decode(raw, type=_Group)
+                except ValueError as error:
+                    raise bad(SkipReason.BAD_LINE, f"{error!s:.80}") from None
                 label = self._label(group.label)
+                if label is None:
+                    rule = f"is no raw_category of {LABEL_TABLE}"
+                    raise bad(SkipReason.UNKNOWN_CATEGORY, f"label {group.label!r:.40} {rule}")
                 if group.object_id in found:
-                    raise _Unusable(SkipReason.BAD_LINE, f"objectId {group.object_id} stands there already")
-                missing = np.setdiff1d(group.segments, known)
-                if len(missing):
-                    detail = f"segment {missing[0]:.0f} has no vertex"
-                    raise _Unusable(SkipReason.UNKNOWN_REFERENCE, detail)
+                    raise bad(SkipReason.BAD_LINE, f"objectId {group.object_id} stands there already")
+                if len(missing := np.setdiff1d(group.segments, known)):
+                    raise bad(SkipReason.UNKNOWN_REFERENCE, f"segment {missing[0]:.0f} has no vertex")
                 # Each group has its own vertices: those of all groups of a label would make one box of all chairs.
                 vertices = np.flatnonzero(np.isin(known, group.segments)[place])
                 is_flat = not len(vertices) or (np.ptp(points[vertices], axis=0) <= 0).any()
                 if is_flat and label not in STRUCTURE:
-                    raise _Unusable(SkipReason.NO_EXTENT, f"{len(vertices)} vertices have no volume")
-            except _Unusable as unusable:
-                detail = f"segGroups[{number}]: {unusable}"
-                skips.append(_skip(file, None, unusable.reason, detail))
-            except ValueError as error:
-                skips.append(_skip(file, None, SkipReason.BAD_LINE, f"segGroups[{number}]: {error!s:.80}"))
+                    raise bad(SkipReason.NO_EXTENT, f"{len(vertices)} vertices have no volume")
+            except SkipEntry as entry:
+                skips.append(entry.skip)
             else:
                 found[group.object_id] = _Object(str(group.object_id), label, vertices)
         return list(found.values())
 
-    def _label(self, raw: str) -> str:
-        if self._labels is None:
-            return _words(raw)
-        if raw.strip() not in self._labels:
-            raise _Unusable(
-                SkipReason.UNKNOWN_CATEGORY, f"label {raw!r:.40} is no raw_category of {LABEL_TABLE}"
-            )
-        return self._labels[raw.strip()]
+    def _label(self, raw: str) -> str | None:
+        return _words(raw) if self._labels is None else self._labels.get(raw.strip())
 
     def _poses(self, name: str, alignment: Array, skips: list[Skip]) -> tuple[list[str], Array]:
-        """Numbers of the frames, as their files spell them, and their [F, 4, 4] poses in the aligned world."""
+        """Return the numbers of the frames, as their files spell them, and their [F, 4, 4] poses in the aligned world."""
         folder = f"scans/{name}/pose"
         spelled: dict[int, str] = {}
         for stem in sorted(path.stem for path in (self.root / folder).glob("*.txt")):
@@ -246,45 +242,31 @@ class ScanNet:
                 spelled[int(stem)] = stem
             else:
                 detail = "the name must be the number of a frame, and no other file's"
-                skips.append(_skip(f"{folder}/{stem}.txt", None, SkipReason.BAD_LINE, detail))
+                skips.append(Skip(file=f"{folder}/{stem}.txt", reason=SkipReason.BAD_LINE, detail=detail))
         if not spelled:
-            raise Refused(folder, None, SkipReason.NO_POSE, "has no N.txt; export the poses of the scan")
+            raise SkipEntry(folder, SkipReason.NO_POSE, "has no N.txt; export the poses of the scan")
         numbers = np.array(sorted(spelled))
         targets = np.linspace(numbers[0], numbers[-1], MAX_FRAMES)
         kept, poses = [], []
         for i in np.unique(np.abs(numbers[:, None] - targets).argmin(0)).tolist():
             file = f"{folder}/{spelled[int(numbers[i])]}.txt"
             try:
-                pose = np.array(self._read(file).split(), dtype=float).reshape(4, 4)
-            except (ValueError, Refused):
+                pose = np.array(self.read_bytes(file).split(), dtype=float).reshape(4, 4)
+            except (ValueError, SkipEntry):
                 pose = np.full((4, 4), np.nan)
             if _is_pose(pose):
                 kept.append(spelled[int(numbers[i])])
                 poses.append(alignment @ pose)
             else:
                 detail = "must hold 4 x 4 finite numbers, a rotation and a shift"
-                skips.append(_skip(file, None, SkipReason.NO_POSE, detail))
+                skips.append(Skip(file=file, reason=SkipReason.NO_POSE, detail=detail))
         if not poses:
-            raise Refused(folder, None, SkipReason.NO_POSE, "none of the chosen frames has a pose")
+            raise SkipEntry(folder, SkipReason.NO_POSE, "none of the chosen frames has a pose")
         return kept, np.stack(poses)
-
-    def _read(self, file: str) -> bytes:
-        try:
-            return (self.root / file).read_bytes()
-        except OSError as error:
-            detail = f"cannot be read ({error.strerror})"
-            raise Refused(file, None, SkipReason.UNREADABLE, detail) from None
-
-    def _decode(self, file: str, kind: type[_Json]) -> _Json:
-        try:
-            return msgspec.json.decode(json_content(self._read(file)), type=kind)
-        except (ValueError, RecursionError) as error:
-            raise Refused(file, None, SkipReason.UNREADABLE, f"{error!s:.80}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- files
 
-_Json = TypeVar("_Json")
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -311,18 +293,6 @@ class _Object:
     vertices: NDArray[np.intp]
 
 
-class _Unusable(Exception):
-    """An object cannot be used."""
-
-    def __init__(self, reason: SkipReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-def _skip(file: str, line: int | None, reason: SkipReason, detail: str) -> Skip:
-    return Skip(file=file, line=line, reason=reason, detail=detail)
-
-
 def _file(name: str, ending: str) -> str:
     return f"scans/{name}/{name}{ending}"
 
@@ -345,22 +315,20 @@ def _val_rooms(root: Path, split: str) -> set[str]:
             f"{path}: cannot be read ({error.strerror}); split {split!r} needs the official list of validation scenes: put it "
             "there, from Tasks/Benchmark of https://github.com/ScanNet/ScanNet"
         ) from None
-    wrong = [line for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)]
+    wrong = [
+        f"{line!r:.40} is no sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
+    ]
     if wrong or not lines:
-        raise DataError(
-            f"{path}: {wrong[0]!r:.40} is no sceneXXXX_YY; download the list again"
-            if wrong
-            else f"{path}: is empty; download the list again"
-        )
+        raise DataError(f"{path}: {wrong[0] if wrong else 'is empty'}; download the list again")
     return {_room(line) for line in lines}
 
 
 def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
-    """Raw category -> class of NYU40; None where the table is missing."""
+    """Return raw category -> class of NYU40; None where the table is missing."""
     path = root / LABEL_TABLE
     if not path.exists():
         detail = "is missing: the annotators' own words are the labels, and none is countable"
-        skips.append(_skip(LABEL_TABLE, None, SkipReason.UNKNOWN_REFERENCE, detail))
+        skips.append(Skip(file=LABEL_TABLE, reason=SkipReason.UNKNOWN_REFERENCE, detail=detail))
         return None
     header, *lines = path.read_text("utf-8", "replace").rstrip().split("\n")
     columns = header.split("\t")
@@ -378,89 +346,13 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
             labels[fields[raw].strip()] = SPELLINGS.get(label, label)
         else:
             detail = f"must have {len(columns)} columns, raw_category and nyu40class not empty"
-            skips.append(_skip(LABEL_TABLE, number, SkipReason.BAD_LINE, detail))
+            skips.append(Skip(file=LABEL_TABLE, line=number, reason=SkipReason.BAD_LINE, detail=detail))
     return labels
-
-
-def _numbers(file: str, entries: dict[str, tuple[int, list[str]]], key: str, count: int) -> list[float]:
-    """That many usable numbers of a line "key = value"."""
-    if key not in entries:
-        raise Refused(file, None, SkipReason.NO_CALIBRATION, f"has no {key}")
-    line, fields = entries[key]
-    try:
-        values = [float(field) for field in fields]
-    except ValueError as error:
-        raise Refused(file, line, SkipReason.BAD_LINE, f"{key}: {error!s:.80}") from None
-    if len(values) != count:
-        detail = f"{key} has {len(values)} numbers, must have {count}"
-        raise Refused(file, line, SkipReason.BAD_LINE, detail)
-    if not all(abs(value) < LIMIT for value in values):
-        detail = f"{key}: must be finite and below {LIMIT:.0e}"
-        raise Refused(file, line, SkipReason.NOT_FINITE, detail)
-    return values
 
 
 def _is_pose(matrix: Array) -> bool:
     """[4, 4]; poses of the scans are rigid to a hundredth only."""
-    return bool((np.abs(matrix) < LIMIT).all() and are_rigid(matrix[None], 1e-2)[0])
-
-
-_KINDS = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
-    "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-    "float": "f4", "double": "f8", "float32": "f4", "float64": "f8",
-}  # fmt: skip
-_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
-
-
-def ply_vertices(data: bytes) -> Array:
-    """[N, 3] vertices of a PLY file whose first element they are; whatever else it holds is passed over.
-
-    Raises:
-        ValueError: the file is truncated or not of that format.
-    """
-    end = re.search(rb"^end_header[ \t]*\r?\n", data, re.MULTILINE)
-    if end is None or not data.startswith(b"ply"):
-        raise ValueError("has no PLY header")
-    encoding, count, fields = _ply_header(data[: end.start()].decode("ascii", "replace").splitlines())
-    if count > len(data):
-        raise ValueError(f"{len(data)} bytes are too few for {count} vertices")
-    if encoding == "ascii":
-        rows = [line.split() for line in data[end.end() :].split(b"\n", count)[:count]]
-        table = np.array(rows, dtype=float)  # a ValueError where rows differ in length
-        if table.shape != (count, len(fields)):
-            raise ValueError(f"must have {count} lines of {len(fields)} numbers, has {table.shape}")
-        columns = [name for name, _ in fields]
-        return table[:, [columns.index(axis) for axis in "xyz"]]
-    layout = np.dtype([(name, _ORDERS[encoding] + kind) for name, kind in fields])
-    vertices = np.frombuffer(data, layout, count, end.end())  # a ValueError where bytes are missing
-    return np.stack([vertices[axis].astype(float) for axis in "xyz"], axis=1)
-
-
-def _ply_header(lines: Sequence[str]) -> tuple[str, int, list[tuple[str, str]]]:
-    """Encoding, number of vertices, and their fields as (name, NumPy kind)."""
-    encoding, elements, count = "", 0, 0
-    fields: list[tuple[str, str]] = []
-    for line in lines:
-        match line.split():
-            case ["format", str(encoding), _]:
-                pass
-            case ["element", kind, number]:
-                if elements == 0 and kind == "vertex":
-                    count = int(number)
-                elements += 1
-            case ["property", kind, field] if elements == 1:
-                fields.append((field, _KINDS.get(kind, "")))
-            case ["property", *_] if elements == 1:
-                raise ValueError(f"{line:.40}: a vertex has numbers only")
-    names = [name for name, _ in fields]
-    is_sound = (
-        all(kind for _, kind in fields) and {"x", "y", "z"} <= set(names) and len(set(names)) == len(names)
-    )
-    if encoding not in _ORDERS or count <= 0 or not is_sound:
-        detail = f"format {encoding!r}, {count} vertices of {', '.join(names)}"
-        raise ValueError(f"{detail}: the first element must be vertices with x, y, z")
-    return encoding, count, fields
+    return bool(are_usable(matrix) and are_rigid(matrix[None], 1e-2)[0])
 
 
 # ---------------------------------------------------------------------------------------------------- geometry

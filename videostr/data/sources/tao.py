@@ -21,18 +21,17 @@ from typing import Annotated, ClassVar, TypeVar
 import msgspec
 import numpy as np
 
-from videostr.data.scene import Frame, Scene, Skip, SkipReason, Track
+from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, cut
+from videostr.data.source import LIMIT, SkipEntry, Source, no_object
 from videostr.errors import DataError
 from videostr.json_files import json_content
 
 FPS = 30.0
 FILES = {"train": "annotations/train.json", "validation": "annotations/validation.json"}
-LIMIT = 1e6
-"""Larger coordinates are as useless as infinite ones."""
-Box = tuple[float, float, float, float]
+_BOX = msgspec.json.Decoder(tuple[float, float, float, float])
 
 
-class Tao:
+class Tao(Source):
     """The videos of TAO's training or validation split.
 
     Of a `Skip` the file is the annotation file, the detail names the entry by its id or, where it has none, by its place.
@@ -54,8 +53,8 @@ class Tao:
             raise DataError(
                 f"tao: split {split!r} must not be trained on or does not exist; use {' or '.join(FILES)}"
             )
+        super().__init__(root, split)
         self.file = FILES[split]
-        self._skips: list[Skip] = []
         tables = _decode(root / self.file)
         self._read_categories(tables.categories)
         videos = self._table("videos", tables.videos, _Video)
@@ -63,15 +62,14 @@ class Tao:
         self._tracks = self._table("tracks", tables.tracks, _Track)
         self._group_annotations(tables.annotations)
         self._videos = self._usable(videos)
-        self.names: Sequence[str] = tuple(sorted(self._videos))
-        self.skips: Sequence[Skip] = tuple(self._skips)
+        self.names = tuple(sorted(self._videos))
 
-    def read(self, name: str) -> Scene | Skip:
-        """The scene of a video; a `Skip` where nothing in it is annotated."""
+    def scene(self, name: str) -> Scene:
+        """Return the scene of a video in which something is annotated."""
         video = self._videos[name]
         images = self._frames[video.id]
         places = {image.id: place for place, image in enumerate(images)}
-        boxes: dict[int, dict[int, Box]] = defaultdict(dict)
+        boxes: dict[int, dict[int, Array]] = defaultdict(dict)
         skips: list[Skip] = []
         unsure: set[str] = set()
         for annotation in self._annotations[video.id]:
@@ -80,20 +78,16 @@ class Tao:
                 box = self._box(annotation, video, images[place])
                 if place in boxes[annotation.track_id]:
                     detail = f"track {annotation.track_id} is in image {annotation.image_id} already"
-                    raise _Refused(SkipReason.BAD_LINE, detail, is_seen=False)
-            except _Refused as refused:
-                detail = f"annotation {annotation.id}: {refused}"
-                skips.append(Skip(file=self.file, line=None, reason=refused.reason, detail=detail))
-                if refused.is_seen:
+                    raise self._skipped(annotation, detail, is_seen=False)
+            except _SkipAnnotation as entry:
+                skips.append(entry.skip)
+                if entry.is_seen:
                     unsure |= self._labels_of(annotation)
                 continue
             boxes[annotation.track_id][place] = box
         tracks = tuple(self._track(number, boxes[number]) for number in sorted(boxes) if boxes[number])
         if not tracks:
-            detail = f"video {name}: has no usable annotation"
-            if skips:
-                detail += f"; first of {len(skips)} findings: {skips[0].detail}"
-            return Skip(file=self.file, line=None, reason=SkipReason.NO_OBJECT, detail=detail)
+            raise no_object(self.file, f"video {name}", skips)
         steps = np.diff([image.frame_index for image in images])
         fps = float(np.median(steps)) if len(steps) else FPS
         return Scene(
@@ -112,22 +106,48 @@ class Tao:
             skips=tuple(skips),
         )
 
-    def _box(self, annotation: _Annotation, video: _Video, image: _Image) -> Box:
-        """The box inside the image, of an annotation that agrees with its track."""
+    def _box(self, annotation: _Annotation, video: _Video, image: _Image) -> Array:
+        """Return the box inside the image, of an annotation that agrees with its track."""
         track = self._tracks.get(annotation.track_id)
         if track is None or track.video_id != video.id:
             detail = f"track {annotation.track_id} is not a track of video {video.id}"
-            raise _Refused(SkipReason.UNKNOWN_REFERENCE, detail)
+            raise self._skipped(annotation, detail, SkipReason.UNKNOWN_REFERENCE)
         category = self._category(annotation.category_id)
         if category not in self._labels:
             detail = f"category {annotation.category_id} is not in categories"
-            raise _Refused(SkipReason.UNKNOWN_CATEGORY, detail)
+            raise self._skipped(annotation, detail, SkipReason.UNKNOWN_CATEGORY)
         if category != self._category(track.category_id):
             detail = f"is of category {annotation.category_id}, its track of {track.category_id}"
-            raise _Refused(SkipReason.BAD_LINE, detail)
-        return _cut(annotation.bbox, image)
+            raise self._skipped(annotation, detail)
+        try:
+            x, y, width, height = _BOX.decode(annotation.bbox)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._skipped(annotation, f"bbox must be 4 numbers ({error})") from None
+        text = f"bbox {bytes(annotation.bbox).decode()}"
+        if not max(abs(x), abs(y), abs(width), abs(height)) < LIMIT:
+            detail = f"{text}: must be finite and below {LIMIT:.0e}"
+            raise self._skipped(annotation, detail, SkipReason.NOT_FINITE)
+        if width <= 0 or height <= 0:
+            raise self._skipped(annotation, f"{text}: must have an area", SkipReason.NO_EXTENT)
+        box = cut(np.array([x, y, x + width, y + height]), (image.width, image.height))
+        if box is None:
+            detail = f"{text}: must overlap the image of {image.width} x {image.height}"
+            raise self._skipped(annotation, detail, SkipReason.OUTSIDE, is_seen=False)
+        return box
 
-    def _track(self, number: int, boxes: dict[int, Box]) -> Track:
+    def _skipped(
+        self,
+        annotation: _Annotation,
+        detail: str,
+        reason: SkipReason = SkipReason.BAD_LINE,
+        *,
+        is_seen: bool = True,
+    ) -> _SkipAnnotation:
+        entry = _SkipAnnotation(self.file, reason, f"annotation {annotation.id}: {detail}")
+        entry.is_seen = is_seen
+        return entry
+
+    def _track(self, number: int, boxes: dict[int, Array]) -> Track:
         places = sorted(boxes)
         return Track(
             id=str(number),
@@ -204,9 +224,9 @@ class Tao:
         """Annotations and categories of tracks by video."""
         video_of = {image.id: video for video, images in self._frames.items() for image in images}
         self._annotations: dict[int, list[_Annotation]] = defaultdict(list)
-        before = len(self._skips)
+        before = len(self.skips)
         annotations = [annotation for _, annotation in self._decoded("annotations", entries, _Annotation)]
-        self._has_lost = len(self._skips) > before
+        self._has_lost = len(self.skips) > before
         """Whether objects are not annotated of which nothing is known."""
         for annotation in annotations:
             if annotation.image_id in video_of:
@@ -257,7 +277,7 @@ class Tao:
             yield place, decoded
 
     def _skip(self, reason: SkipReason, detail: str) -> None:
-        self._skips.append(Skip(file=self.file, line=None, reason=reason, detail=detail))
+        self.skips.append(Skip(file=self.file, line=None, reason=reason, detail=detail))
 
 
 class _Tables(msgspec.Struct):
@@ -312,14 +332,11 @@ class _Annotation(_Entry):
 E = TypeVar("E", bound=_Entry)
 
 
-class _Refused(Exception):
+class _SkipAnnotation(SkipEntry):
     """An annotation cannot be used."""
 
-    def __init__(self, reason: SkipReason, detail: str, *, is_seen: bool = True) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.is_seen = is_seen
-        """Whether the image may show an object that no box is left of."""
+    is_seen: bool
+    """Whether the image may show an object that no box is left of."""
 
 
 def _decode(path: Path) -> _Tables:
@@ -331,30 +348,6 @@ def _decode(path: Path) -> _Tables:
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no annotation file of TAO ({error}); download it again") from None
-
-
-_BOX = msgspec.json.Decoder(Box)
-
-
-def _cut(bbox: msgspec.Raw, image: _Image) -> Box:
-    """x1, y1, x2, y2 of the part of a box x, y, width, height that lies inside the image, px."""
-    try:
-        x, y, width, height = _BOX.decode(bbox)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Refused(SkipReason.BAD_LINE, f"bbox must be 4 numbers ({error})") from None
-    if not max(abs(x), abs(y), abs(width), abs(height)) < LIMIT:
-        raise _Refused(SkipReason.NOT_FINITE, f"bbox {_text(bbox)}: must be finite and below {LIMIT:.0e}")
-    if width <= 0 or height <= 0:
-        raise _Refused(SkipReason.NO_EXTENT, f"bbox {_text(bbox)}: must have an area")
-    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + width, image.width), min(y + height, image.height)
-    if x1 >= x2 or y1 >= y2:
-        detail = f"bbox {_text(bbox)}: must overlap the image of {image.width} x {image.height}"
-        raise _Refused(SkipReason.OUTSIDE, detail, is_seen=False)
-    return x1, y1, x2, y2
-
-
-def _text(bbox: msgspec.Raw) -> str:
-    return bytes(bbox).decode()
 
 
 def _end(absorbs: dict[int, int], number: int) -> int:

@@ -74,7 +74,7 @@ def about_down(angle: float) -> np.ndarray:
 
 def test_a_scene(tmp_path):
     source = tree(tmp_path, [f"0 {DONT_CARE}", car(0), car(2), f"3 {DONT_CARE}"], poses=[STILL] * 6)
-    assert (source.names, source.skips) == (("0007",), ())
+    assert (source.names, source.skips) == (("0007",), [])
     scene = source.read("0007")
     assert isinstance(scene, Scene)
     assert (scene.source, scene.name, scene.fps, scene.image_size) == ("kitti", "0007", 10.0, (1242, 375))
