@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 _LETTERED = re.compile(
     r"""\s*(?:option\s+)?
-    (?: [(\[]\s*(?P<enclosed>[A-Z])\s*[)\]]\s*[:.,]?     # (A)  [A]  (A):
-      | (?P<open>[A-Z])\s*[)\]:.、]                       # A)   A:   A.  A、
+    (?: [(\[\u3010]\s*(?P<enclosed>[A-Z])\s*[)\]\u3011]\s*[:.,]?     # (A)  [A]  (A):  \u3010A\u3011
+      | (?P<mark>\*{1,3}|_{1,2}|\$)\s*[(\[]?\s*(?P<marked>[A-Z])\s*[)\]:.]?\s*(?P=mark)\s*[)\]:.,]?  # **A.**  **A**.  $A$
+      | (?P<open>[A-Z])\s*[)\]:.\u3001]                       # A)   A:   A.  A\u3001
       | (?P<dashed>[A-Z])\s*[-\u2013\u2014](?=\s)         # A - , but not A-frame
     )\s*(?P<text>.*\S)\s*""",
     re.VERBOSE | re.DOTALL | re.IGNORECASE | re.ASCII,
@@ -32,7 +33,7 @@ def lettered(options: Sequence[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the options without the letters that they carry ("A: x", "(A) x", "A.x", "a) x", "A - x", "Option A: x").
+    """Return the options without the letters that they carry ("A: x", "(A) x", "A.x", "A - x", "Option A: x", "**A.** x").
 
     Letters are taken off only where all options carry one, the right one, and texts after it that differ: an option
     "A. Lincoln" among others without letters stays as it is, and so do "A.5 m" and "B.5 m".
@@ -51,7 +52,7 @@ def _without_letter(option: str, letter: str) -> str | None:
     match = _LETTERED.fullmatch(plain)
     if match is None:
         return None
-    found = match["enclosed"] or match["open"] or match["dashed"]
+    found = match["enclosed"] or match["marked"] or match["open"] or match["dashed"]
     return option[slice(*match.span("text"))] if found.upper() == letter else None
 
 

@@ -289,7 +289,8 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    bad = total = 0
+    bad: set[str] = set()
+    lost = total = 0
     for found in problems(
         options.folder,
         lists=options.exclude,
@@ -299,10 +300,11 @@ def _check(options: argparse.Namespace) -> int:
         if isinstance(found, int):
             total = found
         else:
-            bad += found.rows
+            lost += found.rows
+            bad |= {found.origin} - {""}
             print(found.detail)
-    print(f"{options.folder}: {total} rows, {bad} bad")
-    return 1 if bad else 0
+    print(f"{options.folder}: {total} rows, {lost + len(bad)} bad")
+    return 1 if lost or bad else 0
 
 
 def _processor(model: str) -> Any:

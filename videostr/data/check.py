@@ -35,10 +35,13 @@ FULL = 1 - 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, and how many rows are lost by it; 0 of a warning."""
+    """What is wrong, and where."""
 
     detail: str
-    rows: int = 1
+    origin: str = ""
+    """File and number of the row; "" of a warning and of a part of a file."""
+    rows: int = 0
+    """How many rows are lost, where no single one is named."""
 
 
 def problems(
@@ -63,24 +66,24 @@ def problems(
     for row in read_records(folder):
         total += row.records if isinstance(row, Failure) else 1
         if isinstance(row, Failure):
-            yield Problem(row.detail, row.records)
+            yield Problem(row.detail, rows=row.records)
             continue
         records.append(_without_nodes(row))
         if problem := _text_problem(row, processor):
-            yield Problem(f"{row.origin}: {problem}")
+            yield Problem(f"{row.origin}: {problem}", row.origin)
         if problem := truth_problem(row):
-            yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}")
+            yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}", row.origin)
         if problem := _outside(row):
-            yield Problem(f"{row.origin}: {problem}")
+            yield Problem(f"{row.origin}: {problem}", row.origin)
     by_id = {record.id: record for record in records}
     for record_id, place in leakage.find(records, lists):
         yield Problem(
-            f"{place}: {record_id}: its scene is in a list of scenes that must not be trained on; drop the row"
+            f"{place}: {record_id}: its scene is in a list of scenes that must not be trained on; drop the row",
+            place,
         )
     for first, second in leakage.duplicates(records):
-        yield Problem(
-            f"{by_id[second].origin}: {second}: asks the same of the same video as {first}; drop one"
-        )
+        place = by_id[second].origin
+        yield Problem(f"{place}: {second}: asks the same of the same video as {first}; drop one", place)
     yield from _of_videos(folder, records, videos, seed)
     yield total
 
@@ -141,21 +144,22 @@ def _of_videos(folder: Path, records: Sequence[Record], count: int | None, seed:
         try:
             clip = name_clip(record.clip, folder)
         except VideoError as error:
-            yield Problem(f"{record.origin}: {error}")
+            yield Problem(f"{record.origin}: {error}", record.origin)
             continue
         if (shown := decoded.get(clip.digest)) is None:
             shown = decoded[clip.digest] = _shown(clip)
         if isinstance(shown, str):
-            yield Problem(f"{record.origin}: {shown}")
+            yield Problem(f"{record.origin}: {shown}", record.origin)
             continue
-        yield from (Problem(f"{record.origin}: {clip.spec.video}: {remark}") for remark in shown.remarks)
+        for remark in shown.remarks:
+            yield Problem(f"{record.origin}: {clip.spec.video}: {remark}", record.origin)
         if record.graph and (off := _off(record, shown.times)):
-            yield Problem(f"{record.origin}: {off}")
+            yield Problem(f"{record.origin}: {off}", record.origin)
         yield from _resized(record, shown)
         if math.prod(shown.shape) > LARGE_CLIP_BYTES:
             large[clip.digest] = shown.shape
     if large:
-        yield Problem(f"warning: {large_clips(list(large.values()), len(decoded))}", rows=0)
+        yield Problem(f"warning: {large_clips(list(large.values()), len(decoded))}")
 
 
 def _shown(clip: Clip) -> _Shown | str:
@@ -177,10 +181,11 @@ def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
         f"{shown_width} x {shown_height}"
     )
     if abs(width * shown_height / (height * shown_width) - 1) <= SAME_PROPORTIONS:
-        yield Problem(f"warning: {found}: the same picture in another size; correct image_size", rows=0)
+        yield Problem(f"warning: {found}: the same picture in another size; correct image_size")
     else:
         yield Problem(
-            f"{found}: boxes lie elsewhere there; annotate the frames as a player shows them, or correct image_size"
+            f"{found}: boxes lie elsewhere there; annotate the frames as a player shows them, or correct image_size",
+            record.origin,
         )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr import graph as graphs
-from videostr.data.row_rules import is_finite, row_problem, type_problems
+from videostr.data.row_rules import AnswerRow, Row, checked_row, type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
+from videostr.options import letter_of
 from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
 
 SCHEMA_VERSION = "1"
@@ -227,7 +230,6 @@ def _plain(value: pa.Scalar) -> Any:
 
 def record_to_row(record: Record) -> dict[str, Any]:
     """A record as a row of `SCHEMA`, in values that JSON has too."""
-    clip = record.clip
     return {
         "id": record.id,
         "source": record.source,
@@ -239,14 +241,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
             "value": json.dumps(record.answer.value),
             "unit": record.answer.unit,
         },
-        "clip": {
-            "video": clip.video,
-            "num_frames": clip.num_frames,
-            "start_s": clip.start_s,
-            "end_s": clip.end_s,
-            "height": clip.height,
-            "width": clip.width,
-        },
+        "clip": asdict(record.clip),
         "labels": list(record.labels),
         "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
@@ -260,47 +255,50 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
     Raises:
         RecordError: the row breaks the schema; names `origin`, column and rule.
     """
-    if problem := row_problem(row):
-        raise RecordError(f"{origin}: {problem}")
-    options = tuple(row["options"])
-    size = row.get("image_size")
+    found = checked_row(row, origin)
+    clip = found.clip
+    start = clip.start_s or 0.0
+    if clip.end_s is not None and clip.end_s < start:
+        raise RecordError(f"{origin}: clip.end_s = {clip.end_s} lies before clip.start_s = {start}")
+    options = tuple(found.options)
     return Record(
-        id=row["id"],
-        source=row["source"],
-        family=row["family"],
-        question=row["question"],
+        id=found.id,
+        source=found.source,
+        family=found.family,
+        question=found.question,
         options=options,
-        answer=_answer(row["answer"], options, origin),
-        clip=_clip(row["clip"], origin),
-        labels=tuple(row["labels"]),
-        graph=_graph(row, origin),
-        image_size=None if size is None else (int(size[0]), int(size[1])),
+        answer=_answer(found.answer, options, origin),
+        clip=ClipSpec(
+            video=clip.video,
+            num_frames=clip.num_frames,
+            start_s=start,
+            end_s=clip.end_s,
+            height=clip.height,
+            width=clip.width,
+        ),
+        labels=tuple(found.labels),
+        graph=_graph(found, origin),
+        image_size=found.image_size,
         origin=origin,
     )
 
 
-def _answer(row: dict[str, Any], options: tuple[str, ...], origin: str) -> Answer:
-    kind = AnswerKind(row["kind"])
+def _answer(row: AnswerRow, options: tuple[str, ...], origin: str) -> Answer:
     try:
         # As floats: thousands of digits are then infinite, and refused below.
-        value = json.loads(row["value"], parse_int=float)
-    except (TypeError, ValueError, RecursionError):
-        raise RecordError(f"{origin}: answer.value = {row['value']!r:.80}: must be JSON") from None
-    problem = _value_problem(kind, value, options)
-    if problem:
-        raise RecordError(f"{origin}: answer.value = {value!r:.80} of kind {kind.value}: must be {problem}")
+        value = json.loads(row.value, parse_int=float)
+    except (ValueError, RecursionError):
+        raise RecordError(f"{origin}: answer.value = {row.value!r:.80}: must be JSON") from None
+    if problem := _value_problem(row.kind, value, options):
+        raise RecordError(f"{origin}: answer.value = {value!r:.80} of kind {row.kind}: must be {problem}")
     if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else float(v) for v in value)
-    return Answer(
-        kind=kind,
-        value=float(value) if kind is AnswerKind.NUMBER else value,
-        unit=(row["unit"] or "").strip(),
-    )
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    return Answer(kind=row.kind, value=value, unit=(row.unit or "").strip())
 
 
 def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> str:
     if kind is AnswerKind.CHOICE:
-        letters = [chr(ord("A") + i) for i in range(len(options))]
+        letters = [letter_of(i) for i in range(len(options))]
         good = len(options) >= 2 and value in letters
         return "" if good else "the letter of one of at least two options"
     if kind is AnswerKind.NUMBER:
@@ -313,33 +311,24 @@ def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> st
 
 
 def _finite(values: Any, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(map(is_finite, values))
-
-
-def _clip(row: dict[str, Any], origin: str) -> ClipSpec:
-    start = float(row["start_s"] or 0.0)
-    if row["end_s"] is not None and row["end_s"] < start:
-        raise RecordError(f"{origin}: clip.end_s = {row['end_s']} lies before clip.start_s = {start}")
-    return ClipSpec(
-        video=row["video"],
-        num_frames=int(row["num_frames"]),
-        start_s=start,
-        end_s=None if row["end_s"] is None else float(row["end_s"]),
-        height=None if row["height"] is None else int(row["height"]),
-        width=None if row["width"] is None else int(row["width"]),
+    """Whether values are so many finite numbers; true and false are none."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, float) and math.isfinite(v) for v in values)
     )
 
 
-def _graph(row: dict[str, Any], origin: str) -> SceneGraph | None:
-    if row["graph"] is None:
+def _graph(row: Row, origin: str) -> SceneGraph | None:
+    if row.graph is None:
         return None
-    if not row["graph_frame"]:
+    if not row.graph_frame:
         raise RecordError(f"{origin}: graph_frame is missing; a graph needs its frame of reference")
     try:
-        graph = graphs.from_json(row["graph"], frame=row["graph_frame"], truth=True)
+        graph = graphs.from_json(row.graph, frame=row.graph_frame, truth=True)
     except graphs.GraphRefused as error:
         raise RecordError(f"{origin}: graph: {error}") from None
-    unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row["labels"])
+    unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row.labels)
     if unknown:
         raise RecordError(
             f"{origin}: graph uses labels {sorted(unknown)} that the column labels lacks; add them there"

