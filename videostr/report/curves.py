@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from videostr.charts import Chart, Series, line_chart, share_chart
 from videostr.report.stats import DumpStats
@@ -16,8 +17,7 @@ ASYNCHRONOUS_TIMES = {"time/wait": "waiting for rollouts", "time/learn": "learn"
 """Sampling lies beside the step there, and may take longer than it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A chart of metrics."""
 
     title: str
@@ -26,54 +26,32 @@ class Wanted:
     """Key in metrics.jsonl to name in the legend."""
 
 
+_WEIGHTS = {"importance_weight_mean": "mean, as applied", "importance_weight_max": "greatest, before the cap"}
+_PARTS = {"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"}
+_ZERO_VARIANCE = {"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"}
 LINE_CHARTS = [
-    Wanted(title="Reward", unit="total", keys={"reward/total": "total"}),
-    Wanted(
-        title="Reward parts",
-        unit="0 to 1",
-        keys={"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"},
-    ),
-    Wanted(
-        title="Graph reward", unit="0 to 1", keys={"reward/graph_node": "nodes", "reward/graph_edge": "edges"}
-    ),
-    Wanted(title="Length reward", unit="-1 to 1", keys={"reward/length": "length"}),
-    Wanted(title="Loss", unit="", keys={"loss": "loss"}),
-    Wanted(title="Gradient norm", unit="before clipping", keys={"grad_norm": "norm"}),
-    Wanted(title="Learning rate", unit="", keys={"lr": "rate"}),
-    Wanted(title="Entropy", unit="nats per token", keys={"entropy": "entropy"}),
-    Wanted(title="KL from the reference", unit="nats per token", keys={"kl": "kl"}),
-    Wanted(
-        title="Mismatch", unit="KL of learner and engine, nats per token", keys={"mismatch_kl": "mismatch"}
-    ),
-    Wanted(title="Greatest ratio", unit="that the loss clips", keys={"ratio_max": "ratio"}),
-    Wanted(title="Clipped tokens", unit="share", keys={"clip_fraction": "clipped"}),
-    Wanted(
-        title="Importance weights",
-        unit="learner to engine, of a token",
-        keys={
-            "importance_weight_mean": "mean, as applied",
-            "importance_weight_max": "greatest, before the cap",
-        },
-    ),
-    Wanted(
-        title="Capped importance weights",
-        unit="share of tokens",
-        keys={"importance_weight_capped_fraction": "capped"},
-    ),
-    Wanted(title="Truncated completions", unit="share", keys={"truncated_fraction": "truncated"}),
-    Wanted(
-        title="Groups that teach nothing",
-        unit="per step",
-        keys={"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"},
-    ),
-    Wanted(title="Dropped prompts", unit="share, failed or replaced", keys={"dropped_fraction": "dropped"}),
-    Wanted(title="Staleness", unit="updates", keys={"staleness/mean": "mean", "staleness/max": "greatest"}),
-    Wanted(title="Rollout speed", unit="tokens/s", keys={"rollout/tokens_per_s": "tokens/s"}),
-    Wanted(
-        title="Tokens of a step", unit="", keys={"tokens/prompt": "prompt", "tokens/completion": "completion"}
-    ),
-    Wanted(title="Step time", unit="s", keys={"time/step": "seconds"}),
-    Wanted(title="Waiting for rollouts", unit="s, of the learner", keys={"time/wait": "seconds"}),
+    Wanted("Reward", "total", {"reward/total": "total"}),
+    Wanted("Reward parts", "0 to 1", _PARTS),
+    Wanted("Graph reward", "0 to 1", {"reward/graph_node": "nodes", "reward/graph_edge": "edges"}),
+    Wanted("Length reward", "-1 to 1", {"reward/length": "length"}),
+    Wanted("Loss", "", {"loss": "loss"}),
+    Wanted("Gradient norm", "before clipping", {"grad_norm": "norm"}),
+    Wanted("Learning rate", "", {"lr": "rate"}),
+    Wanted("Entropy", "nats per token", {"entropy": "entropy"}),
+    Wanted("KL from the reference", "nats per token", {"kl": "kl"}),
+    Wanted("Mismatch", "KL of learner and engine, nats per token", {"mismatch_kl": "mismatch"}),
+    Wanted("Greatest ratio", "that the loss clips", {"ratio_max": "ratio"}),
+    Wanted("Clipped tokens", "share", {"clip_fraction": "clipped"}),
+    Wanted("Importance weights", "learner to engine, of a token", _WEIGHTS),
+    Wanted("Capped importance weights", "share of tokens", {"importance_weight_capped_fraction": "capped"}),
+    Wanted("Truncated completions", "share", {"truncated_fraction": "truncated"}),
+    Wanted("Zero-variance groups", "per step", _ZERO_VARIANCE),
+    Wanted("Dropped prompts", "share, failed or replaced", {"dropped_fraction": "dropped"}),
+    Wanted("Staleness", "updates", {"staleness/mean": "mean", "staleness/max": "greatest"}),
+    Wanted("Rollout speed", "tokens/s", {"rollout/tokens_per_s": "tokens/s"}),
+    Wanted("Tokens of a step", "", {"tokens/prompt": "prompt", "tokens/completion": "completion"}),
+    Wanted("Step time", "s", {"time/step": "seconds"}),
+    Wanted("Waiting for rollouts", "s, of the learner", {"time/wait": "seconds"}),
 ]
 ALWAYS_SHOWN = {"Reward", "Reward parts"}
 
@@ -118,9 +96,9 @@ def _other_rewards(run: RunData) -> list[Wanted]:
     keys = sorted({key for row in run.metrics for key in row if key.startswith("reward/")} - known)
     return [
         Wanted(
-            title="More reward parts",
-            unit="",
-            keys={key: key.removeprefix("reward/") for key in keys[start : start + MAX_LINES]},
+            "More reward parts",
+            "",
+            {key: key.removeprefix("reward/") for key in keys[start : start + MAX_LINES]},
         )
         for start in range(0, len(keys), MAX_LINES)
     ]
@@ -163,53 +141,43 @@ def _of_dumps(stats: Sequence[DumpStats]) -> list[Chart | None]:
         return []
     steps = [dump.step for dump in stats]
     families = sorted({family for dump in stats for family in dump.answer_by_family})
-    nodes = [
-        Series(name="predicted", values=[dump.nodes for dump in stats]),
-        Series(name="true", values=[dump.true_nodes for dump in stats]),
-    ]
-    return [
+
+    def chart(title: str, unit: str, **lines: Callable[[DumpStats], float | None]) -> Chart:
+        series = [
+            Series(name=name, values=[figure(dump) for dump in stats]) for name, figure in lines.items()
+        ]
+        return line_chart(title, f"{unit}of dumped traces", steps, series)
+
+    by_family = [
         line_chart(
-            "Answers fully right",
-            "share, of dumped traces",
-            steps,
-            [Series(name="right", values=[dump.right for dump in stats])],
-        ),
-        *(
-            line_chart(
-                "Answer reward by family",
-                "0 to 1, of dumped traces",
-                steps,
-                [
-                    Series(name=family, values=[dump.answer_by_family.get(family) for dump in stats])
-                    for family in families[start : start + MAX_LINES]
-                ],
-            )
-            for start in range(0, len(families), MAX_LINES)
-        ),
-        line_chart("Nodes of a stated frame", "of dumped traces", steps, nodes),
-        line_chart(
-            "Frames of a predicted graph",
-            "of dumped traces",
-            steps,
-            [Series(name="frames", values=[dump.frames for dump in stats])],
-        ),
-        line_chart(
-            "Completions without a graph",
-            "share, of dumped traces",
-            steps,
-            [Series(name="share", values=[dump.absent for dump in stats])],
-        )
-        if any(dump.absent for dump in stats)
-        else None,
-        line_chart(
-            "Spread of lengths",
-            "tokens, of dumped traces",
+            "Answer reward by family",
+            "0 to 1, of dumped traces",
             steps,
             [
-                Series(name="mean", values=[dump.tokens_mean for dump in stats]),
-                Series(name="95th percentile", values=[dump.tokens_p95 for dump in stats]),
-                Series(name="longest", values=[float(dump.tokens_max) for dump in stats]),
+                Series(name=family, values=[dump.answer_by_family.get(family) for dump in stats])
+                for family in families[start : start + MAX_LINES]
             ],
+        )
+        for start in range(0, len(families), MAX_LINES)
+    ]
+    without = any(dump.absent for dump in stats)
+    return [
+        chart("Answers fully right", "share, ", right=lambda dump: dump.right),
+        *by_family,
+        chart(
+            "Nodes of a stated frame",
+            "",
+            predicted=lambda dump: dump.nodes,
+            true=lambda dump: dump.true_nodes,
+        ),
+        chart("Frames of a predicted graph", "", frames=lambda dump: dump.frames),
+        chart("Completions without a graph", "share, ", share=lambda dump: dump.absent) if without else None,
+        chart(
+            "Spread of lengths",
+            "tokens, ",
+            mean=lambda dump: dump.tokens_mean,
+            p95=lambda dump: dump.tokens_p95,
+            longest=lambda dump: float(dump.tokens_max),
         ),
     ]
 

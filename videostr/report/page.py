@@ -25,7 +25,7 @@ from videostr.files import write_text
 from videostr.heldout import PARTS, paired_gain
 from videostr.metrics import duration
 from videostr.report.curves import curves
-from videostr.report.signs import Figures, failure_total, signs
+from videostr.report.diagnostics import Figures, diagnose, failure_total
 from videostr.report.stats import DumpStats, dump_stats
 from videostr.report.timeline import timeline
 from videostr.report.viewer import FRAMES_MIB, viewer_data
@@ -85,7 +85,7 @@ def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
         style=Markup(_asset("report.css")),
         status=_status(run),
         tiles=_tiles(run),
-        signs=_signs(run, stats),
+        diagnostics=_diagnostics(run, stats),
         gains=_gains(run),
         heldout_prompts=_at(run.summary, "heldout", "prompts"),
         curves=curves(run, stats),
@@ -143,11 +143,11 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _signs(run: RunData, stats: Sequence[DumpStats]) -> list[Any] | None:
+def _diagnostics(run: RunData, stats: Sequence[DumpStats]) -> list[Any] | None:
     """Warnings; None before the first step, when there is nothing to judge."""
     if not run.metrics:
         return None
-    return signs(
+    return diagnose(
         Figures(
             series=run.series,
             steps=len(run.metrics),

@@ -1,7 +1,6 @@
 """Where the time of a step goes: a lane of bars per worker over the seconds of training.
 
-In: `timeline.jsonl`; of a run folder without it the times of metrics.jsonl, which are those of a role as a whole: from its first
-worker's start to its last one's end. Out: the picture, and a table of what each worker, or role, takes.
+In: `timeline.jsonl`. Out: the picture, and a table of what each worker takes.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from statistics import fmean, median
 from markupsafe import Markup, escape
 
 from videostr.charts import nice_ticks, short
-from videostr.config import Config
 from videostr.run_data import RunData
 from videostr.timeline import FILE, StepTimes, read_timeline
 
-ROLES = ("rollout", "reward", "learn", "sync")
 WORK = {
     "rollout-engine": "sample",
     "reward-worker": "score",
@@ -30,11 +27,10 @@ WORK = {
 }
 """Kinds of workers from top to bottom, and what each is there for."""
 COLORS = {
-    "rollout": "c0", "reward": "c1", "learn": "c2", "sync": "c3",
-    "sample": "c0", "score": "c1", "update": "c2", "send_weights": "c3", "pause": "c3",
+    "sample": "c0", "score": "c1", "update": "c2", "sync": "c3", "send_weights": "c3", "pause": "c3",
     "save": "c4", "evaluate": "c7",
 }  # fmt: skip
-"""By role, and by activity of a worker."""
+"""By activity of a worker."""
 OTHER = "c5"
 WORDS = {"pause": "paused for weights", "send_weights": "sends weights", "save": "writes checkpoints"}
 LEGEND = {
@@ -52,7 +48,7 @@ SHOWN_LANES = 8
 STEPS_IN_VIEW = 8
 BREAK_S = 1.0
 """Time between two steps that is told: the run was started again."""
-ROLE_LANE, WORKER_LANE = 32, 24
+LANE = 24
 GAP, LEFT, TOP, BOTTOM = 10, 4, 22, 22
 VIEW = 1100
 LABEL = 64
@@ -61,19 +57,8 @@ JOINED_PX = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One bar."""
-
-    lane: str
-    step: int
-    start: float
-    """Seconds since the start of the first step."""
-    end: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What a role or a worker takes of the run."""
+    """What a worker takes of the run."""
 
     lane: str
     workers: str
@@ -81,9 +66,9 @@ class Use:
     seconds: float
     """Median over steps."""
     share: float
-    """Its seconds over those of all steps; of a role above 1 where several batches are sampled at once."""
-    idle: float | None
-    """Share of the time in which it does nothing; None where that is not recorded."""
+    """Its seconds over those of all steps."""
+    idle: float
+    """Share of the time in which it does nothing."""
     other: str = ""
     """What else it does, with shares."""
 
@@ -101,12 +86,8 @@ class Picture:
     """Height of a lane in pixels."""
     uses: list[Use]
     """One a lane."""
-    of_workers: bool
-    """Else of roles."""
     legend: list[tuple[str, str]]
-    """(colour class, words), of a picture of workers."""
-    asynchronous: bool
-    """Sampling overlaps with learning."""
+    """(colour class, words)."""
     wait_share: float | None
     """Share of all step time that the learner waited for rollouts."""
     many: int
@@ -129,24 +110,10 @@ class _Bars:
 
 
 def timeline(run: RunData) -> Picture | None:
-    """None where no step has its times."""
+    """Return picture and table; None where no step has its times."""
     steps, unread = read_timeline(run.folder / FILE)
-    rows = [
-        row
-        for row in run.metrics
-        if all(_seconds(row, f"time/{name}") is not None for name in (*ROLES, "step"))
-    ]
-    if steps:
-        return _of_workers(run, steps, rows, unread)
-    return _of_roles(run, rows, unread) if rows else None
-
-
-# ------------------------------------------------------------------------------------------------- workers
-
-
-def _of_workers(
-    run: RunData, steps: Sequence[StepTimes], rows: Sequence[dict[str, float]], unread: int
-) -> Picture:
+    if not steps:
+        return None
     shown = steps[-SHOWN_STEPS:]
     begins = list(accumulate((step.seconds for step in shown), initial=0.0))
     lanes = list(_lanes(steps))
@@ -166,19 +133,17 @@ def _of_workers(
         for (before, after), begin in zip(pairwise(shown), begins[1:], strict=False)
         if after.start - before.start - before.seconds > BREAK_S
     ]
-    drawn = _Drawing(0.0, begins[-1], len(shown), len(lanes), WORKER_LANE)
+    drawn = _Drawing(begins[-1], len(shown), len(lanes))
     used = {bar.color for bar in bars}
     return Picture(
         first=shown[0].step,
         last=shown[-1].step,
         svg=drawn.svg(bars, [(begin, step.step) for step, begin in zip(shown, begins, strict=False)], breaks),
         width=drawn.width,
-        lane=WORKER_LANE,
+        lane=LANE,
         uses=[use for _, use in lanes],
-        of_workers=True,
         legend=[(color, words) for color, words in LEGEND.items() if color in used],
-        asynchronous=run.is_asynchronous,
-        wait_share=_wait_share(rows),
+        wait_share=_wait_share(run),
         many=SHOWN_LANES if any(not worker for worker, _ in lanes) else 0,
         breaks=len(breaks),
         unread=unread,
@@ -204,7 +169,7 @@ def _lanes(steps: Sequence[StepTimes]) -> Iterator[tuple[str, Use]]:
                     workers=f"{kind.replace('-', ' ')}s, their mean",
                     seconds=fmean(use.seconds for use in rest),
                     share=fmean(use.share for use in rest),
-                    idle=fmean(use.idle or 0.0 for use in rest),
+                    idle=fmean(use.idle for use in rest),
                 ),
             )
 
@@ -241,117 +206,24 @@ def _number(worker: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, worker)
 
 
-# --------------------------------------------------------------------------------------------------- roles
-
-
-def _of_roles(run: RunData, rows: Sequence[dict[str, float]], unread: int) -> Picture:
-    total = sum(row["time/step"] for row in rows) or 1.0
-    first = int(rows[-SHOWN_STEPS:][0]["step"])
-    drawn = [span for span in spans(rows) if span.step >= first]
-    shown = rows[-SHOWN_STEPS:]
-    drawing = _Drawing(
-        min(span.start for span in drawn), max(span.end for span in drawn), len(shown), len(ROLES), ROLE_LANE
-    )
-    bars = [
-        _Bars(
-            lane=ROLES.index(span.lane),
-            color=COLORS[span.lane],
-            title=f"step {span.step}, {span.lane}: {short(span.end - span.start)} s",
-            spans=[(span.start, span.end)],
-        )
-        for span in drawn
-    ]
-    ends = {span.step: span.end for span in drawn if span.lane == "sync"}
-    asynchronous = run.is_asynchronous
-    unknown = {"reward", "rollout"} if asynchronous else {"reward"}
-    return Picture(
-        first=first,
-        last=int(rows[-1]["step"]),
-        svg=drawing.svg(
-            bars, [(ends[int(row["step"])] - row["time/step"], int(row["step"])) for row in shown], ()
-        ),
-        width=drawing.width,
-        lane=ROLE_LANE,
-        uses=[
-            Use(
-                lane=name,
-                workers=_workers(run.config, name),
-                seconds=median(row[f"time/{name}"] for row in rows),
-                share=(share := sum(row[f"time/{name}"] for row in rows) / total),
-                idle=None if name in unknown else max(0.0, 1 - share),
-            )
-            for name in ROLES
-        ],
-        of_workers=False,
-        legend=[],
-        asynchronous=asynchronous,
-        wait_share=_wait_share(rows),
-        many=0,
-        breaks=0,
-        unread=unread,
-    )
-
-
-def spans(rows: Sequence[dict[str, float]]) -> list[Span]:
-    """Bars of the roles in all steps, which are laid end to end.
-
-    A step is: wait until its batch is sampled and scored, learn, sync. Its batch ends with the wait at the latest: in
-    synchronous training exactly then, and with asynchronous training earlier by what is not known.
-    """
-    found, began = [], 0.0
-    for row in rows:
-        step, learned = int(row["step"]), began + row["time/step"] - row["time/learn"] - row["time/sync"]
-        scored = learned if "time/wait" not in row else min(began + row["time/wait"], learned)
-        sampled = scored - row["time/reward"]
-        ends = {
-            "rollout": (sampled - row["time/rollout"], sampled),
-            "reward": (sampled, scored),
-            "learn": (learned, learned + row["time/learn"]),
-            "sync": (learned + row["time/learn"], began + row["time/step"]),
-        }
-        found += [Span(lane=lane, step=step, start=start, end=end) for lane, (start, end) in ends.items()]
-        began += row["time/step"]
-    return found
-
-
-def _seconds(row: dict[str, float], key: str) -> float | None:
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) and 0 <= value < float("inf") else None
-
-
-def _wait_share(rows: Sequence[dict[str, float]]) -> float | None:
-    waits = [_seconds(row, "time/wait") for row in rows]
-    total = sum(row["time/step"] for row in rows)
-    return sum(w for w in waits if w is not None) / total if total and None not in waits else None
-
-
-def _workers(config: Config | None, lane: str) -> str:
-    if config is None:
-        return ""
-    return (
-        {
-            "rollout": f"{config.rollout.num_workers} engines",
-            "reward": f"{config.reward.num_workers} workers",
-            "learn": f"{config.learner.num_ranks} ranks",
-            "sync": "ranks and engines",
-        }[lane]
-        .replace("1 engines", "1 engine")
-        .replace("1 workers", "1 worker")
-        .replace("1 ranks", "1 rank")
-    )
+def _wait_share(run: RunData) -> float | None:
+    waits, seconds = run.series("time/wait"), run.series("time/step")
+    if not seconds or None in waits or None in seconds:
+        return None
+    return sum(filter(None, waits)) / (sum(filter(None, seconds)) or 1.0)
 
 
 # ------------------------------------------------------------------------------------------------- drawing
 
 
 class _Drawing:
-    """Lanes of equal height over seconds from `start` to `end`."""
+    """Lanes of equal height over so many seconds."""
 
-    def __init__(self, start: float, end: float, steps: int, lanes: int, lane: int) -> None:
-        self.start, self.end = start, end
-        self.lanes, self.lane = lanes, lane
+    def __init__(self, seconds: float, steps: int, lanes: int) -> None:
+        self.seconds = seconds or 1.0
+        self.lanes = lanes
         self.width = round(VIEW * max(1.0, steps / STEPS_IN_VIEW))
-        self.height = TOP + lane * lanes + BOTTOM
+        self.height = TOP + LANE * lanes + BOTTOM
 
     def svg(
         self, bars: Sequence[_Bars], steps: Sequence[tuple[float, int]], breaks: Sequence[float]
@@ -364,12 +236,11 @@ class _Drawing:
         )
 
     def _x(self, at: float) -> float:
-        seconds = (self.end - self.start) or 1.0
-        return round(LEFT + (self.width - 2 * LEFT) * (at - self.start) / seconds, 1)
+        return round(LEFT + (self.width - 2 * LEFT) * at / self.seconds, 1)
 
     def _grid(self) -> Iterator[str]:
         for number in range(1, self.lanes + 1):
-            y = TOP + self.lane * number
+            y = TOP + LANE * number
             yield f'<line class="grid" x1="0" x2="{self.width}" y1="{y}" y2="{y}"/>'
 
     def _steps(self, steps: Sequence[tuple[float, int]], breaks: Sequence[float]) -> Iterator[str]:
@@ -382,7 +253,7 @@ class _Drawing:
                 yield f'<text class="tick" x="{x + 4}" y="{TOP - 8}">step {step}</text>'
 
     def _bars(self, bars: _Bars) -> str:
-        top, height = TOP + self.lane * bars.lane + (self.lane - self._bar) // 2, self._bar
+        top, height = TOP + LANE * bars.lane + GAP // 2, LANE - GAP
         places: list[tuple[float, float]] = []
         for start, end in bars.spans:
             x0, x1 = self._x(start), max(self._x(end), self._x(start) + 0.8)
@@ -393,15 +264,10 @@ class _Drawing:
         path = "".join(f"M{x0:g} {top}h{x1 - x0:.1f}v{height}h{x0 - x1:.1f}z" for x0, x1 in places)
         return f'<path class="area {bars.color}" d="{path}"><title>{escape(bars.title)}</title></path>'
 
-    @property
-    def _bar(self) -> int:
-        return self.lane - GAP
-
     def _axis(self) -> Iterator[str]:
-        seconds = (self.end - self.start) or 1.0
-        ticks = nice_ticks(0.0, seconds * VIEW / self.width)
+        ticks = nice_ticks(0.0, self.seconds * VIEW / self.width)
         spacing = ticks[1] - ticks[0]
-        for number in range(math.ceil(self.start / spacing), math.floor(self.end / spacing) + 1):
+        for number in range(math.floor(self.seconds / spacing) + 1):
             at = number * spacing
             x = self._x(at)
             anchor = "start" if x < 20 else "end" if x > self.width - 40 else "middle"

@@ -128,9 +128,6 @@ def test_strange_lines_are_counted_and_hostile_names_stay_text(tmp_path: Path) -
     assert "2 lines of timeline.jsonl cannot be read." in page
     assert HOSTILE[0] not in page
     assert HOSTILE[1] not in page
-    (tmp_path / "timeline.jsonl").write_text("no\nno\n")
-    shown = picture(tmp_path, ["no", '{"step": 2, "sta'])
-    assert (shown.of_workers, shown.unread) == (False, 1)
 
 
 def test_a_folder_without_metrics_has_the_times_too(tmp_path: Path) -> None:

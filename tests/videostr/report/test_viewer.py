@@ -17,7 +17,7 @@ from tests.videostr.report.test_report import TRUE_GRAPH, metric_row, trace_row
 from videostr.report.curves import curves
 from videostr.report.page import render
 from videostr.report.stats import dump_stats
-from videostr.report.timeline import Span, spans, timeline
+from videostr.report.timeline import timeline
 from videostr.report.viewer import FAULTS, MAX_TEXT, drawn_over_frames, faults, viewer_data
 from videostr.run_data import read_run
 
@@ -243,63 +243,6 @@ def test_every_part_of_the_reward_has_a_curve(tmp_path: Path) -> None:
     } <= names.keys()
     assert made.zero == ["KL from the reference", "Staleness"]
     assert "Gradient norm" in made.absent
-
-
-# ------------------------------------------------------------------------------------------------ timeline
-
-
-def test_bars_of_a_synchronous_step_follow_each_other() -> None:
-    row = {
-        "step": 1,
-        "time/rollout": 3.0,
-        "time/reward": 1.0,
-        "time/wait": 4.0,
-        "time/learn": 2.0,
-        "time/sync": 0.5,
-        "time/step": 7.0,
-    }
-    assert spans([row, row | {"step": 2}])[4:] == [
-        Span(lane="rollout", step=2, start=7.0, end=10.0),
-        Span(lane="reward", step=2, start=10.0, end=11.0),
-        Span(lane="learn", step=2, start=11.5, end=13.5),
-        Span(lane="sync", step=2, start=13.5, end=14.0),
-    ]
-
-
-def test_a_batch_sampled_ahead_ends_where_the_learner_takes_it(tmp_path: Path) -> None:
-    row = {
-        "step": 5,
-        "time/rollout": 9.0,
-        "time/reward": 1.0,
-        "time/wait": 1.0,
-        "time/learn": 4.0,
-        "time/sync": 1.0,
-        "time/step": 6.0,
-    }
-    found = spans([row])
-    assert (found[0].start, found[0].end, found[1].end, found[2].start) == (-9.0, 0.0, 1.0, 1.0)
-    synthetic_run(tmp_path, 200)
-    config = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(config.replace("max_staleness: 0", "max_staleness: 2"))
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    shown = timeline(read_run(tmp_path))
-    assert shown is not None
-    assert shown.asynchronous
-    assert shown.uses[0].share == pytest.approx(1.5)  # batches overlap
-    assert [use.idle for use in shown.uses] == [None, None, pytest.approx(1 / 3), pytest.approx(5 / 6)]
-    assert "its bar ends where the learner took it" in render(read_run(tmp_path))
-
-
-def test_the_table_of_roles(tmp_path: Path) -> None:
-    synthetic_run(tmp_path, 400)
-    run = read_run(tmp_path)
-    shown = timeline(run)
-    assert shown is not None
-    assert [use.lane for use in shown.uses] == ["rollout", "reward", "learn", "sync"]
-    total = sum(row["time/step"] for row in run.metrics)
-    assert shown.uses[2].share == pytest.approx(sum(row["time/learn"] for row in run.metrics) / total)
-    assert [use.workers for use in shown.uses] == ["1 engine", "1 worker", "1 rank", "ranks and engines"]
-    assert shown.svg.count("<path") == 4 * 2
 
 
 def test_a_run_without_times_has_no_timeline(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from videostr.report.signs import Figures, change_of, failure_total, signs
+from videostr.report.diagnostics import Figures, change_of, diagnose, failure_total
 from videostr.report.stats import DumpStats
 
 STEPS = 40
@@ -43,7 +43,7 @@ def found(curves: dict[str, list[float | None]], **more: Any) -> dict[str, str]:
     figures = Figures(
         series=lambda key: series.get(key, [None] * STEPS), steps=STEPS, prompts_per_step=16, **more
     )
-    return {sign.name: sign.text for sign in signs(figures)}
+    return {found.name: found.text for found in diagnose(figures)}
 
 
 def test_a_run_that_is_well_has_no_warning() -> None:
@@ -97,7 +97,7 @@ def test_no_alarm_over_nodes(graph: list[float | None], nodes: list[float]) -> N
     [
         ("truncation", "truncated_fraction", 0.09, 0.31, "31% of the completions"),
         ("mismatch", "mismatch_kl", 0.04, 0.08, "0.08 nats a token"),
-        ("dead-groups", "zero_variance_groups", 7.0, 12.0, "75% of the groups"),
+        ("zero-variance-groups", "zero_variance_groups", 7.0, 12.0, "75% of the groups"),
     ],
 )
 def test_limits_at_the_end_of_the_run(name: str, key: str, below: float, above: float, words: str) -> None:
@@ -112,11 +112,11 @@ def test_dead_groups_name_their_cause() -> None:
     dead = ramp(15, 15)
     assert (
         "take harder records"
-        in found({"zero_variance_groups": dead, "reward/answer": ramp(0.98, 0.98)})["dead-groups"]
+        in found({"zero_variance_groups": dead, "reward/answer": ramp(0.98, 0.98)})["zero-variance-groups"]
     )
     assert (
         "take easier records"
-        in found({"zero_variance_groups": dead, "reward/answer": ramp(0.01, 0.01)})["dead-groups"]
+        in found({"zero_variance_groups": dead, "reward/answer": ramp(0.01, 0.01)})["zero-variance-groups"]
     )
 
 

@@ -27,7 +27,7 @@ NODE_GROWTH = 1.2
 NODE_EXCESS = 1.1
 """Nodes of a stated frame over those of the truth."""
 TRUNCATED = 0.1
-DEAD = 0.5
+ZERO_VARIANCE = 0.5
 MISMATCH = 0.05
 """Nats a token; engine and learner in bfloat16 differ by about a thousandth."""
 COLLAPSE = 0.2
@@ -56,7 +56,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sign:
+class Diagnostic:
     """One warning."""
 
     name: str
@@ -95,7 +95,7 @@ def change_of(values: Curve) -> Change | None:
     return Change(float(first.mean()), float(last.mean()), error)
 
 
-def signs(figures: Figures) -> list[Sign]:
+def diagnose(figures: Figures) -> list[Diagnostic]:
     """Warnings, gravest kind first; empty when nothing looks wrong."""
     rules = (
         _not_a_number,
@@ -104,10 +104,10 @@ def signs(figures: Figures) -> list[Sign]:
         _graph_stuffing,
         _truncation,
         _mismatch,
-        _dead,
+        _zero_variance,
         _entropy,
     )
-    return [sign for rule in rules for sign in rule(figures)]
+    return [found for rule in rules for found in rule(figures)]
 
 
 def failure_total(failures: Mapping[str, int]) -> int:
@@ -115,10 +115,10 @@ def failure_total(failures: Mapping[str, int]) -> int:
     return sum(count for kind, count in failures.items() if kind != "tokens_sampled_again")
 
 
-def _not_a_number(figures: Figures) -> Iterator[Sign]:
+def _not_a_number(figures: Figures) -> Iterator[Diagnostic]:
     if figures.not_finite:
         listed = ", ".join(f"{key} in {count}" for key, count in sorted(figures.not_finite.items()))
-        yield Sign(
+        yield Diagnostic(
             name="not-finite",
             title="Figures that are not numbers",
             text=f"Of {figures.steps} steps: {listed}. NaN and infinity do not go away by themselves: lower learner.lr, and go "
@@ -126,7 +126,7 @@ def _not_a_number(figures: Figures) -> Iterator[Sign]:
         )
 
 
-def _failures(figures: Figures) -> Iterator[Sign]:
+def _failures(figures: Figures) -> Iterator[Diagnostic]:
     failures = figures.failures
     lasting = {kind: failures[kind] for kind in ("learner_lost", "checkpoint") if failures.get(kind)}
     count = failure_total(failures)
@@ -135,7 +135,7 @@ def _failures(figures: Figures) -> Iterator[Sign]:
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(failures.items(), key=lambda pair: -pair[1]))
     share = f", {count / groups:.1%} of the {groups} groups of the run" if groups else ""
-    yield Sign(
+    yield Diagnostic(
         name="failures",
         title="Failures",
         text=f"{count} in all{share}: {kinds}. Each was replaced or tried again, which costs time; see Failures below, "
@@ -143,19 +143,19 @@ def _failures(figures: Figures) -> Iterator[Sign]:
     )
 
 
-def _format_without_answer(figures: Figures) -> Iterator[Sign]:
+def _format_without_answer(figures: Figures) -> Iterator[Diagnostic]:
     form, answer = (change_of(figures.series(f"reward/{part}")) for part in ("format", "answer"))
     if form and answer and form.rose and answer.flat and answer.first < SOLVED:
-        yield Sign(
+        yield Diagnostic(
             name="format-up-answer-flat",
             title="The format is learned, the answer is not",
             text=f"The format reward rose from {form.first:.2f} to {form.last:.2f} while the answer reward stayed at "
             f"{answer.last:.2f} (from {answer.first:.2f}). The policy collects the easy part: lower reward.w_format, or "
-            "cold-start it so that the format is there before RL begins.",
+            "fine-tune it (sft) so that the format is there before RL begins.",
         )
 
 
-def _graph_stuffing(figures: Figures) -> Iterator[Sign]:
+def _graph_stuffing(figures: Figures) -> Iterator[Diagnostic]:
     graph = change_of(figures.series("reward/graph"))
     counted = [dump for dump in figures.dumps if dump.nodes]
     if not graph or not graph.rose or len(counted) < 2:
@@ -167,7 +167,7 @@ def _graph_stuffing(figures: Figures) -> Iterator[Sign]:
     if true is not None and last.nodes <= NODE_EXCESS * true:
         return  # it learned to name what is there
     against = f", {last.nodes / true:.1f} times what the true graphs have ({true:.1f})" if true else ""
-    yield Sign(
+    yield Diagnostic(
         name="graph-up-nodes-grow",
         title="The graph reward grows with the number of nodes",
         text=f"The graph reward rose from {graph.first:.2f} to {graph.last:.2f} while the nodes of a stated frame grew from "
@@ -176,10 +176,10 @@ def _graph_stuffing(figures: Figures) -> Iterator[Sign]:
     )
 
 
-def _truncation(figures: Figures) -> Iterator[Sign]:
+def _truncation(figures: Figures) -> Iterator[Diagnostic]:
     last = _end(figures.series("truncated_fraction"))
     if last is not None and last >= TRUNCATED:
-        yield Sign(
+        yield Diagnostic(
             name="truncation",
             title="Completions are cut off",
             text=f"{last:.0%} of the completions at the end of the run hit the token limit, so that their answer is lost. Raise "
@@ -187,10 +187,10 @@ def _truncation(figures: Figures) -> Iterator[Sign]:
         )
 
 
-def _mismatch(figures: Figures) -> Iterator[Sign]:
+def _mismatch(figures: Figures) -> Iterator[Diagnostic]:
     last = _end(figures.series("mismatch_kl"))
     if last is not None and last >= MISMATCH:
-        yield Sign(
+        yield Diagnostic(
             name="mismatch",
             title="Sampling and training probabilities differ",
             text=f"At the end of the run they differ by {last:.3g} nats a token (k3 estimate; {MISMATCH:g} is the limit of this "
@@ -199,28 +199,28 @@ def _mismatch(figures: Figures) -> Iterator[Sign]:
         )
 
 
-def _dead(figures: Figures) -> Iterator[Sign]:
+def _zero_variance(figures: Figures) -> Iterator[Diagnostic]:
     last, groups = _end(figures.series("zero_variance_groups")), figures.prompts_per_step
-    if last is None or not groups or last / groups < DEAD:
+    if last is None or not groups or last / groups < ZERO_VARIANCE:
         return
     answer = _end(figures.series("reward/answer"))
     cause = "raise sampling.temperature or sampling.group_size"
     if answer is not None and answer > SOLVED:
         cause = "nearly all answers are right: take harder records"
     elif answer is not None and answer < 1 - SOLVED:
-        cause = "nearly all answers are wrong: take easier records, or cold-start the policy"
-    yield Sign(
-        name="dead-groups",
-        title="Most groups teach nothing",
+        cause = "nearly all answers are wrong: take easier records, or fine-tune the policy first (sft)"
+    yield Diagnostic(
+        name="zero-variance-groups",
+        title="Most groups have zero variance",
         text=f"At the end of the run {last / groups:.0%} of the groups have completions that all earn the same: no gradient; "
         f"{cause}, or set sampling.refill=true.",
     )
 
 
-def _entropy(figures: Figures) -> Iterator[Sign]:
+def _entropy(figures: Figures) -> Iterator[Diagnostic]:
     entropy = change_of(figures.series("entropy"))
     if entropy and entropy.first > 0 and entropy.last < COLLAPSE * entropy.first:
-        yield Sign(
+        yield Diagnostic(
             name="entropy-collapse",
             title="The entropy has collapsed",
             text=f"It fell from {entropy.first:.3g} to {entropy.last:.3g} nats a token: the policy hardly varies what it writes "
