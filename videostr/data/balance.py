@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from videostr.data.asked import Balance
+from videostr.data.questions.question import Balance
 
 MAX_WAITING = 8
 """Questions of one kind and value that wait for the others, at most; what comes then is left out."""

@@ -36,11 +36,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videostr.data.asked import Asked, Balance
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView, clips
-from videostr.data.families import FAMILIES, ask
 from videostr.data.leakage import excluded
+from videostr.data.questions import FAMILIES, ask
+from videostr.data.questions.question import Balance, PreparedQuestion
 from videostr.data.records import record_to_row, write_rows
 from videostr.data.scene import Scene, Skip, SkipReason
 from videostr.data.source import Source
@@ -259,7 +259,12 @@ def scene_records(
 
 
 def _record(
-    settings: Settings, identity: str, video: str, view: ClipView, asked: Asked, rng: np.random.Generator
+    settings: Settings,
+    identity: str,
+    video: str,
+    view: ClipView,
+    asked: PreparedQuestion,
+    rng: np.random.Generator,
 ) -> Record:
     labels = view.graph_labels(asked.labels, rng)
     return Record(

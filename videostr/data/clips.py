@@ -196,14 +196,14 @@ class ClipView:
         return distances
 
     @cached_property
-    def lead(self) -> Array:
+    def depth_margin(self) -> Array:
         """[N, F] by how many metres a track is nearer to the camera than all others of its label that are annotated then.
 
         Infinite where there is no other; -inf in 2-D where there are some; NaN where it is not annotated itself.
         """
         of_all = self.all_distances if self.is_3d else self._there
         of_own = of_all[self._chosen]
-        lead = np.full(of_own.shape, np.nan)
+        depth_margin = np.full(of_own.shape, np.nan)
         for n, track in enumerate(self.tracks):
             others = [
                 m
@@ -211,9 +211,11 @@ class ClipView:
                 if other.label == track.label and other is not track
             ]
             nearest = np.nan_to_num(of_all[others], nan=np.inf).min(0, initial=np.inf)
-            lead[n] = nearest - of_own[n] if self.is_3d else np.where(np.isinf(nearest), np.inf, -np.inf)
-        lead[np.isnan(of_own)] = np.nan
-        return lead
+            depth_margin[n] = (
+                nearest - of_own[n] if self.is_3d else np.where(np.isinf(nearest), np.inf, -np.inf)
+            )
+        depth_margin[np.isnan(of_own)] = np.nan
+        return depth_margin
 
     @property
     def _there(self) -> Array:

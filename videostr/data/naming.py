@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videostr.data.asked import Rng
 from videostr.data.clips import RANGE_M, ClipView
+from videostr.data.questions.question import Rng
 
-UNSURE = 0.15
+AMBIGUITY_MARGIN = 0.15
 """Share of a threshold or a distance that two things must differ by to be told apart."""
-UNSURE_M = 0.5
+AMBIGUITY_MARGIN_M = 0.5
 """And the least difference in metres."""
 
 
@@ -40,12 +40,15 @@ def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False)
         with_time: say at what time it is the nearest, because the question is about several.
     """
     label = plain(view.labels[n])
-    lead = view.lead[n, f]
-    if not is_countable(view, view.labels[n]) or np.isnan(lead):
+    margin = view.depth_margin[n, f]
+    if not is_countable(view, view.labels[n]) or np.isnan(margin):
         return None
-    if is_unique(view, n) or (np.isinf(lead) and lead > 0 and not with_time):
+    if is_unique(view, n) or (np.isinf(margin) and margin > 0 and not with_time):
         return f"the {label}"
-    if not view.is_3d or not lead >= max(UNSURE_M, UNSURE * (view.distances[n, f] + min(lead, RANGE_M))):
+    if not view.is_3d:
+        return None
+    least = max(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * (view.distances[n, f] + min(margin, RANGE_M)))
+    if not margin >= least:
         return None
     return f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else "")
 
@@ -81,7 +84,7 @@ def is_unique(view: ClipView, n: int) -> bool:
 
 def is_unique_at(view: ClipView, n: int, f: int) -> bool:
     """Whether no second one of the label is annotated at a selected frame, and none could be missing."""
-    return is_countable(view, view.labels[n]) and bool(view.lead[n, f] == np.inf)
+    return is_countable(view, view.labels[n]) and bool(view.depth_margin[n, f] == np.inf)
 
 
 def is_nameable(view: ClipView, n: int, f: int) -> bool:

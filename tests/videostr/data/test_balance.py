@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from videostr.data import balance
-from videostr.data.asked import Balance
 from videostr.data.balance import MAX_WAITING, Balancer
 from videostr.data.baseline import choices, complete_sets, numbers
+from videostr.data.questions.question import Balance
 from videostr.types import Answer, AnswerKind, ClipSpec, Record
 
 SIDES = ("left", "right")

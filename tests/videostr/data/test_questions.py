@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests.videostr.data.hand import scene, track
-from videostr.data.asked import STEP, Asked
 from videostr.data.balance import Balancer
 from videostr.data.clips import ClipView
-from videostr.data.families import FAMILIES, ask
 from videostr.data.naming import asked_times, named_boxes
+from videostr.data.questions import FAMILIES, ask
+from videostr.data.questions.question import STEP, PreparedQuestion
 from videostr.data.scene import Scene
 from videostr.types import AnswerKind
 
@@ -52,27 +52,27 @@ def place(label: str, t: float) -> np.ndarray:
 
 def asked(
     family: str, given: Scene, seeds: int = 60, frames: tuple[int, ...] = tuple(range(FRAMES))
-) -> Iterator[Asked]:
+) -> Iterator[PreparedQuestion]:
     for seed in range(seeds):
         found = FAMILIES[family](ClipView(given, 0, frames), np.random.default_rng(seed))
         if found is not None:
             yield found
 
 
-def right(found: Asked) -> str:
+def right(found: PreparedQuestion) -> str:
     return found.options["ABCDEF".index(str(found.answer.value))]
 
 
-def named(found: Asked) -> list[str]:
+def named(found: PreparedQuestion) -> list[str]:
     """Labels in the order of the words."""
     return re.findall("|".join(STREET), found.text)
 
 
-def at(found: Asked) -> float:
+def at(found: PreparedQuestion) -> float:
     return asked_times(found.text)[-1]
 
 
-def names_reference_first(found: Asked) -> bool:
+def names_reference_first(found: PreparedQuestion) -> bool:
     return "side of" in found.text or "Compared with" in found.text
 
 

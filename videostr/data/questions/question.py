@@ -1,6 +1,6 @@
 """A question with its answer, and the shapes that one can have: a number, a choice among words, a choice among numbers.
 
-In: texts of which one is drawn, and the truth. Out: `Asked`, with the key under which its answer is balanced
+In: texts of which one is drawn, and the truth. Out: `PreparedQuestion`, with the key under which its answer is balanced
 (`videostr/data/balance.py`).
 """
 
@@ -30,7 +30,7 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PreparedQuestion:
     """A question with its answer."""
 
     family: str
@@ -57,9 +57,9 @@ def number(
     *,
     labels: Iterable[str],
     **values: object,
-) -> Asked:
+) -> PreparedQuestion:
     """A question for a number."""
-    return Asked(
+    return PreparedQuestion(
         family=family,
         text=worded(rng, texts, **values),
         answer=Answer(kind=AnswerKind.NUMBER, value=value, unit=unit),
@@ -67,7 +67,7 @@ def number(
     )
 
 
-def ladder(
+def numeric_choice(
     family: str,
     rng: Rng,
     texts: Sequence[str],
@@ -78,7 +78,7 @@ def ladder(
     *,
     labels: Iterable[str],
     **values: object,
-) -> Asked | None:
+) -> PreparedQuestion | None:
     """A choice between four numbers of which each is `STEP` times the one before.
 
     The truth may be any of the four; which one it is, is balanced among questions of a key whose least options differ by less
@@ -91,7 +91,7 @@ def ladder(
     if not steps[0] >= least or len(set(options)) < 4:  # what cannot be true must not be offered
         return None
     size = str(round(2 * np.log(steps[0]) / np.log(STEP)))
-    return Asked(
+    return PreparedQuestion(
         family=family,
         text=worded(rng, texts, **values),
         options=options,
@@ -109,10 +109,10 @@ def choice(
     options: Sequence[str],
     labels: frozenset[str],
     key: Sequence[str],
-) -> Asked:
+) -> PreparedQuestion:
     """A question with its options in random order; options that are the same for all questions of a key."""
     shown = [options[i] for i in rng.permutation(len(options))]
-    return Asked(
+    return PreparedQuestion(
         family=family,
         text=text,
         options=tuple(shown),

@@ -1,0 +1,95 @@
+"""Left, right, nearer, farther: two objects as the camera sees them, or three with one of them facing another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from videostr.data.clips import ClipView
+from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, labels_of, pick_named
+from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
+from videostr.data.scene import Array, ground_axes
+
+AMBIGUITY_MARGIN_PX = 60.0
+"""What two things must differ by in the image to be told apart, px of 0..1000."""
+AMBIGUITY_MARGIN_DEG = 20.0
+"""Angles closer to the border between two directions are not asked."""
+
+
+def direction_camera(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    f = int(rng.integers(len(view.frames)))
+    names = pick_named(view, rng, 2, f)
+    if names is None:
+        return None
+    a, b = pair = list(names)
+    in_depth = view.is_3d and bool(rng.integers(2))
+    if in_depth:
+        # By depth as by distance: of two things, the one farther to the side may be nearer in one and farther in the other.
+        far = np.array([view.in_camera(f)[pair, 2], view.distances[pair, f]])
+        gaps, least = (
+            far[:, 0] - far[:, 1],
+            np.maximum(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * np.abs(far.max(1))),
+        )
+        words, texts = ("nearer to the camera", "farther from the camera"), DEPTH
+    else:
+        centres = (view.boxes[pair, f, 0] + view.boxes[pair, f, 2]) / 2
+        gaps, least = centres[:1] - centres[1:], np.array([AMBIGUITY_MARGIN_PX])
+        words, texts = ("left", "right"), SIDE
+    if not ((gaps >= least).all() or (-gaps >= least).all()):
+        return None
+    truth = words[int(gaps[0] > 0)]
+    text = worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
+    return choice("direction_camera", rng, text, truth, words, labels_of(view, pair), tuple(names.values()))
+
+
+SIDE = (
+    "At {t:g} s, is {a} to the left or to the right of {b} in the image?",
+    "As the camera sees it at {t:g} s, on which side of {b} is {a}?",
+    "On which side of {b} does the image show {a} at {t:g} s?",
+)
+DEPTH = (
+    "At {t:g} s, is {a} nearer to the camera than {b}, or farther from it?",
+    "Compared with {b}, how far from the camera is {a} at {t:g} s?",
+    "At {t:g} s, which holds for {a} in comparison with {b}?",
+)
+
+
+def direction_object(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    if not view.is_3d:
+        return None
+    f = int(rng.integers(len(view.frames)))
+    names = pick_named(view, rng, 3, f)
+    if names is None:
+        return None
+    a, b, c = (_level(view, n, f) for n in names)
+    facing, target = b - a, c - a
+    if min(np.linalg.norm(facing), np.linalg.norm(target)) < 1.0:
+        return None
+    right, forward = _coordinates(facing, target)
+    angle = float(np.degrees(np.arctan2(right, forward)))
+    quarter = int(angle % 360 // 90)
+    border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
+    if border < AMBIGUITY_MARGIN_DEG:
+        return None
+    text = worded(rng, STANCE, **dict(zip("abc", names.values(), strict=True)), t=view.times[f])
+    labels = labels_of(view, list(names))
+    return choice("direction_object", rng, text, QUARTERS[quarter], QUARTERS, labels, tuple(names.values()))
+
+
+QUARTERS = ("front-right", "back-right", "back-left", "front-left")
+STANCE = (
+    "At {t:g} s, someone stands at {a} and faces {b}. Where is {c} from there?",
+    "If I stand at the place of {a} at {t:g} s and look towards {b}, in which direction is {c}?",
+    "Seen from {a} with {b} straight ahead, where is {c} at {t:g} s?",
+)
+
+
+def _coordinates(facing: Array, target: Array) -> tuple[float, float]:
+    """(right, forward) parts of a target, [2] level vectors with x to the right of y."""
+    along = facing / np.linalg.norm(facing)
+    return float(target[0] * along[1] - target[1] * along[0]), float(target @ along)
+
+
+def _level(view: ClipView, n: int, f: int) -> Array:
+    """[2] position over the ground, along axes of which the first lies to the right of the second, seen from above."""
+    place: Array = np.array(ground_axes(tuple(view.up0))) @ view.positions[n, f]
+    return place

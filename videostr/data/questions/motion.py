@@ -1,0 +1,98 @@
+"""How far and how fast an object moves; 3-D."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from videostr.data.clips import ClipView
+from videostr.data.naming import is_nameable, labels_of, name_of, name_without_box
+from videostr.data.questions.question import PreparedQuestion, Rng, number, numeric_choice
+
+MOVES_M = 1.5
+"""An object whose centre moves less may as well be parked: annotated boxes jitter."""
+MOVES_SHARE = 0.05
+"""And as a share of the camera's own path: poses drift (KITTI's from visual odometry by 3 %), and parked cars with them."""
+LEAST_SPEED = 0.5
+"""Metres a second; slower things are not asked about."""
+
+
+def displacement(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    n, first, last = moving
+    moved = float(np.linalg.norm(view.positions[n, last] - view.positions[n, first]))
+    if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+        lasting = str(round(np.log2(view.times[last] - view.times[first])))
+        key, motion = (view.labels[n], lasting), _motion(view, *moving) | {"a": name}
+        return numeric_choice("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, key, **motion)
+    return number("displacement", rng, DISPLACEMENT, round(moved, 1), "m", **_motion(view, *moving))
+
+
+DISPLACEMENT = (
+    "How far, in metres and in a straight line over the ground, does {a} move from {start:g} s to {end:g} s?",
+    "What is the displacement of {a} between {start:g} s and {end:g} s, in metres?",
+    "How many metres are the places of {a} at {start:g} s and at {end:g} s apart?",
+)
+
+
+def path_length(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    length = _path(view, *moving)
+    return number("path_length", rng, PATH, round(length, 1), "m", **_motion(view, *moving))
+
+
+PATH = (
+    "How long is the path of {a} from {start:g} s to {end:g} s, in metres?",
+    "How many metres does {a} travel between {start:g} s and {end:g} s, along its path?",
+)
+
+
+def speed(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    moving = _moving(view, rng)
+    if moving is None:
+        return None
+    n, first, last = moving
+    speed = _path(view, n, first, last) / (view.times[last] - view.times[first])
+    if not speed >= LEAST_SPEED:
+        return None
+    if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
+        motion = _motion(view, *moving) | {"a": name}
+        return numeric_choice("speed", rng, SPEED, speed, "m/s", LEAST_SPEED, (view.labels[n],), **motion)
+    return number("speed", rng, SPEED, round(speed, 1), "m/s", **_motion(view, *moving))
+
+
+SPEED = (
+    "What is the mean speed of {a} from {start:g} s to {end:g} s, in m/s?",
+    "How fast does {a} move on average between {start:g} s and {end:g} s, in m/s?",
+)
+
+
+def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
+    """A track that moves, with the first and the last selected frame that show it without a break between."""
+    if not view.is_3d:
+        return None
+    found = []
+    for n, clear in enumerate(view.clear):
+        at = np.flatnonzero(clear)
+        if len(at) < 2 or at[-1] - at[0] != len(at) - 1:
+            continue
+        first, last = int(at[0]), int(at[-1])
+        moved = np.linalg.norm(view.positions[n, last] - view.positions[n, first])
+        if moved >= max(MOVES_M, MOVES_SHARE * view.camera_path(first, last)) and is_nameable(view, n, first):
+            found.append((n, first, last))
+    return found[int(rng.integers(len(found)))] if found else None
+
+
+def _path(view: ClipView, n: int, first: int, last: int) -> float:
+    """Through the selected frames: between them jitter of the boxes would add up."""
+    return float(np.linalg.norm(np.diff(view.positions[n, first : last + 1], axis=0), axis=1).sum())
+
+
+def _motion(view: ClipView, n: int, first: int, last: int) -> dict[str, Any]:
+    return {"a": name_of(view, n, first), "start": view.times[first], "end": view.times[last],
+            "labels": labels_of(view, [n])}  # fmt: skip

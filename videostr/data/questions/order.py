@@ -1,0 +1,77 @@
+"""What comes into view first, and from when to when something is in view."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+
+from videostr.data.clips import ClipView
+from videostr.data.naming import is_unique, labels_of, plain
+from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
+from videostr.types import Answer, AnswerKind
+
+
+def order(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    firsts = _first_seen(view)
+    unique = [n for n in range(len(view.tracks)) if is_unique(view, n) and n in firsts]
+    chosen: list[int] = []
+    for n in rng.permutation(unique):
+        if all(abs(firsts[int(n)] - firsts[m]) >= 2 for m in chosen):
+            chosen.append(int(n))
+    if len(chosen) < 2:
+        return None
+    chosen = sorted(chosen[:3], key=lambda n: firsts[n])
+    labels = [plain(view.labels[n]) for n in chosen]
+    options = tuple(sorted(", ".join(order) for order in permutations(labels)))
+    text = worded(rng, ORDER, names=", ".join(sorted(f"the {label}" for label in labels)))
+    key = tuple(sorted(labels))
+    return choice("order", rng, text, ", ".join(labels), options, labels_of(view, chosen), key)
+
+
+ORDER = (
+    "In which order do these come into view for the first time: {names}?",
+    "Which is the order of first appearance of {names}?",
+    "Of {names}, which comes into view first, and what follows?",
+)
+
+
+def _first_seen(view: ClipView) -> dict[int, int]:
+    """Selected frame that shows a track first, where that frame or the next shows it clearly."""
+    firsts = {}
+    for n, (shown, clear) in enumerate(zip(view.visibility > 0, view.clear, strict=True)):
+        first = int(shown.argmax())
+        if clear[first : first + 2].any():
+            firsts[n] = first
+    return firsts
+
+
+def presence(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    """The time from the first to the last selected frame that shows an object, which is in view without a break."""
+    last = len(view.frames) - 1
+    found = []
+    for n, visible in enumerate(view.visibility):
+        at = np.flatnonzero(visible > 0)
+        whole = at[0] == 0 and at[-1] == last
+        if (
+            is_unique(view, n)
+            and not whole
+            and len(at) >= 2
+            and (view.clear[n, at]).all()
+            and at[-1] - at[0] == len(at) - 1
+        ):
+            found.append((n, view.times[at[0]], view.times[at[-1]]))
+    if not found:
+        return None
+    n, start, end = found[int(rng.integers(len(found)))]
+    text = worded(
+        rng, PRESENCE, a=f"the {plain(view.labels[n])}", times=", ".join(f"{t:g}" for t in view.times)
+    )
+    answer = Answer(kind=AnswerKind.SPAN, value=(start, end), unit="s")
+    return PreparedQuestion(family="presence", text=text, answer=answer, labels=labels_of(view, [n]))
+
+
+PRESENCE = (
+    "The frames are from {times} s. From when to when is {a} in view? Give the times of the first and the last frame with it.",
+    "Of the frames at {times} s, which are the first and the last to show {a}?",
+)
