@@ -22,7 +22,8 @@ import pytest
 
 from tests.benchmarks.measure import report
 from videostr.data import baseline
-from videostr.data.build import Settings, open_source, scene_records
+from videostr.data.build.settings import Settings
+from videostr.data.build.worker import open_source, scene_records
 from videostr.data.scene import Scene
 
 SCALE = int(os.environ.get("BENCH_DATA_SCALE", "1"))

@@ -22,7 +22,8 @@ from videostr.data.prompts import Drawn, RecordSource
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import Records
-from videostr.evaluate.run import Asked, Asker, ask_new, tally
+from videostr.evaluate.rows import tally
+from videostr.evaluate.run import Asker, PreparedQuestion, ask_new
 from videostr.heldout import Evaluation, evaluate, means, paired_gain, summary, table
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.prompt import reference_trace
@@ -215,7 +216,7 @@ def test_alone_and_beside_training_the_same_is_asked_and_earned(
     items = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]
     alone = Rollouts(texts(drawn))
     with Answers(tmp_path / "answers.sqlite") as answers:
-        asked = [item for item in items if isinstance(item, Asked)]
+        asked = [item for item in items if isinstance(item, PreparedQuestion)]
         refused = asyncio.run(ask_new(asked, alone, answers, at_once=2))
         rows = tally(items, answers, refused, asker)
 

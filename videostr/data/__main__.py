@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from videostr.console import run_command, run_main
 from videostr.data import card, exchange
-from videostr.data.build import Progress, Settings, build, skip_table
+from videostr.data.build import Progress, Settings, build
+from videostr.data.build.state import skip_table
 from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
@@ -254,7 +255,7 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         raise ConfigError(f"{path}: sources: {error}") from None
     if unknown:
         raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is no key of a source; see Settings in videostr/data/build.py"
+            f"{path}: sources: {sorted(unknown)[0]} is no key of a source; see Settings in videostr/data/build/settings.py"
         )
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):
         raise ConfigError(

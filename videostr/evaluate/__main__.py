@@ -37,24 +37,11 @@ from videostr.evaluate.benchmark import Benchmark, Mode, QuestionSet
 from videostr.evaluate.judge import EndpointJudge
 from videostr.evaluate.predictions import read_predictions
 from videostr.evaluate.records import Records
-from videostr.evaluate.run import (
-    Asked,
-    Asker,
-    Row,
-    ask_new,
-    baselines,
-    counts,
-    limited,
-    read_rows,
-    scores_of,
-    tally,
-    tell_unasked,
-    verdict_of,
-    write_rows,
-)
+from videostr.evaluate.result import Evaluated, require_same_questions
+from videostr.evaluate.rows import Row, baselines, counts, read_rows, scores_of, tally, verdict_of, write_rows
+from videostr.evaluate.run import Asker, PreparedQuestion, ask_new, limited, log_skipped
 from videostr.evaluate.statistics import comparisons, intervals
 from videostr.evaluate.sti_bench import StiBench
-from videostr.evaluate.tables import Evaluated
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.vsi_bench import VsiBench
 from videostr.files import write_text
@@ -192,8 +179,8 @@ def _evaluate(config: EvaluationConfig) -> int:
             "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
         )
         items = [asker.prepare(q, Mode(mode)) for mode in config.modes for q in questions.questions]
-        tell_unasked(items)
-        asked = [item for item in items if isinstance(item, Asked)]
+        log_skipped(items)
+        asked = [item for item in items if isinstance(item, PreparedQuestion)]
         refused = asyncio.run(_ask(asked, answers, config))
         for mode in config.modes:
             if judge is not None:
@@ -207,7 +194,9 @@ def _evaluate(config: EvaluationConfig) -> int:
     return 0
 
 
-async def _ask(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, Failure]:
+async def _ask(
+    asked: Sequence[PreparedQuestion], answers: Answers, config: EvaluationConfig
+) -> dict[str, Failure]:
     if all(answers.get(item.key) is not None for item in asked):
         log.info("all %d answers are there, no engine is started", len(asked))
         return {}
@@ -418,7 +407,7 @@ def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.P
         DataError: a folder has no result, or they are of different benchmarks or question files.
     """
     runs = [Evaluated.from_json(folder / RESULT) for folder in folders]
-    tables.require_same_questions(runs)
+    require_same_questions(runs)
     benchmark = BENCHMARKS[runs[0].benchmark](None, Rubric.preset("default"))
     scored = [read_rows(folder / ROWS, benchmark.columns) for folder in folders]
     binary = "accuracy" if "accuracy" in benchmark.columns else ""

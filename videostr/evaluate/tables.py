@@ -6,30 +6,20 @@ In: `Evaluated` runs, kept as JSON, and `Comparison`s. Out: a `Page`, of one run
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import msgspec
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from videostr.bootstrap import Interval
-from videostr.charts import interval, nice_ticks, short
-from videostr.errors import DataError
+from videostr.charts import interval
+from videostr.evaluate.chart import NONE, Chart, number_text, range_text
+from videostr.evaluate.result import DIGITS, Evaluated, require_same_questions
 from videostr.evaluate.statistics import Comparison
-from videostr.files import write_json
 
-NONE = "–"
-"""Where there is no figure."""
-DIGITS = 12
-"""Hexadecimal digits that are shown of a digest."""
-BAND = 13
-"""Height of one run in a row of the chart, pixels."""
 WHY = {
     "missing": ("has no prediction", "have no prediction"),
     "failed_video": (
@@ -44,52 +34,6 @@ WHY = {
     "no_answer_read": ("has a text with no answer to be read", "have texts with no answer to be read"),
 }
 """Key of `Evaluated.counts` -> what is said of one question, and of several, that earned nothing by it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """A run of a model on a benchmark."""
-
-    name: str
-    """What the run is called in tables."""
-    benchmark: str
-    mode: str
-    """How the model was asked."""
-    model: str
-    """Path or id; "" where predictions came in a file."""
-    digest: str
-    """SHA-256 over the question files, hex."""
-    settings: Mapping[str, str]
-    """What else determines the result: digest of the model, prompt, frames, pixels, sampling, judge, ..."""
-    intervals: Mapping[str, Interval]
-    """By the figure's name, in the benchmark's order."""
-    counts: Mapping[str, int]
-    """`questions`, `answered` (those with a text), and by reason those that earned nothing: the keys of `WHY`, and others.
-
-    `unknown_ids` and `repeated_ids` are predictions, not questions."""
-    baselines: Mapping[str, Mapping[str, float]]
-    """Name ("chance", "constant") -> figure -> value."""
-
-    def to_json(self, path: Path) -> None:
-        """Write it; NaN becomes null."""
-        write_json(path, _nulls(asdict(self)))
-
-    @classmethod
-    def from_json(cls, path: Path) -> Evaluated:
-        """Read what `to_json` wrote.
-
-        Raises:
-            DataError: the file is missing, no JSON, or lacks a key or has another type there; names file and key.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            found = msgspec.convert(_nans(values), cls)
-        except (OSError, ValueError) as error:  # msgspec's error is a ValueError
-            raise DataError(f"{path}: not a result of an evaluation ({error}); evaluate again") from None
-        lacking = [f"counts.{key}" for key in ("questions", "answered") if key not in found.counts]
-        if lacking:
-            raise DataError(f"{path}: lacks key {lacking[0]}; evaluate again")
-        return found
 
 
 # ---------------------------------------------------------------------------------------------------- pages
@@ -214,7 +158,7 @@ def one(evaluated: Evaluated) -> Page:
 
     def cells(figure: str) -> tuple[Cell, ...]:
         guesses = (evaluated.baselines[name].get(figure, math.nan) for name in names)
-        return (_figure(evaluated.intervals[figure]), *(Cell(main=_number(guess)) for guess in guesses))
+        return (_figure(evaluated.intervals[figure]), *(Cell(main=number_text(guess)) for guess in guesses))
 
     notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
@@ -282,27 +226,6 @@ def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Compar
     )
 
 
-def require_same_questions(runs: Sequence[Evaluated]) -> None:
-    """What `compare` asks of its runs; call it before the comparisons are computed.
-
-    Raises:
-        DataError: the runs are of different benchmarks, or of different question files.
-    """
-    base, *others = runs
-    for other in others:
-        if base.benchmark != other.benchmark:
-            raise DataError(
-                f"{base.name} is of benchmark {base.benchmark}, {other.name} of {other.benchmark}: their figures cannot be "
-                "compared; compare runs of one benchmark"
-            )
-        if base.digest != other.digest:
-            raise DataError(
-                f"{base.name} and {other.name} have different question files of {base.benchmark} "
-                f"({base.digest[:DIGITS]} and {other.digest[:DIGITS]}): their figures cannot be compared; evaluate both with "
-                "the same files"
-            )
-
-
 def _page(
     runs: Sequence[Evaluated],
     *,
@@ -311,7 +234,7 @@ def _page(
     cells: Mapping[str, tuple[Cell, ...]],
     notes: Sequence[str],
 ) -> Page:
-    chart = _Chart.of(runs)
+    chart = Chart.of(runs)
     groups: dict[str, list[Row]] = {}
     for figure, row in cells.items():
         prefix, slash, rest = figure.partition("/")
@@ -377,15 +300,6 @@ def _how_they_differ(runs: Sequence[Evaluated]) -> str:
 # -------------------------------------------------------------------------------------------------- figures
 
 
-def _number(value: float, sign: str = "") -> str:
-    """One decimal; adding 0.0 makes a rounded -0.0 a 0.0."""
-    return NONE if math.isnan(value) else f"{round(value, 1) + 0.0:{sign}.1f}"
-
-
-def _range(found: Interval, sign: str = "") -> str:
-    return "" if math.isnan(found.low) else f"[{_number(found.low, sign)}, {_number(found.high, sign)}]"
-
-
 def _without(found: Iterable[Interval]) -> list[str]:
     """A note where a figure has no interval."""
     is_there = any(math.isnan(one.low) and not math.isnan(one.value) for one in found)
@@ -393,15 +307,15 @@ def _without(found: Iterable[Interval]) -> list[str]:
 
 
 def _figure(found: Interval) -> Cell:
-    return Cell(main=_number(found.value), rest=_range(found))
+    return Cell(main=number_text(found.value), rest=range_text(found))
 
 
 def _difference(found: Interval, reach: float) -> Cell:
     if math.isnan(found.low):
-        return Cell(main=_number(found.value, "+"))
+        return Cell(main=number_text(found.value, "+"))
     return Cell(
-        main=_number(found.value, "+"),
-        rest=_range(found, "+"),
+        main=number_text(found.value, "+"),
+        rest=range_text(found, "+"),
         sign="" if not found.excludes_zero else "up" if found.low > 0 else "down",
         picture=interval(found.value, found.low, found.high, reach),
     )
@@ -436,76 +350,3 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _plain(text: str) -> str:
     """So that Markdown shows it as it is."""
     return re.sub(r"([\\|*`<])", r"\\\1", text).replace("\n", " ")
-
-
-def _nulls(value: Any) -> Any:
-    """NaN, which JSON does not have, as null; maps as dicts."""
-    if isinstance(value, Mapping):
-        return {key: _nulls(one) for key, one in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _nans(value: Any) -> Any:
-    """The inverse of `_nulls`."""
-    if isinstance(value, dict):
-        return {key: _nans(one) for key, one in value.items()}
-    return math.nan if value is None else value
-
-
-# ---------------------------------------------------------------------------------------------------- chart
-
-
-@dataclass(frozen=True, slots=True)
-class _Chart:
-    """Dots and whiskers; x in per cent of the width, so that text and dots keep their size on any screen."""
-
-    runs: Sequence[Evaluated]
-    ticks: Sequence[float]
-
-    @classmethod
-    def of(cls, runs: Sequence[Evaluated]) -> _Chart:
-        values = [v for run in runs for i in run.intervals.values() for v in (i.low, i.value, i.high)]
-        values += [v for guesses in runs[0].baselines.values() for v in guesses.values()]
-        values = [v for v in values if not math.isnan(v)] or [0.0]
-        return cls(runs, nice_ticks(min(values), max(values)))
-
-    def x(self, value: float) -> str:
-        return f"{2 + 96 * (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]):.2f}%"
-
-    def row(self, figure: str) -> Markup:
-        """One figure of all runs, one below the other, over the baselines of the first."""
-        height = BAND * len(self.runs) + 5
-        parts = [self._upright("grid", tick, height) for tick in self.ticks]
-        for index, guesses in enumerate(self.runs[0].baselines.values()):
-            guess = guesses.get(figure, math.nan)
-            if not math.isnan(guess):
-                parts.append(self._upright(f"mark m{index}", guess, height))
-        for index, run in enumerate(self.runs):
-            found = run.intervals.get(figure)
-            if found is not None and not math.isnan(found.value):
-                parts.append(self._dot(run.name, found, index))
-        return Markup(
-            f'<svg class="dots" width="100%" height="{height}" role="img" aria-label="{escape(figure)}">{"".join(parts)}</svg>'
-        )
-
-    def axis(self) -> Markup:
-        """The scale's numbers."""
-        texts = "".join(
-            f'<text class="tick" x="{self.x(tick)}" y="12" text-anchor="middle">{short(tick)}</text>'
-            for tick in self.ticks
-        )
-        return Markup(f'<svg class="dots" width="100%" height="18" aria-hidden="true">{texts}</svg>')
-
-    def _upright(self, classes: str, value: float, height: int) -> str:
-        x = self.x(value)
-        return f'<line class="{classes}" x1="{x}" x2="{x}" y1="0" y2="{height}"/>'
-
-    def _dot(self, name: str, found: Interval, index: int) -> str:
-        y = BAND * index + BAND // 2 + 3
-        whisker = ""
-        if not math.isnan(found.low):
-            whisker = f'<line class="whisker" x1="{self.x(found.low)}" x2="{self.x(found.high)}" y1="{y}" y2="{y}"/>'
-        return (
-            f'<g class="c{index % 5}"><title>{escape(name)}: {_figure(found).all}</title>{whisker}'
-            f'<circle cx="{self.x(found.value)}" cy="{y}" r="4"/></g>'
-        )

@@ -17,7 +17,7 @@ from videostr.config import EvaluationConfig
 from videostr.evaluate import __main__ as command
 from videostr.evaluate.answers import Answer, Answers
 from videostr.evaluate.judge import EndpointJudge
-from videostr.evaluate.run import Asked
+from videostr.evaluate.run import PreparedQuestion
 from videostr.evaluate.v_star import FILE
 
 ROOT = Path(__file__).parents[3]
@@ -230,7 +230,9 @@ def test_each_mode_tells_its_own_ratings_without_a_number(
     for i in range(3):
         shutil.copy(next((tabletop / "heldout").rglob("*.mp4")), tmp_path / f"v{i}.mp4")
 
-    async def answered(asked: Sequence[Asked], answers: Answers, config: EvaluationConfig) -> dict[str, Any]:
+    async def answered(
+        asked: Sequence[PreparedQuestion], answers: Answers, config: EvaluationConfig
+    ) -> dict[str, Any]:
         for item in asked:
             answers.put(item.key, SAID)
         return {}

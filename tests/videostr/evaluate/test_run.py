@@ -26,19 +26,8 @@ from videostr.errors import DataError, PromptError
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode, Question
 from videostr.evaluate.records import Records
-from videostr.evaluate.run import (
-    Asked,
-    Asker,
-    Unasked,
-    ask_new,
-    baselines,
-    counts,
-    limited,
-    scores_of,
-    tally,
-    tell_unasked,
-    write_rows,
-)
+from videostr.evaluate.rows import baselines, counts, scores_of, tally, write_rows
+from videostr.evaluate.run import Asker, PreparedQuestion, SkippedQuestion, ask_new, limited, log_skipped
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import instruction, reference_trace
 from videostr.tabletop.build import Split, build
@@ -113,12 +102,14 @@ def world(dataset: Path, tmp_path: Path) -> Iterator[World]:
         yield World(asker=asker, questions=questions, pool=pool, answers=answers)
 
 
-def prepare(world: World, mode: Mode) -> list[Asked | Unasked]:
+def prepare(world: World, mode: Mode) -> list[PreparedQuestion | SkippedQuestion]:
     return [world.asker.prepare(question, mode) for question in world.questions]
 
 
-def answered(world: World, items: list[Asked | Unasked], at_once: int = 4) -> dict[str, Failure]:
-    asked = [item for item in items if isinstance(item, Asked)]
+def answered(
+    world: World, items: list[PreparedQuestion | SkippedQuestion], at_once: int = 4
+) -> dict[str, Failure]:
+    asked = [item for item in items if isinstance(item, PreparedQuestion)]
     return asyncio.run(ask_new(asked, world.pool, world.answers, at_once))
 
 
@@ -145,9 +136,9 @@ def test_true_traces_earn_all_and_rows_say_what_determined_them(world: World, tm
 
 def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> None:
     direct, think, graph = (prepare(world, mode)[0] for mode in (Mode.DIRECT, Mode.THINK, Mode.GRAPH))
-    assert isinstance(direct, Asked)
-    assert isinstance(think, Asked)
-    assert isinstance(graph, Asked)
+    assert isinstance(direct, PreparedQuestion)
+    assert isinstance(think, PreparedQuestion)
+    assert isinstance(graph, PreparedQuestion)
     assert "<think>" not in direct.request.prompt.text
     assert "<think>" in think.request.prompt.text
     assert "<graph>" not in think.request.prompt.text
@@ -212,7 +203,7 @@ def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
         "failed_video": 1,
     }
     assert "the video is missing" in rows[1].problem
-    tell_unasked(items)
+    log_skipped(items)
     assert f"1 of {SCENES} cannot be asked, which count as wrong: {lost}: the video is missing" in caplog.text
     assert "leaves no room" in rows[3].problem
     assert rows[1].scores["answer"] == rows[3].scores["answer"] == 0.0
@@ -226,7 +217,7 @@ def test_a_truncated_video_is_told(world: World, dataset: Path) -> None:
         item = world.asker.prepare(world.questions[4], Mode.GRAPH)
     finally:
         path.write_bytes(kept)
-    assert isinstance(item, Unasked)
+    assert isinstance(item, SkippedQuestion)
     assert "truncated" in item.problem
 
 
@@ -251,7 +242,7 @@ def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
     world.asker.config.frames = Frames(max_frames=7, max_pixels=1600)
     world.asker.benchmark = Plain()  # type: ignore[assignment]  # only what prompts need
     item = world.asker.prepare(question, Mode.GRAPH)
-    assert isinstance(item, Asked)
+    assert isinstance(item, PreparedQuestion)
     factor = (
         world.asker.processor.video_processor.patch_size * world.asker.processor.video_processor.merge_size
     )
@@ -267,7 +258,7 @@ def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
     assert "Then write the letter inside <answer></answer>." in item.request.prompt.text
     world.asker.config.frames = Frames(max_frames=32, fps=4.0, max_pixels=1600)
     faster = world.asker.prepare(question, Mode.DIRECT)
-    assert isinstance(faster, Asked)
+    assert isinstance(faster, PreparedQuestion)
     assert len(faster.times) == 4  # 1 s at 4 a second
     assert f"official {faster.size[0]}" in faster.request.prompt.text
 
@@ -320,8 +311,8 @@ def test_special_tokens_of_a_question_are_text(world: World, mode: Mode) -> None
     record = replace(question.row["record"], question="What is <|im_end|>\n<|video_pad|>?")
     spoiled = replace(question, text=record.question, row={"record": record})
     item, plain = world.asker.prepare(spoiled, mode), world.asker.prepare(question, mode)
-    assert isinstance(item, Asked)
-    assert isinstance(plain, Asked)
+    assert isinstance(item, PreparedQuestion)
+    assert isinstance(plain, PreparedQuestion)
     special = SPECIAL_TOKENS.findall(item.request.prompt.text)
     assert special == SPECIAL_TOKENS.findall(plain.request.prompt.text)
     assert "What is < |im_end|>\n< |video_pad|>?" in item.request.prompt.text
@@ -338,5 +329,5 @@ def test_a_question_that_cannot_be_put_into_the_template_counts_as_wrong(
 
     monkeypatch.setattr("videostr.evaluate.run.chat_text", refuse)
     item = world.asker.prepare(world.questions[0], Mode.DIRECT)
-    assert isinstance(item, Unasked)
+    assert isinstance(item, SkippedQuestion)
     assert "rewrite the text" in item.problem

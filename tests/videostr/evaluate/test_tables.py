@@ -16,8 +16,9 @@ import pytest
 from videostr.bootstrap import Interval
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Benchmark, Question
+from videostr.evaluate.result import Evaluated
 from videostr.evaluate.statistics import Comparison, McNemar, Scored, comparisons, intervals
-from videostr.evaluate.tables import Evaluated, compare, one
+from videostr.evaluate.tables import compare, one
 
 QUESTIONS = [
     Question(

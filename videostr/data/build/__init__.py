@@ -1,0 +1,192 @@
+"""Annotated video -> record dataset: scenes of one or more sources, read and asked about in parallel, written in their order.
+
+In: what is asked of each source. Out: a folder with
+
+    records-00000.parquet ..   the records
+    frames/SCENE.frames.json   the images of every scene as a video (nothing is copied); frames/1/SCENE.frames.json where
+                               source 1 of the recipe has other images of a scene that an earlier one has, too
+    skipped.jsonl              everything that was left out, with file, line and reason
+    README.md  stats.html      dataset card, plots
+    build.json                 how far it is, and what it was asked for: the same command goes on after an interruption
+
+The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
+questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
+the scenes under way, one shard, and the choices that wait for their sets, of which there is a largest number; records travel
+and wait as compressed rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import msgspec
+
+from videostr.data.balance import Balancer
+from videostr.data.build.settings import Settings
+from videostr.data.build.state import (
+    Progress,
+    note_skips,
+    resume,
+    save,
+    shard_path,
+    waiting_path,
+    write_shard,
+)
+from videostr.data.build.worker import Job, Packed, Part, images_of, make, open_source
+from videostr.errors import DataError
+from videostr.files import make_folder, write_json
+
+SHARD_RECORDS = 8192
+AHEAD = 4
+"""Scenes under way, per worker."""
+
+
+def build(
+    out: Path,
+    recipe: Sequence[Settings],
+    workers: int,
+    tell: Callable[[Progress, int], None] = lambda *_: None,
+) -> Progress:
+    """Build a dataset, or go on with one; returns the counts.
+
+    Args:
+        out: folder of the dataset.
+        recipe: what is asked for, source by source.
+        workers: processes that read scenes.
+        tell: called with the `Progress` and the number of all scenes, after every scene.
+
+    Raises:
+        DataError: `out` holds another dataset, or a root is not that of its source.
+    """
+    progress, balancer = resume(out, recipe)
+    if progress.is_done:
+        return progress
+    make_folder(out / "frames")
+    jobs: list[Job] = []
+    first: dict[tuple[str, str], int] = {}
+    for number, settings in enumerate(recipe):
+        source = open_source(settings)
+        for name in list(source.names)[: settings.scenes]:
+            earlier = first.setdefault((settings.source, name), number)
+            jobs.append(_job(number, settings, name, recipe[earlier] if earlier < number else None))
+        if progress.scenes == 0:
+            note_skips(out, progress, source.skips)
+    pending: list[Packed] = []
+    for job, part in _parts(progress, jobs[progress.scenes :], workers):
+        pending += _take(out, progress, balancer, job, part)
+        progress.scenes += 1
+        if len(pending) >= SHARD_RECORDS:
+            _flush(out, progress, balancer, pending)
+        tell(progress, len(jobs))
+    balancer.left_out += len(balancer.state())
+    balancer.restore([])
+    _flush(out, progress, balancer, pending)
+    if progress.records == 0:
+        (out / "build.json").unlink()  # the same command is to look at the mended files again
+        raise DataError(
+            f"{out}: no question could be asked about any of {len(jobs)} scenes; the reasons are in {out / 'skipped.jsonl'}"
+        )
+    progress.is_done = True
+    waiting_path(out, progress).unlink()
+    save(out, progress)
+    return progress
+
+
+def _job(place: int, settings: Settings, name: str, first: Settings | None) -> Job:
+    """A scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
+    folder, mark = "", ""
+    if first is not None:
+        mark = f"{place}."
+        if (first.root, first.split) != (settings.root, settings.split):
+            folder = f"{place}/"
+    return Job(place, settings, name, images_of(settings.source, name, folder), mark)
+
+
+def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
+    """Parts in the order of the jobs; so many scenes at a time that memory stays flat."""
+    with (
+        _environment("OPENBLAS_NUM_THREADS", "1"),
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
+    ):
+        waiting: deque[tuple[Job, Future[Part] | None]] = deque()
+        for job in jobs:
+            future = None if _room(progress, job) == 0 else pool.submit(make, job)
+            waiting.append((job, future))
+            if len(waiting) >= AHEAD * workers:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: workers of a build that was killed would wait for ever."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Of processes started meanwhile; there, threads of the linear algebra would compete with the other workers."""
+    before = os.environ.get(name)
+    os.environ[name] = before or value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+def _finished(job: Job, future: Future[Part] | None) -> tuple[Job, Part]:
+    return job, Part([], (), None) if future is None else future.result()
+
+
+def _room(progress: Progress, job: Job) -> int | None:
+    """Records that may still be taken of the job's source."""
+    limit = job.settings.limit
+    return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
+
+
+def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, part: Part) -> list[Packed]:
+    released = []
+    for packed, balance in part.records:
+        if balance is not None:  # sources are balanced apart: their videos tell them from each other
+            balance = replace(balance, key=f"{job.place}|{balance.key}")
+        released += balancer.add(packed, balance)
+    kept = released[: _room(progress, job)]
+    progress.by_source[str(job.place)] = progress.by_source.get(str(job.place), 0) + len(kept)
+    note_skips(out, progress, part.skips)
+    if part.images is not None and part.records:
+        path = out / job.images
+        make_folder(path.parent)
+        write_json(path, msgspec.to_builtins(part.images))
+    return kept
+
+
+def _flush(out: Path, progress: Progress, balancer: Balancer[Packed], pending: list[Packed]) -> None:
+    before = waiting_path(out, progress)
+    if pending:
+        write_shard(shard_path(out, progress.shards), pending)
+        progress.shards += 1
+        progress.records += len(pending)
+        pending.clear()
+    state = balancer.state()
+    progress.waiting = [(key, value) for key, value, _ in state]
+    progress.unbalanced = balancer.left_out
+    write_shard(waiting_path(out, progress), [packed for _, _, packed in state])
+    save(out, progress)
+    if before != waiting_path(out, progress):
+        before.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""What a worker of a build does: a scene, read and asked about.
+
+In: a `Job`. Out: a `Part`: records as compressed rows, what was left out, the list of images.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from videostr.data.build.settings import Settings
+from videostr.data.clips import ClipView, clips
+from videostr.data.leakage import excluded
+from videostr.data.questions import ask
+from videostr.data.questions.question import Balance, PreparedQuestion
+from videostr.data.records import record_to_row
+from videostr.data.scene import Scene, Skip, SkipReason
+from videostr.data.source import Source
+from videostr.data.sources import SOURCES
+from videostr.digests import digest
+from videostr.errors import DataError
+from videostr.images import LIST_SUFFIX, ImageList
+from videostr.types import ClipSpec, Record
+
+Packed = bytes
+"""A record as `pack` makes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One scene to be read."""
+
+    place: int
+    """Of its source in the recipe."""
+    settings: Settings
+    name: str
+    images: str
+    """List of its images, below the dataset's folder."""
+    mark: str
+    """Part of the ids that tells questions about scenes of one name apart; "" for the first source that has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker made of a scene."""
+
+    records: list[tuple[Packed, Balance | None]]
+    skips: tuple[Skip, ...]
+    images: ImageList | None
+    """None where the video is a file."""
+
+
+def scene_records(
+    settings: Settings, scene: Scene, images: str = "", mark: str = ""
+) -> Iterator[tuple[Record, Balance | None]]:
+    """All questions about a scene, before balancing.
+
+    Args:
+        settings: of its source.
+        scene: as the source reads it.
+        images: `Job.images`; "" where no other source has a scene of this name.
+        mark: `Job.mark`.
+    """
+    name = int(digest(f"{scene.source}/{scene.name}")[:16], 16)
+    rng = np.random.default_rng([settings.seed, name])
+    video = images or images_of(scene.source, scene.name)
+    if (file := scene.video_file) is not None:
+        video = str((Path(settings.root) / file).resolve())
+    for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
+        for number, question in enumerate(ask(view, rng, settings.questions, settings.families)):
+            identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.family}/{number}"
+            yield _record(settings, identity, video, view, question, rng), question.balance
+
+
+def _record(
+    settings: Settings,
+    identity: str,
+    video: str,
+    view: ClipView,
+    question: PreparedQuestion,
+    rng: np.random.Generator,
+) -> Record:
+    labels = view.graph_labels(question.labels, rng)
+    return Record(
+        id=identity,
+        source=view.scene.source,
+        family=question.family,
+        question=question.text,
+        options=question.options,
+        answer=question.answer,
+        clip=ClipSpec(
+            video=video,
+            num_frames=len(view.frames),
+            start_s=view.times[0],
+            end_s=view.times[-1],
+            height=settings.height,
+            width=settings.width,
+        ),
+        labels=tuple(sorted(question.labels if labels is None else labels)),
+        graph=None if labels is None else view.graph(labels),
+        image_size=view.scene.image_size,
+    )
+
+
+def images_of(source: str, name: str, folder: str = "") -> str:
+    return f"frames/{folder}{source}-{name.replace('/', '-')}{LIST_SUFFIX}"
+
+
+# ---------------------------------------------------------------------------------------------------- workers
+
+
+@functools.lru_cache(maxsize=1)
+def _source_of_process(settings: Settings) -> Source:
+    return open_source(settings)
+
+
+def open_source(settings: Settings) -> Source:
+    """The source, with the user's lists applied.
+
+    Raises:
+        DataError: there is no such source, or the root is not one of it.
+    """
+    if settings.source not in SOURCES:
+        raise DataError(f"source {settings.source!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
+    source = SOURCES[settings.source](Path(settings.root), settings.split)
+    left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
+    source.skips += [
+        Skip(file=name, reason=SkipReason.EXCLUDED, detail="named in a list of excluded scenes")
+        for name in source.names
+        if name in left_out
+    ]
+    source.names = [name for name in source.names if name not in left_out]
+    return source
+
+
+def make(job: Job) -> Part:
+    """What a worker does."""
+    settings, name = job.settings, job.name
+    scene = _source_of_process(settings).read(name)
+    if isinstance(scene, Skip):
+        return Part([], (scene,), None)
+    images = None
+    if scene.video_file is None:
+        frames = tuple((frame.t, frame.image) for frame in scene.frames)
+        images = ImageList(root=str(Path(settings.root).resolve()), fps=scene.fps, frames=frames)
+    found = scene_records(settings, scene, job.images, job.mark)
+    records = [(pack(record_to_row(record)), balance) for record, balance in found]
+    skips = scene.skips
+    if not records:
+        detail = (
+            f"no clip of {settings.num_frames} equally spaced ones among its {len(scene.frames)} frames "
+            "supports a question"
+        )
+        skips = (*skips, Skip(file=name, reason=SkipReason.NO_QUESTION, detail=detail))
+    return Part(records, skips, images)
+
+
+def pack(row: dict[str, Any]) -> Packed:
+    """A row in a third of its bytes."""
+    return zlib.compress(msgspec.msgpack.encode(row), 1)
+
+
+def unpack(packed: Packed) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.msgpack.decode(zlib.decompress(packed))
+    return row
