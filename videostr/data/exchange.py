@@ -40,7 +40,7 @@ from videostr.data.row_rules import type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
 from videostr.json_files import json_rows
-from videostr.options import option_texts
+from videostr.options import letter_of, option_texts
 from videostr.prompt import answer_text, instruction
 from videostr.types import Answer, AnswerKind, Failure, FailureKind, Record
 
@@ -396,7 +396,7 @@ def _unlettered(options: list[str], origin: str) -> list[str]:
 
 def _lettered(options: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Options with their letters."""
-    return ((chr(ord("A") + place), option) for place, option in enumerate(options))
+    return ((letter_of(place), option) for place, option in enumerate(options))
 
 
 def _stem(path: str) -> str:

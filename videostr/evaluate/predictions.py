@@ -10,12 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question
-from videostr.json_files import json_rows
+from videostr.json_files import field_problem, json_rows
 
+Side = Annotated[int, msgspec.Meta(ge=1)]
 NAMED = 5
 """Ids named in a message."""
 
@@ -49,6 +52,13 @@ class Predictions:
             (self.repeated, "ids that are there again with the same text, which count once"),
         )
         return [f"{what}: {len(names)} ({_some(names)})" for names, what in told if names]
+
+
+class _Line(msgspec.Struct):
+    id: int | str
+    prediction: str
+    width: Side | None = None
+    height: Side | None = None
 
 
 def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
@@ -91,29 +101,20 @@ def _short(place: str, path: Path) -> str:
 
 def _row(where: str, row: bytes) -> tuple[str, Prediction]:
     try:
-        value = json.loads(row)
+        line = msgspec.convert(
+            json.loads(row), _Line
+        )  # lone surrogates, which msgspec refuses, may be in texts
+    except msgspec.ValidationError as error:
+        problem = field_problem(error)
+        raise DataError(f'{where}: {problem}; write {{"id": ..., "prediction": "..."}}') from None
     except (ValueError, RecursionError) as error:
         raise DataError(f'{where}: is not JSON ({error}); write {{"id": ..., "prediction": "..."}}') from None
-    if not isinstance(value, dict) or not {"id", "prediction"} <= value.keys():
-        raise DataError(f'{where}: must be an object with "id" and "prediction"')
-    name, text = value["id"], value["prediction"]
-    if isinstance(name, bool) or not isinstance(name, (str, int)):
-        raise DataError(f"{where}: id = {name!r}: must be a string or a whole number")
-    if not isinstance(text, str):
-        raise DataError(f"{where}: prediction = {text!r:.60}: must be the text of the model, a string")
-    return str(name), Prediction(text=text, size=_size(where, value))
-
-
-def _size(where: str, value: dict[str, Any]) -> tuple[int, int] | None:
-    if "width" not in value and "height" not in value:
-        return None
-    size = (value.get("width"), value.get("height"))
-    if not all(isinstance(side, int) and side > 0 for side in size):
+    size = None if line.width is None or line.height is None else (line.width, line.height)
+    if size is None and line.width != line.height:
         raise DataError(
-            f"{where}: width = {size[0]!r}, height = {size[1]!r}: must be two whole numbers above 0, the pixels of the "
-            "frames that the model was shown"
+            f"{where}: width and height: must both be there, the pixels of the frames that the model was shown"
         )
-    return int(size[0] or 0), int(size[1] or 0)
+    return str(line.id), Prediction(text=line.prediction, size=size)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from videostr.digests import digest
 from videostr.errors import DataError
@@ -244,6 +245,10 @@ def _mean(values: Sequence[float]) -> float:
 # --------------------------------------------------------------------------------------------------- items
 
 
+Above0 = Annotated[float, Meta(gt=0)]
+Side = Annotated[int, Meta(gt=0)] | Above0
+
+
 class _BoxAt(msgspec.Struct, frozen=True):
     timestamp: int | float | str
     xmin: int | float
@@ -255,12 +260,12 @@ class _BoxAt(msgspec.Struct, frozen=True):
 class _Item(msgspec.Struct, frozen=True, kw_only=True):
     """An item; other fields are not read."""
 
-    vid: str | int
+    vid: Annotated[str, Meta(pattern=r"\A[^/]+\Z")] | int
     domain: str = "unknown"
-    fps: int | float
-    width: int | float
-    height: int | float
-    frame_count: int | float
+    fps: Above0
+    width: Side
+    height: Side
+    frame_count: Above0
     question: str
     answer: str
     temporal_question: str
@@ -281,26 +286,12 @@ def _item(place: str, raw: msgspec.Raw) -> _Item:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{place}: {error}, in {bytes(raw)[:300]!r}; download {FILE} again") from None
     start, end = item.timestamps
-    rules = (
-        (item.vid != "" and "/" not in str(item.vid), "vid", item.vid, "must be the name of a file"),
-        (0 < item.fps < math.inf, "fps", item.fps, "must be above 0"),
-        (0 < item.frame_count < math.inf, "frame_count", item.frame_count, "must be above 0"),
-        (0 < item.width < math.inf, "width", item.width, "must be above 0"),
-        (0 < item.height < math.inf, "height", item.height, "must be above 0"),
-        (-1e9 < start <= end < 1e9, "timestamps", item.timestamps, "must be start and end in seconds"),
-        *(
-            (
-                box.xmin <= box.xmax and box.ymin <= box.ymax and max(map(abs, _corners(box))) < 1e9,
-                f"bboxes[{number}]",
-                _corners(box),
-                "must be finite with xmin <= xmax and ymin <= ymax",
-            )
-            for number, box in enumerate(item.bboxes)
-        ),
-    )
-    for holds, name, value, rule in rules:
-        if not holds:
-            raise DataError(f"{place}: {name} {value!r:.80}: {rule}")
+    if not -1e9 < start <= end < 1e9:
+        raise DataError(f"{place}: timestamps {item.timestamps!r:.80}: must be start and end in seconds")
+    for number, box in enumerate(map(_corners, item.bboxes)):
+        if not (box[0] <= box[2] and box[1] <= box[3] and max(map(abs, box)) < 1e9):
+            rule = "must be finite with xmin <= xmax and ymin <= ymax"
+            raise DataError(f"{place}: bboxes[{number}] {box!r:.80}: {rule}")
     return item
 
 

@@ -129,10 +129,10 @@ def test_a_span_without_a_whole_second_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vid": "a/b"}, ["vid 'a/b'"]),
-        ({"fps": 0}, ["fps 0", "above 0"]),
-        ({"frame_count": -1}, ["frame_count -1"]),
-        ({"width": 0}, ["width 0"]),
+        ({"vid": "a/b"}, ["`$.vid`"]),
+        ({"fps": 0}, ["`$.fps`", "> 0"]),
+        ({"frame_count": -1}, ["`$.frame_count`", "> 0"]),
+        ({"width": 0}, ["`$.width`"]),
         ({"height": "360"}, ["height"]),
         ({"question": None}, ["question"]),
         ({"timestamps": [4, 2]}, ["timestamps (4, 2)"]),

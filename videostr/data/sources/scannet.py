@@ -51,7 +51,6 @@ SPACING_M = 0.03
 finer ones a near surface would have holes."""
 TOLERANCE_M, TOLERANCE = 0.1, 0.02
 """A vertex is hidden when it is farther than the nearest one of its cell by more than this, and this share."""
-
 LEAST_BEST = 0.25
 """An object of which no frame shows this share of its vertices is hidden in part in all of them."""
 
@@ -92,12 +91,12 @@ class ScanNet(Source):
         if split != "all":
             rooms = _val_rooms(root, split)
             detail = f"split {split!r}: {VAL_LIST} {'has' if split == 'train' else 'does not have'} its room"
+            kept = [name for name in names if (_room(name) in rooms) == (split == "val")]
             self.skips += [
                 Skip(file=f"scans/{name}", reason=SkipReason.EXCLUDED, detail=detail)
-                for name in names
-                if (_room(name) in rooms) != (split == "val")
+                for name in sorted({*names} - {*kept})
             ]
-            names = [name for name in names if (_room(name) in rooms) == (split == "val")]
+            names = kept
         self.names = names
 
     def scene(self, name: str) -> Scene:
@@ -120,6 +119,7 @@ class ScanNet(Source):
                 skips.append(Skip(file=file, reason=SkipReason.OUTSIDE, detail=detail))
         if not tracks:
             raise no_object(file, name, skips)
+        countable = set() if self._labels is None else {track.label for track in tracks} - HEAPS
         return Scene(
             source=self.name,
             name=name,
@@ -132,9 +132,7 @@ class ScanNet(Source):
             image_size=image_size,
             projection=projection,
             up=UP,
-            countable=frozenset()
-            if self._labels is None
-            else frozenset(track.label for track in tracks) - HEAPS,
+            countable=frozenset(countable),
             room_size=_hull_area(points[np.concatenate(floor)][:, :2]) if floor else None,
             skips=tuple(skips),
         )
@@ -231,7 +229,9 @@ class ScanNet(Source):
         return list(found.values())
 
     def _label(self, raw: str) -> str | None:
-        return _words(raw) if self._labels is None else self._labels.get(raw.strip())
+        return (
+            raw.strip().lower().replace(" ", "_") if self._labels is None else self._labels.get(raw.strip())
+        )
 
     def _poses(self, name: str, alignment: Array, skips: list[Skip]) -> tuple[list[str], Array]:
         """Return the numbers of the frames, as their files spell them, and their [F, 4, 4] poses in the aligned world."""
@@ -302,10 +302,6 @@ def _room(name: str) -> str:
     return name[: len("sceneXXXX")]
 
 
-def _words(label: str) -> str:
-    return label.strip().lower().replace(" ", "_")
-
-
 def _val_rooms(root: Path, split: str) -> set[str]:
     path = root / VAL_LIST
     try:
@@ -342,7 +338,7 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
     for number, line in enumerate(lines, 2):
         fields = line.split("\t")
         if len(fields) == len(columns) and fields[raw].strip() and fields[nyu].strip():
-            label = _words(fields[nyu])
+            label = fields[nyu].strip().lower().replace(" ", "_")
             labels[fields[raw].strip()] = SPELLINGS.get(label, label)
         else:
             detail = f"must have {len(columns)} columns, raw_category and nyu40class not empty"
@@ -360,11 +356,9 @@ def _is_pose(matrix: Array) -> bool:
 
 def _hull_area(points: Array) -> float | None:
     """Area of the convex hull of [N, 2] points, m^2; None where they span none."""
-    if not len(points):
-        return None
     try:
         return float(ConvexHull(points).volume)
-    except QhullError:
+    except (QhullError, ValueError):  # of no points at all
         return None
 
 
