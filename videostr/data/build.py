@@ -103,7 +103,7 @@ class Settings:
                 raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
-                raise ConfigError(f"families: {name!r} is none; choose from {', '.join(FAMILIES)}")
+                raise ConfigError(f"families: {name!r} is none", remedy=f"choose from {', '.join(FAMILIES)}")
 
 
 @dataclass(slots=True)
@@ -194,7 +194,8 @@ def build(
     if progress.records == 0:
         (out / "build.json").unlink()  # the same command is to look at the mended files again
         raise DataError(
-            f"{out}: no question could be asked about any of {len(jobs)} scenes; the reasons are in {out / 'skipped.jsonl'}"
+            f"{out}: no question could be asked about any of {len(jobs)} scenes",
+            remedy=f"the reasons are in {out / 'skipped.jsonl'}",
         )
     progress.is_done = True
     _waiting_path(out, progress).unlink()
@@ -209,7 +210,9 @@ def open_source(settings: Settings) -> SceneSource:
         DataError: there is no such source, or the root is not one of it.
     """
     if settings.source not in SOURCES:
-        raise DataError(f"source {settings.source!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
+        raise DataError(
+            f"source {settings.source!r} is unknown", remedy=f"choose one of {', '.join(sorted(SOURCES))}"
+        )
     source = SOURCES[settings.source](Path(settings.root), settings.split)
     left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
     source.skips = [
@@ -422,13 +425,16 @@ def _resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[P
     path = out / "build.json"
     if not path.exists():
         if list(out.glob("records-*.parquet")):
-            raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
+            raise DataError(
+                f"{out}: already holds a dataset", remedy="name another folder or delete this one"
+            )
         (out / "skipped.jsonl").unlink(missing_ok=True)  # of a build that ended before its first state
         return Progress(recipe=wanted), Balancer()
     progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
     if progress.recipe != wanted:
         raise DataError(
-            f"{out}: {_difference(progress.recipe, wanted)}; go on with the same command, or name another folder"
+            f"{out}: {_difference(progress.recipe, wanted)}",
+            remedy="go on with the same command, or name another folder",
         )
     for shard in out.glob("records-*.parquet"):  # written after the last state was
         if shard >= _shard(out, progress.shards):

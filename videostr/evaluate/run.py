@@ -21,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.asking import ask
 from videostr.chat import chat_text
-from videostr.config import EvaluationConfig
+from videostr.config.schema import EvaluationConfig
 from videostr.errors import DataError, PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of, writable
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, Verdict
@@ -82,7 +82,7 @@ class Asker:
         self.benchmark = benchmark
         self.processor = processor
         self.model_digest = model_digest
-        self.root = Path(config.root)
+        self.root = Path(config.benchmark.root)
         self._shapes: dict[str, VideoShape | str] = {}
         """By video: its shape, or why it has none."""
 
@@ -103,16 +103,17 @@ class Asker:
             prompt = self._prompt(question, mode, clip, shape, size, times)
         except PromptError as error:
             return Unasked(question=question, mode=mode, problem=str(error))
+        sampling = self.config.sampling
         request = SampleRequest(
             prompt=prompt,
             n=1,
-            temperature=self.config.temperature,
-            max_tokens=self.config.max_tokens_direct if mode is Mode.DIRECT else self.config.max_tokens,
-            seed=self.config.seed,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens_direct if mode is Mode.DIRECT else sampling.max_tokens,
+            seed=self.config.run.seed,
         )
         key = key_of(
             model=self.model_digest,
-            dtype=self.config.dtype,
+            dtype=self.config.model.dtype,
             prompt=prompt.text,
             clip=clip.digest,
             temperature=request.temperature,
@@ -132,11 +133,11 @@ class Asker:
         return self._shapes[video]
 
     def _spec(self, question: Question, shape: VideoShape) -> ClipSpec:
-        """Frames of a record as it says; of other questions as `frames` says."""
+        """Return the frames of a record as it says, of other questions as section `benchmark` says."""
         if "record" in question.row:
             spec: ClipSpec = question.row["record"].clip
             return spec
-        frames = self.config.frames
+        frames = self.config.benchmark
         end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
         start = min(question.start_s, end)
         wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames
@@ -366,7 +367,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> Scored:
             for row in table
         ]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path}: holds no rows of an evaluation ({error}); evaluate again") from None
+        raise DataError(
+            f"{path}: holds no rows of an evaluation ({error})", remedy="evaluate again"
+        ) from None
     scores = [
         {name: value for name in columns if (value := row.get(f"score/{name}")) is not None} for row in table
     ]
@@ -433,10 +436,10 @@ def _asking(item: Asked | Unasked, answer: Answer | None, asker: Asker) -> dict[
     """Fields of a `Row` that say how a question was asked."""
     config = asker.config
     found: dict[str, Any] = {
-        "model": config.model,
+        "model": config.model.path,
         "model_digest": asker.model_digest,
-        "temperature": config.temperature,
-        "seed": config.seed,
+        "temperature": config.sampling.temperature,
+        "seed": config.run.seed,
     }
     if isinstance(item, Asked):
         found |= {

@@ -213,7 +213,7 @@ def _dead(figures: Figures) -> Iterator[Sign]:
         name="dead-groups",
         title="Most groups teach nothing",
         text=f"At the end of the run {last / groups:.0%} of the groups have completions that all earn the same: no gradient; "
-        f"{cause}, or set sampling.refill=true.",
+        f"{cause}, or set sampling.dynamic_sampling=true.",
     )
 
 

@@ -16,7 +16,7 @@ from statistics import fmean, median
 from markupsafe import Markup, escape
 
 from videostr.charts import nice_ticks, short
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.run_data import RunData
 from videostr.timeline import FILE, StepTimes, read_timeline
 

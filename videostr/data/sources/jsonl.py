@@ -42,7 +42,9 @@ class Jsonl:
         self.file = "annotations.jsonl" if split == "train" else f"annotations_{split}.jsonl"
         self.path = root / self.file
         if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file; write a scene a line as docs/annotations.md says")
+            raise DataError(
+                f"{self.path}: no such file", remedy="write a scene a line as docs/annotations.md says"
+            )
         self._places: dict[str, tuple[int, int]] = {}
         """Line, and where it starts, bytes, of a scene."""
         skips = []

@@ -68,18 +68,23 @@ class Kitti:
             DataError: the split is not "train", or `training/` lacks labels, calibration or any record of poses.
         """
         if split != "train":
-            raise DataError(f"kitti: split {split!r} has no labels; use split 'train'")
+            raise DataError(f"kitti: split {split!r} has no labels", remedy="use split 'train'")
         self.root = root
         training = root / "training"
         self.names: Sequence[str] = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
         self.skips: Sequence[Skip] = ()
         if not self.names:
-            raise DataError(f"{training / 'label_02'}: has no *.txt; name the folder that training/ lies in")
+            raise DataError(
+                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that training/ lies in"
+            )
         if not (training / "calib").is_dir():
-            raise DataError(f"{training / 'calib'}: is missing; unpack data_tracking_calib.zip into {root}")
+            raise DataError(
+                f"{training / 'calib'}: is missing", remedy=f"unpack data_tracking_calib.zip into {root}"
+            )
         if not any((training / folder).is_dir() for folder in ("poses", "oxts")):
             raise DataError(
-                f"{training}: has neither poses/ nor oxts/; unpack data_tracking_oxts.zip into {root}"
+                f"{training}: has neither poses/ nor oxts/",
+                remedy=f"unpack data_tracking_oxts.zip into {root}",
             )
 
     def read(self, name: str) -> Scene | Skip:

@@ -108,13 +108,13 @@ class NuScenes:
             self._scenes = {row.name: row.token for _, row in self._metadata.rows("scene", _SceneRow, skips)}
         except Refused as refused:
             raise DataError(
-                f"{root / refused.skip.file}: {refused.skip.detail}; unpack the metadata again"
+                f"{root / refused.skip.file}: {refused.skip.detail}", remedy="unpack the metadata again"
             ) from None
         self.names: Sequence[str] = sorted(name for name in self._scenes if wanted is None or name in wanted)
         if not self.names:
             raise DataError(
-                f"{root / self._metadata.file('scene')}: has no scene of split {split!r}; "
-                f"list those it has in {root / SPLITS_FILE}"
+                f"{root / self._metadata.file('scene')}: has no scene of split {split!r}",
+                remedy=f"list those it has in {root / SPLITS_FILE}",
             )
         self._first = self.names[0]
         detail = f"is not in split {split!r} of {SPLITS_FILE}"
@@ -255,26 +255,30 @@ def _version(root: Path) -> str:
     for version in VERSIONS:
         if (root / version).is_dir():
             return version
-    raise DataError(f"{root}: has neither {' nor '.join(VERSIONS)}; name the folder they lie in")
+    raise DataError(f"{root}: has neither {' nor '.join(VERSIONS)}", remedy="name the folder they lie in")
 
 
 def _split(root: Path, split: str) -> frozenset[str] | None:
     """Names of the split's scenes; None for all."""
     if split.startswith("test"):
-        raise DataError(f"nuscenes: split {split!r} has no annotations and is a benchmark's; use 'train'")
+        raise DataError(
+            f"nuscenes: split {split!r} has no annotations and is a benchmark's", remedy="use 'train'"
+        )
     path = root / SPLITS_FILE
     if not path.exists():
         if split == "train":
             return None
         raise DataError(
-            f"{path}: is missing; split {split!r} needs it: put {{{split!r}: [scene names]}} there"
+            f"{path}: is missing", remedy=f"split {split!r} needs it: put {{{split!r}: [scene names]}} there"
         )
     try:
         splits = msgspec.json.decode(json_content(path.read_bytes()), type=dict[str, frozenset[str]])
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; must map splits to lists of scene names") from None
+        raise DataError(f"{path}: {error}", remedy="must map splits to lists of scene names") from None
     if split not in splits:
-        raise DataError(f"{path}: has no split {split!r}; choose one of {', '.join(sorted(splits))}")
+        raise DataError(
+            f"{path}: has no split {split!r}", remedy=f"choose one of {', '.join(sorted(splits))}"
+        )
     return splits[split]
 
 

@@ -52,7 +52,8 @@ class Tao:
         """
         if split not in FILES:
             raise DataError(
-                f"tao: split {split!r} must not be trained on or does not exist; use {' or '.join(FILES)}"
+                f"tao: split {split!r} must not be trained on or does not exist",
+                remedy=f"use {' or '.join(FILES)}",
             )
         self.file = FILES[split]
         self._skips: list[Skip] = []
@@ -327,10 +328,13 @@ def _decode(path: Path) -> _Tables:
         return msgspec.json.decode(json_content(path.read_bytes()), type=_Tables)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); name the folder that holds TAO's annotations/"
+            f"{path}: cannot be read ({error.strerror})",
+            remedy="name the folder that holds TAO's annotations/",
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no annotation file of TAO ({error}); download it again") from None
+        raise DataError(
+            f"{path}: is no annotation file of TAO ({error})", remedy="download it again"
+        ) from None
 
 
 _BOX = msgspec.json.Decoder(Box)
