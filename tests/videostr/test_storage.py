@@ -395,7 +395,7 @@ async def ticks_while_slow(slow: Slow, work: Any) -> tuple[Any, bool]:
     return await task, served == 5
 
 
-@pytest.mark.parametrize("call", ["_digest", "sync_to_disk", "shutil.rmtree", "write_json"])
+@pytest.mark.parametrize("call", ["file_digest", "sync_to_disk", "shutil.rmtree", "write_json"])
 def test_writing_a_checkpoint_never_blocks_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +412,7 @@ def test_writing_a_checkpoint_never_blocks_the_loop(
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_000004"]
 
 
-@pytest.mark.parametrize("call", ["_digest", "shutil.rmtree"])
+@pytest.mark.parametrize("call", ["file_digest", "shutil.rmtree"])
 def test_reading_and_setting_aside_never_block_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
