@@ -16,8 +16,8 @@ demo: | setup
 
 # The shipped policy and the one that the demo trained, on the held-out records, in three modes, side by side.
 evaluate: | setup
-	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=before
-	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml name=after model=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)
+	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=before
+	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=after model.path=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)
 	for mode in graph think direct; do $(PYTHON) -m videostr.evaluate --out evaluations/tabletop-$$mode --compare evaluations/before/$$mode evaluations/after/$$mode || exit; done
 
 check: | setup

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement import REMEDY, Role, join_cluster, lacking, plan
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import PlacementError, first_line
 from videostr.preflight.disk import existing
 from videostr.preflight.findings import Finding, fail, ok, warn

@@ -11,7 +11,7 @@ import ray
 
 from actors.placement import Placement, start_ray
 from actors.pools import RayRolloutPool
-from videostr.config import Config
+from videostr.config.schema import Config
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import PlacementError, first_line
 from videostr.metrics import duration
 
@@ -95,7 +95,7 @@ def start_ray(**options: Any) -> None:
             join_cluster(address)
         except Exception as error:  # Ray raises bare ones, too
             raise PlacementError(
-                f"RAY_ADDRESS = {address}: no cluster can be joined ({first_line(error)}); {JOIN_REMEDY}"
+                f"RAY_ADDRESS = {address}: no cluster can be joined ({first_line(error)})", remedy=JOIN_REMEDY
             ) from error
         return
     for tries in (1, 2):
@@ -106,8 +106,9 @@ def start_ray(**options: Any) -> None:
             ray.shutdown()
             if tries == 2:
                 raise PlacementError(
-                    f"Ray did not start on this machine ({first_line(error)}); see /tmp/ray/session_latest/logs, look for "
-                    "another Ray (`ray stop`), for free memory and for room in /tmp, then run the same command again"
+                    f"Ray did not start on this machine ({first_line(error)})",
+                    remedy="see /tmp/ray/session_latest/logs, look for "
+                    "another Ray (`ray stop`), for free memory and for room in /tmp, then run the same command again",
                 ) from error
             # It waits 30 s, which cannot be changed: few, where its files were never read before.
             log.warning("Ray did not start (%s); trying once more", first_line(error))
@@ -145,7 +146,7 @@ class Placement:
         roles, wait_s = self._roles, self._wait_s or READY_S
         if missing := lacking(roles, ray.cluster_resources()):
             if self._wait_s == 0:
-                raise PlacementError(f"the plan does not fit the cluster: {missing}; {REMEDY}")
+                raise PlacementError(f"the plan does not fit the cluster: {missing}", remedy=REMEDY)
             log.info("waiting %s for room: %s", duration(wait_s), missing)
         deadline = time.monotonic() + wait_s
         # One after the other, engines first: a small group must not take what a large one needs when nodes come late.
@@ -161,7 +162,7 @@ class Placement:
                 missing = lacking(roles, ray.cluster_resources()) or (
                     "the totals suffice, but no node has room for one of its actors, or another job holds it"
                 )
-                raise PlacementError(f"no place for {role.name} after {wait_s:g} s: {missing}; {REMEDY}")
+                raise PlacementError(f"no place for {role.name} after {wait_s:g} s: {missing}", remedy=REMEDY)
 
     def options(self, role: str) -> list[dict[str, Any]]:
         """Return Ray actor options of every actor of a role ("rollout", "learner", "reward")."""

@@ -16,7 +16,7 @@ from actors.calls import get_with_timeout
 from actors.names import actor_name
 from actors.placement import Placement, overlap_options
 from actors.rollout import RolloutWorker
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoStrError, first_line
 from videostr.pool import EnginePool
 from videostr.supervisor import CLOSE_S, WorkerDied

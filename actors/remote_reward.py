@@ -22,7 +22,7 @@ from rewards.service.client import (
 )
 from rewards.service.messages import describe
 from videostr import trace as traces
-from videostr.config import RewardConfig
+from videostr.config.sections import RewardConfig
 from videostr.errors import ConfigError, RewardError
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score
 
@@ -123,6 +123,6 @@ def _check_rubric(endpoint: str, service: dict[str, object], run: dict[str, obje
     ]
     if different:
         raise ConfigError(
-            f"reward.endpoint = {endpoint}: the service scores differently from this run: {'; '.join(different)}; start it with "
-            "`python -m rewards.service --config` and this run's config and overrides"
+            f"reward.endpoint = {endpoint}: the service scores differently from this run: {'; '.join(different)}",
+            remedy="start it with `python -m rewards.service --config` and this run's config and overrides",
         )

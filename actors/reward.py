@@ -25,7 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.calls import get_with_timeout
 from actors.names import Named, actor_name
 from rewards import Rubric, score_group_with_traces
-from videostr.config import RewardConfig
+from videostr.config.sections import RewardConfig
 from videostr.errors import RewardError, error_text, first_line
 from videostr.supervision import pause_before
 from videostr.timeline import Timeline
@@ -229,8 +229,8 @@ class RayRewardPool:
                 starts += 1
                 await asyncio.sleep(pause_before(starts))
         raise RewardError(
-            f"{_STARTS} reward workers died at their start, one after the other, the last one by {problem}; see the end of "
-            "worker-*.err in Ray's session folder (/tmp/ray/session_latest/logs)"
+            f"{_STARTS} reward workers died at their start, one after the other, the last one by {problem}",
+            remedy="see the end of worker-*.err in Ray's session folder (/tmp/ray/session_latest/logs)",
         )
 
     async def _death_of(self, actor: _Actor) -> str:
@@ -244,8 +244,8 @@ class RayRewardPool:
                 return first_line(error_text(error))
             self._idle.put_nowait(actor)
             raise RewardError(
-                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {first_line(error_text(error))}; "
-                "check reward.num_workers and reward.num_cpus against the cluster"
+                f"a reward worker did not start within {_START_TIMEOUT_S:g} s: {first_line(error_text(error))}",
+                remedy="check reward.num_workers and reward.num_cpus against the cluster",
             ) from error
         except asyncio.CancelledError:
             self._idle.put_nowait(actor)

@@ -22,7 +22,7 @@ import numpy as np
 
 from actors.names import Named
 from actors.transfer.request import transfer_backend
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoError
 from videostr.files import make_folder, storage
 from videostr.model import check_model
@@ -79,7 +79,9 @@ class RolloutWorker(Named):
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()))
         except (RuntimeError, ValueError) as error:
-            raise RolloutError(f"{self.name} did not start: {error}; see {self.log_file}") from error
+            raise RolloutError(
+                f"{self.name} did not start: {error}", remedy=f"see {self.log_file}"
+            ) from error
         self._receiver = WeightReceiver(self._engine)
         self._tokenizer = self._engine.get_tokenizer()
         vocabulary = self._tokenizer.get_vocab()

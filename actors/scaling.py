@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actors.placement import Placement
 from actors.pools import RayRolloutPool
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ConfigError
 from videostr.supervision import Health
 from videostr.target_size import read_target_size

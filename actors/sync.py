@@ -14,7 +14,7 @@ from typing import Any
 from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.transfer.request import transfer_request
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.sync import EngineSync
 from videostr.timeline import Timeline
 

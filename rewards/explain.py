@@ -18,10 +18,10 @@ from msgspec.structs import replace
 from rewards.match import Floats
 from rewards.probes import moved, trace
 from rewards.rubric import score, score_group_with_traces
-from videostr.console import run_main
+from videostr.command import command, run_main
 from videostr.data.records import read_records
 from videostr.draw import SIDE, draw, frame_at, half_spacing, view_of
-from videostr.errors import DataError, VideoStrError
+from videostr.errors import DataError
 from videostr.files import write_text
 from videostr.graph import to_json
 from videostr.prompt import answer_text
@@ -151,8 +151,9 @@ def example_rows() -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------- command
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 on bad input."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rewards.explain", description=__doc__)
     parser.add_argument("--data", type=Path, help="a record dataset")
     parser.add_argument("--id", help="which record")
@@ -170,11 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not (options.data and options.id and options.trace):
         parser.error("--data, --id and --trace are needed")
-    try:
-        _explain(options)
-    except (VideoStrError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    _explain(options)
     return 0
 
 
@@ -183,10 +180,17 @@ def _explain(options: argparse.Namespace) -> None:
         (r for r in read_records(options.data) if isinstance(r, Record) and r.id == options.id), None
     )
     if record is None:
-        raise DataError(f"{options.data}: has no usable record with id = {options.id!r}")
-    ((parsed, earned),) = score_group_with_traces(
-        [options.trace.read_text(encoding="utf-8")], record, options.rubric
-    )
+        raise DataError(
+            f"{options.data}: has no usable record with id = {options.id!r}",
+            remedy=f"python -m videostr.data check {options.data} lists what cannot be used",
+        )
+    try:
+        text = options.trace.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise DataError(
+            f"{options.trace}: cannot be read ({error})", remedy="name a text file by --trace"
+        ) from None
+    ((parsed, earned),) = score_group_with_traces([text], record, options.rubric)
     lines = [
         f"total {earned.total:.3f}",
         *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),

@@ -17,6 +17,7 @@ import numpy as np
 from rewards.graph import GraphRule, prepare, reward_group
 from rewards.match import Floats
 from rewards.probes import FixedText, fixed_graph, tabletop_records
+from videostr.command import command, run_main
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
 from videostr.types import SceneGraph
@@ -72,6 +73,7 @@ def search(truths: Sequence[SceneGraph], seed: int = 0, rounds: int = ROUNDS) ->
     return text(best), highest
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the best text found."""
     parser = argparse.ArgumentParser(prog="python -m rewards.fixed_text", description=__doc__)
@@ -87,4 +89,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

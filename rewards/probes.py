@@ -21,8 +21,9 @@ from msgspec.structs import replace
 from rewards.graph import GraphRule, prepare, reward
 from rewards.match import Floats
 from rewards.rubric import Rubric, score_group
+from videostr.command import command, run_main
 from videostr.data.records import usable_records
-from videostr.errors import DataError, VideoStrError
+from videostr.errors import DataError
 from videostr.graph import MAX_NODES, ground_axes, to_json
 from videostr.prompt import answer_text
 from videostr.tabletop.build import Split, scene_seed
@@ -274,8 +275,9 @@ def tabletop_records(
     ]
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 on bad input."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rewards.probes", description=__doc__)
     parser.add_argument(
         "--data", type=Path, help="a record dataset; default: the tabletop world's held-out records"
@@ -290,18 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.crowds:
         sys.stdout.write(table(crowds()))
         return 0
-    try:
-        records = (
-            list(usable_records(options.data))[: options.records]
-            if options.data
-            else tabletop_records(options.records, Difficulty(options.difficulty))
-        )
-        sys.stdout.write(table(measure(records, options.rubric)))
-    except VideoStrError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    records = (
+        list(usable_records(options.data))[: options.records]
+        if options.data
+        else tabletop_records(options.records, Difficulty(options.difficulty))
+    )
+    sys.stdout.write(table(measure(records, options.rubric)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -25,7 +25,9 @@ from videostr.errors import ConfigError, RewardError, error_text, printable
 from videostr.types import AnswerKind, Completion, FinishReason, Record, SceneGraph, Score, Trace
 
 if TYPE_CHECKING:
-    from videostr.config import RewardConfig  # needs OmegaConf, which other trainers' environments lack
+    from videostr.config.sections import (
+        RewardConfig,  # needs OmegaConf, which other trainers' environments lack
+    )
 
 CustomReward = Callable[[Trace, Record], float]
 
@@ -313,7 +315,8 @@ def _total(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
     total = gate * gated + rubric.w_format * parts["format"] + parts.get("length", 0.0)
     if not math.isfinite(total):
         raise RewardError(
-            f"record {record.id} {record.origin}: the total of {parts} is {total}, must be finite; check the rubric's weights"
+            f"record {record.id} {record.origin}: the total of {parts} is {total}, must be finite",
+            remedy="check the rubric's weights",
         )
     return total
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from videostr import config as config_module
+from videostr.config.load import dump, load, load_coldstart, load_evaluation
 from videostr.data.__main__ import read_recipe
 from videostr.data.sources import SOURCES
 
@@ -25,8 +25,8 @@ def is_coldstart(path: Path) -> bool:
 def load_of(path: Path) -> Callable[[Path], Any]:
     """The function that loads this kind of config, told by the file's name."""
     if path.stem.startswith("eval_"):
-        return config_module.load_evaluation
-    return config_module.load_coldstart if is_coldstart(path) else config_module.load
+        return load_evaluation
+    return load_coldstart if is_coldstart(path) else load
 
 
 def test_there_are_configs() -> None:
@@ -35,11 +35,11 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_loads_and_round_trips(path: Path, tmp_path: Path) -> None:
-    load = load_of(path)
-    config = load(path)
+    read = load_of(path)
+    config = read(path)
     dumped = tmp_path / path.name
-    dumped.write_text(config_module.dump(config))
-    assert load(dumped) == config
+    dumped.write_text(dump(config))
+    assert read(dumped) == config
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -29,11 +29,11 @@ def arguments(tabletop: Path, results: Path, *more: str) -> list[str]:
     return [
         "--config",
         str(ROOT / "configs" / "eval_tabletop.yaml"),
-        f"root={tabletop / 'heldout'}",
-        f"dir={results}",
-        "name=shipped",
-        f"limit={QUESTIONS}",
-        "bootstrap=200",
+        f"benchmark.root={tabletop / 'heldout'}",
+        f"run.dir={results}",
+        "run.name=shipped",
+        f"benchmark.limit={QUESTIONS}",
+        "evaluate.bootstrap=200",
         "rollout.max_num_seqs=2",  # few at once, so that a kill finds some answered and some not
         *more,
     ]
@@ -168,13 +168,22 @@ def test_texts_of_a_run_score_the_same_as_predictions(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--predictions", "x.jsonl"], "--predictions needs --benchmark NAME and --root DIR"),
-        (["--compare", "a"], "--compare needs at least two folders"),
+        (["--predictions", "x.jsonl"], "the following arguments are required: --benchmark, --root"),
+        (["--compare", "a"], "--compare a: must name at least two folders"),
         (["--compare", "a", "b"], "not a result of an evaluation"),
-        (["--config", "configs/eval_tabletop.yaml", "modes=[]"], "modes = []: must name at least one"),
-        (["--config", "configs/eval_tabletop.yaml", 'model=""'], 'model = "": must name the policy'),
-        (["--config", "configs/eval_tabletop.yaml", "benchmark=mmlu"], "benchmark"),
-        (["--config", "configs/eval_tabletop.yaml", "root=/none"], "/none"),
+        (
+            ["--config", "configs/eval_tabletop.yaml", "benchmark.modes=[]"],
+            "benchmark.modes = []: must name at least one",
+        ),
+        (
+            ["--config", "configs/eval_tabletop.yaml", 'model.path=""'],
+            'model.path = "": must name the policy',
+        ),
+        (
+            ["--config", "configs/eval_tabletop.yaml", "benchmark.name=mmlu"],
+            "benchmark.name = mmlu: must be one of",
+        ),
+        (["--config", "configs/eval_tabletop.yaml", "benchmark.root=/none"], "/none"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_says_why(
@@ -185,6 +194,6 @@ def test_bad_input_ends_with_status_2_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert command.main([*given, f"dir={tmp_path}"] if given[0] == "--config" else given) == 2
+    assert command.main([*given, f"run.dir={tmp_path}"] if given[0] == "--config" else given) == 2
     seen = capsys.readouterr()
     assert message in seen.out + seen.err

@@ -291,10 +291,13 @@ def test_folder_of_another_version_is_refused(
 ) -> None:
     config = (whole / "config.yaml").read_text()
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.yaml").write_text(config.replace("  max_flat_steps:", "  flat_steps:"))
+    (tmp_path / "old" / "config.yaml").write_text(
+        config.replace("  max_zero_variance_steps:", "  flat_steps:")
+    )
     assert main([*small_run(spoiled, tmp_path, "old"), "data.max_bad_fraction=0.1"]) == 2
     out = capsys.readouterr().out
     assert "written by another version of this program" in out
     assert (
-        "keys that this one does not know (train.flat_steps) and lacks others (train.max_flat_steps)" in out
+        "keys that this one does not know (train.flat_steps) and lacks others (train.max_zero_variance_steps)"
+        in out
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.test_configs import load_of
-from videostr.config import Config, flat
+from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
+from videostr.config.values import flat
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,15 +85,27 @@ def test_relative_links_resolve(path: Path) -> None:
 
 
 def message_parts(source: str) -> Iterator[str]:
-    """Every text of a program, with a NUL for each value that is put in."""
+    """Every text of a program, with a NUL for each value that is put in; of errors message and remedy together."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(
-                part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "\0"
-                for part in node.values
-            )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield re.sub(r"%[-.0-9]*[a-z]", "\0", node.value)
+        if isinstance(node, ast.JoinedStr | ast.Constant):
+            yield text_of(node)
+        elif isinstance(node, ast.Call):
+            named = {keyword.arg: text_of(keyword.value) for keyword in node.keywords}
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            if name == "_problem" and len(node.args) == 4:
+                yield f"\0 = \0: {text_of(node.args[2])}; {text_of(node.args[3])}"
+            elif name == "Problem" and "rule" in named:
+                yield f"\0 = \0: {named['rule']}; {named['remedy']}"
+            elif "remedy" in named and node.args:
+                yield f"{text_of(node.args[0])}; {named['remedy']}"
+
+
+def text_of(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[-.0-9]*[a-z]", "\0", node.value)
+    return "\0"
 
 
 def is_in(quoted: str, messages: Sequence[str]) -> bool:
@@ -103,7 +116,7 @@ def is_in(quoted: str, messages: Sequence[str]) -> bool:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_keys_of_the_config_exist(path: Path) -> None:
-    known = dict(flat(asdict(Config())))
+    known = {key for kind in (Config, ColdStartConfig, EvaluationConfig) for key, _ in flat(asdict(kind()))}
     sections = "|".join(sorted({key.partition(".")[0] for key in known}))
     named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", path.read_text()))
     assert {

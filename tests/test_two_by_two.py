@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoProcessor
 
-from videostr import config as configs
 from videostr.checkpoint import Draws, Ledger
+from videostr.config.load import load
 from videostr.data.prompts import RecordSource
 from videostr.launch import cluster
 from videostr.loop import collect, group_advantages, learner_batch
@@ -21,7 +21,7 @@ AGREEMENT = 0.02
 
 
 def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
-    config = configs.load(
+    config = load(
         "configs/tabletop_zero3.yaml",
         [f"run.dir={tmp_path}", f"data.train={tabletop / 'train'}", "learner.lr=1e-3"],
     )

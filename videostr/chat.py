@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,33 +80,40 @@ def chat_text(text: str, processor: Any) -> str:
         extra = _surplus(chat, chat_format, processor)
     except Exception as error:  # templates are programs, and tokenizers know no type of their own
         raise PromptError(
-            f"the text cannot be put into the chat template ({type(error).__name__}: {error}); rewrite the text"
+            f"the text cannot be put into the chat template ({type(error).__name__}: {error})",
+            remedy="rewrite the text",
         ) from error
     if extra is not None:
         raise PromptError(
-            f"the text, or text and chat template together, would be read as special tokens ({extra}); rewrite the text"
+            f"the text, or text and chat template together, would be read as special tokens ({extra})",
+            remedy="rewrite the text",
         )
     return chat
 
 
-def template_problem(processor: Any) -> str:
-    """Return why the chat template cannot be used for video prompts, with the remedy; "" when it can."""
+def template_problems(processor: Any) -> Iterator[tuple[str, str]]:
+    """Yield why the chat template cannot be used for video prompts, and the remedy."""
     remedy = "copy chat_template.jinja from the base model"
     if not processor.chat_template:
-        return f"the checkpoint has no chat template; {remedy}"
+        yield "the checkpoint has no chat template", remedy
+        return
     try:
         chat = _apply_template(processor, _PROBE)
     except Exception as error:  # noqa: BLE001  # templates are programs
-        return f"the chat template raises {type(error).__name__}: {error}; {remedy}"
+        yield f"the chat template raises {type(error).__name__}: {error}", remedy
+        return
     videos, images = chat.count(processor.video_token), chat.count(processor.image_token)
     if (videos, images) != (1, 0):
-        return (
+        yield (
             f"the chat template writes {videos} placeholders of a video ({processor.video_token}) and {images} of an image "
-            f"for one video, must write 1 and 0; {remedy}"
+            f"for one video, must write 1 and 0",
+            remedy,
         )
     if chat.count(_PROBE) != 1:
-        return f"the chat template writes the text of a turn {chat.count(_PROBE)} times, must write it once; {remedy}"
-    return ""
+        yield (
+            f"the chat template writes the text of a turn {chat.count(_PROBE)} times, must write it once",
+            remedy,
+        )
 
 
 def _apply_template(processor: Any, text: str) -> str:

@@ -13,7 +13,7 @@ from actors.check import Cluster, check_placement, find_cluster
 from actors.placement import JOIN_REMEDY
 from actors.remote_reward import RemoteRewardPool
 from rewards import Rubric
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ConfigError, PlacementError, RewardError
 from videostr.grpo.losses import check_custom, staleness_warning
 from videostr.plan.memory import estimate
@@ -63,8 +63,7 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
 def check_loss(config: Config) -> Iterator[Finding]:
     """Whether a loss of the user's works on five tokens, and the correction suits the staleness."""
     if warning := staleness_warning(config):
-        found, _, remedy = warning.partition("; ")
-        yield warn("loss", found, remedy)
+        yield warn("loss", warning.message, warning.remedy)
     if not config.loss.custom:
         return
     try:

@@ -127,8 +127,8 @@ class Checkpoints:
                 return checkpoint
         if complete:
             raise RunFolderError(
-                f"{self.folder}: all {len(complete)} checkpoints are damaged; restore one from a copy, or delete the run "
-                "folder to start anew"
+                f"{self.folder}: all {len(complete)} checkpoints are damaged",
+                remedy="restore one from a copy, or delete the run folder to start anew",
             )
         return None
 
@@ -308,15 +308,16 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
         raise _damaged(checkpoint, f"{STATE} is not readable ({error})") from None
     if values.get("format") != FORMAT:
         raise RunFolderError(
-            f"{checkpoint}: written in format {values.get('format', 'unknown')}, this version of the program reads {FORMAT}; "
-            "go on with the version that wrote it, or start a new run from its policy/ (model.path)"
+            f"{checkpoint}: written in format {values.get('format', 'unknown')}, this version of the program reads {FORMAT}",
+            remedy="go on with the version that wrote it, or start a new run from its policy/ (model.path)",
         )
     return values
 
 
 def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
     return RunFolderError(
-        f"{checkpoint}: {problem}; restore it from a copy, or delete it to resume from the one before"
+        f"{checkpoint}: {problem}",
+        remedy="restore it from a copy, or delete it to resume from the one before",
     )
 
 

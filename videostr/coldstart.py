@@ -7,7 +7,6 @@ Run as `python -m videostr.coldstart --config configs/tabletop_coldstart.yaml [k
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import math
@@ -22,8 +21,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videostr import config as configs
-from videostr.console import run_command, run_main
+from videostr.command import command, config_parser, run_main
+from videostr.config.load import load_coldstart
+from videostr.config.schema import ColdStartConfig
 from videostr.data.records import index_at, read_records, usable_records
 from videostr.errors import DataError, PromptError
 from videostr.files import storage, write_json
@@ -59,7 +59,9 @@ class Examples:
         self.folder = Path(folder)
         self.records = [row for row in usable_records(folder) if _can_be_asked(row, processor)]
         if not self.records:
-            raise DataError(f"{folder}: has no usable record; run python -m videostr.data check {folder}")
+            raise DataError(
+                f"{folder}: has no usable record", remedy=f"run python -m videostr.data check {folder}"
+            )
         self.store = FrameStore(frame_store or self.folder / "frames")
         self.processor = processor
         self.grid = grid
@@ -91,15 +93,15 @@ class Examples:
             "second_per_grid_ts": torch.cat([v.second_per_grid_ts for v in videos]),
         }
 
-    def draw(self, config: configs.ColdStartConfig) -> Iterator[dict[str, torch.Tensor]]:
+    def draw(self, config: ColdStartConfig) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches in a seeded order."""
-        for position in itertools.count(0, config.batch_size):
-            rng = np.random.default_rng([config.seed, position])
-            places = range(position, position + config.batch_size)
-            records = [self.records[index_at(p, len(self.records), config.seed)] for p in places]
+        for position in itertools.count(0, config.train.batch_size):
+            rng = np.random.default_rng([config.run.seed, position])
+            places = range(position, position + config.train.batch_size)
+            records = [self.records[index_at(p, len(self.records), config.run.seed)] for p in places]
             yield self.batch(
                 records,
-                [reference_trace(r, ends_only=bool(rng.random() < config.ends_only)) for r in records],
+                [reference_trace(r, ends_only=bool(rng.random() < config.train.ends_only)) for r in records],
             )
 
 
@@ -113,31 +115,31 @@ def _can_be_asked(record: Record, processor: Any) -> bool:
     return True
 
 
-def train(config: configs.ColdStartConfig) -> Accuracy | None:
+def train(config: ColdStartConfig) -> Accuracy | None:
     """Run the cold start; returns the held-out accuracy, None without held-out records."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     if config.device == "cpu":
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.learner.threads)
     out = Path(config.out)
-    source = config.model or _new_policy(config, out)
+    source = config.model.path or _new_policy(config, out)
     processor = open_checkpoint(source, cpu=False)
     # Steps of AdamW are lost in bfloat16 weights: these stay in float32, and what is computed with them is in `dtype`.
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     model.to(device=config.device)  # type: ignore[call-arg]  # wrapped without its signature
-    model.model.visual.requires_grad_(not config.freeze_vision)
+    model.model.visual.requires_grad_(not config.model.freeze_vision)
     grid = replace(
-        RopeGrid.of(model.config), dtype=getattr(torch, config.dtype)
+        RopeGrid.of(model.config), dtype=getattr(torch, config.model.dtype)
     )  # positions as engines will have them
-    examples = Examples(config.data, config.frame_store, processor, grid)
+    examples = Examples(config.data.train, config.data.frame_store, processor, grid)
     started = time.monotonic()
     _fit(model, examples, config)
     seconds = time.monotonic() - started
     accuracy = None
-    if config.heldout:
-        heldout = Examples(config.heldout, "", processor, grid)
-        accuracy = measure(model, heldout, heldout.records[: config.heldout_prompts], config)
+    if config.data.heldout:
+        heldout = Examples(config.data.heldout, "", processor, grid)
+        accuracy = measure(model, heldout, heldout.records[: config.evaluate.prompts], config)
         log.info("held-out: %s", accuracy)
-    model.to(dtype=getattr(torch, config.dtype))  # type: ignore[call-arg]  # wrapped without its signature
+    model.to(dtype=getattr(torch, config.model.dtype))  # type: ignore[call-arg]  # wrapped without its signature
     with storage(out):
         model.save_pretrained(out)
         processor.save_pretrained(out)
@@ -152,16 +154,14 @@ def train(config: configs.ColdStartConfig) -> Accuracy | None:
 
 
 @torch.no_grad()
-def measure(
-    model: Any, examples: Examples, records: Sequence[Record], config: configs.ColdStartConfig
-) -> Accuracy:
+def measure(model: Any, examples: Examples, records: Sequence[Record], config: ColdStartConfig) -> Accuracy:
     """Teacher-forced accuracy on `records`."""
     vocabulary = examples.processor.tokenizer.get_vocab()
     digit_ids = torch.tensor([vocabulary[str(d)] for d in range(10) if str(d) in vocabulary])
     right = total = digits_right = digits = 0
     model.eval()
-    for start in range(0, len(records), config.batch_size):
-        chosen = records[start : start + config.batch_size]
+    for start in range(0, len(records), config.train.batch_size):
+        chosen = records[start : start + config.train.batch_size]
         inputs = _to(examples.batch(chosen, [reference_trace(record) for record in chosen]), config.device)
         labels = inputs.pop("labels")[:, 1:]
         with _computing(config):
@@ -176,45 +176,45 @@ def measure(
     return Accuracy(tokens=right / total, digits=digits_right / max(digits, 1), records=len(records))
 
 
-def _fit(model: Any, examples: Examples, config: configs.ColdStartConfig) -> None:
+def _fit(model: Any, examples: Examples, config: ColdStartConfig) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+        parameters, lr=config.learner.lr, weight_decay=config.learner.weight_decay, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     model.train()
     batches = examples.draw(config)
     started = time.monotonic()
-    for step in range(1, config.steps + 1):
+    for step in range(1, config.train.steps + 1):
         with _computing(config):
             loss = model(**_to(next(batches), config.device)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, config.learner.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step % 20 == 0 or step == config.steps:
-            left = (time.monotonic() - started) / step * (config.steps - step)
-            log.info("step %d/%d loss %.4f, %.0f s left", step, config.steps, loss.item(), left)
+        if step % 20 == 0 or step == config.train.steps:
+            left = (time.monotonic() - started) / step * (config.train.steps - step)
+            log.info("step %d/%d loss %.4f, %.0f s left", step, config.train.steps, loss.item(), left)
 
 
-def _computing(config: configs.ColdStartConfig) -> torch.autocast:
+def _computing(config: ColdStartConfig) -> torch.autocast:
     """Matrix products in `dtype`."""
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, config.model.dtype)
     return torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
 
 
-def _rate(step: int, config: configs.ColdStartConfig) -> float:
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+def _rate(step: int, config: ColdStartConfig) -> float:
+    if step < config.learner.warmup_steps:
+        return (step + 1) / config.learner.warmup_steps
+    done = (step - config.learner.warmup_steps) / max(1, config.train.steps - config.learner.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def _new_policy(config: configs.ColdStartConfig, out: Path) -> str:
-    records = [row for row in read_records(config.data) if isinstance(row, Record)][:4000]
+def _new_policy(config: ColdStartConfig, out: Path) -> str:
+    records = [row for row in read_records(config.data.train) if isinstance(row, Record)][:4000]
     texts = [text for record in records for text in (instruction(record), reference_trace(record))]
-    make_policy(out, config.seed, texts)
+    make_policy(out, config.run.seed, texts)
     return str(out)
 
 
@@ -222,18 +222,12 @@ def _to(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m videostr.coldstart", description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    """Return the exit status."""
+    options = config_parser("python -m videostr.coldstart", __doc__).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    return run_command(lambda: _main(options), log.error)
-
-
-def _main(options: argparse.Namespace) -> int:
-    config = configs.load_coldstart(options.config, options.overrides)
+    config = load_coldstart(options.config, options.overrides)
     with FolderLock(Path(config.out), "out"):
         train(config)
     return 0

@@ -1,4 +1,4 @@
-"""What all commands share: lines on the terminal and in log files, and the exit status of an error.
+"""Lines of all commands on the terminal and in log files.
 
 Lines are written under every locale: a character that the terminal cannot show is escaped.
 """
@@ -14,52 +14,14 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
-from videostr.errors import VideoStrError, exit_status_of
-from videostr.files import storage, storage_error
+from videostr.files import storage
 
 log = logging.getLogger(__name__)
 LAST_LINES_S = 5.0
 """Longest wait for a log file at the end of a process."""
-
-
-def run_main(main: Callable[[], int]) -> NoReturn:
-    """End this process with the exit status of a command, which runs in UTF-8 under every locale.
-
-    Names of files and arguments have the encoding that Python was started with, so where that is another one it is started again.
-    """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-    sys.exit(main())
-
-
-def run_command(work: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
-    """Return the exit status of a command; what its user can act on becomes one line.
-
-    Args:
-        work: the command; returns its exit status.
-        say: takes the line; standard error unless given.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        show_any_character(stream)
-    say = say or _to_standard_error
-    try:
-        return work()
-    except VideoStrError as error:
-        say(f"error: {error}")
-        return exit_status_of(error)
-    except OSError as error:
-        if (problem := storage_error(error, error.filename or Path.cwd())) is None:
-            raise
-        say(f"error: {problem}")
-        return exit_status_of(problem)
-    except KeyboardInterrupt:
-        say("stopped")
-        return 130
 
 
 def show_any_character(stream: TextIO) -> None:
@@ -109,10 +71,6 @@ def _end(listener: logging.handlers.QueueListener) -> None:
     listener.enqueue_sentinel()
     if listener._thread is not None:
         listener._thread.join(LAST_LINES_S)
-
-
-def _to_standard_error(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
 
 
 class _Console(logging.StreamHandler[TextIO]):

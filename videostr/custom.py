@@ -29,11 +29,12 @@ def load_function(key: str, name: str, example: str) -> Callable[..., Any]:
         raise
     except BaseException as error:  # the user's module runs here, SystemExit included
         raise ConfigError(
-            f"{key} = {name!r}: importing {module} raised {error_text(error)}; it must lie in the "
-            "working directory or on PYTHONPATH, on every node"
+            f"{key} = {name!r}: importing {module} raised {error_text(error)}",
+            remedy="it must lie in the working directory or on PYTHONPATH, on every node",
         ) from error
     if not callable(found):
         raise ConfigError(
-            f"{key} = {name!r}: {module} has no function {function}; name one that it defines at its top level"
+            f"{key} = {name!r}: {module} has no function {function}",
+            remedy="name one that it defines at its top level",
         )
     return found  # type: ignore[no-any-return]

@@ -17,14 +17,17 @@
      +- LearnerError         a learner rank failed
      +- GradientError        gradients are NaN or infinite, step after step
      +- CheckpointError      a checkpoint could not be written; the learner goes on
-     +- NoSignal             no group's rewards differ any more: there is nothing to learn from
+     +- ZeroVarianceError    no group's rewards differ any more: there is nothing to learn from
 
-Every message names the value, the rule it breaks and the remedy. All take one string, so they survive pickling.
+A message names the value and the rule that it breaks; `remedy` says what to do. `str` of an error has both. All errors survive
+pickling, so that they reach the driver from workers as they were raised.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Self
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _MAX_TEXT = 400  # characters
@@ -34,9 +37,36 @@ _MAX_PARTS = 4  # exceptions of a group
 class VideoStrError(Exception):
     """Base of all errors raised on purpose."""
 
+    message: str
+    """What happened, with the value and the rule."""
+    remedy: str
+    """What the user can do; "" where the message says all."""
+
+    def __init__(self, message: str = "", *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message, self.remedy = message, remedy
+
+    def __str__(self) -> str:
+        """Return message and remedy."""
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
 
 class ConfigError(VideoStrError):
     """A key, value or combination of values is not allowed."""
+
+    problems: tuple[ConfigError, ...] = ()
+    """The single errors of one that lists several."""
+
+    @classmethod
+    def of(cls, problems: Sequence[ConfigError]) -> Self:
+        """Return one error that lists others, a line each; its message and remedy have a line for each, too."""
+        listed = cls("\n".join(p.message for p in problems), remedy="\n".join(p.remedy for p in problems))
+        listed.problems = tuple(problems)
+        return listed
+
+    def __str__(self) -> str:
+        """Return message and remedy, of each problem on its own line."""
+        return "\n".join(map(str, self.problems)) or super().__str__()
 
 
 class DataError(VideoStrError):
@@ -99,7 +129,7 @@ class CheckpointError(VideoStrError):
     """A checkpoint could not be written; the learner goes on."""
 
 
-class NoSignal(VideoStrError):
+class ZeroVarianceError(VideoStrError):
     """No group's rewards differ any more: there is nothing to learn from."""
 
 

@@ -54,7 +54,7 @@ def storage_error(error: Exception, path: Path | str) -> StorageError | None:
         number = errno.ENOSPC
     if number not in REMEDIES:
         return None
-    return StorageError(f"{path}: {os.strerror(number)}; {REMEDIES[number]}")
+    return StorageError(f"{path}: {os.strerror(number)}", remedy=REMEDIES[number])
 
 
 @contextmanager
@@ -78,8 +78,8 @@ def _writing(path: Path) -> Iterator[None]:
             if path.parent.is_dir():
                 raise
             raise StorageError(
-                f"{path}: its folder is gone: it was deleted or renamed, or its file system is not mounted; put it back, or "
-                "name another folder"
+                f"{path}: its folder is gone: it was deleted or renamed, or its file system is not mounted",
+                remedy="put it back, or name another folder",
             ) from error
 
 

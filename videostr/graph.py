@@ -34,12 +34,10 @@ class GraphRefused(DataError):
     """A graph breaks the contract."""
 
     def __init__(self, reason: GraphAbsence, detail: str) -> None:
-        super().__init__(reason, detail)
+        super().__init__(f"{reason.value}: {detail}")
+        self.args = (reason, detail)  # what it is pickled by
         self.reason = reason
         self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason.value}: {self.detail}"
 
 
 def from_json(text: str, *, frame: str = "", truth: bool = False) -> SceneGraph:

@@ -19,7 +19,7 @@ import numpy as np
 
 from videostr.asking import ask
 from videostr.bootstrap import Interval, bootstrap_weights
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.prompts import Drawn
 from videostr.files import write_json
 from videostr.ports import Ports, Sampled, SampleRequest

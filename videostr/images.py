@@ -48,7 +48,7 @@ def check_regular(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise VideoError(f"{path}: is {kind}, must be a file; correct the row or drop it")
+        raise VideoError(f"{path}: is {kind}, must be a file", remedy="correct the row or drop it")
 
 
 def read_list(path: Path) -> ImageList:
@@ -61,14 +61,18 @@ def read_list(path: Path) -> ImageList:
     try:
         listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
     except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
-        raise VideoError(f"{path}: is no list of images ({error}); build the dataset again") from None
+        raise VideoError(
+            f"{path}: is no list of images ({error})", remedy="build the dataset again"
+        ) from None
     if not listed.frames:
-        raise VideoError(f"{path}: lists no image; drop its rows")
+        raise VideoError(f"{path}: lists no image", remedy="drop its rows")
     if listed.fps <= 0:
-        raise VideoError(f"{path}: fps = {listed.fps:g}: must be above 0; correct the list")
+        raise VideoError(f"{path}: fps = {listed.fps:g}: must be above 0", remedy="correct the list")
     times = [t for t, _ in listed.frames]
     if times[0] < 0 or any(after <= before for before, after in pairwise(times)):
-        raise VideoError(f"{path}: frames: their times must be 0 or more, and ascend; correct the list")
+        raise VideoError(
+            f"{path}: frames: their times must be 0 or more, and ascend", remedy="correct the list"
+        )
     return listed
 
 
@@ -123,4 +127,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Exception) -> VideoError:
-    return VideoError(f"{path}: image cannot be read ({error}); restore it or drop its rows")
+    return VideoError(f"{path}: image cannot be read ({error})", remedy="restore it or drop its rows")

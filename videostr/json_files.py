@@ -97,7 +97,8 @@ def json_lines(path: Path, what: str) -> Iterator[Line]:
     first = next(lines, None)
     if first is not None and _ARRAY.match(first.content):
         raise DataError(
-            f"{path}: holds a JSON array; write {what} a line, each a JSON object (jq -c '.[]' FILE does it)"
+            f"{path}: holds a JSON array",
+            remedy=f"write {what} a line, each a JSON object (jq -c '.[]' FILE does it)",
         )
     return iter(()) if first is None else _checked(path, what, first, lines)
 
@@ -113,7 +114,8 @@ def _lines(path: Path, what: str) -> Iterator[Line]:
                 offset += len(line)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); name a file of JSON lines, {what} a line"
+            f"{path}: cannot be read ({error.strerror or error})",
+            remedy=f"name a file of JSON lines, {what} a line",
         ) from None
     except WrongEncoding as error:
         raise DataError(f"{path}: cannot be read: it {error}") from None
@@ -132,8 +134,8 @@ def _checked(path: Path, what: str, first: Line, rest: Iterator[Line]) -> Iterat
     if len(tried) == 1:
         return iter(tried)
     raise DataError(
-        f"{path}: none of its {len(tried)} lines is a JSON object in UTF-8 (line {first.number} is {first.content[:60]!r}); "
-        f"write {what} a line, or one JSON array of all (jq -c . FILE makes one line of each object)"
+        f"{path}: none of its {len(tried)} lines is a JSON object in UTF-8 (line {first.number} is {first.content[:60]!r})",
+        remedy=f"write {what} a line, or one JSON array of all (jq -c . FILE makes one line of each object)",
     )
 
 
@@ -171,4 +173,6 @@ def _items_with_line(path: Path, content: bytes, what: str) -> list[bytes]:
         place = f":{line}: {content[error.start : error.start + 1]!r} is not UTF-8"
     except (ValueError, RecursionError):
         place = ": no JSON that can be read, too deep or with a number of too many digits"
-    raise DataError(f"{path}{place}; the file must be one JSON array, each item {what}, or JSON lines")
+    raise DataError(
+        f"{path}{place}", remedy=f"the file must be one JSON array, each item {what}, or JSON lines"
+    )

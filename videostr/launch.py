@@ -7,7 +7,6 @@ input, 130 stopped by Ctrl-C or SIGTERM after a checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -27,10 +26,11 @@ from actors.reward import RayRewardPool
 from actors.scaling import Scaling
 from actors.sync import SupervisedSync
 from rewards import Rubric
-from videostr import config as configs
 from videostr.check import check
-from videostr.config import Config
-from videostr.console import log_to_console, log_to_file, run_command, run_main
+from videostr.command import STOPPED, command, config_parser, run_main
+from videostr.config.load import load
+from videostr.config.schema import Config
+from videostr.console import log_to_console, log_to_file
 from videostr.files import write_json
 from videostr.grpo.losses import check_custom, staleness_warning
 from videostr.heldout import summary, table
@@ -50,19 +50,14 @@ METRICS_S = 5.0
 """Longest wait for the last figures to be shown."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status that the module's docstring says."""
-    parser = argparse.ArgumentParser(prog="python -m videostr.launch", description=__doc__)
-    parser.add_argument("--config", required=True, help="a file such as configs/tabletop_cpu.yaml")
+    """Return the exit status, as in the module's docstring."""
+    parser = config_parser("python -m videostr.launch", __doc__)
     parser.add_argument("--check", action="store_true", help="say what would not work, and start nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=10")
     options = parser.parse_args(arguments)
     log_to_console()
-    return run_command(lambda: _main(options), log.error)
-
-
-def _main(options: argparse.Namespace) -> int:
-    config = configs.load(options.config, options.overrides)
+    config = load(options.config, options.overrides)
     require(config.logging)
     if options.check:
         findings = check(config)
@@ -76,7 +71,7 @@ def _main(options: argparse.Namespace) -> int:
             return asyncio.run(launch(config, lock, processor))
         except (Stopped, KeyboardInterrupt):
             log.info("stopped; the same command goes on from here")
-            return 130
+            return STOPPED
         except asyncio.CancelledError:
             if not lock.is_lost:
                 raise
@@ -101,7 +96,7 @@ async def launch(config: Config, lock: FolderLock, processor: Any) -> int:
             outcome = await run(config, source, evaluation, ports, folder, stop, began)
             if outcome is None:
                 await folder.thread(write_report, folder.path)
-                return 130
+                return STOPPED
         await folder.thread(folder.close, done=True)
     if outcome.before is not None and outcome.after is not None:
         seconds = {name: round(value, 1) for name, value in outcome.seconds.items()}

@@ -126,7 +126,8 @@ class FolderLock:
             if not self._wait:
                 stop = f"stop it there (`kill -INT {other.pid}`), " if isinstance(other, Holder) else ""
                 raise RunFolderError(
-                    f"{self.folder}: in use by {other}; wait until that ends, {stop}or choose another {self._rename}"
+                    f"{self.folder}: in use by {other}",
+                    remedy=f"wait until that ends, {stop}or choose another {self._rename}",
                 )
             if not is_told:
                 log.info("waiting for %s: in use by %s", self.folder, other)

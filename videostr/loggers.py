@@ -19,7 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from videostr.config import Config, LoggingConfig, MlflowConfig, WandbConfig, flat
+from videostr.config.schema import Config
+from videostr.config.sections import LoggingConfig, MlflowConfig, WandbConfig
+from videostr.config.values import flat
 from videostr.errors import ConfigError
 from videostr.files import write_text
 
@@ -213,7 +215,8 @@ class Wandb:
 
         if config.mode == "online" and not wandb.login(prompt=False):  # `init` would ask at the terminal
             raise ConfigError(
-                "logging.wandb.mode = online: no key; run `wandb login`, set WANDB_API_KEY, or set logging.wandb.mode=offline"
+                "logging.wandb.mode = online: no key",
+                remedy="run `wandb login`, set WANDB_API_KEY, or set logging.wandb.mode=offline",
             )
         self._run = wandb.init(
             project=config.project,
@@ -311,8 +314,9 @@ def require(config: LoggingConfig) -> None:
         if missing:
             packages = " ".join(package if name == key else name for name in missing)
             raise ConfigError(
-                f"logging.{key}.enabled = true: {', '.join(missing)} cannot be imported; pip install {packages} (extra `{key}` "
-                f"of pyproject.toml has the versions), or set logging.{key}.enabled=false"
+                f"logging.{key}.enabled = true: {', '.join(missing)} cannot be imported",
+                remedy=f"pip install {packages} (extra `{key}` "
+                f"of pyproject.toml has the versions), or set logging.{key}.enabled=false",
             )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from videostr.checkpoint import Draws, RunState
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.prompts import Drawn, RecordSource
 from videostr.grpo.advantage import advantages, is_flat
 from videostr.grpo.loss import completion_lengths
@@ -82,9 +82,9 @@ async def train(
         StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
         RunFolderError: the last checkpoint could not be written.
         LearnerError: a rank was lost; the state after the last checkpoint is lost with it.
-        NoSignal: no group's rewards differ any more.
+        ZeroVarianceError: no group's rewards differ any more.
     """
-    progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_flat_steps)
+    progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_zero_variance_steps)
     saver = Saver(config, folder, ports, state)
     evaluation = SideEvaluation(config, evaluator, state)
     draws = Draws(state.ledger)
@@ -245,8 +245,8 @@ async def collect(
 ) -> Collected:
     """Sample and score `train.prompts_per_step` groups, in rounds.
 
-    Each group that fails is quarantined and replaced by the next record; with `sampling.refill` each zero-variance group
-    is replaced too, until `sampling.refill_limit` times as many groups were sampled as the step needs.
+    Each group that fails is quarantined and replaced by the next record; with `sampling.dynamic_sampling` each zero-variance
+    group is replaced too, until `sampling.dynamic_sampling_limit` times as many groups were sampled as the step needs.
     """
     now = asyncio.get_running_loop().time
     started = sampled_at = now()
@@ -262,7 +262,10 @@ async def collect(
     flat: list[tuple[Record, RolloutGroup]] = []
     positions: list[int] = []
     while (missing := wanted - len(kept)) > 0:
-        refilling = config.sampling.refill and len(kept) + len(flat) < wanted * config.sampling.refill_limit
+        refilling = (
+            config.sampling.dynamic_sampling
+            and len(kept) + len(flat) < wanted * config.sampling.dynamic_sampling_limit
+        )
         if not refilling:
             kept, flat = kept + flat[:missing], flat[missing:]
             if (missing := wanted - len(kept)) == 0:

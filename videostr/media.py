@@ -342,7 +342,7 @@ def _main_stream(container: av.container.InputContainer, path: str) -> av.VideoS
     if not streams and is_cut_off(Path(path)):
         raise unreadable(Path(path), "no video stream is found")
     if not streams:
-        raise VideoError(f"{path}: has no video stream; drop its rows")
+        raise VideoError(f"{path}: has no video stream", remedy="drop its rows")
     return max(streams, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
 
 
@@ -359,8 +359,8 @@ def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, 
     if np.abs(matrix / scale - (a, b, c, d)).max() > 0.02 or abs(a * d - b * c) != 1:
         degrees = math.degrees(math.atan2(matrix[1], matrix[0])) % 360
         raise VideoError(
-            f"{path}: its frames are to be turned by {degrees:.0f} degrees; only multiples of 90 are supported: re-encode "
-            "it, e.g. ffmpeg -i IN OUT.mp4"
+            f"{path}: its frames are to be turned by {degrees:.0f} degrees",
+            remedy="only multiples of 90 are supported: re-encode it, e.g. ffmpeg -i IN OUT.mp4",
         )
     return (a, b), (c, d)
 
@@ -371,12 +371,12 @@ def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, 
 def unreadable(path: Path, reason: object) -> VideoError:
     """What is wrong with a file that cannot be read, and what to do."""
     if path.is_file() and path.stat().st_size == 0:
-        return VideoError(f"{path}: the file is empty; restore it or drop its rows")
+        return VideoError(f"{path}: the file is empty", remedy="restore it or drop its rows")
     if path.is_file() and is_cut_off(path):
         return VideoError(
-            f"{path}: truncated: shorter than its own header says; restore the file or drop its rows"
+            f"{path}: truncated: shorter than its own header says", remedy="restore the file or drop its rows"
         )
-    return VideoError(f"{path}: cannot be decoded ({reason}); re-encode the file or drop its rows")
+    return VideoError(f"{path}: cannot be decoded ({reason})", remedy="re-encode the file or drop its rows")
 
 
 def is_cut_off(path: Path) -> bool:

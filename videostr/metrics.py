@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from videostr.checkpoint import RunState
-from videostr.errors import NoSignal
+from videostr.errors import ZeroVarianceError
 from videostr.grpo.advantage import is_flat
 from videostr.types import FinishReason, RolloutGroup, Update
 
@@ -84,41 +84,43 @@ class Progress:
 class Signal:
     """Stops a run that learns nothing."""
 
-    def __init__(self, max_flat_steps: int) -> None:
-        self.max_flat_steps = max_flat_steps
-        self.flat_steps = 0
+    def __init__(self, max_zero_variance_steps: int) -> None:
+        self.max_zero_variance_steps = max_zero_variance_steps
+        self.zero_variance_steps = 0
 
     def step(self, metrics: Mapping[str, float], learned: bool) -> None:
         """Note a step and whether it had a group to learn from.
 
         Raises:
-            NoSignal: `train.max_flat_steps` steps in a row had none; with the likely cause.
+            ZeroVarianceError: `train.max_zero_variance_steps` steps in a row had none; with the likely cause.
         """
-        self.flat_steps = 0 if learned else self.flat_steps + 1
-        if not self.max_flat_steps or self.flat_steps < self.max_flat_steps:
+        self.zero_variance_steps = 0 if learned else self.zero_variance_steps + 1
+        if not self.max_zero_variance_steps or self.zero_variance_steps < self.max_zero_variance_steps:
             return
         parts = {
             name: metrics[f"reward/{name}"]
             for name in ("total", "format", "answer")
             if f"reward/{name}" in metrics
         }
-        raise NoSignal(
-            f"{self.flat_steps} steps in a row had no group whose rewards differ (train.max_flat_steps = {self.max_flat_steps}); "
-            f"means of the last: {', '.join(f'{name} {value:.3f}' for name, value in parts.items())}, truncated "
-            f"{metrics['truncated_fraction']:.0%}. {_likely_cause(parts, metrics['truncated_fraction'])}"
+        raise ZeroVarianceError(
+            f"{self.zero_variance_steps} steps in a row had no group whose rewards differ (train.max_zero_variance_steps = "
+            f"{self.max_zero_variance_steps}): means of the last: "
+            f"{', '.join(f'{name} {value:.3f}' for name, value in parts.items())}, truncated "
+            f"{metrics['truncated_fraction']:.0%}",
+            remedy=_likely_cause(parts, metrics["truncated_fraction"]),
         )
 
 
 def _likely_cause(parts: Mapping[str, float], truncated: float) -> str:
     if truncated > 0.5:
-        return "Most completions are cut off: raise sampling.max_tokens, or ask for less in the prompt"
+        return "most completions are cut off: raise sampling.max_tokens, or ask for less in the prompt"
     if parts.get("format", 1.0) < 0.05:
-        return "The policy does not write the format: cold-start it (python -m videostr.coldstart), or start from another one"
+        return "the policy does not write the format: fine-tune it (python -m videostr.coldstart), or start from another one"
     if parts.get("answer", 0.0) > 0.95:
-        return "Nearly all answers are right: the records are too easy, take harder ones"
+        return "nearly all answers are right: the records are too easy, take harder ones"
     return (
-        "All completions of a group earn the same: raise sampling.temperature or sampling.group_size, set sampling.refill=true, "
-        "or look into traces/ whether the policy has collapsed"
+        "all completions of a group score the same: raise sampling.temperature or sampling.group_size, set "
+        "sampling.dynamic_sampling=true, or look into traces/ whether the policy has collapsed"
     )
 
 

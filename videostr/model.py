@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from videostr.console import run_command, run_main
+from videostr.command import command, run_main
 from videostr.errors import ModelError
 from videostr.files import storage
 from videostr.processor import check_json, load_processor, processor_warnings
@@ -99,43 +99,49 @@ def check_model(path: str | Path, *, cpu: bool) -> Any:
         ModelError: no config.json, no video support, an attention that cannot be packed, or tied embeddings with `cpu`.
     """
     if Path(path).is_file():
-        raise ModelError(f"model.path = {path}: is a file, must be a folder; {WANTED}")
+        raise ModelError(f"model.path = {path}: is a file, must be a folder", remedy=WANTED)
     check_json(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path = {path}: config.json cannot be read ({error}); {WANTED}") from None
+        raise ModelError(
+            f"model.path = {path}: config.json cannot be read ({error})", remedy=WANTED
+        ) from None
     if not raw:
-        raise ModelError(f"model.path = {path}: there is no config.json; {WANTED}")
+        raise ModelError(f"model.path = {path}: there is no config.json", remedy=WANTED)
     kind = raw.get("model_type")
     if kind in QWEN3:
         raise ModelError(
             f"model.path = {path}: a Qwen3-VL ({kind}) cannot be trained yet: it writes a time in front of every frame and "
             "feeds features of several tower layers into the language model, while positions and features here are those "
-            "of Qwen2.5-VL; use one, such as Qwen/Qwen2.5-VL-7B-Instruct"
+            "of Qwen2.5-VL",
+            remedy="use one, such as Qwen/Qwen2.5-VL-7B-Instruct",
         )
     if kind != MODEL_TYPE or "vision_config" not in raw:
         lack = "no vision_config" if kind == MODEL_TYPE else f"model_type {kind!r}"
         raise ModelError(
-            f"model.path = {path}: {lack}, so it takes no video here; use a Qwen2.5-VL (model_type {MODEL_TYPE!r})"
+            f"model.path = {path}: {lack}, so it takes no video here",
+            remedy=f"use a Qwen2.5-VL (model_type {MODEL_TYPE!r})",
         )
     try:
         config: Any = Qwen2_5_VLConfig.from_dict(raw)
     except Exception as error:  # what transformers raises for values of the wrong type is of many kinds
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"model.path = {path}: config.json does not describe a Qwen2.5-VL ({reason}); copy it from the base model"
+            f"model.path = {path}: config.json does not describe a Qwen2.5-VL ({reason})",
+            remedy="copy it from the base model",
         ) from error
     if "sliding_attention" in config.text_config.layer_types:
         raise ModelError(
-            f"model.path = {path}: use_sliding_window is true, but packed rows attend without a window; if the checkpoint "
-            "was trained without one, as those of Qwen are, set it to false in config.json"
+            f"model.path = {path}: use_sliding_window is true, but packed rows attend without a window",
+            remedy="if the checkpoint "
+            "was trained without one, as those of Qwen are, set it to false in config.json",
         )
     if cpu and config.tie_word_embeddings:
         raise ModelError(
             f"model.path = {path}: tie_word_embeddings is true, but vLLM's CPU engine keeps its packed copy of a tied "
-            "output layer through a weight update and would sample from a mixture of old and new weights; untie it "
-            f"with `python -m videostr.model untie {path} DIR` and set model.path=DIR"
+            "output layer through a weight update and would sample from a mixture of old and new weights",
+            remedy=f"untie it with `python -m videostr.model untie {path} DIR` and set model.path=DIR",
         )
     return config
 
@@ -160,22 +166,19 @@ def untie(source: str | Path, target: str | Path) -> None:
         processor.save_pretrained(target)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 on bad input."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m videostr.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
+    copy = commands.add_parser(
         "untie", help="copy a checkpoint with its output layer untied from the embeddings"
     )
-    command.add_argument("source", metavar="IN", help="Hugging Face folder or hub id")
-    command.add_argument("target", metavar="OUT", help="folder to write")
+    copy.add_argument("source", metavar="IN", help="Hugging Face folder or hub id")
+    copy.add_argument("target", metavar="OUT", help="folder to write")
     options = parser.parse_args(arguments)
-
-    def work() -> int:
-        untie(options.source, options.target)
-        return 0
-
-    return run_command(work)
+    untie(options.source, options.target)
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import LearnerError, RolloutError
 from videostr.ports import Sampled, SampleRequest
 from videostr.supervision import Health
@@ -165,5 +165,6 @@ class EnginePool(EngineSupervisor):
     def _no_engine_error(self) -> RolloutError:
         return RolloutError(
             f"no rollout engine is left: each was started again {self.config.rollout.max_restarts} times "
-            f"(rollout.max_restarts); see {self.log_folder}/engine_*.log, then run the same command again"
+            f"(rollout.max_restarts)",
+            remedy=f"see {self.log_folder}/engine_*.log, then run the same command again",
         )

@@ -5,6 +5,7 @@ In: a Hugging Face folder or hub id. Out: the processor, or a `ModelError` that 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from transformers import AutoProcessor
 
-from videostr.chat import OWN_TAGS, template_problem
+from videostr.chat import OWN_TAGS, template_problems
 from videostr.errors import ModelError, first_line, printable
 
 JSON_FILES = (
@@ -55,7 +56,8 @@ def load_processor(path: str | Path, config: Any = None) -> Any:
     except Exception as error:  # transformers and tokenizers share no base class
         problem = printable(first_line(error), 200)
         raise ModelError(
-            f"model.path = {path}: its tokenizer or processor cannot be loaded ({problem}); {_missing(path)}"
+            f"model.path = {path}: its tokenizer or processor cannot be loaded ({problem})",
+            remedy=_missing(path),
         ) from error
     lacking = [
         part
@@ -63,14 +65,13 @@ def load_processor(path: str | Path, config: Any = None) -> Any:
         if getattr(processor, part, None) is None
     ]
     if lacking:
-        raise ModelError(f"model.path = {path}: it has no {' and no '.join(lacking)}; {_missing(path)}")
+        raise ModelError(f"model.path = {path}: it has no {' and no '.join(lacking)}", remedy=_missing(path))
     if not processor.chat_template:  # tools that save the tokenizer alone leave the template with it
         processor.chat_template = processor.tokenizer.chat_template
-    problems = [template_problem(processor), *_pixel_problems(processor, config)]
-    if config is not None:
-        problems += _token_problems(processor, config)
-    if problem := next(filter(None, problems), ""):
-        raise ModelError(f"model.path = {path}: {problem}")
+    tokens = _token_problems(processor, config) if config is not None else ()
+    found = itertools.chain(template_problems(processor), _pixel_problems(processor, config), tokens)
+    for problem, remedy in found:
+        raise ModelError(f"model.path = {path}: {problem}", remedy=remedy)
     return processor
 
 
@@ -101,7 +102,8 @@ def check_json(path: str | Path) -> None:
             problem = printable(first_line(error), 200)
         if problem:
             raise ModelError(
-                f"model.path = {path}: {name} cannot be read ({problem}); {BASE}, or download the checkpoint again"
+                f"model.path = {path}: {name} cannot be read ({problem})",
+                remedy=f"{BASE}, or download the checkpoint again",
             )
 
 
@@ -120,8 +122,8 @@ def _missing(path: str | Path) -> str:
     return "copy the files of tokenizer and processor from the base model"
 
 
-def _pixel_problems(processor: Any, config: Any) -> Iterator[str]:
-    """Return where image processor, video processor and vision tower do not fit together.
+def _pixel_problems(processor: Any, config: Any) -> Iterator[tuple[str, str]]:
+    """Yield where image processor, video processor and vision tower do not fit together.
 
     vLLM normalises pixels on the device with the values of the image processor, and counts tokens with its sizes, for
     videos too; the learner takes those of the video processor.
@@ -132,8 +134,9 @@ def _pixel_problems(processor: Any, config: Any) -> Iterator[str]:
         if ours != theirs:
             yield (
                 f"{key} is {theirs} in the image processor and {ours} in the video processor: engines take the first and "
-                "learners the second for videos, so that both would see different pixels; write the values of the base "
-                "model into preprocessor_config.json, video_preprocessor_config.json or processor_config.json"
+                "learners the second for videos, so that both would see different pixels",
+                "write the values of the base model into preprocessor_config.json, video_preprocessor_config.json or "
+                "processor_config.json",
             )
     if config is None:
         return
@@ -142,27 +145,32 @@ def _pixel_problems(processor: Any, config: Any) -> Iterator[str]:
         if stated != built:
             yield (
                 f"{key} is {stated} in the video processor, but vision_config.{of_tower} is {built} in config.json: the tower "
-                "cannot read such patches; copy preprocessor_config.json (or processor_config.json) from the base model"
+                "cannot read such patches",
+                "copy preprocessor_config.json (or processor_config.json) from the base model",
             )
 
 
-def _token_problems(processor: Any, config: Any) -> Iterator[str]:
-    """Return where the tokenizer and the language model do not fit together."""
+def _token_problems(processor: Any, config: Any) -> Iterator[tuple[str, str]]:
+    """Yield where the tokenizer and the language model do not fit together."""
     tokenizer = processor.tokenizer
     if len(tokenizer) > config.text_config.vocab_size:
         yield (
             f"the tokenizer has {len(tokenizer)} tokens, config.json has embeddings for text_config.vocab_size = "
-            f"{config.text_config.vocab_size}; copy the tokenizer of the base model, or resize the embeddings"
+            f"{config.text_config.vocab_size}",
+            "copy the tokenizer of the base model, or resize the embeddings",
         )
     for name, token in (("video_token_id", processor.video_token), ("image_token_id", processor.image_token)):
         stated, found = getattr(config, name), tokenizer.get_vocab().get(token)
         if stated != found:
             yield (
-                f"{name} is {stated} in config.json, but {token} is token {found} of the tokenizer; copy the tokenizer's files "
-                "from the base model"
+                f"{name} is {stated} in config.json, but {token} is token {found} of the tokenizer",
+                "copy the tokenizer's files from the base model",
             )
     if tokenizer.eos_token_id is None:
-        yield "the tokenizer has no eos_token, so that no completion would end; copy tokenizer_config.json from the base model"
+        yield (
+            "the tokenizer has no eos_token, so that no completion would end",
+            "copy tokenizer_config.json from the base model",
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,8 @@ def prompt_text(record: Record, processor: Any) -> str:
     for where, token in special_in(record, processor):
         if where.startswith("label"):  # escaped, it would not be the label of the true graph
             raise PromptError(
-                f"{where} holds {token}, a special token of the tokenizer, which no trace can hold; rename the label"
+                f"{where} holds {token}, a special token of the tokenizer, which no trace can hold",
+                remedy="rename the label",
             )
     return chat_text(instruction(record), processor)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.prompts import Drawn, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.heldout import Evaluation, evaluate, means
@@ -133,7 +133,8 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
     if state.ledger.records != len(source.records):
         raise RunFolderError(
             f"{folder.path}: was trained on {state.ledger.records} records, {config.data.train} now has "
-            f"{len(source.records)}; restore the dataset, or choose another run.name"
+            f"{len(source.records)}",
+            remedy="restore the dataset, or choose another run.name",
         )
     await ports.learner.load(checkpoint)
     await ports.sync.sync(state.version)
@@ -161,8 +162,8 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     checkpoint = Path(config.run.resume)
     if not checkpoint.is_dir():
         raise ConfigError(
-            f"run.resume = {config.run.resume}: must be auto, never, or the folder of a checkpoint such as "
-            "runs/NAME/checkpoints/step_000010"
+            f"run.resume = {config.run.resume}: must be auto, never, or the folder of a checkpoint",
+            remedy="name one such as runs/NAME/checkpoints/step_000010",
         )
     folder.checkpoints.verify(checkpoint)
     return checkpoint

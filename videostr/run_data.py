@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from videostr.config import Config, load
+from videostr.config.load import load
+from videostr.config.schema import Config
 from videostr.environment import FILE as ENVIRONMENT_FILE
 from videostr.errors import ConfigError, DataError, RunFolderError
 from videostr.traces import TraceRow, read_traces, trace_count
@@ -106,7 +107,8 @@ def read_run(folder: str | Path, *, max_traces: int = MAX_TRACES) -> RunData:
     folder = Path(folder)
     if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
         raise RunFolderError(
-            f"{folder}: neither config.yaml nor metrics.jsonl nor summary.json is there; name a run folder"
+            f"{folder}: neither config.yaml nor metrics.jsonl nor summary.json is there",
+            remedy="name a run folder",
         )
     problems: list[str] = []
     metrics_file = folder / "metrics.jsonl"

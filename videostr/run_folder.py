@@ -16,7 +16,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from videostr.checkpoint import Checkpoints
-from videostr.config import Config, dump, flat
+from videostr.config.load import dump
+from videostr.config.schema import Config
+from videostr.config.values import flat
 from videostr.environment import FILE as ENVIRONMENT
 from videostr.environment import environment
 from videostr.errors import RunFolderError, TooManyBadRecords
@@ -102,7 +104,8 @@ class Quarantine:
         if bad > self.max_bad_fraction * self.records or bad >= self.records:
             raise TooManyBadRecords(
                 f"{bad} of {self.records} records are quarantined, more than data.max_bad_fraction = "
-                f"{self.max_bad_fraction}; the reasons stand in {self.path}; repair the data, or raise the limit"
+                f"{self.max_bad_fraction}; the reasons stand in {self.path}",
+                remedy="repair the data, or raise the limit",
             )
 
     def __contains__(self, record_id: str) -> bool:
@@ -224,8 +227,9 @@ def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
         policy = (checkpoints.latest() or Path("checkpoints/step_N")) / "policy"
         raise RunFolderError(
             f"{folder}: written by another version of this program: its config.yaml has keys that this one does "
-            f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'}); go on with the "
-            f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}"
+            f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'})",
+            remedy=f"go on with the "
+            f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}",
         )
     differing = [
         f"{key} was {old[key]!r}, is {new[key]!r}"
@@ -234,11 +238,11 @@ def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
     ]
     if differing:
         raise RunFolderError(
-            f"{folder}: belongs to a run with another config: {'; '.join(differing)}; "
-            "choose another run.name, or delete the folder"
+            f"{folder}: belongs to a run with another config: {'; '.join(differing)}",
+            remedy="choose another run.name, or delete the folder",
         )
     if config.run.resume == "never" and checkpoints.latest():
         raise RunFolderError(
-            f"{folder}: holds a checkpoint, but run.resume = never; set run.resume=auto, choose another "
-            "run.name, or delete the folder"
+            f"{folder}: holds a checkpoint, but run.resume = never",
+            remedy="set run.resume=auto, choose another run.name, or delete the folder",
         )

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Self
 
 from videostr.checkpoint import RunState
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import CheckpointError, RunFolderError, StorageError, VideoStrError
 from videostr.files import storage_error, write_json
 from videostr.ports import Ports
@@ -73,8 +73,8 @@ class Saver:
         """
         if self._saved != self._state.step and (problem := await self.save()):
             raise RunFolderError(
-                f"the state after step {self._state.step} could not be written ({problem}); make room, and run the same "
-                f"command again: it goes on from {await self._latest()}"
+                f"the state after step {self._state.step} could not be written ({problem})",
+                remedy=f"make room, and run the same command again: it goes on from {await self._latest()}",
             )
 
     async def __aenter__(self) -> Self:
@@ -85,7 +85,7 @@ class Saver:
         if isinstance(error, OSError):
             error = storage_error(error, error.filename or self._folder.path)
         if isinstance(error, StorageError):
-            raise StorageError(f"{error}; {await self._last_try()}") from error
+            raise StorageError(f"{error}", remedy=f"{await self._last_try()}") from error
 
     async def _last_try(self) -> str:
         """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""

@@ -10,22 +10,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from videostr.console import run_command, run_main
+from videostr.command import command, run_main
 from videostr.target_size import write_target_size
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return exit status 0, or 2 for bad input."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m videostr.scale", description=__doc__)
     parser.add_argument("run_folder", type=Path, help="such as runs/NAME")
     parser.add_argument("--rollout-workers", type=int, required=True, metavar="N")
     options = parser.parse_args(arguments)
-
-    def work() -> int:
-        write_target_size(options.run_folder, options.rollout_workers)
-        return 0
-
-    return run_command(work)
+    write_target_size(options.run_folder, options.rollout_workers)
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoStrError
 from videostr.supervision import Health, WorkerState
 from videostr.tasks import gather_or_cancel

@@ -21,9 +21,13 @@ def write_target_size(run_folder: Path, rollout_workers: int) -> None:
         ConfigError: there is no such run, or the number is below 1.
     """
     if not (run_folder / "config.yaml").is_file():
-        raise ConfigError(f"{run_folder}: no run folder (it has no config.yaml); give one such as runs/NAME")
+        raise ConfigError(
+            f"{run_folder}: no run folder (it has no config.yaml)", remedy="give one such as runs/NAME"
+        )
     if rollout_workers < 1:
-        raise ConfigError(f"--rollout-workers = {rollout_workers}: must be at least 1")
+        raise ConfigError(
+            f"--rollout-workers = {rollout_workers}: must be at least 1", remedy="give a larger number"
+        )
     write_json(run_folder / FILE, {"rollout_workers": rollout_workers})
 
 
@@ -40,8 +44,11 @@ def read_target_size(run_folder: Path) -> int | None:
         size = json.loads(path.read_text(encoding="utf-8"))["rollout_workers"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: not readable ({error!r}); write it anew with python -m videostr.scale"
+            f"{path}: not readable ({error!r})", remedy="write it again with python -m videostr.scale"
         ) from None
     if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"{path}: rollout_workers = {size!r}, must be a number from 1 on")
+        raise ConfigError(
+            f"{path}: rollout_workers = {size!r}: must be a whole number, at least 1",
+            remedy="write it again with python -m videostr.scale",
+        )
     return size

@@ -146,4 +146,4 @@ def read_traces(path: str | Path) -> list[TraceRow]:
 
 
 def _unreadable(path: str | Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not readable as Parquet ({error}); delete it or restore it")
+    return DataError(f"{path}: not readable as Parquet ({error})", remedy="delete it or restore it")

@@ -103,7 +103,9 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
         stat = path.stat()
     except (OSError, RuntimeError) as error:  # the latter is of links that lead in a circle
         reason = error.strerror if isinstance(error, OSError) else error
-        raise VideoError(f"{path}: video cannot be read ({reason}); restore it or drop its rows") from None
+        raise VideoError(
+            f"{path}: video cannot be read ({reason})", remedy="restore it or drop its rows"
+        ) from None
     check_regular(path)
     absolute = replace(spec, video=str(path))
     identity = [DECODING, stat.st_size, stat.st_mtime_ns, asdict(absolute)]
@@ -159,8 +161,8 @@ def decode(spec: ClipSpec) -> ClipFrames:
     """
     if spec.start_s < 0:
         raise VideoError(
-            f"{spec.video}: clip.start_s = {spec.start_s:g}: must be 0 or more, seconds from the start of the video; "
-            "correct the row"
+            f"{spec.video}: clip.start_s = {spec.start_s:g}: must be 0 or more, seconds from the start of the video",
+            remedy="correct the row",
         )
     if spec.video.endswith(LIST_SUFFIX):
         return _select_images(Path(spec.video), spec)
@@ -211,7 +213,7 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
     files = [path.parent / listed.root / listed.frames[i][1] for i in chosen]
     images = {file: read_image(file, spec.height, spec.width) for file in dict.fromkeys(files)}
     if len({image.shape for image in images.values()}) > 1:
-        raise VideoError(f"{path}: its images differ in size; resize them, or set height and width")
+        raise VideoError(f"{path}: its images differ in size", remedy="resize them, or set height and width")
     times = tuple(float(all_times[i]) for i in chosen)
     rate = _counting_rate(times, listed.fps)
     return ClipFrames(
@@ -280,5 +282,6 @@ def _targets(video: Video, spec: ClipSpec) -> np.ndarray:
 def _check_start(spec: ClipSpec, end: float) -> None:
     if spec.start_s > end:
         raise VideoError(
-            f"{spec.video}: clip.start_s = {spec.start_s:g}: the video ends at {end:.2f} s; correct the row or drop it"
+            f"{spec.video}: clip.start_s = {spec.start_s:g}: the video ends at {end:.2f} s",
+            remedy="correct the row or drop it",
         )

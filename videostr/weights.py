@@ -59,7 +59,8 @@ def check_weights(folder: Path, parameters: int = 0) -> Weights:
     if held < parameters:
         raise ModelError(
             f"model.path = {folder}: the weight files hold {held} numbers, config.json describes {parameters} parameters: the "
-            f"rest would be random; {AGAIN}"
+            f"rest would be random",
+            remedy=AGAIN,
         )
     return Weights(
         files=names, pickled=pickled, ignored=() if pickled else tuple(_weight_files(folder, "*.bin"))
@@ -77,8 +78,8 @@ def _chosen(folder: Path) -> tuple[str, ...]:
         if (folder / index).exists():
             return _shards(folder, index)
     raise ModelError(
-        f"model.path = {folder}: there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} (nor {WEIGHTS_NAME}); "
-        f"{AGAIN}"
+        f"model.path = {folder}: there is neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} (nor {WEIGHTS_NAME})",
+        remedy=AGAIN,
     )
 
 
@@ -90,12 +91,15 @@ def _shards(folder: Path, index: str) -> tuple[str, ...]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         names, problem = [], f"{type(error).__name__}: {error}"
     if problem:
-        raise ModelError(f"model.path = {folder}: {index} is not an index of shards ({problem}); {AGAIN}")
+        raise ModelError(
+            f"model.path = {folder}: {index} is not an index of shards ({problem})", remedy=AGAIN
+        )
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise ModelError(
             f"model.path = {folder}: {index} names {len(names)} shards, {len(absent)} of them are missing: "
-            f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}; {AGAIN}"
+            f"{', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}",
+            remedy=AGAIN,
         )
     return tuple(names)
 
@@ -109,8 +113,8 @@ def _check_engine_reads(folder: Path, names: tuple[str, ...], pattern: str) -> N
         surplus, chosen = sorted(read - set(names)), ", ".join(names[:3])
         raise ModelError(
             f"model.path = {folder}: learners would read {chosen}{', ...' if len(names) > 3 else ''}, engines also or instead "
-            f"{', '.join(surplus[:3])}{', ...' if len(surplus) > 3 else ''}; delete the weights that are not the policy's, with "
-            "their index"
+            f"{', '.join(surplus[:3])}{', ...' if len(surplus) > 3 else ''}",
+            remedy="delete the weights that are not the policy's, with their index",
         )
 
 
@@ -127,19 +131,20 @@ def _numbers(folder: Path, name: str, *, pickled: bool) -> int:
     with contextlib.suppress(OSError), (folder / name).open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ModelError(
-                f"model.path = {folder}: {name} is a pointer of Git LFS, not the weights; run git lfs pull in that folder, or "
-                "download the file"
+                f"model.path = {folder}: {name} is a pointer of Git LFS, not the weights",
+                remedy="run git lfs pull in that folder, or download the file",
             )
     try:
         return _pickled_numbers(folder / name) if pickled else _safe_numbers(folder / name)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"model.path = {folder}: {name} is refused: it holds more than tensors, and reading it could run code "
-            f"({str(error).strip().partition('.')[0]}); use a checkpoint in safetensors from a source that you trust"
+            f"({str(error).strip().partition('.')[0]})",
+            remedy="use a checkpoint in safetensors from a source that you trust",
         ) from None
     except Exception as error:  # a file of random bytes raises almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"model.path = {folder}: {name} is not whole ({reason}); {AGAIN}") from error
+        raise ModelError(f"model.path = {folder}: {name} is not whole ({reason})", remedy=AGAIN) from error
 
 
 def _safe_numbers(file: Path) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.parameters import gathered
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.grpo.attention import Kernel
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.vision import VisionFeatures

@@ -16,7 +16,7 @@ from actors.calls import get_with_timeout
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
 from actors.placement import overlap_options
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
@@ -164,8 +164,8 @@ class RayLearner:
         results = await gather_or_cancel(ask(rank) for rank in range(len(self.workers)))
         if late:
             raise LearnerError(
-                f"learner ranks {sorted(late)} did not finish `{method}` within {limit} = {timeout_s:g} s; "
-                "see their logs, or raise the limit if the step is simply long"
+                f"learner ranks {sorted(late)} did not finish `{method}` within {limit} = {timeout_s:g} s",
+                remedy="see their logs, or raise the limit if the step is simply long",
             )
         return results
 

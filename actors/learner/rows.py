@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from actors.encoding import PromptEncoder
 from actors.learner.policy import TrainedPolicy
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import LearnerError
 from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.loss import completion_lengths
@@ -82,7 +82,8 @@ class RankRows:
         if not rows:
             raise LearnerError(
                 f"a batch of {len(batch.groups)} groups has no completion to learn from: all are of zero variance, empty or "
-                "masked out; allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false"
+                "masked out",
+                remedy="allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false",
             )
         return deal(rows, dist.get_world_size())[dist.get_rank()]
 

@@ -91,7 +91,9 @@ class LearnerState:
             LearnerError: there is no checkpoint, or it is of other parameters; nothing was changed.
         """
         if not (folder / STATE).is_file():
-            raise LearnerError(f"{folder}: no learner checkpoint; give a folder that `save` has written")
+            raise LearnerError(
+                f"{folder}: no learner checkpoint", remedy="give a folder that `save` has written"
+            )
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(folder / n, framework="pt")) for n in values["shards"]]
@@ -177,9 +179,10 @@ class LearnerState:
             here, there = ours.get(key, "not trained"), theirs.get(key, "absent")
             if here != there:
                 raise LearnerError(
-                    f"{folder}: {key.partition('/')[2]} is {there} in the checkpoint and {here} in this model; load it "
+                    f"{folder}: {key.partition('/')[2]} is {there} in the checkpoint and {here} in this model",
+                    remedy="load it "
                     "with the model.path and model.freeze_vision that it was written with, or start a new run from its "
-                    "policy/ (model.path)"
+                    "policy/ (model.path)",
                 )
 
     def _set_working_weights(self) -> None:

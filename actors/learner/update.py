@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.learner.policy import TrainedPolicy
 from actors.learner.rows import RankRows
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import GradientError
 from videostr.grpo.batch import Row
 from videostr.grpo.loss import Counts, LossSums, count, policy_loss
@@ -139,8 +139,9 @@ class Updater:
         if self._nonfinite_steps >= MAX_NONFINITE_STEPS:
             raise GradientError(
                 f"the gradient was NaN or infinite in {self._nonfinite_steps} optimizer steps in a row; the weights are those "
-                "before them; lower learner.lr, look into traces/ whether the policy has collapsed, and start again from an "
-                "earlier checkpoint"
+                "before them",
+                remedy="lower learner.lr, look into traces/ whether the policy has collapsed, and start again from an "
+                "earlier checkpoint",
             )
         return step
 

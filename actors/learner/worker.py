@@ -19,7 +19,7 @@ from actors.learner.state import LearnerState
 from actors.learner.update import Updater
 from actors.names import Named
 from actors.parameters import tensor_digest
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import CheckpointError, StorageError
 from videostr.files import storage_error
 from videostr.types import LearnerBatch, Update

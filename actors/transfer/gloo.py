@@ -150,7 +150,9 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         """Send one pass of the source to all engines."""
         source = self.source
         if source is None:
-            raise TransferError("the sender was given no weights; pass a WeightSource to trainer_init")
+            raise TransferError(
+                "the sender was given no weights", remedy="pass a WeightSource to trainer_init"
+            )
         metadata = source.metadata()
         info = GlooUpdateInfo(
             names=[m.name for m in metadata],

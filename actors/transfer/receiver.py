@@ -50,7 +50,7 @@ class WeightReceiver:
         await self.engine.finish_weight_update(weight_version=version)
         if not await self.engine.reset_prefix_cache(reset_running_requests=True):
             raise TransferError(
-                "the prefix cache could not be reset: blocks are still in use; restart the engine"
+                "the prefix cache could not be reset: blocks are still in use", remedy="restart the engine"
             )
         if reset_encoder_cache:
             await self.engine.reset_encoder_cache()

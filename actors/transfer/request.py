@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from videostr.config import Config
+from videostr.config.schema import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,8 +54,8 @@ class WeightSender:
             if isinstance(error, TransferError):
                 raise
             raise TransferError(
-                f"weights of version {request.version} did not reach the engines: {error}; "
-                "restart the engines, their weights are not usable"
+                f"weights of version {request.version} did not reach the engines: {error}",
+                remedy="restart the engines, their weights are not usable",
             ) from error
 
     def close(self) -> None:
@@ -144,8 +144,8 @@ class EngineClient:
             if wrong:
                 raise TransferError(
                     f"engine {engine}: {wrong[0]} differs from the learner's after the transfer of version "
-                    f"{self._request.version} ({len(wrong)} of {len(sent)} parameters do); restart the engine and report the "
-                    "model: vLLM does not update this parameter"
+                    f"{self._request.version} ({len(wrong)} of {len(sent)} parameters do)",
+                    remedy="restart the engine and report the model: vLLM does not update this parameter",
                 )
 
     def _call_all(self, phase: str, *arguments: Any) -> list[Any]:
@@ -163,8 +163,8 @@ class EngineClient:
             if not done:
                 late = refs.index(pending[0])
                 raise TransferError(
-                    f"engine {late}: `{phase}` did not end within sync.timeout_s = {self._request.timeout_s:g} s; "
-                    "restart the engines, or raise the limit if the model is simply large"
+                    f"engine {late}: `{phase}` did not end within sync.timeout_s = {self._request.timeout_s:g} s",
+                    remedy="restart the engines, or raise the limit if the model is simply large",
                 )
             number = refs.index(done[0])
             try:
@@ -172,6 +172,7 @@ class EngineClient:
             except RayError as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 raise TransferError(
-                    f"engine {number}: `{phase}` failed: {cause}; restart the engines, their weights are not usable"
+                    f"engine {number}: `{phase}` failed: {cause}",
+                    remedy="restart the engines, their weights are not usable",
                 ) from error
         return ray.get(refs)

@@ -15,21 +15,22 @@ from dataclasses import replace
 
 from rewards.rubric import Rubric, load_custom
 from rewards.service.address import parse_address, read_token
-from rewards.service.numbers import MAX_MESSAGE_MIB, MAX_SECONDS, MAX_WEIGHT, MAX_WORKERS, check_number
+from rewards.service.numbers import MAX_MESSAGE_MIB, MAX_SECONDS, MAX_WEIGHT, check_number
 from rewards.service.server import RewardServer
 from rewards.service.settings import Settings
-from videostr.errors import ConfigError, RewardError, exit_status_of
+from videostr.command import command, run_main
+from videostr.errors import ConfigError
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal; returns the exit status of the module's docstring."""
+    """Serve until a signal; return the exit status of the module's docstring."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    options = _parser().parse_args(arguments)
-    try:
-        asyncio.run(_serve(_settings(options), _rubric(options), options.grace))
-    except (ConfigError, RewardError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_status_of(error)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with_config = any(word.partition("=")[0] == "--config" for word in given)
+    options = _parser(with_config=with_config).parse_args(given)
+    rubric = _rubric_of_config(options) if with_config else _rubric_of_flags(options)
+    asyncio.run(_serve(_settings(options), rubric, options.grace))
     return 0
 
 
@@ -51,8 +52,7 @@ async def _serve(settings: Settings, rubric: Rubric, grace_s: float) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    for name, low, high in (("workers", 1, MAX_WORKERS), ("max_message_mib", 1, MAX_MESSAGE_MIB)):
-        check_number(f"--{name.replace('_', '-')}", getattr(options, name), low, high)
+    check_number("--max-message-mib", options.max_message_mib, 1, MAX_MESSAGE_MIB, "MiB")
     check_number("--grace", options.grace, 0, MAX_SECONDS, "seconds")
     settings = Settings(
         listen=parse_address(options.listen, "--listen"),
@@ -70,28 +70,18 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
-def _rubric(options: argparse.Namespace) -> Rubric:
-    given = [name for name in ("rubric", "custom", "w_custom") if getattr(options, name) is not None]
-    if options.config:
-        if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ConfigError(
-                f"{flags} would have no effect with --config; leave it out, or write reward.KEY=VALUE after FILE"
-            )
-        from videostr import config as configs  # only here: it needs OmegaConf
+def _rubric_of_config(options: argparse.Namespace) -> Rubric:
+    from videostr.config.load import load  # only here: it needs OmegaConf
 
-        config = configs.load(options.config, options.overrides)
-        return Rubric.from_config(config.reward, config.sampling.max_tokens)
-    if options.overrides:
-        raise ConfigError(f"{' '.join(options.overrides)}: overrides change a config; give --config FILE too")
-    return _rubric_of_flags(options)
+    config = load(options.config, options.overrides)
+    return Rubric.from_config(config.reward, config.sampling.max_tokens)
 
 
 def _rubric_of_flags(options: argparse.Namespace) -> Rubric:
-    rubric = Rubric.preset(options.rubric or "default")
+    rubric = Rubric.preset(options.rubric)
     if not options.custom:
         if options.w_custom is not None:
-            raise ConfigError("--w-custom would have no effect without --custom; give both")
+            raise ConfigError("--w-custom: has no effect without --custom", remedy="give both")
         return rubric
     load_custom(options.custom, "--custom")
     weight = 1.0 if options.w_custom is None else options.w_custom
@@ -99,18 +89,25 @@ def _rubric_of_flags(options: argparse.Namespace) -> Rubric:
     return replace(rubric, custom=options.custom, w_custom=weight)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rewards.service", description=__doc__)
+def _parser(*, with_config: bool) -> argparse.ArgumentParser:
+    """Return the options; the rubric is that of a run's config, or that of flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rewards.service", description=__doc__, allow_abbrev=False
+    )
+    if with_config:
+        parser.add_argument(
+            "--config", required=True, metavar="FILE", help="score as the run of this config does"
+        )
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the file's")
+    else:
+        parser.add_argument(
+            "--rubric", default="default", help="a preset: default, paper, spacer, answer_only"
+        )
+        parser.add_argument(
+            "--custom", metavar="PACKAGE.MODULE:FUNCTION", help="a reward of your own, on top of the rubric"
+        )
+        parser.add_argument("--w-custom", type=float, metavar="WEIGHT", help="of --custom; default 1")
     parser.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT")
-    parser.add_argument("--rubric", help="a preset: default, paper, spacer, answer_only")
-    parser.add_argument(
-        "--custom", metavar="PACKAGE.MODULE:FUNCTION", help="a reward of your own, on top of the rubric"
-    )
-    parser.add_argument("--w-custom", type=float, metavar="WEIGHT", help="of --custom; default 1")
-    parser.add_argument(
-        "--config", metavar="FILE", help="a run's config: the service scores as that run does"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the config's values")
     parser.add_argument("--workers", type=int, default=1, help="scoring processes")
     parser.add_argument("--max-groups", type=int, help="groups accepted at a time; default 32 per worker")
     parser.add_argument("--deadline", type=float, default=30.0, help="longest scoring of one group, seconds")
@@ -127,4 +124,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -57,12 +57,12 @@ def read_token(path: str) -> str:
         token = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: the token cannot be read ({error}); name a text file that this user may read"
+            f"{path}: the token cannot be read ({error})", remedy="name a text file that this user may read"
         ) from None
     if len(token) < _LEAST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise ConfigError(
-            f"{path}: must hold one token of at least {_LEAST_TOKEN} printable ASCII characters without spaces; "
-            f"make one with `openssl rand -hex 32`"
+            f"{path}: must hold one token of at least {_LEAST_TOKEN} printable ASCII characters without spaces",
+            remedy="make one with `openssl rand -hex 32`",
         )
     return token
 
@@ -73,5 +73,5 @@ def read_pem(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}); name a PEM file that this user may read"
+            f"{path}: cannot be read ({error})", remedy="name a PEM file that this user may read"
         ) from None

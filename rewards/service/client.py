@@ -79,8 +79,9 @@ class _Endpoint:
         secure = bool(ca_file) or not address.is_loopback
         if secure and not ca_file:
             raise ConfigError(
-                f"endpoint = {endpoint}: other machines see what goes to this address, so it needs TLS; name the PEM file "
-                "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1"
+                f"endpoint = {endpoint}: other machines see what goes to this address, so it needs TLS",
+                remedy="name the PEM file "
+                "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1",
             )
         return cls(
             address=address,
@@ -320,7 +321,8 @@ def _may_be_too_long(error: Any) -> bool:
 def _too_long(request: bytes, target: str) -> RewardServiceError:
     return RewardServiceError(
         f"the reward service at {target} refused the call (RESOURCE_EXHAUSTED): a group of {len(request)} bytes is larger than "
-        "its longest message; send fewer or shorter completions, or start it with a greater --max-message-mib"
+        "its longest message",
+        remedy="send fewer or shorter completions, or start it with a greater --max-message-mib",
     )
 
 

@@ -59,7 +59,9 @@ def read_record(request: pb.ScoreGroupRequest) -> Record:
         RecordError: it is missing or breaks the record schema; names record, field and rule.
     """
     if not request.HasField("record"):
-        raise RecordError("record is missing; a request must hold the record that its completions belong to")
+        raise RecordError(
+            "record is missing", remedy="a request must hold the record that its completions belong to"
+        )
     message = request.record
     origin = f"record {message.id!r}"
     try:
@@ -68,8 +70,8 @@ def read_record(request: pb.ScoreGroupRequest) -> Record:
         raise
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:  # JSON of no sense at all
         raise RecordError(
-            f"{origin}: answer.value or graph cannot be read ({type(error).__name__}: {error}); "
-            "both must be JSON of the record schema"
+            f"{origin}: answer.value or graph cannot be read ({type(error).__name__}: {error})",
+            remedy="both must be JSON of the record schema",
         ) from None
 
 
@@ -81,8 +83,8 @@ def read_completions(request: pb.ScoreGroupRequest) -> list[Completion | str]:
     """
     if not 1 <= len(request.completions) <= MAX_COMPLETIONS:
         raise RecordError(
-            f"record {request.record.id!r}: {len(request.completions)} completions; a group must hold 1 to "
-            f"{MAX_COMPLETIONS}: split it, or send what it lacks"
+            f"record {request.record.id!r}: {len(request.completions)} completions",
+            remedy=f"a group must hold 1 to {MAX_COMPLETIONS}: split it, or send what it lacks",
         )
     return [_completion(message, request.record.id) for message in request.completions]
 

@@ -31,6 +31,6 @@ def check_number(name: str, value: object, low: float, high: float, unit: str = 
         not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high
     ):  # NaN is in no range
         raise ConfigError(
-            f"{name} = {value!r:.80}: must be a number from {low:.10g} to {high:.10g}{f' {unit}' if unit else ''}; give "
-            "another one, or leave it out for the default"
+            f"{name} = {value!r:.80}: must be a number from {low:.10g} to {high:.10g}{f' {unit}' if unit else ''}",
+            remedy="give another one, or leave it out for the default",
         )

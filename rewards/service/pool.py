@@ -175,7 +175,8 @@ class WorkerPool:
             worker.end("died")
             await worker.close()
             raise RewardError(
-                f"a scoring process {fate} at its start; its own message stands above on standard error"
+                f"a scoring process {fate} at its start",
+                remedy="its own message stands above on standard error",
             ) from None
         except asyncio.CancelledError:
             worker.end("closed")

@@ -127,8 +127,8 @@ class RewardServer:
                 port = self._server.add_insecure_port(str(settings.listen))
         except RuntimeError:
             raise ConfigError(
-                f"--listen {settings.listen}: cannot be listened on; is another process there? "
-                "Choose another port, or 0 for any"
+                f"--listen {settings.listen}: cannot be listened on",
+                remedy="is another process there? Choose another port, or 0 for any",
             ) from None
         self.address = settings.listen._replace(port=port)
         if settings.metrics is not None:
@@ -136,7 +136,8 @@ class RewardServer:
                 self._page = self._metrics.serve(*settings.metrics)
             except OSError as error:
                 raise ConfigError(
-                    f"--metrics {settings.metrics}: cannot be listened on ({error}); choose another port, or 0 for any"
+                    f"--metrics {settings.metrics}: cannot be listened on ({error})",
+                    remedy="choose another port, or 0 for any",
                 ) from None
             self.metrics_address = settings.metrics._replace(port=self._page.server_port)
 

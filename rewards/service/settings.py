@@ -68,15 +68,17 @@ class Settings:
         check_number("--worker-memory-mib", self.memory_mib, 1, MAX_MEMORY_MIB, "MiB")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigError(
-                "--tls-cert and --tls-key must be given together; one is the certificate, one its key"
+                "--tls-cert and --tls-key must be given together",
+                remedy="give the certificate and its key, or neither",
             )
         if not self.listen.is_loopback and not (self.tls_cert and self.token):
             raise ConfigError(
-                f"--listen {self.listen}: other machines reach this address, so it needs TLS and a token; give "
-                "--tls-cert, --tls-key and --token-file, or listen on 127.0.0.1"
+                f"--listen {self.listen}: other machines reach this address, so it needs TLS and a token",
+                remedy="give --tls-cert, --tls-key and --token-file, or listen on 127.0.0.1",
             )
         if self.metrics is not None and not self.metrics.is_loopback:
             raise ConfigError(
                 f"--metrics {self.metrics}: the page has no protection, so it must be on a loopback address, "
-                "e.g. 127.0.0.1:9464; let a collector on this machine pass it on"
+                "e.g. 127.0.0.1:9464",
+                remedy="let a collector on this machine pass it on",
             )

@@ -51,7 +51,8 @@ def client_credentials(ca_file: str) -> grpc.ChannelCredentials:
         _client_context(ca_file)
     except ssl.SSLError:
         raise ConfigError(
-            f"{ca_file}: holds no certificate; name the PEM file of the authority that signed the service's certificate"
+            f"{ca_file}: holds no certificate",
+            remedy="name the PEM file of the authority that signed the service's certificate",
         ) from None
     return grpc.ssl_channel_credentials(authorities)
 

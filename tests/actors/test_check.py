@@ -16,7 +16,8 @@ from actors import check as cluster_check
 from actors.check import Cluster, find_cluster, first_without_room
 from actors.placement import plan
 from videostr.check import check, check_loss
-from videostr.config import Config, load
+from videostr.config.load import load
+from videostr.config.schema import Config
 from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock

@@ -29,7 +29,7 @@ from actors.pools import RayRolloutPool
 from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
 from actors.sync import SupervisedSync, transfer_weights
 from actors.transfer.request import TransferRequest
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import TransferError
 from videostr.model import load_policy
 from videostr.ports import Sampled, SampleRequest

@@ -24,7 +24,8 @@ from actors.learner.state import KINDS, LearnerState
 from actors.learner.update import MAX_NONFINITE_STEPS
 from actors.learner.worker import LearnerWorker
 from actors.parameters import tensor_digest
-from videostr.config import Config, LearnerConfig, LossConfig, Model, TrainConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LearnerConfig, LossConfig, Model, TrainConfig
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows

@@ -14,7 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors.placement import Placement
-from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig
 from videostr.errors import PlacementError
 from videostr.tasks import race
 

@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from actors.placement import lacking, overlap_options, plan, start_ray
-from videostr.config import Config, LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig, TrainConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig, TrainConfig
 from videostr.errors import PlacementError
 
 CONFIG = Config(

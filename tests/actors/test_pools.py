@@ -28,7 +28,8 @@ from actors.sync import SupervisedSync
 from actors.transfer.request import TransferRequest
 from rewards import Rubric
 from tests.actors.waiting import ended
-from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
 from videostr.supervision import Health

@@ -18,7 +18,7 @@ from rewards import Rubric, score_group
 from rewards.service.address import Address
 from rewards.service.server import RewardServer
 from rewards.service.settings import Settings
-from videostr.config import RewardConfig
+from videostr.config.sections import RewardConfig
 from videostr.errors import ConfigError, RewardError
 from videostr.types import (
     Answer,

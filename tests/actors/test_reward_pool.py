@@ -21,7 +21,7 @@ from actors import reward
 from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
 from tests.actors.waiting import ended
-from videostr.config import RewardConfig
+from videostr.config.sections import RewardConfig
 from videostr.errors import RewardError
 from videostr.timeline import Timeline
 from videostr.types import (

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from actors.scaling import Scaling
-from videostr.config import Config, RolloutConfig
+from videostr.config.schema import Config
+from videostr.config.sections import RolloutConfig
 from videostr.scale import main
 from videostr.supervision import Health
 from videostr.target_size import read_target_size

@@ -24,8 +24,8 @@ from actors.pools import RayRolloutPool
 from actors.sync import transfer_weights
 from tests.benchmarks.engine_sides import EngineWorker, Peer, Sender
 from tests.benchmarks.measure import ratio, report, spread
-from videostr import config as configs
-from videostr.config import Config
+from videostr.config.load import load
+from videostr.config.schema import Config
 from videostr.data.records import read_records
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import render
@@ -52,7 +52,7 @@ class Engine:
 
 @contextmanager
 def engine_of(policy: Path, folder: Path) -> Iterator[Engine]:
-    config = configs.load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}"])
+    config = load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}"])
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     loop = asyncio.new_event_loop()
     pool = RayRolloutPool(config, folder / "frames", folder / "logs", worker_class=EngineWorker)

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.measure import processor_seconds, ratio, report, spread
-from videostr.config import LossConfig
+from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Group, RopeGrid, Row, build_row, plan_rows, prompt_positions
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss

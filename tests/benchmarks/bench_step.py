@@ -22,9 +22,9 @@ import ray
 from transformers import AutoProcessor
 
 from tests.benchmarks.measure import ratio, report, spread
-from videostr import config as configs
 from videostr.checkpoint import Ledger, RunState
-from videostr.config import Config
+from videostr.config.load import load
+from videostr.config.schema import Config
 from videostr.data.prompts import RecordSource
 from videostr.data.records import read_records, write_records
 from videostr.launch import cluster
@@ -125,7 +125,7 @@ class System:
 @contextmanager
 def started(folder: Path, *overrides: str) -> Iterator[System]:
     """The demo's actors with a policy whose completions run to the limit."""
-    config = configs.load(
+    config = load(
         "configs/tabletop_cpu.yaml",
         [
             f"run.dir={folder}",

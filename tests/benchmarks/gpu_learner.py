@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from videostr.config import LossConfig
+from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Group, RopeGrid, Row, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss

@@ -156,7 +156,7 @@ def test_chaos(
         f"train.steps={10 * minutes}", "train.checkpoint_every=2", "rollout.num_workers=2", "rollout.num_cpus=1.1",
         "rollout.threads=1", "learner.threads=1", "learner.num_cpus=0.75", "rollout.health_check_s=5", "sync.timeout_s=20",
         "rollout.max_restarts=1000", "learner.max_restarts=1000", f"data.frame_store={tmp_path / 'frames'}",
-        "placement.wait_s=60", "train.max_flat_steps=0", "run.seed=3", "loss.correction=none",
+        "placement.wait_s=60", "train.max_zero_variance_steps=0", "run.seed=3", "loss.correction=none",
     ]  # fmt: skip
     alone = [*small_run(tabletop, tmp_path, "alone"), *shared, "rollout.num_workers=1", "rollout.num_cpus=1"]
     process = start_launch(alone, tmp_path / "alone.log")

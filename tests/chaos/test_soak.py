@@ -102,7 +102,7 @@ def test_soak(request: pytest.FixtureRequest, tabletop: Path, small_run: Any, tm
         pytest.skip("needs --soak-minutes")
     stage = Stage(tmp_path, [
         *small_run(tabletop, tmp_path, "soak"), "train.steps=1000000", "train.max_staleness=1", "train.checkpoint_every=20",
-        "train.max_flat_steps=0", "evaluate.every=20", "rollout.num_cpus=1", "rollout.threads=1", "learner.threads=1",
+        "train.max_zero_variance_steps=0", "evaluate.every=20", "rollout.num_cpus=1", "rollout.threads=1", "learner.threads=1",
         "learner.num_cpus=0.75", f"data.frame_store={tmp_path / 'frames'}", "learner.schedule=constant",
         "loss.correction=ratio",
     ])  # fmt: skip

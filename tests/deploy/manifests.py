@@ -17,7 +17,9 @@ import yaml
 
 from actors.placement import Role, plan
 from tests.deploy.kustomize import Object, containers
-from videostr.config import Config, load
+from videostr import __version__
+from videostr.config.load import load
+from videostr.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 IMAGE_ROOT = "/opt/videostr/"
@@ -156,8 +158,8 @@ def wrong_version(item: Object) -> Iterator[str]:
     if cluster_spec(item)["rayVersion"] != pin:
         yield f"rayVersion = {cluster_spec(item)['rayVersion']}, pyproject.toml pins {pin}"
     for container in containers(item):
-        if not container["image"].rpartition(":")[2].startswith(f"{project['version']}-"):
-            yield f"{container['name']}: image {container['image']} is not of version {project['version']}"
+        if not container["image"].rpartition(":")[2].startswith(f"{__version__}-"):
+            yield f"{container['name']}: image {container['image']} is not of version {__version__}"
 
 
 def problems(job: Object) -> list[str]:

@@ -17,7 +17,7 @@ import yaml
 from actors.placement import plan
 from tests.deploy import manifests
 from tests.deploy.kustomize import Object, render
-from videostr.config import load
+from videostr.config.load import load
 from videostr.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import Rubric, score, score_group, score_group_with_traces
-from videostr.config import RewardConfig
+from videostr.config.sections import RewardConfig
 from videostr.errors import ConfigError, RewardError
 from videostr.graph import to_json
 from videostr.types import (

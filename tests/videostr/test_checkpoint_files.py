@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr import coldstart, launch
-from videostr.config import load
+from videostr.config.load import load
 from videostr.errors import ModelError
 from videostr.evaluate import __main__ as evaluate
 from videostr.model import open_checkpoint
@@ -256,12 +256,13 @@ def test_every_command_says_so_before_it_starts_anything(
             ["--check", "--config", "configs/tabletop_cpu.yaml", f"model.path={folder}", runs, data]
         ),
         "evaluate": lambda: evaluate.main(
-            ["--config", "configs/eval_tabletop.yaml", f"model={folder}", f"root={tabletop / 'heldout'}", f"dir={tmp_path / 'e'}"]
+            ["--config", "configs/eval_tabletop.yaml", f"model.path={folder}", f"benchmark.root={tabletop / 'heldout'}",
+             f"run.dir={tmp_path / 'e'}"]
         ),
         "coldstart": lambda: coldstart.main(
             [
                 "--config", "configs/tabletop_coldstart.yaml",
-                f"model={folder}", f"data={tabletop / 'train'}", f"out={tmp_path / 'o'}",
+                f"model.path={folder}", data, f"out={tmp_path / 'o'}",
             ]
         ),
     }  # fmt: skip

@@ -21,15 +21,18 @@ PRETRAINED = "videostr/tabletop/pretrained"
 
 def test_cold_start_learns_and_goes_on(tabletop: Path, tmp_path: Path) -> None:
     arguments = [
-        "--config", "configs/tabletop_coldstart.yaml", f"data={tabletop / 'train'}", f"heldout={tabletop / 'heldout'}",
-        f"frame_store={tmp_path / 'frames'}", "steps=30", "batch_size=16", "warmup_steps=3",
+        "--config", "configs/tabletop_coldstart.yaml", f"data.train={tabletop / 'train'}", f"data.heldout={tabletop / 'heldout'}",
+        f"data.frame_store={tmp_path / 'frames'}", "train.steps=30", "train.batch_size=16", "learner.warmup_steps=3",
     ]  # fmt: skip
     assert main([*arguments, f"out={tmp_path / 'one'}"]) == 0
     about = json.loads((tmp_path / "one" / "coldstart.json").read_text())
     assert about["records"] == 40
     # 640 tokens: chance is 0.002; thirty steps are enough for the format's constant parts.
     assert about["heldout"]["tokens"] > 0.3
-    assert main([*arguments, f"model={tmp_path / 'one'}", f"out={tmp_path / 'two'}", "ends_only=0.5"]) == 0
+    assert (
+        main([*arguments, f"model.path={tmp_path / 'one'}", f"out={tmp_path / 'two'}", "train.ends_only=0.5"])
+        == 0
+    )
     more = json.loads((tmp_path / "two" / "coldstart.json").read_text())
     assert more["heldout"]["tokens"] > about["heldout"]["tokens"]
 
@@ -49,9 +52,10 @@ def test_weights_are_learned_in_float32_and_written_in_the_dtype_asked_for(
 
     monkeypatch.setattr(coldstart, "measure", measure)
     assert main([
-        "--config", "configs/tabletop_coldstart.yaml", f"model={PRETRAINED}", "dtype=bfloat16", "steps=1", "batch_size=1",
-        f"data={tabletop / 'train'}", f"heldout={tabletop / 'heldout'}", "heldout_prompts=1", f"out={tmp_path}",
-        f"frame_store={tmp_path / 'frames'}",
+        "--config", "configs/tabletop_coldstart.yaml", f"model.path={PRETRAINED}", "model.dtype=bfloat16",
+        "train.steps=1", "train.batch_size=1",
+        f"data.train={tabletop / 'train'}", f"data.heldout={tabletop / 'heldout'}", "evaluate.prompts=1", f"out={tmp_path}",
+        f"data.frame_store={tmp_path / 'frames'}",
     ]) == 0  # fmt: skip
     assert learned == [({torch.float32}, torch.bfloat16)]
     written = load_file(tmp_path / "model.safetensors")
@@ -84,5 +88,5 @@ def test_ends_only_leaves_out_the_frames_between(tabletop: Path, tmp_path: Path)
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
     arguments = ["--config", "configs/tabletop_coldstart.yaml", f"out={tmp_path}"]
-    assert main([*arguments, "ends_only=2"]) == 2
-    assert main([*arguments, f"data={tmp_path}"]) == 2
+    assert main([*arguments, "train.ends_only=2"]) == 2
+    assert main([*arguments, f"data.train={tmp_path}"]) == 2

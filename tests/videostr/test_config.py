@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from videostr.config import ColdStartConfig, Config, dump, load, load_coldstart, validate
+from videostr.config.load import dump, load, load_coldstart, validate
+from videostr.config.schema import ColdStartConfig, Config
 from videostr.errors import ConfigError
 
 SPARSE = """
@@ -59,7 +61,7 @@ def test_a_text_that_yaml_takes_for_a_number_is_kept(write: Callable[[str], Path
     assert load(write(SPARSE), [f"run.name={name}"]).run.name == name
     assert load(write(f"{SPARSE}run: {{name: '{name}'}}")).run.name == name
     with pytest.raises(
-        ConfigError, match=r"run\.name: must be text, but YAML reads it as .*; put it in quotes"
+        ConfigError, match=r"run\.name = .*: must be text, but YAML reads it as .*; put it in quotes"
     ):
         load(write(f"{SPARSE}run: {{name: {name}}}"))
 
@@ -74,9 +76,11 @@ def test_dump_and_load_give_the_same_config(write: Callable[[str], Path], tmp_pa
 
 def test_coldstart_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "x_coldstart.yaml"
-    path.write_text("data: d\nout: o\n")
-    config = load_coldstart(path, ["steps=2", "device=cuda"])
-    assert config == ColdStartConfig(data="d", out="o", steps=2, device="cuda")
+    path.write_text("data: {train: d}\nout: o\n")
+    config = load_coldstart(path, ["train.steps=2", "device=cuda"])
+    expected = ColdStartConfig(out="o", device="cuda")
+    expected.data.train, expected.train.steps = "d", 2
+    assert config == expected
     path.write_text(dump(config))
     assert load_coldstart(path) == config
 
@@ -90,8 +94,18 @@ def test_coldstart_round_trip(tmp_path: Path) -> None:
         (SPARSE, ["train.steps=many"], ["train.steps"]),
         (SPARSE, ["loss.name=reinforce"], ["loss.name"]),
         (SPARSE, ["run.seed=1.5"], ["run.seed"]),
-        (SPARSE, ["learner.betas={a: 1}"], ["keys and types are listed in"]),
-        (SPARSE, ["learner.betas=[0.9]"], ["keys and types are listed in"]),
+        (SPARSE, ["learner.betas={a: 1}"], ["learner.betas", "a list of two numbers"]),
+        (
+            SPARSE,
+            ["learner.betas=[0.9]"],
+            ["learner.betas = [0.9]: must be a list of two numbers, at least 0 and below 1"],
+        ),
+        (SPARSE, ["train=4"], ["train = 4: must be a section"]),
+        (
+            SPARSE + "train: {steps: 0, stpes: 1}",
+            [],
+            ["train.steps = 0", "train.stpes = 1: is not a key; did you mean train.steps?"],
+        ),
         (SPARSE, ["train.steps"], ["train.steps", "key=value"]),
         ("[1, 2]", [], ["must be a mapping"]),
         ("model: {path: [", [], ["not readable as YAML"]),
@@ -104,8 +118,9 @@ def test_a_bad_key_or_value_is_refused_by_name(
     path = write(text)
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
-    for word in [str(path), *words] if "=" in "".join(overrides) or not overrides else words:
+    for word in [str(path), *words] if not overrides else words:
         assert word in str(caught.value)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("override", ["run.name=@x", "model.path=[", "run.name=*x", "run.name='x"])
@@ -115,6 +130,14 @@ def test_an_override_that_is_no_yaml_is_refused_by_name(write: Callable[[str], P
     assert str(caught.value).startswith(f"override {override!r}: not readable as YAML: ")
     assert "quote the value" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_policy_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(tmp_path)
+    config = load(root / "configs" / "tabletop_cpu.yaml")
+    assert Path(config.model.path) == root / "videostr" / "tabletop" / "pretrained"
+    assert load(root / "configs" / "tabletop_cpu.yaml", ["model.path=Qwen/X"]).model.path == "Qwen/X"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -246,18 +269,18 @@ def test_all_broken_rules_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        (["data=''"], 'data = ""'),
+        (["data.train=''"], 'data.train = ""'),
         (["out=''"], 'out = ""'),
-        (["steps=0"], "coldstart.steps = 0"),
-        (["seed=-1"], "seed = -1: must be at least 0"),
-        (["weight_decay=.nan"], "weight_decay = nan: must be a finite number, at least 0"),
-        (["warmup_steps=-1"], "warmup_steps = -1: must be at least 0"),
-        (["x=1"], "x"),
+        (["train.steps=0"], "train.steps = 0: must be a whole number, at least 1"),
+        (["run.seed=-1"], "run.seed = -1: must be a whole number, from 0 to 4294967295"),
+        (["learner.weight_decay=.nan"], "learner.weight_decay = nan: must be a finite number, at least 0"),
+        (["learner.warmup_steps=-1"], "learner.warmup_steps = -1: must be a whole number, at least 0"),
+        (["x=1"], "x = 1: is not a key"),
     ],
 )
 def test_coldstart_rules(tmp_path: Path, overrides: list[str], word: str) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("data: d\nout: o\n")
+    path.write_text("data: {train: d}\nout: o\n")
     with pytest.raises(ConfigError) as caught:
         load_coldstart(path, overrides)
     assert word in str(caught.value)
@@ -300,3 +323,36 @@ def test_any_other_name_is_taken(name: str) -> None:
     config = valid()
     config.run.name = name
     validate(config)
+
+
+def test_an_error_of_several_keys_has_a_message_and_a_remedy_of_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(with_values({"train.steps": 0, "model.path": ""}))
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.message.splitlines() == [
+        "train.steps = 0: must be a whole number, at least 1",
+        'model.path = "": must name the policy',
+    ]
+    assert error.remedy.splitlines() == ["keys and types are listed in docs/config.md", "set model.path=DIR"]
+    assert [str(problem) for problem in error.problems] == str(error).splitlines()
+
+
+def test_a_key_of_the_file_is_named_with_the_file_and_one_of_the_command_line_without(
+    write: Callable[[str], Path],
+) -> None:
+    path = write(SPARSE + "train: {steps: 0}")
+    with pytest.raises(ConfigError) as caught:
+        load(path, ["learner.lr=0"])
+    assert [error.message for error in caught.value.problems] == [
+        f"{path}: train.steps = 0: must be a whole number, at least 1",
+        "learner.lr = 0: must be a finite number, above 0",
+    ]
+
+
+def test_a_run_that_was_shortened_by_an_override_loads_from_its_folder(write: Callable[[str], Path]) -> None:
+    """checkpoint_every of the file has no effect then; the resolved config holds it as any key."""
+    config = load(write(SPARSE + "train: {checkpoint_every: 10}"), ["train.steps=3"])
+    path = write(dump(config))
+    assert load(path, ["rollout.num_workers=2"]).train.checkpoint_every == 10
+    with pytest.raises(ConfigError, match=r"checkpoint_every = 5: has no effect with train\.steps = 3"):
+        load(path, ["train.checkpoint_every=5"])

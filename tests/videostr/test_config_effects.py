@@ -6,20 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from rewards.rubric import PRESETS
-from videostr import config as schema
-from videostr.config import (
-    ColdStartConfig,
-    Config,
-    EvaluationConfig,
-    dump,
-    flat,
-    load,
-    load_coldstart,
-    load_evaluation,
-)
-from videostr.config_effects import LENGTHS, Written, keys_without_effect, ratio_moves
+from videostr.config.effects import LENGTHS, Written, keys_without_effect, ratio_moves
+from videostr.config.load import dump, load, load_coldstart, load_evaluation
+from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
+from videostr.config.values import flat
 from videostr.errors import ConfigError
 
 BASE = ["model.path=m", "data.train=d"]
@@ -46,8 +39,14 @@ NO_EFFECT: list[tuple[list[str], dict[str, str]]] = [
     (["loss.custom=m:f", "loss.name=gspo"], {"loss.name = gspo": "loss.custom = m:f"}),
     (["loss.constant_length=100"], {"loss.constant_length = 100": "loss.aggregation = token"}),
     (["loss.aggregation=sequence", "loss.constant_length=1024"], {"loss.constant_length = 1024": "sequence"}),
-    (["sampling.refill_limit=2"], {"sampling.refill_limit = 2.0": "sampling.refill = false"}),
-    (["sampling.refill=true", "sampling.refill_limit=1"], {"sampling.refill = true": "leaves no room"}),
+    (
+        ["sampling.dynamic_sampling_limit=2"],
+        {"sampling.dynamic_sampling_limit = 2.0": "sampling.dynamic_sampling = false"},
+    ),
+    (
+        ["sampling.dynamic_sampling=true", "sampling.dynamic_sampling_limit=1"],
+        {"sampling.dynamic_sampling = true": "leaves no room"},
+    ),
     (
         ["learner.packing=none", "learner.max_row_tokens=99"],
         {"learner.max_row_tokens = 99": "a row of its own"},
@@ -97,6 +96,10 @@ NO_EFFECT: list[tuple[list[str], dict[str, str]]] = [
         ["data.heldout=h", "evaluate.every=9", "train.steps=9"],
         {"evaluate.every = 9": "train.steps = 9"},
     ),
+    (
+        ["train.checkpoint_every=9", "train.steps=9"],
+        {"train.checkpoint_every = 9": "a checkpoint is written at the last step anyway"},
+    ),
     (["data.tabletop.difficulty=full"], {"data.tabletop.difficulty = full": "nothing is built"}),
     (["data.tabletop.heldout_scenes=9"], {"data.tabletop.heldout_scenes = 9": 'data.heldout = ""'}),
     (["logging.wandb.project=p"], {"logging.wandb.project = p": "logging.wandb.enabled = false"}),
@@ -144,7 +147,7 @@ def test_a_key_without_effect_is_refused(
         ["loss.correction=none"],
         ["loss.correction=truncated", "loss.custom=m:f", "loss.eps_low=0.1"],
         ["loss.aggregation=constant", "loss.constant_length=10"],
-        ["sampling.refill=true", "sampling.refill_limit=2"],
+        ["sampling.dynamic_sampling=true", "sampling.dynamic_sampling_limit=2"],
         ["reward.rubric=paper", "reward.band=[1,2]"],
         ["reward.length=overlong", "reward.overlong_buffer=9"],
         ["reward.custom=m:f", "reward.w_custom=0.5"],
@@ -163,11 +166,15 @@ def test_a_key_with_an_effect_passes(overrides: list[str], tmp_path: Path) -> No
     ("file", "override"),
     [
         ("reward: {num_workers: 8}", "reward.endpoint=h:1"),
-        ("sampling: {refill: true, refill_limit: 2.0}", "sampling.refill=false"),
+        (
+            "sampling: {dynamic_sampling: true, dynamic_sampling_limit: 2.0}",
+            "sampling.dynamic_sampling=false",
+        ),
         ("reward: {overlong_buffer: 256}", "reward.rubric=paper"),
         ("logging: {wandb: {enabled: true, project: p}}", "logging.wandb.enabled=false"),
         ("evaluate: {samples: 2}\ndata: {heldout: h}", "evaluate.prompts=0"),
         ("learner: {max_row_tokens: 9}", "learner.packing=none"),
+        ("train: {checkpoint_every: 9}", "train.steps=3"),
     ],
 )
 def test_a_file_may_keep_what_an_override_switches_off(file: str, override: str, tmp_path: Path) -> None:
@@ -180,8 +187,8 @@ def test_a_file_may_keep_what_an_override_switches_off(file: str, override: str,
     path = tmp_path / "both.yaml"
     path.write_text(file)
     (tmp_path / "empty.yaml").write_text("{}")
-    tree = schema.OmegaConf.merge(schema.OmegaConf.load(path), schema.OmegaConf.from_dotlist([override]))
-    assert len(refused(schema.OmegaConf.to_yaml(tree), [], tmp_path)) == 1, (section, name, value)
+    tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist([override]))
+    assert len(refused(OmegaConf.to_yaml(tree), [], tmp_path)) == 1, (section, name, value)
 
 
 @pytest.mark.parametrize("override", ["loss.correction=none", "loss.correction=truncated"])
@@ -191,36 +198,42 @@ def test_the_loss_of_a_file_is_not_switched_off_in_silence(override: str, tmp_pa
 
 def test_the_config_of_a_run_folder_counts_what_differs_from_the_defaults(tmp_path: Path) -> None:
     config = Config()
-    config.model.path, config.data.train, config.sampling.refill = "m", "d", True
-    config.sampling.refill_limit = 2.0
+    config.model.path, config.data.train, config.sampling.dynamic_sampling = "m", "d", True
+    config.sampling.dynamic_sampling_limit = 2.0
     path = tmp_path / "config.yaml"
     path.write_text(dump(config))
     assert load(path) == config
-    assert load(path, ["sampling.refill=false"]).sampling.refill is False
+    assert load(path, ["sampling.dynamic_sampling=false"]).sampling.dynamic_sampling is False
     with pytest.raises(ConfigError, match=r"^loss.eps_low = 0.3: has no effect"):
         load(path, ["loss.correction=none", "loss.eps_low=0.3"])
     path.write_text("".join(dump(config).splitlines(keepends=True)[1:]))
-    with pytest.raises(ConfigError, match=r"loss.constant_length = 1024: has no effect"):
+    with pytest.raises(ConfigError, match=r"config.yaml: .*constant_length = 1024: has no effect"):
         load(path)
 
 
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [
-        (["modes=[direct]", "max_tokens=9"], "max_tokens = 9: has no effect with modes = [direct]"),
         (
-            ["modes=[think]", "max_tokens_direct=9"],
-            "max_tokens_direct = 9: has no effect with modes = [think]",
+            ["benchmark.modes=[direct]", "sampling.max_tokens=9"],
+            "sampling.max_tokens = 9: has no effect with benchmark.modes = [direct]",
         ),
-        (["frames.fps=1.0", "benchmark=records"], "frames.fps = 1.0: has no effect with benchmark = records"),
-        (["judge.endpoint=u"], "judge.endpoint = u: has no effect with benchmark = vsi_bench"),
         (
-            ["benchmark=v_star", "judge.timeout_s=3"],
+            ["benchmark.modes=[think]", "sampling.max_tokens_direct=9"],
+            "sampling.max_tokens_direct = 9: has no effect with benchmark.modes = [think]",
+        ),
+        (
+            ["benchmark.fps=1.0", "benchmark.name=records"],
+            "benchmark.fps = 1.0: has no effect with benchmark.name = records",
+        ),
+        (["judge.endpoint=u"], "judge.endpoint = u: has no effect with benchmark.name = vsi_bench"),
+        (
+            ["benchmark.name=v_star", "judge.timeout_s=3"],
             'judge.timeout_s = 3.0: has no effect with judge.endpoint = ""',
         ),
-        (["reward.rubric=paper"], "reward.rubric = paper: has no effect with benchmark = vsi_bench"),
+        (["reward.rubric=paper"], "reward.rubric = paper: has no effect with benchmark.name = vsi_bench"),
         (
-            ["benchmark=records", "reward.num_workers=2"],
+            ["benchmark.name=records", "reward.num_workers=2"],
             "reward.num_workers = 2: has no effect with an evaluation",
         ),
         (["rollout.max_workers=3"], "rollout.max_workers = 3: has no effect with an evaluation"),
@@ -228,7 +241,7 @@ def test_the_config_of_a_run_folder_counts_what_differs_from_the_defaults(tmp_pa
 )
 def test_in_an_evaluation(overrides: list[str], word: str, tmp_path: Path) -> None:
     path = tmp_path / "eval.yaml"
-    path.write_text("benchmark: vsi_bench\nroot: r\nmodel: m\n")
+    path.write_text("benchmark: {name: vsi_bench, root: r}\nmodel: {path: m}\n")
     load_evaluation(path)
     with pytest.raises(ConfigError) as caught:
         load_evaluation(path, overrides)
@@ -238,12 +251,12 @@ def test_in_an_evaluation(overrides: list[str], word: str, tmp_path: Path) -> No
 
 def test_in_a_cold_start(tmp_path: Path) -> None:
     path = tmp_path / "coldstart.yaml"
-    path.write_text("data: d\nout: o\n")
+    path.write_text("data: {train: d}\nout: o\n")
     with pytest.raises(ConfigError) as caught:
-        load_coldstart(path, ["device=cuda", "threads=3", "heldout_prompts=4"])
+        load_coldstart(path, ["device=cuda", "learner.threads=3", "evaluate.prompts=4"])
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
-        "threads = 3",
-        "heldout_prompts = 4",
+        "learner.threads = 3",
+        "evaluate.prompts = 4",
     ]
 
 

@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 
 import rewards
 from rewards import Rubric
-from videostr.config import Config, EvaluateConfig, EvaluationConfig, Run, Sampling
+from videostr.config.schema import Config, EvaluationConfig
+from videostr.config.sections import EvaluateConfig, Run, Sampling
 from videostr.data.prompts import Drawn, RecordSource
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode

@@ -19,7 +19,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from videostr import loggers
-from videostr.config import Config, LoggingConfig, MlflowConfig, Run, WandbConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LoggingConfig, MlflowConfig, Run, WandbConfig
 from videostr.errors import ConfigError
 from videostr.loggers import Background, Loggers, require
 from videostr.run_folder import RunFolder

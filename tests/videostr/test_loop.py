@@ -19,15 +19,16 @@ import pytest
 from transformers import AutoProcessor
 
 from videostr.checkpoint import Ledger, RunState
-from videostr.config import Config, Data, Model, Run, Sampling, TrainConfig
+from videostr.config.schema import Config
+from videostr.config.sections import Data, Model, Run, Sampling, TrainConfig
 from videostr.data.prompts import RecordSource
 from videostr.errors import (
     CheckpointError,
     LearnerError,
-    NoSignal,
     RolloutError,
     RunFolderError,
     TooManyBadRecords,
+    ZeroVarianceError,
 )
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
@@ -336,7 +337,7 @@ def test_a_stopped_asynchronous_run_draws_what_it_left_open_first(tabletop: Path
 
 
 def test_groups_without_variance_are_refilled(tabletop: Path, tmp_path: Path) -> None:
-    sampling = Sampling(group_size=2, refill=True, refill_limit=2.0)
+    sampling = Sampling(group_size=2, dynamic_sampling=True, dynamic_sampling_limit=2.0)
     order = Stage(tabletop, tmp_path / "x").order(20)
     stage = Stage(tabletop, tmp_path, steps=2, sampling=sampling, flat={*order[1:3], *order[8:16]})
     state = stage.train()
@@ -350,9 +351,9 @@ def test_groups_without_variance_are_refilled(tabletop: Path, tmp_path: Path) ->
 
 
 def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp_path: Path) -> None:
-    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_flat_steps=3)
+    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_zero_variance_steps=3)
     with pytest.raises(
-        NoSignal, match=r"3 steps in a row had no group.*format 1.000.*raise sampling.temperature"
+        ZeroVarianceError, match=r"3 steps in a row had no group.*format 1.000.*raise sampling.temperature"
     ):
         stage.train()
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
@@ -539,9 +540,9 @@ def test_what_the_loss_masks_out_is_not_learned_from(kl: float, tabletop: Path, 
 
 
 def test_a_kl_term_is_no_signal(tabletop: Path, tmp_path: Path) -> None:
-    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_flat_steps=3)
+    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_zero_variance_steps=3)
     stage.config.loss.kl_coef = 0.1
-    with pytest.raises(NoSignal, match=r"3 steps in a row had no group"):
+    with pytest.raises(ZeroVarianceError, match=r"3 steps in a row had no group"):
         stage.train()
     assert len(stage.learner.batches) == 3  # its gradient was learned from
 

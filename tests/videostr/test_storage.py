@@ -17,7 +17,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from safetensors.torch import save_file
 from tests.videostr.test_loop import Learner, Mortal, Stage
 from videostr import checkpoint as checkpoint_module
 from videostr.checkpoint import Ledger, RunState
-from videostr.console import log_to_console, log_to_file, run_command
-from videostr.errors import RunFolderError, StorageError
+from videostr.command import command
+from videostr.console import log_to_console, log_to_file
+from videostr.errors import StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
 from videostr.lock import FolderLock
 from videostr.run import cancel_when_lost, resume, train_with_restarts
@@ -394,7 +395,7 @@ async def ticks_while_slow(slow: Slow, work: Any) -> tuple[Any, bool]:
     return await task, served == 5
 
 
-@pytest.mark.parametrize("call", ["_digest", "sync_to_disk", "shutil.rmtree", "write_json"])
+@pytest.mark.parametrize("call", ["file_digest", "sync_to_disk", "shutil.rmtree", "write_json"])
 def test_writing_a_checkpoint_never_blocks_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +412,7 @@ def test_writing_a_checkpoint_never_blocks_the_loop(
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_000004"]
 
 
-@pytest.mark.parametrize("call", ["_digest", "shutil.rmtree"])
+@pytest.mark.parametrize("call", ["file_digest", "shutil.rmtree"])
 def test_reading_and_setting_aside_never_block_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,24 +521,18 @@ def test_a_run_whose_lock_was_taken_is_cancelled(tmp_path: Path) -> None:
 
 
 def test_what_a_command_meets_on_a_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> int:
+    @command
+    def full(arguments: Sequence[str] | None = None) -> int:
         raise OSError(errno.ENOSPC, "No space left on device", "/runs/a/x")
 
-    assert run_command(full) == 2
+    assert full() == 2
     err = capsys.readouterr().err
     assert err.startswith("error: /runs/a/x: No space left on device; free space there")
     assert err.count("\n") == 1
 
-    def other() -> int:
+    @command
+    def other(arguments: Sequence[str] | None = None) -> int:
         raise ConnectionResetError("peer")
 
     with pytest.raises(ConnectionResetError):
-        run_command(other)
-    assert run_command(lambda: 3) == 3
-
-
-def test_an_error_of_a_run_folder_has_status_2() -> None:
-    def refused() -> int:
-        raise RunFolderError("x: y; z")
-
-    assert run_command(refused, lambda _: None) == 2
+        other()

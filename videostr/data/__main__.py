@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from videostr.console import run_command, run_main
+from videostr.command import command, run_main, typed
+from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
-from videostr.data.build import Progress, Settings, build
-from videostr.data.build.state import skip_table
+from videostr.data.build import build
+from videostr.data.build.settings import Settings
+from videostr.data.build.state import Progress, skip_table
 from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
@@ -39,83 +42,134 @@ WRITES_DATASET = {"build", "import"}
 """One at a time in a folder."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, 1 when `check` finds a problem or `import` no usable row, 2 on bad input."""
-    options = _parser().parse_args(arguments)
-    commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "build": _build, "stats": _stats, "check": _check, "show": _show, "export": _export, "import": _import,
-    }  # fmt: skip
+    """Return the exit status: 0, 1 when `check` finds a problem, 2 on bad input."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser(given).parse_args(given)
     with contextlib.ExitStack() as stack:
-
-        def work() -> int:
-            if options.command in WRITES_DATASET:
-                stack.enter_context(FolderLock(options.out, "--out"))
-            return commands[options.command](options)
-
-        return run_command(work)
+        if options.command in WRITES_DATASET:
+            stack.enter_context(FolderLock(options.out, "--out"))
+        status: int = options.work(options)
+        return status
 
 
-def _parser() -> argparse.ArgumentParser:
+BUILD = """make a dataset, in one of three forms:
+  --source NAME --root DIR      from annotated video
+  --source tabletop --scenes N  from the embedded world
+  --recipe FILE                 from several sources, e.g. configs/data/stv.yaml
+"""
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m videostr.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("build", help="write Parquet from annotated video, or from the tabletop world")
-    make.add_argument("--source", choices=["tabletop", *SOURCES])
-    make.add_argument("--recipe", type=Path, help="several sources, e.g. configs/data/stv.yaml")
-    make.add_argument(
-        "--root", action="append", default=[], help="folder of the source; NAME=DIR with a recipe"
-    )
+    make = commands.add_parser(
+        "build", help="write Parquet from annotated video, or from the tabletop world", description=BUILD,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
     make.add_argument("--out", type=Path, required=True)
-    make.add_argument("--seed", type=int, help="0 unless given")
-    make.add_argument("--split", help="train unless given")
-    make.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    make.add_argument("--limit", type=int, help="at most so many records")
-    make.add_argument("--scenes", type=int, help="at most so many scenes; of the tabletop world, how many")
-    make.add_argument("--clips", type=int, help="at most this many clips of a scene (8)")
-    make.add_argument(
-        "--questions", type=int, help="at most this many about a clip (8) or a tabletop scene (1)"
-    )
-    make.add_argument("--frames", type=int, help="frames of a clip (8)")
+    make.add_argument("--workers", type=typed(Count), default=os.cpu_count() or 1)
+    if any(word.partition("=")[0] == "--recipe" for word in given):
+        _add_recipe(make)
+    elif "tabletop" in given or "--source=tabletop" in given:
+        _add_tabletop(make)
+    else:
+        _add_source(make)
+    _add_readers(commands)
+    _add_exchange(commands)
+    return parser
+
+
+def _add_source(make: argparse.ArgumentParser) -> None:
+    make.set_defaults(work=_build_source)
+    make.add_argument("--source", choices=["tabletop", *SOURCES], required=True)
+    make.add_argument("--root", required=True, help="folder of the source")
+    make.add_argument("--split", default="train")
+    make.add_argument("--seed", type=typed(Seed), default=0)
+    make.add_argument("--limit", type=typed(Count), help="at most so many records")
+    make.add_argument("--scenes", type=typed(Count), help="at most so many scenes")
+    make.add_argument("--clips", type=typed(Count), default=8, help="at most this many clips of a scene (8)")
+    make.add_argument("--questions", type=typed(Count), default=8, help="at most this many about a clip (8)")
+    make.add_argument("--frames", dest="num_frames", type=int, default=8, help="frames of a clip (8)")
     make.add_argument("--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252")
-    make.add_argument(
-        "--exclude", type=Path, action="append", default=[], help="file with scenes to leave out"
-    )
     make.add_argument(
         "--families",
         type=lambda text: tuple(text.split(",")),
+        default=(),
         metavar="A,B",
         help="ask these only",
     )
+    _add_exclude(make)
+
+
+def _add_tabletop(make: argparse.ArgumentParser) -> None:
+    make.set_defaults(work=_build_tabletop)
+    make.add_argument("--source", choices=["tabletop"], required=True)
+    make.add_argument("--split", choices=[split.name.lower() for split in Split], default="train")
+    make.add_argument("--seed", type=typed(Seed), default=0)
+    make.add_argument("--scenes", type=typed(Count), required=True, help="how many scenes to make")
+    make.add_argument("--questions", type=typed(Count), default=1, help="about a scene (1)")
+    make.add_argument("--difficulty", choices=[d.value for d in Difficulty], default="easy", help="(easy)")
+
+
+def _add_recipe(make: argparse.ArgumentParser) -> None:
+    make.set_defaults(work=_build_recipe)
+    make.add_argument("--recipe", type=Path, required=True, help="what is asked of each source")
     make.add_argument(
-        "--difficulty", choices=[d.value for d in Difficulty], help="of the tabletop; easy unless given"
+        "--root",
+        type=_named_root,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="in place of the recipe's",
     )
+    _add_exclude(make)
+
+
+def _add_exclude(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exclude", type=Path, action="append", default=[], help="file with scenes to leave out"
+    )
+
+
+def _add_readers(commands: Any) -> None:
     stats = commands.add_parser(
         "stats", help="print counts and baselines as JSON; write README.md and stats.html"
     )
+    stats.set_defaults(work=_stats)
     stats.add_argument("folder", type=Path)
     check = commands.add_parser(
         "check", help="read every row, score its truth, decode videos, look for leaks"
     )
+    check.set_defaults(work=_check)
     check.add_argument("folder", type=Path)
-    check.add_argument("--videos", type=int, help="decode only so many clips, chosen at random")
     check.add_argument(
-        "--exclude", type=Path, action="append", default=[], help="scenes that must not be in it"
+        "--videos", type=typed(NonNegativeInt), help="decode only so many clips, chosen at random"
     )
+    _add_exclude(check)
     check.add_argument(
         "--model", default="", metavar="DIR", help="look for special tokens of this checkpoint's tokenizer"
     )
     show = commands.add_parser(
         "show", help="write an HTML page with frames, boxes, graphs, questions, answers"
     )
+    show.set_defaults(work=_show)
     show.add_argument("folder", type=Path)
-    show.add_argument("--n", type=int, default=12)
+    show.add_argument("--n", type=typed(Count), default=12)
     show.add_argument("--out", type=Path, default=Path("sheet.html"))
     show.add_argument("--family", default="")
-    show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--seed", type=typed(Seed), default=0)
+
+
+def _add_exchange(commands: Any) -> None:
     export = commands.add_parser("export", help="write the rows of other trainers")
+    export.set_defaults(work=_export)
     export.add_argument("folder", type=Path)
     export.add_argument("--format", choices=list(EXPORTS), required=True)
     export.add_argument("--out", type=Path, required=True)
-    take = commands.add_parser("import", help="read the rows of other trainers; the graph is theirs to lack")
+    take = commands.add_parser("import", help="read the rows of other trainers, which may lack graphs")
+    take.set_defaults(work=_import)
     take.add_argument("file", type=Path)
     take.add_argument("--format", choices=list(IMPORTS), required=True)
     take.add_argument(
@@ -127,18 +181,28 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252; the video's unless given"
     )
     take.add_argument("--unit", default="", help="of numbers that name none, e.g. m")
-    return parser
 
 
 # ------------------------------------------------------------------------------------------------------- build
 
 
-def _build(options: argparse.Namespace) -> int:
-    if options.workers < 1:
-        raise ConfigError(f"--workers {options.workers}: must be at least 1")
-    if options.source == "tabletop":
-        return _build_tabletop(options)
-    recipe = _recipe(options)
+def _build_source(options: argparse.Namespace) -> int:
+    width, height = options.size or (None, None)
+    given = vars(options)
+    asked = {
+        f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name in given and f.name != "exclude"
+    }
+    exclude = tuple(map(str, options.exclude))
+    return _build(options, [Settings(**asked, exclude=exclude, width=width, height=height)])
+
+
+def _build_recipe(options: argparse.Namespace) -> int:
+    exclude = tuple(map(str, options.exclude))
+    recipe = read_recipe(options.recipe, dict(options.root))
+    return _build(options, [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
+
+
+def _build(options: argparse.Namespace, recipe: Sequence[Settings]) -> int:
     began = time.monotonic()
     last = [began]
 
@@ -160,75 +224,17 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _build_tabletop(options: argparse.Namespace) -> int:
-    splits = [split.name.lower() for split in Split]
-    seed, split = options.seed or 0, options.split or "train"
-    questions = 1 if options.questions is None else options.questions
-    if options.scenes is None:
-        raise ConfigError("--source tabletop needs --scenes N: how many scenes to make")
-    for name, value, least in (("scenes", options.scenes, 1), ("questions", questions, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ConfigError(f"--{name} {value}: must be at least {least}")
-    if split not in splits:
-        raise ConfigError(f"--split {split}: the tabletop world has {', '.join(splits)}")
-    for name in ("families", "frames", "limit", "clips", "size", "exclude", "root"):
-        if getattr(options, name):
-            raise ConfigError(
-                f"--{name}: is not for the tabletop world, which makes its own scenes; leave it out"
-            )
     count = tabletop.build(
         options.out,
         scenes=options.scenes,
-        seed=seed,
-        split=Split[split.upper()],
-        difficulty=Difficulty(options.difficulty or "easy"),
-        questions=questions,
+        seed=options.seed,
+        split=Split[options.split.upper()],
+        difficulty=Difficulty(options.difficulty),
+        questions=options.questions,
         workers=options.workers,
     )
     print(f"{options.out}: {count} records of {options.scenes} scenes")
     return 0
-
-
-def _recipe(options: argparse.Namespace) -> list[Settings]:
-    if (options.source is None) == (options.recipe is None):
-        raise ConfigError("build needs either --source NAME --root DIR or --recipe FILE")
-    exclude = tuple(str(path) for path in options.exclude)
-    if options.recipe is not None:
-        for name in (*OF_A_SOURCE, "size", "difficulty"):
-            if getattr(options, name) is not None:
-                raise ConfigError(
-                    f"--{name}: cannot go with --recipe; what is asked of each source stands in {options.recipe}"
-                )
-        recipe = read_recipe(options.recipe, dict(_named_root(text) for text in options.root))
-        return [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe]
-    if options.difficulty is not None:
-        raise ConfigError("--difficulty: is of the tabletop world only; leave it out")
-    if len(options.root) != 1:
-        raise ConfigError(f"--source {options.source} needs one --root DIR: where the source lies")
-    width, height = options.size or (None, None)
-    given = {key: getattr(options, name) for name, key in OF_A_SOURCE.items()}
-    return [
-        Settings(
-            source=options.source,
-            root=options.root[0],
-            exclude=exclude,
-            height=height,
-            width=width,
-            **{key: value for key, value in given.items() if value is not None},
-        )
-    ]
-
-
-OF_A_SOURCE = {
-    "split": "split",
-    "seed": "seed",
-    "limit": "limit",
-    "scenes": "scenes",
-    "clips": "clips",
-    "questions": "questions",
-    "frames": "num_frames",
-    "families": "families",
-}
-"""Arguments of one source, by their names in `Settings`, which has defaults for them."""
 
 
 def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
@@ -240,9 +246,12 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
     try:
         rows: Any = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error})",
+            remedy="name a recipe such as configs/data/stv.yaml",
+        ) from None
     except Exception as error:  # PyYAML, OmegaConf and the decoding of text share no base class
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{path}: not readable as YAML: {error}", remedy="correct the file") from error
     try:
         sources = rows["sources"]
         unknown = {str(key) for row in sources for key in row} - {
@@ -250,17 +259,20 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         }
         recipe = msgspec.convert(sources, list[Settings])
     except (KeyError, TypeError):
-        raise ConfigError(f"{path}: must have a list `sources`, each with source and root") from None
+        raise ConfigError(
+            f"{path}: must have a list `sources`", remedy="write source and root of each"
+        ) from None
     except (msgspec.ValidationError, ConfigError) as error:
-        raise ConfigError(f"{path}: sources: {error}") from None
+        raise ConfigError(f"{path}: sources: {error}", remedy="correct the recipe") from None
     if unknown:
         raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is no key of a source; see Settings in videostr/data/build/settings.py"
+            f"{path}: sources: {sorted(unknown)[0]} is no key of a source",
+            remedy="see Settings in videostr/data/build/settings.py",
         )
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):
         raise ConfigError(
-            f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}; it has "
-            f"{', '.join(sorted({each.source for each in recipe}))}"
+            f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}",
+            remedy=f"it has {', '.join(sorted({each.source for each in recipe}))}",
         )
     return [dataclasses.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
 
@@ -268,12 +280,14 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
 def _named_root(text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
     if not equals:
-        raise ConfigError(f"--root {text}: with a recipe it must be NAME=DIR, e.g. kitti={text}")
+        raise argparse.ArgumentTypeError(f"{text}: must be NAME=DIR, e.g. kitti={text}")
     return name, folder
 
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text}: must be WIDTHxHEIGHT in pixels, e.g. 448x252")
     return int(width), int(height)
 
 
@@ -340,7 +354,9 @@ def _export(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     if list(options.out.glob("records-*.parquet")):
-        raise DataError(f"{options.out}: already holds a dataset; name another folder or delete this one")
+        raise DataError(
+            f"{options.out}: already holds a dataset", remedy="name another folder or delete this one"
+        )
     root = options.root.resolve()
     rows = list(IMPORTS[options.format](options.file, num_frames=options.frames, unit=options.unit))
     records = [row for row in rows if isinstance(row, Record)]
@@ -355,8 +371,10 @@ def _import(options: argparse.Namespace) -> int:
         for r in records
     ]
     if not placed:
-        print(f"{options.out}: nothing is written: none of {len(rows)} rows of {options.file} can be used")
-        return 1
+        raise DataError(
+            f"{options.file}: none of its {len(rows)} rows can be used, nothing is written",
+            remedy="correct the file, or name its format by --format",
+        )
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
     if warning := _large_clips(placed):

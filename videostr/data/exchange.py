@@ -285,7 +285,9 @@ def _records(
         try:
             record = parse(row, origin)
             if record.id in seen:
-                raise RecordError(f"{origin}: id {record.id!r} stands in an earlier row; ids must be unique")
+                raise RecordError(
+                    f"{origin}: id {record.id!r} stands in an earlier row", remedy="ids must be unique"
+                )
         except RecordError as error:
             yield Failure(kind=FailureKind.BAD_ROW, record_id=origin, detail=str(error))
             continue
@@ -299,16 +301,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with pq.ParquetFile(path) as file:
             missing = set(EASYR1_SCHEMA.names) - set(file.schema_arrow.names)
             if missing:
-                raise DataError(f"{path}: lacks the columns {sorted(missing)}; name a file of EasyR1")
+                raise DataError(
+                    f"{path}: lacks the columns {sorted(missing)}", remedy="name a file of EasyR1"
+                )
             if wrong := type_problems(file.schema_arrow, EASYR1_SCHEMA):
-                raise DataError(f"{path}: {'; '.join(wrong)}; name a file of EasyR1")
+                raise DataError(f"{path}: {'; '.join(wrong)}", remedy="name a file of EasyR1")
             for batch in file.iter_batches(BATCH_ROWS, columns=EASYR1_SCHEMA.names):
                 for row in plain_rows(batch):
                     yield f"{path}:{number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: not readable as Parquet after {number} rows ({error}); copy it again"
+            f"{path}: not readable as Parquet after {number} rows ({error})", remedy="copy it again"
         ) from None
 
 

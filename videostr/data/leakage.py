@@ -80,20 +80,23 @@ def _entries(path: Path) -> list[tuple[str, str]]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise DataError(
-            f"{path}: list of scenes cannot be read ({error.strerror}); correct the path"
+            f"{path}: list of scenes cannot be read ({error.strerror})", remedy="correct the path"
         ) from None
     entries = []
     for number, line in enumerate(lines, 1):
         try:
             text = re.sub(r"(^|\s)#.*", "", line.decode("utf-8-sig")).strip()
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: is not UTF-8 ({error}); save the list as text") from None
+            raise DataError(
+                f"{path}:{number}: is not UTF-8 ({error})", remedy="save the list as text"
+            ) from None
         match = re.fullmatch(r"(?:([^\s,:]+)\s*:\s*)?([^\s,:]+)", text)
         if match:
             entries.append((match[1] or "", match[2]))
         elif text:
             raise DataError(
-                f"{path}:{number}: {text!r:.80}: must be one scene, as SCENE or SOURCE: SCENE; put each on its own line"
+                f"{path}:{number}: {text!r:.80}: must be one scene, as SCENE or SOURCE: SCENE",
+                remedy="put each on its own line",
             )
     return entries
 

@@ -99,12 +99,12 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
     shards = sorted(Path(folder).glob("records-*.parquet"))
     if not shards:
         raise DataError(
-            f"{folder}: no records-*.parquet in this folder; build a dataset with "
-            f"python -m videostr.data build --source tabletop --out {folder}"
+            f"{folder}: no records-*.parquet in this folder",
+            remedy=f"build a dataset with python -m videostr.data build --source tabletop --out {folder}",
         )
     promised = {shard: rows for shard in shards if (rows := _promised_rows(shard)) is not None}
     if len(promised) == len(shards) and not any(promised.values()):
-        raise DataError(f"{folder}: its records-*.parquet have no rows; build the dataset again")
+        raise DataError(f"{folder}: its records-*.parquet have no rows", remedy="build the dataset again")
     typical = round(np.mean(list(promised.values()))) if promised else 1
     seen: set[str] = set()
     for shard in shards:
@@ -128,7 +128,8 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
                 record = record_from_row(row, origin)
                 if record.id in seen:
                     raise RecordError(
-                        f"{origin}: id = {record.id!r:.80} stands in an earlier row; ids must be unique"
+                        f"{origin}: id = {record.id!r:.80} stands in an earlier row",
+                        remedy="ids must be unique",
                     )
             except RecordError as error:
                 yield Failure(
@@ -189,14 +190,15 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
             missing = set(wanted.names) - set(schema.names)
             if version != SCHEMA_VERSION or missing:
                 raise DataError(
-                    f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}; this version reads "
-                    f"schema {SCHEMA_VERSION}: build the dataset again"
+                    f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}",
+                    remedy=f"this version reads schema {SCHEMA_VERSION}: build the dataset again",
                 )
             count = file.metadata.num_rows
             if count and (wrong := type_problems(schema, wanted)):
                 yield RecordError(
-                    f"{shard}:0-{count - 1}: {'; '.join(wrong)}; write the columns as docs/data.md lists them "
-                    f"(all {count} rows of the file are lost)"
+                    f"{shard}:0-{count - 1}: {'; '.join(wrong)}",
+                    remedy=f"write the columns as docs/data.md lists them "
+                    f"(all {count} rows of the file are lost)",
                 )
                 return
             for batch in file.iter_batches(GROUP_ROWS, columns=wanted.names):
@@ -323,7 +325,7 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
     if row.graph is None:
         return None
     if not row.graph_frame:
-        raise RecordError(f"{origin}: graph_frame is missing; a graph needs its frame of reference")
+        raise RecordError(f"{origin}: graph_frame is missing", remedy="a graph needs its frame of reference")
     try:
         graph = graphs.from_json(row.graph, frame=row.graph_frame, truth=True)
     except graphs.GraphRefused as error:
@@ -331,6 +333,7 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
     unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row.labels)
     if unknown:
         raise RecordError(
-            f"{origin}: graph uses labels {sorted(unknown)} that the column labels lacks; add them there"
+            f"{origin}: graph uses labels {sorted(unknown)} that the column labels lacks",
+            remedy="add them there",
         )
     return graph

@@ -119,8 +119,7 @@ def floats(fields: Iterable[str | bytes], count: int, file: str, line: int, what
 
 def are_usable(values: Array, axis: int | None = None) -> NDArray[np.bool_]:
     """Return whether all numbers (of each row, with `axis=1`) are finite and below `LIMIT`."""
-    usable: NDArray[np.bool_] = (np.abs(values) < LIMIT).all(axis)  # NaN is not below it
-    return usable
+    return np.asarray((np.abs(values) < LIMIT).all(axis))  # NaN is not below it
 
 
 def pose(rotation: Array, translation: Array) -> Array:

@@ -4,9 +4,7 @@
     --predictions FILE.jsonl --benchmark NAME --root DIR           score texts that exist; prints JSON
     --compare DIR DIR ... --out DIR                                results side by side, the first one the base
 
-Options that do not go with the first one are refused.
-
-Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
+Each takes its own options only. Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
 """
 
 from __future__ import annotations
@@ -25,10 +23,12 @@ import numpy as np
 
 from actors.engines import engines
 from rewards import Rubric
-from videostr import config as configs
 from videostr.bootstrap import Interval
-from videostr.config import EvaluationConfig, Judge
-from videostr.console import log_to_console, run_command, run_main
+from videostr.command import STOPPED, command, config_parser, run_main, typed
+from videostr.config.load import load_evaluation
+from videostr.config.schema import Config, EvaluationConfig, Judge
+from videostr.config.sections import Count, Model, Run, Seed
+from videostr.console import log_to_console
 from videostr.digests import folder_digest
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
@@ -58,92 +58,64 @@ BENCHMARKS: dict[str, Callable[[JudgeFunction | None, Rubric], Benchmark]] = {
     "records": lambda _judge, rubric: Records(rubric),
 }
 """By the name in configs and results; made with the judge of open answers and the rubric."""
-AS_KEY = {
-    "benchmark": "benchmark={}",
-    "root": "root={}",
-    "mode": "modes=[{}]",
-    "out": "dir={}",
-    "seed": "seed={}",
-    "bootstrap": "bootstrap={}",
-}
-"""Option -> the key of a config that says the same."""
-TAKES = {"config": (), "predictions": tuple(AS_KEY), "compare": ("out", "seed", "bootstrap")}
-"""What is done -> the other options that go with it."""
-DEFAULTS = {"mode": Mode.DIRECT.value, "seed": 0, "bootstrap": 2000}
+PROGRAM = "python -m videostr.evaluate"
 IN_FLIGHT = 2
 """Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
 RESULT = "figures.json"
 ROWS = "questions.parquet"
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status as in the module's docstring."""
-    options = _parser().parse_args(arguments)
-    log_to_console(sys.stderr if options.predictions else sys.stdout)
-    return run_command(lambda: _main(options), log.error)
-
-
-def _main(options: argparse.Namespace) -> int:
-    _check(options)
+    """Return the exit status, as in the module's docstring."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsers = {"config": _config_parser(), "predictions": _predictions_parser(), "compare": _compare_parser()}
+    chosen = next((n for n in parsers if any(word.partition("=")[0] == f"--{n}" for word in given)), None)
+    if chosen is None:
+        print(__doc__, *(parser.format_help() for parser in parsers.values()), sep="\n")
+        return 0 if {"-h", "--help"} & set(given) else 2
+    options = parsers[chosen].parse_args(given)
+    log_to_console(sys.stderr if chosen == "predictions" else sys.stdout)
+    if chosen == "config":
+        return _evaluate(load_evaluation(options.config, options.overrides))
     with contextlib.ExitStack() as stack:
         if options.out:
+            _make(options.out, "--out")
             stack.enter_context(FolderLock(options.out, "--out"))
-        try:
-            if options.compare:
-                return _compare(options)
-            if options.predictions:
-                return _predictions(options)
-            return _evaluate(configs.load_evaluation(options.config, options.overrides))
-        except KeyboardInterrupt:
-            log.info("stopped; the same command goes on from here")
-            return 130
+        return _compare(options) if chosen == "compare" else _predictions(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m videostr.evaluate", description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="a file such as configs/eval_sti.yaml")
-    what.add_argument("--predictions", type=Path, help='lines {"id", "prediction"}')
-    what.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="folders with figures.json")
-    parser.add_argument("--benchmark", choices=BENCHMARKS)
-    parser.add_argument("--root", type=Path, help="folder with the benchmark's files")
-    parser.add_argument("--mode", choices=[mode.value for mode in Mode], help="default direct")
-    parser.add_argument("--out", type=Path, help="folder for the tables")
-    parser.add_argument("--seed", type=int, help="default 0")
-    parser.add_argument("--bootstrap", type=int, help="resamples, default 2000")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. modes=[direct,think,graph]")
+def _config_parser() -> argparse.ArgumentParser:
+    return config_parser(PROGRAM, "Ask a policy the questions of a benchmark.")
+
+
+def _predictions_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Score texts that exist.", allow_abbrev=False)
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="FILE", help='lines {"id", "prediction"}'
+    )
+    parser.add_argument("--benchmark", choices=BENCHMARKS, required=True)
+    parser.add_argument("--root", type=Path, required=True, help="folder with the benchmark's files")
+    parser.add_argument(
+        "--mode", choices=[mode.value for mode in Mode], default="direct", help="default direct"
+    )
+    _add_result_options(parser)
     return parser
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored, fill in `DEFAULTS`, make the folder `--out`.
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Compare results.", allow_abbrev=False)
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", metavar="DIR", help="folders with figures.json, the base first"
+    )
+    _add_result_options(parser)
+    return parser
 
-    Raises:
-        ConfigError: an option does not go with what is done, its value is out of range, or `--out` can be no folder.
-    """
-    done = next(name for name in TAKES if getattr(options, name) is not None)
-    given = {name: getattr(options, name) for name in AS_KEY if getattr(options, name) is not None}
-    surplus = [name for name in given if name not in TAKES[done]]
-    if surplus:
-        as_keys = " ".join(AS_KEY[name].format(given[name]) for name in surplus)
-        raise ConfigError(
-            f"--{done} does not take {', '.join(f'--{name}' for name in surplus)}; "
-            + (f"write {as_keys} in place of it" if done == "config" else "leave it out")
-        )
-    if options.overrides and done != "config":
-        raise ConfigError(
-            f"--{done} does not take {' '.join(options.overrides)}: key=value goes with --config only; "
-            f"it takes {', '.join(f'--{name}' for name in TAKES[done])}"
-        )
-    vars(options).update(DEFAULTS | given)
-    for holds, message in (
-        configs.seed_rule("--seed", options.seed),
-        (options.bootstrap > 0, f"--bootstrap = {options.bootstrap}: must be above 0"),
-    ):
-        if not holds:
-            raise ConfigError(message)
-    if options.out:
-        _make(options.out, "--out")
+
+def _add_result_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="folder for the tables")
+    parser.add_argument("--seed", type=typed(Seed), default=0, help="of the resamples, default 0")
+    parser.add_argument("--bootstrap", type=typed(Count), default=2000, help="resamples, default 2000")
 
 
 def _make(folder: Path, key: str) -> None:
@@ -156,7 +128,7 @@ def _make(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{key} = {folder}: cannot be made a folder ({error.strerror}); name another one"
+            f"{key} = {folder}: cannot be made a folder ({error.strerror})", remedy="name another one"
         ) from None
 
 
@@ -164,34 +136,42 @@ def _make(folder: Path, key: str) -> None:
 
 
 def _evaluate(config: EvaluationConfig) -> int:
-    processor = open_checkpoint(config.model, cpu=config.rollout.num_gpus == 0)
-    folder = Path(config.dir) / (config.name or f"{config.benchmark}-{_short(config.model)}")
-    for mode in config.modes:
-        _make(folder / mode, "dir/name/mode")
-    with FolderLock(folder, "name"), Answers(Path(config.dir) / "answers.sqlite") as answers:
-        judge = _judge(config.judge, answers) if config.benchmark == "v_star" else None
-        rubric = Rubric.from_config(config.reward, config.max_tokens)
-        benchmark = BENCHMARKS[config.benchmark](judge, rubric)
-        questions = limited(benchmark.read(Path(config.root)), config.limit)
-        model_digest = folder_digest(Path(config.model)) if Path(config.model).is_dir() else config.model
-        asker = Asker(config, benchmark, processor, model_digest)
-        log.info(
-            "%s: %d questions, modes %s", config.benchmark, len(questions.questions), ", ".join(config.modes)
-        )
-        items = [asker.prepare(q, Mode(mode)) for mode in config.modes for q in questions.questions]
-        log_skipped(items)
-        asked = [item for item in items if isinstance(item, PreparedQuestion)]
-        refused = asyncio.run(_ask(asked, answers, config))
-        for mode in config.modes:
-            if judge is not None:
-                judge.unreadable = 0  # of this mode, as the rows are
-            rows = tally([item for item in items if item.mode is Mode(mode)], answers, refused, asker)
-            _keep(rows, folder / mode, config, asker, questions, judge)
-    if len(config.modes) > 1:
-        page = side_by_side([folder / mode for mode in config.modes], config.bootstrap, config.seed)
-        _write_page(page, folder)
+    processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
+    results = Path(config.run.dir)
+    folder = results / (config.run.name or f"{config.benchmark.name}-{_short(config.model.path)}")
+    for mode in config.benchmark.modes:
+        _make(folder / mode, "run.dir/run.name/mode")
+    with FolderLock(folder, "run.name"), Answers(results / "answers.sqlite") as answers:
+        try:
+            _ask_all(config, folder, answers, processor)
+        except KeyboardInterrupt:
+            log.info("stopped; the same command goes on from here")
+            return STOPPED
     log.info("tables: %s", folder)
     return 0
+
+
+def _ask_all(config: EvaluationConfig, folder: Path, answers: Answers, processor: Any) -> None:
+    """Ask the questions that have no answer yet, and write the tables of each mode."""
+    name, modes = config.benchmark.name, config.benchmark.modes
+    judge = _judge(config.judge, answers) if name == "v_star" else None
+    benchmark = BENCHMARKS[name](judge, Rubric.from_config(config.reward, config.sampling.max_tokens))
+    questions = limited(benchmark.read(Path(config.benchmark.root)), config.benchmark.limit)
+    path = Path(config.model.path)
+    asker = Asker(config, benchmark, processor, folder_digest(path) if path.is_dir() else config.model.path)
+    log.info("%s: %d questions, modes %s", name, len(questions.questions), ", ".join(modes))
+    items = [asker.prepare(q, Mode(mode)) for mode in modes for q in questions.questions]
+    log_skipped(items)
+    asked = [item for item in items if isinstance(item, PreparedQuestion)]
+    refused = asyncio.run(_ask(asked, answers, config))
+    for mode in modes:
+        if judge is not None:
+            judge.unreadable = 0  # of this mode, as the rows are
+        rows = tally([item for item in items if item.mode is Mode(mode)], answers, refused, asker)
+        _keep(rows, folder / mode, config, asker, questions, judge)
+    if len(modes) > 1:
+        page = side_by_side([folder / mode for mode in modes], config.evaluate.bootstrap, config.run.seed)
+        _write_page(page, folder)
 
 
 async def _ask(
@@ -201,22 +181,19 @@ async def _ask(
         log.info("all %d answers are there, no engine is started", len(asked))
         return {}
     at_once = IN_FLIGHT * config.rollout.num_workers * config.rollout.max_num_seqs
-    folder = Path(config.dir)
+    folder = Path(config.run.dir)
     log.info("starting %d engines", config.rollout.num_workers)
     async with engines(_engine_config(config), folder / "frames", folder / "logs") as pool:
         return await ask_new(asked, pool, answers, at_once)
 
 
-def _engine_config(config: EvaluationConfig) -> configs.Config:
-    """What rollout workers read, as in training."""
-    path = Path(config.model)
-    return configs.Config(
-        run=configs.Run(seed=config.seed),
-        model=configs.Model(
-            path=str(path.resolve()) if path.exists() else config.model,
-            dtype=config.dtype,
-            freeze_vision=True,
-        ),
+def _engine_config(config: EvaluationConfig) -> Config:
+    """Return what rollout workers read, as in training."""
+    path = Path(config.model.path)
+    place = str(path.resolve()) if path.exists() else config.model.path
+    return Config(
+        run=Run(seed=config.run.seed),
+        model=Model(path=place, dtype=config.model.dtype, freeze_vision=True),
         rollout=config.rollout,
         placement=config.placement,
     )
@@ -232,28 +209,30 @@ def _keep(
 ) -> None:
     """Write what came out of one mode, and say it."""
     write_rows(rows, folder / ROWS)
+    sampling = config.sampling
+    most = sampling.max_tokens_direct if rows[0].mode == Mode.DIRECT else sampling.max_tokens
     settings = {
         "model digest": asker.model_digest,
-        "dtype": config.dtype,
-        "temperature": f"{config.temperature:g}",
-        "max tokens": str(config.max_tokens_direct if rows[0].mode == Mode.DIRECT else config.max_tokens),
-        "seed": str(config.seed),
-        "questions": str(config.limit or "all"),
+        "dtype": config.model.dtype,
+        "temperature": f"{config.sampling.temperature:g}",
+        "max tokens": str(most),
+        "seed": str(config.run.seed),
+        "questions": str(config.benchmark.limit or "all"),
         **_shown(rows),
         **_judged(asker.benchmark, judge),
     }
-    if config.benchmark == "records":
+    if config.benchmark.name == "records":
         settings["rubric"] = config.reward.rubric
     evaluated = _evaluated(
         asker.benchmark,
         questions,
         [row.scores for row in rows],
-        name=f"{_short(config.model)} {rows[0].mode}",
+        name=f"{_short(config.model.path)} {rows[0].mode}",
         mode=rows[0].mode,
-        model=config.model,
+        model=config.model.path,
         settings=settings,
         counts=counts(rows),
-        bootstrap=(config.bootstrap, config.seed),
+        bootstrap=(config.evaluate.bootstrap, config.run.seed),
     )
     evaluated.to_json(folder / RESULT)
     page = tables.one(evaluated)
@@ -324,10 +303,6 @@ def _write_page(page: tables.Page, folder: Path) -> None:
 
 
 def _predictions(options: argparse.Namespace) -> int:
-    if options.benchmark is None or options.root is None:
-        raise ConfigError(
-            "--predictions needs --benchmark NAME and --root DIR, the folder with the benchmark's files"
-        )
     benchmark = BENCHMARKS[options.benchmark](None, Rubric.preset("default"))
     questions = benchmark.read(options.root)
     found = read_predictions(options.predictions, questions.questions)
@@ -392,7 +367,10 @@ def _ends(found: Interval) -> list[float | None]:
 
 def _compare(options: argparse.Namespace) -> int:
     if len(options.compare) < 2:
-        raise ConfigError("--compare needs at least two folders with figures.json, the base first")
+        raise ConfigError(
+            f"--compare {options.compare[0]}: must name at least two folders with figures.json",
+            remedy="give the base first, then what is compared with it",
+        )
     page = side_by_side(options.compare, options.bootstrap, options.seed)
     print(page.text())
     if options.out:

@@ -64,7 +64,9 @@ class Answers:
         except sqlite3.OperationalError as error:
             raise self._problem(error) from error
         except sqlite3.DatabaseError as error:
-            raise RunFolderError(f"{path}: holds no answers ({error}); move it away to ask anew") from None
+            raise RunFolderError(
+                f"{path}: holds no answers ({error})", remedy="move it away to ask anew"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -104,5 +106,6 @@ class Answers:
 
     def _problem(self, error: sqlite3.OperationalError) -> StorageError:
         return StorageError(
-            f"{self.path}: {error}; free space, give this user the right to write there, or name another folder (dir)"
+            f"{self.path}: {error}",
+            remedy="free space, give this user the right to write there, or name another folder (dir)",
         )

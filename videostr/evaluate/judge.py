@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 
 from videostr.chat import LIKELY, escape
-from videostr.config import Judge
+from videostr.config.schema import Judge
 from videostr.errors import ConfigError
 from videostr.evaluate.answers import Answer, Answers, key_of
 
@@ -81,8 +81,8 @@ class EndpointJudge:
             )
         except openai.OpenAIError as error:
             raise ConfigError(
-                f"judge.endpoint = {self.config.endpoint}: no rating by {self.config.model} in {RETRIES + 1} tries ({error}); "
-                'start the server, correct judge.model, or set judge.endpoint="" for the rating by shared words'
+                f"judge.endpoint = {self.config.endpoint}: no rating by {self.config.model} in {RETRIES + 1} tries ({error})",
+                remedy='start the server, correct judge.model, or set judge.endpoint="" for the rating by shared words',
             ) from error
         choice, usage = response.choices[0], response.usage
         return Answer(
@@ -99,4 +99,7 @@ def _key(config: Judge) -> str:
     try:
         return Path(config.api_key_file).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"judge.api_key_file = {config.api_key_file}: cannot be read ({error})") from None
+        raise ConfigError(
+            f"judge.api_key_file = {config.api_key_file}: cannot be read ({error})",
+            remedy="name a text file that this user may read",
+        ) from None

@@ -75,7 +75,8 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
         name, prediction = _row(place, row)
         if name in found and found[name] != prediction:
             raise DataError(
-                f"{place}: id {name!r} is there twice, in {_short(places[name], path)} with another text; keep one of them"
+                f"{place}: id {name!r} is there twice, in {_short(places[name], path)} with another text",
+                remedy="keep one of them",
             )
         if name in found:
             repeated[name] = None
@@ -86,8 +87,8 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     if not by_id:
         example = questions[0].id if questions else "none"
         raise DataError(
-            f"{path}: none of its {len(found)} ids is one of the benchmark's {len(questions)} (such as {example!r}); "
-            "check --benchmark and --root"
+            f"{path}: none of its {len(found)} ids is one of the benchmark's {len(questions)} (such as {example!r})",
+            remedy="check --benchmark and --root",
         )
     missing = tuple(question.id for question in questions if question.id not in by_id)
     return Predictions(by_id=by_id, missing=missing, unknown=unknown, repeated=tuple(repeated))
@@ -106,9 +107,11 @@ def _row(where: str, row: bytes) -> tuple[str, Prediction]:
         )  # lone surrogates, which msgspec refuses, may be in texts
     except msgspec.ValidationError as error:
         problem = field_problem(error)
-        raise DataError(f'{where}: {problem}; write {{"id": ..., "prediction": "..."}}') from None
+        raise DataError(f"{where}: {problem}", remedy='write {"id": ..., "prediction": "..."}') from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f'{where}: is not JSON ({error}); write {{"id": ..., "prediction": "..."}}') from None
+        raise DataError(
+            f"{where}: is not JSON ({error})", remedy='write {"id": ..., "prediction": "..."}'
+        ) from None
     size = None if line.width is None or line.height is None else (line.width, line.height)
     if size is None and line.width != line.height:
         raise DataError(

@@ -61,10 +61,12 @@ class Evaluated:
             values = json.loads(path.read_text(encoding="utf-8"))
             found = msgspec.convert(_nans(values), cls)
         except (OSError, ValueError) as error:  # msgspec's error is a ValueError
-            raise DataError(f"{path}: not a result of an evaluation ({error}); evaluate again") from None
+            raise DataError(
+                f"{path}: not a result of an evaluation ({error})", remedy="evaluate again"
+            ) from None
         lacking = [f"counts.{key}" for key in ("questions", "answered") if key not in found.counts]
         if lacking:
-            raise DataError(f"{path}: lacks key {lacking[0]}; evaluate again")
+            raise DataError(f"{path}: lacks key {lacking[0]}", remedy="evaluate again")
         return found
 
 
@@ -79,13 +81,14 @@ def require_same_questions(runs: Sequence[Evaluated]) -> None:
         if base.benchmark != other.benchmark:
             raise DataError(
                 f"{base.name} is of benchmark {base.benchmark}, {other.name} of {other.benchmark}: their figures cannot be "
-                "compared; compare runs of one benchmark"
+                "compared",
+                remedy="compare runs of one benchmark",
             )
         if base.digest != other.digest:
             raise DataError(
                 f"{base.name} and {other.name} have different question files of {base.benchmark} "
-                f"({base.digest[:DIGITS]} and {other.digest[:DIGITS]}): their figures cannot be compared; evaluate both with "
-                "the same files"
+                f"({base.digest[:DIGITS]} and {other.digest[:DIGITS]}): their figures cannot be compared",
+                remedy="evaluate both with the same files",
             )
 
 

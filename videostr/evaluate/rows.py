@@ -167,7 +167,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> Scored:
             for row in table
         ]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path}: holds no rows of an evaluation ({error}); evaluate again") from None
+        raise DataError(
+            f"{path}: holds no rows of an evaluation ({error})", remedy="evaluate again"
+        ) from None
     scores = [
         {name: value for name in columns if (value := row.get(f"score/{name}")) is not None} for row in table
     ]
@@ -222,10 +224,10 @@ def _asking(item: PreparedQuestion | SkippedQuestion, answer: Answer | None, ask
     """Fields of a `Row` that say how a question was asked."""
     config = asker.config
     found: dict[str, Any] = {
-        "model": config.model,
+        "model": config.model.path,
         "model_digest": asker.model_digest,
-        "temperature": config.temperature,
-        "seed": config.seed,
+        "temperature": config.sampling.temperature,
+        "seed": config.run.seed,
     }
     if isinstance(item, PreparedQuestion):
         found |= {

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.asking import ask
 from videostr.chat import chat_text
-from videostr.config import EvaluationConfig
+from videostr.config.schema import EvaluationConfig
 from videostr.errors import PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet
@@ -76,7 +76,7 @@ class Asker:
         self.benchmark = benchmark
         self.processor = processor
         self.model_digest = model_digest
-        self.root = Path(config.root)
+        self.root = Path(config.benchmark.root)
         self._shapes: dict[str, VideoShape | str] = {}
         """By video: its shape, or why it has none."""
 
@@ -97,16 +97,17 @@ class Asker:
             prompt = self._prompt(question, mode, clip, shape, size, times)
         except PromptError as error:
             return SkippedQuestion(question=question, mode=mode, problem=str(error))
+        sampling = self.config.sampling
         request = SampleRequest(
             prompt=prompt,
             n=1,
-            temperature=self.config.temperature,
-            max_tokens=self.config.max_tokens_direct if mode is Mode.DIRECT else self.config.max_tokens,
-            seed=self.config.seed,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens_direct if mode is Mode.DIRECT else sampling.max_tokens,
+            seed=self.config.run.seed,
         )
         key = key_of(
             model=self.model_digest,
-            dtype=self.config.dtype,
+            dtype=self.config.model.dtype,
             prompt=prompt.text,
             clip=clip.digest,
             temperature=request.temperature,
@@ -128,11 +129,11 @@ class Asker:
         return self._shapes[video]
 
     def _spec(self, question: Question, shape: VideoShape) -> ClipSpec:
-        """Frames of a record as it says; of other questions as `frames` says."""
+        """Return the frames of a record as it says, of other questions as section `benchmark` says."""
         if "record" in question.row:
             spec: ClipSpec = question.row["record"].clip
             return spec
-        frames = self.config.frames
+        frames = self.config.benchmark
         end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
         start = min(question.start_s, end)
         wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames

@@ -106,7 +106,8 @@ def common(a: Scored, b: Scored) -> tuple[Scored, Scored]:
     if not ids:
         raise DataError(
             f"the runs have no question in common (of {len(a.questions)} and {len(b.questions)}), so there is nothing to "
-            "compare; compare runs over the same question files"
+            "compare",
+            remedy="compare runs over the same question files",
         )
     return a.only(ids), b.only(ids)
 

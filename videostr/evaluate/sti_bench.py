@@ -65,20 +65,22 @@ class StiBench:
             rows = plain_rows(pq.read_table(pa.BufferReader(content)))
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be read ({error.strerror or error}); root must be the folder of STI-Bench with {FILE}"
+                f"{path}: cannot be read ({error.strerror or error})",
+                remedy=f"root must be the folder of STI-Bench with {FILE}",
             ) from None
         except pa.ArrowException as error:
-            raise DataError(f"{path}: is no Parquet file ({error}); download it again") from None
+            raise DataError(f"{path}: is no Parquet file ({error})", remedy="download it again") from None
         records = [_record(f"{path}: row {number}", row) for number, row in enumerate(rows)]
         if not records:
-            raise DataError(f"{path}: has no rows; download it again")
+            raise DataError(f"{path}: has no rows", remedy="download it again")
         plain = [str(record.id) for record in records]
         ids = plain if len(set(plain)) == len(plain) else [_key(record) for record in records]
         seen: dict[str, int] = {}
         for number, key in enumerate(ids):
             if key in seen:
                 raise DataError(
-                    f"{path}: row {number}: Video|ID|time_start|time_end is {key!r}, as in row {seen[key]}; keys must be unique"
+                    f"{path}: row {number}: Video|ID|time_start|time_end is {key!r}, as in row {seen[key]}",
+                    remedy="keys must be unique",
                 )
             seen[key] = number
         folder = "videos" if (root / "videos").is_dir() and not (root / "video").is_dir() else "video"
@@ -185,11 +187,12 @@ def _record(place: str, row: dict[str, Any]) -> _Record:
     try:
         record = msgspec.convert(row, _Record)
     except msgspec.ValidationError as error:
-        raise DataError(f"{place}: {error}, in {row!r:.300}; download {FILE} again") from None
+        raise DataError(f"{place}: {error}, in {row!r:.300}", remedy=f"download {FILE} again") from None
     letters = [letter for letter, text in record.candidates.items() if text is not None]
     if not (2 <= len(letters) <= len(LETTERS) and sorted(letters) == list(LETTERS[: len(letters)])):
         raise DataError(
-            f"{place}: Candidates has the options {letters}; must be 2 to {len(LETTERS)} letters from A on"
+            f"{place}: Candidates has the options {letters}",
+            remedy=f"must be 2 to {len(LETTERS)} letters from A on",
         )
     if record.answer not in letters:
         raise DataError(f"{place}: Answer {record.answer!r:.80}: must be one of {letters}")

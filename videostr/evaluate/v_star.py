@@ -110,12 +110,13 @@ class VStar:
             items = msgspec.json.decode(json_content(content), type=list[msgspec.Raw])
         except OSError as error:
             raise DataError(
-                f"{path}: cannot be read ({error.strerror}); root must be the folder of V-STaR with {FILE}"
+                f"{path}: cannot be read ({error.strerror})",
+                remedy=f"root must be the folder of V-STaR with {FILE}",
             ) from None
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: is no JSON list ({error}); download it again") from None
+            raise DataError(f"{path}: is no JSON list ({error})", remedy="download it again") from None
         if not items:
-            raise DataError(f"{path}: has no items; download it again")
+            raise DataError(f"{path}: has no items", remedy="download it again")
         files = {file.name: file.relative_to(root).as_posix() for file in sorted(root.rglob("*.mp4"))}
         questions: list[Question] = []
         for index, raw in enumerate(items):
@@ -284,7 +285,9 @@ def _item(place: str, raw: msgspec.Raw) -> _Item:
     try:
         item = msgspec.json.decode(raw, type=_Item)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{place}: {error}, in {bytes(raw)[:300]!r}; download {FILE} again") from None
+        raise DataError(
+            f"{place}: {error}, in {bytes(raw)[:300]!r}", remedy=f"download {FILE} again"
+        ) from None
     start, end = item.timestamps
     if not -1e9 < start <= end < 1e9:
         raise DataError(f"{place}: timestamps {item.timestamps!r:.80}: must be start and end in seconds")

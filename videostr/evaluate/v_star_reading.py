@@ -113,7 +113,7 @@ def best_iou(true: Box, said: Any) -> float:
         if not said:
             return 0.0
         several = [said] if isinstance(said[0], int | float) and len(said) == 4 else said
-        return max(box_iou(true, box) for box in several if isinstance(box, list) and len(box) == 4)
+        return max(box_iou(true, tuple(box)) for box in several if isinstance(box, list) and len(box) == 4)
     except (TypeError, LookupError, ValueError, ArithmeticError):
         return 0.0
 

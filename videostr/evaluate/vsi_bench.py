@@ -74,16 +74,19 @@ class VsiBench:
                 content = path.read_bytes()
             except OSError as error:
                 raise DataError(
-                    f"{path}: cannot be read ({error.strerror}); root must be the folder of VSI-Bench with {FILE} or {SHARDS[0]}"
+                    f"{path}: cannot be read ({error.strerror})",
+                    remedy=f"root must be the folder of VSI-Bench with {FILE} or {SHARDS[0]}",
                 ) from None
             contents.append(content)
             for place, row in _rows(path, content):
                 question = _question(place, row)
                 if question.id in questions:
-                    raise DataError(f"{place}: id {question.id!r}: is there twice; ids must be unique")
+                    raise DataError(
+                        f"{place}: id {question.id!r}: is there twice", remedy="ids must be unique"
+                    )
                 questions[question.id] = question
         if not questions:
-            raise DataError(f"{paths[0]}: has no questions; download it again")
+            raise DataError(f"{paths[0]}: has no questions", remedy="download it again")
         return QuestionSet(questions=tuple(questions.values()), digest=digest(b"".join(contents)))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
@@ -246,14 +249,16 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         try:
             table = pq.read_table(pa.BufferReader(content))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: is no Parquet file ({error}); download it again") from None
+            raise DataError(f"{path}: is no Parquet file ({error})", remedy="download it again") from None
         yield from ((f"{path}: row {number}", row) for number, row in enumerate(plain_rows(table)))
         return
     for place, row in json_rows(path, "a question"):
         try:
             yield place, msgspec.json.decode(row)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{place}: {row!r:.80} is no JSON ({error}); download it again") from None
+            raise DataError(
+                f"{place}: {row!r:.80} is no JSON ({error})", remedy="download it again"
+            ) from None
 
 
 def _question(place: str, row: Any) -> Question:
@@ -265,7 +270,7 @@ def _question(place: str, row: Any) -> Question:
     try:
         record = msgspec.convert(row, _Record)
     except msgspec.ValidationError as error:
-        raise DataError(f"{place}: {error}, in {row!r:.300}; download the file again") from None
+        raise DataError(f"{place}: {error}, in {row!r:.300}", remedy="download the file again") from None
     truth = str(record.ground_truth)
     if record.question_type in CHOICES:
         options = _options(place, record)

@@ -35,8 +35,8 @@ def advantages(
     r = np.asarray(rewards, dtype=np.float64)
     if r.size < 2:
         raise LearnerError(
-            f"a group of {r.size} rollout has no group-relative advantage, it needs 2 or more; "
-            "set sampling.group_size to 2 or more"
+            f"a group of {r.size} rollout has no group-relative advantage, it needs 2 or more",
+            remedy="set sampling.group_size to 2 or more",
         )
     if is_flat(r):
         return np.zeros(r.size, dtype=np.float32)

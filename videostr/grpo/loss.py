@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from videostr.config import Config, LossConfig
-from videostr.config_effects import ratio_moves
+from videostr.config.effects import ratio_moves
+from videostr.config.schema import Config
+from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Row
 from videostr.grpo.losses import LossInputs, TokenLoss, token_loss
 

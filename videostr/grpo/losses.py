@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from videostr.config import Config, LossConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LossConfig
 from videostr.custom import load_function
 from videostr.errors import ConfigError, error_text
 
@@ -135,23 +136,25 @@ def check_custom(config: LossConfig) -> None:
     (gradient,) = torch.autograd.grad(found.loss.sum(), logprobs, materialize_grads=True)
     if not gradient.any():
         raise ConfigError(
-            f"loss.custom = {config.custom}: its gradient is zero for every token, nothing would be learned; compute the loss "
-            "from `logprobs` or `log_ratio`"
+            f"loss.custom = {config.custom}: its gradient is zero for every token, nothing would be learned",
+            remedy="compute the loss from `logprobs` or `log_ratio`",
         )
     if not bool(gradient.isfinite().all()):
         raise ConfigError(
-            f"loss.custom = {config.custom}: its gradient has NaN or infinity, must be finite; note that torch.where does not "
-            "keep the gradient of the branch that it leaves out from being NaN"
+            f"loss.custom = {config.custom}: its gradient has NaN or infinity, must be finite",
+            remedy="note that torch.where does not "
+            "keep the gradient of the branch that it leaves out from being NaN",
         )
 
 
-def staleness_warning(config: Config) -> str:
-    """Return what is questionable in how the loss treats tokens of older weights; "" where nothing is."""
+def staleness_warning(config: Config) -> ConfigError | None:
+    """Return what is questionable in how the loss treats tokens of older weights; None where nothing is."""
     if config.loss.correction != "none" or config.train.max_staleness == 0:
-        return ""
-    return (
+        return None
+    return ConfigError(
         f"loss.correction = none with train.max_staleness = {config.train.max_staleness}: tokens of older weights are learned "
-        "from as if the learner had sampled them; set loss.correction=ratio"
+        "from as if the learner had sampled them",
+        remedy="set loss.correction=ratio",
     )
 
 
@@ -164,22 +167,24 @@ def _call_custom(name: str, inputs: LossInputs) -> Tensor:
         )  # it may change them, and the metrics are of the row's
     except Exception as error:  # the user's code runs here
         raise ConfigError(
-            f"loss.custom = {name}: it raised {error_text(error)}; correct the function, or use a loss.name"
+            f"loss.custom = {name}: it raised {error_text(error)}",
+            remedy="correct the function, or use a loss.name",
         ) from error
     shape = inputs.logprobs.shape
     if not isinstance(loss, Tensor) or loss.shape != shape or not loss.is_floating_point():
         found = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigError(
-            f"loss.custom = {name}: it returned {found}, must return one float for each of the {shape[0]} tokens; leave "
-            "the mean to loss.aggregation"
+            f"loss.custom = {name}: it returned {found}, must return one float for each of the {shape[0]} tokens",
+            remedy="leave the mean to loss.aggregation",
         )
     if not loss.requires_grad:
         raise ConfigError(
-            f"loss.custom = {name}: its result has no gradient, nothing would be learned; compute it from "
-            "`logprobs` or `log_ratio`, without detach()"
+            f"loss.custom = {name}: its result has no gradient, nothing would be learned",
+            remedy="compute it from `logprobs` or `log_ratio`, without detach()",
         )
     if not bool(loss.detach().isfinite().all()):
         raise ConfigError(
-            f"loss.custom = {name}: it returned NaN or infinity, must return finite numbers; bound the ratio or its exponent"
+            f"loss.custom = {name}: it returned NaN or infinity, must return finite numbers",
+            remedy="bound the ratio or its exponent",
         )
     return loss

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TypeVar
 
-from videostr.config import LearnerConfig
+from videostr.config.sections import LearnerConfig
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from videostr.config import Config, load
-from videostr.console import run_command, run_main
+from videostr.command import command, run_main
+from videostr.config.load import load
+from videostr.config.schema import Config
 from videostr.errors import ConfigError
 from videostr.plan.calibrate import Calibration, calibrate, read_measured
 from videostr.plan.costs import Costs, Factors, Hardware, Workload, assumed, hardware_of
@@ -30,15 +31,11 @@ MEDIAN_SHARE, SIGMA, CORRELATION = 0.4, 0.5, 0.5
 """Assumed completions: lognormal, median as a share of sampling.max_tokens; half of the variance between groups."""
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, or 2 on bad input."""
-    options = _parser().parse_intermixed_args(arguments)
-
-    def work() -> int:
-        print(_answer(options))
-        return 0
-
-    return run_command(work)
+    """Return the exit status."""
+    print(_answer(_parser().parse_intermixed_args(arguments)))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,12 +77,15 @@ def _answer(options: argparse.Namespace) -> str:
     overrides = [*options.overrides, *(w for w in options.cluster if w.partition("=")[0] not in CLUSTER_KEYS)]
     for name in ("cores", "prompt_tokens", "completion_tokens", "mtbf_hours", "restart_s"):
         if (value := getattr(options, name)) is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value:g}: must be above 0", remedy="give a larger number"
+            )
     staleness = _staleness(options.staleness)
     calibration = _calibration(options, cluster)
     if options.config is None and calibration is None:
         raise ConfigError(
-            "--config: must name a config, e.g. configs/tabletop_cpu.yaml, where there is no --calibrate"
+            "--config: must name a config where there is no --calibrate",
+            remedy="give --config configs/tabletop_cpu.yaml",
         )
     file = options.config or options.calibrate / "config.yaml"
     config = load(file, overrides)
@@ -93,7 +93,8 @@ def _answer(options: argparse.Namespace) -> str:
         tables, notes = _plan_gpus(config, options, cluster, calibration, staleness)
     elif cluster or options.table:
         raise ConfigError(
-            "--cluster and --table plan GPUs, but rollout.num_gpus = 0 in this config: leave them out, or name a GPU config"
+            "--cluster and --table plan GPUs, but rollout.num_gpus = 0 in this config",
+            remedy="leave them out, or name a GPU config",
         )
     else:
         tables, notes = _plan_cpu(config, options, calibration, staleness)
@@ -119,7 +120,7 @@ def _staleness(text: str) -> list[int]:
     values = sorted({int(word) if word.isdecimal() else -1 for word in text.split(",")})
     if values[0] < 0:
         raise ConfigError(
-            f"--staleness {text}: must be whole numbers from 0 on with commas between, e.g. 0,1,2"
+            f"--staleness {text}: must be whole numbers from 0 on with commas between", remedy="write 0,1,2"
         )
     return values
 
@@ -127,7 +128,7 @@ def _staleness(text: str) -> list[int]:
 def _whole(cluster: Mapping[str, str], key: str, default: int) -> int:
     text = cluster.get(key, str(default))
     if not text.isdecimal():
-        raise ConfigError(f"--cluster {key}={text}: must be a whole number, e.g. {key}={default}")
+        raise ConfigError(f"--cluster {key}={text}: must be a whole number", remedy=f"write {key}={default}")
     return int(text)
 
 
@@ -148,7 +149,8 @@ def _scenario(
         if replace(trained, name="") != replace(shapes, name=""):
             raise ConfigError(
                 f"--calibrate {options.calibrate} is a run of {trained.name}, the config names {shapes.name}: both "
-                "must have the same shapes; calibrate from a run of this model, or leave --calibrate out"
+                "must have the same shapes",
+                remedy="calibrate from a run of this model, or leave --calibrate out",
             )
         factors = calibration.factors
         notes += calibration.notes
@@ -222,7 +224,9 @@ def _plan_gpus(
     own = config.rollout.num_workers * config.rollout.tensor_parallel_size + config.learner.num_ranks
     hardware = hardware_of(cluster.get("gpu", "H100"))
     if hardware.memory_gib == 0:
-        raise ConfigError("--cluster gpu=cpu: rollout.num_gpus > 0 in this config; name H100 or A100")
+        raise ConfigError(
+            "--cluster gpu=cpu: rollout.num_gpus > 0 in this config", remedy="name H100 or A100"
+        )
     scenario, notes = _scenario(config, options, calibration, hardware)
     per_node = _whole(cluster, "gpus_per_node", 8)
     tables = []

@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy.stats import trim_mean
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import RunFolderError
 from videostr.plan.costs import Costs, Factors, Hardware, Workload, assumed
 from videostr.plan.lengths import Traced, dumped_groups
@@ -90,20 +90,20 @@ def read_measured(folder: str | Path) -> Measured:
     run = read_run(folder)
     if run.config is None:
         raise RunFolderError(
-            f"{folder}: config.yaml cannot be read ({'; '.join(run.problems) or 'it is missing'}); name a run of "
-            "this version"
+            f"{folder}: config.yaml cannot be read ({'; '.join(run.problems) or 'it is missing'})",
+            remedy="name a run of this version",
         )
     used = [row for row in run.metrics if _is_whole(row)][SKIPPED:]
     if len(used) < 3:
         raise RunFolderError(
-            f"{folder}: {len(used)} whole steps after the first {SKIPPED} in metrics.jsonl: must be at least 3; "
-            "let it run longer"
+            f"{folder}: {len(used)} whole steps after the first {SKIPPED} in metrics.jsonl: must be at least 3",
+            remedy="let it run longer",
         )
     steps = {int(row["step"]) for row in used}
     groups = [group for step, rows in run.dumps if step in steps for group in dumped_groups(rows)]
     if not groups:
         raise RunFolderError(
-            f"{folder}: no trace dump of a step after the first {SKIPPED}; set train.traces_every"
+            f"{folder}: no trace dump of a step after the first {SKIPPED}", remedy="set train.traces_every"
         )
     updates = [row for row in used if row.get("sync/bytes")] or used
     lengths = Traced(groups=tuple(groups))

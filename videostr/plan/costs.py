@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ConfigError
 from videostr.grpo.batch import RowCost
 from videostr.plan.shapes import Shapes
@@ -140,8 +140,8 @@ def hardware_of(name: str) -> Hardware:
     """
     if name not in HARDWARE:
         raise ConfigError(
-            f"gpu = {name}: must be one of {', '.join(HARDWARE)}; take the nearest and calibrate it with "
-            "--calibrate RUN_DIR"
+            f"gpu = {name}: must be one of {', '.join(HARDWARE)}",
+            remedy="take the nearest and calibrate it with --calibrate RUN_DIR",
         )
     return HARDWARE[name]
 

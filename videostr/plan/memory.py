@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import astuple, dataclass
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.plan.costs import ELEMENT_BYTES
 from videostr.plan.shapes import Shapes
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ConfigError
 from videostr.plan.costs import Costs, Hardware
 from videostr.plan.lengths import Lengths

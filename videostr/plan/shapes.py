@@ -160,8 +160,8 @@ def shapes_of(path: str) -> Shapes:
     if len(sizes) != 1:
         raise ModelError(
             f"model.path = {path}: no config.json is there, and its name has none of the sizes "
-            f"{', '.join(PUBLISHED)} in it; give the folder of a checkpoint, or a name such as "
-            "Qwen/Qwen2.5-VL-7B-Instruct"
+            f"{', '.join(PUBLISHED)} in it",
+            remedy="give the folder of a checkpoint, or a name such as Qwen/Qwen2.5-VL-7B-Instruct",
         )
     return PUBLISHED[sizes[0]]
 
@@ -180,5 +180,6 @@ def _read(file: Path) -> Shapes:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"model.path: {file} does not give the shapes of a Qwen2.5-VL ({error!r}); give the folder of one"
+            f"model.path: {file} does not give the shapes of a Qwen2.5-VL ({error!r})",
+            remedy="give the folder of one",
         ) from None

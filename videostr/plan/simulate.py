@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from videostr.checkpoint import Ledger, RunState
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.prompts import Drawn
 from videostr.errors import ConfigError, RolloutError, TransferError
 from videostr.loop import train
@@ -73,8 +73,12 @@ def simulate(
         ConfigError: an engine has no memory for one sequence, or all die more often than `rollout.max_restarts`.
     """
     if machine.kv_seqs < 1:
-        raise ConfigError("an engine has no memory for one sequence; raise rollout.tensor_parallel_size")
-    endless = replace(config.train, steps=ENDLESS, max_flat_steps=0, traces_every=0, checkpoint_every=0)
+        raise ConfigError(
+            "an engine has no memory for one sequence", remedy="raise rollout.tensor_parallel_size"
+        )
+    endless = replace(
+        config.train, steps=ENDLESS, max_zero_variance_steps=0, traces_every=0, checkpoint_every=0
+    )
     config = replace(config, train=endless)
     first = config.train.max_staleness + 1
     try:
@@ -83,7 +87,8 @@ def simulate(
     except (RolloutError, TransferError):
         raise ConfigError(
             f"the simulated engines die so often that the run ends, with rollout.max_restarts = "
-            f"{config.rollout.max_restarts}; raise it"
+            f"{config.rollout.max_restarts}",
+            remedy="raise it",
         ) from None
     return _outcome(config, folder, first)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import TransferError
 from videostr.grpo.batch import deal, plan_rows
 from videostr.grpo.schedule import mini_batches

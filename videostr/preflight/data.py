@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.records import read_records
 from videostr.errors import DataError, VideoError
 from videostr.preflight.findings import Context, Finding, Severity, fail, from_error, ok, warn

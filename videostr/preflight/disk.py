@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from videostr.checkpoint import Checkpoints
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import RunFolderError, StorageError
 from videostr.lock import find_holder
 from videostr.model import Size

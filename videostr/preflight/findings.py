@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from videostr.errors import VideoStrError
 from videostr.model import Size
 
 
@@ -60,10 +61,9 @@ def fail(name: str, found: str, remedy: str) -> Finding:
     return Finding(name=name, severity=Severity.FAIL, found=" ".join(found.split()), remedy=remedy)
 
 
-def from_error(name: str, error: Exception) -> Finding:
-    """Return an error of this project as a finding: its messages end with the remedy, after a semicolon."""
-    found, _, remedy = " ".join(str(error).split()).rpartition("; ")
-    return fail(name, found or remedy, remedy)
+def from_error(name: str, error: VideoStrError) -> Finding:
+    """Return an error as a finding that would end the run."""
+    return fail(name, error.message, " ".join(error.remedy.split()))
 
 
 def as_text(findings: Sequence[Finding]) -> str:

@@ -18,7 +18,7 @@ import av
 import torch
 import torch.distributed
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.preflight.findings import Finding, fail, ok, warn
 
 DECODERS = {"h264": "h264", "hevc": "hevc", "vp9": "vp9", "av1": "libdav1d"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ModelError
 from videostr.model import check_model, size_of, warnings_of, weights_of
 from videostr.preflight.findings import Context, Finding, from_error, ok, warn

@@ -6,14 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from videostr.console import run_command, run_main
+from videostr.command import command, run_main
 from videostr.report.page import write_report
 from videostr.report.viewer import FRAMES_MIB
 from videostr.run_data import MAX_TRACES
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 when the folder is not a run's, or cannot be written."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m videostr.report", description="(Re)write a run's HTML report."
     )
@@ -31,13 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="most MiB of video frames in the page (default %(default)s)",
     )
     options = parser.parse_args(arguments)
-
-    def work() -> int:
-        path = write_report(options.run_dir, max_traces=options.max_traces, frames_mib=options.frames_mib)
-        sys.stdout.write(f"{path}\n")
-        return 0
-
-    return run_command(work)
+    path = write_report(options.run_dir, max_traces=options.max_traces, frames_mib=options.frames_mib)
+    sys.stdout.write(f"{path}\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def _of_dumps(stats: Sequence[DumpStats]) -> list[Chart | None]:
     steps = [dump.step for dump in stats]
     families = sorted({family for dump in stats for family in dump.answer_by_family})
 
-    def chart(title: str, unit: str, **lines: Callable[[DumpStats], float | None]) -> Chart:
+    def chart(title: str, unit: str, **lines: Callable[[DumpStats], float | None]) -> Chart | None:
         series = [
             Series(name=name, values=[figure(dump) for dump in stats]) for name, figure in lines.items()
         ]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.data.records import write_records
 from videostr.errors import DataError
 from videostr.files import make_folder, storage
@@ -52,7 +52,7 @@ def build(
     """
     shard = out / "records-00000.parquet"
     if shard.exists():
-        raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
+        raise DataError(f"{out}: already holds a dataset", remedy="name another folder or delete this one")
     make_folder(out / "videos")
     one = functools.partial(_build_scene, out, seed, split, difficulty, questions)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -221,8 +221,8 @@ def test_import_of_nothing_writes_nothing(tmp_path: Path, capsys: pytest.Capture
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows.write_text("{}\n")
     command = ["import", str(rows), "--format", "video-r1", "--out", str(out)]
-    assert main(command) == 1
-    assert f"nothing is written: none of 1 rows of {rows} can be used" in capsys.readouterr().out
+    assert main(command) == 2
+    assert f"error: {rows}: none of its 1 rows can be used, nothing is written" in capsys.readouterr().err
     assert not out.exists()
     export_video_r1(RECORDS, rows, tmp_path)
     assert main(command) == 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from videostr.config import EvaluationConfig
+from videostr.config.schema import EvaluationConfig
 from videostr.evaluate import __main__ as command
 from videostr.evaluate.answers import Answer, Answers
 from videostr.evaluate.judge import EndpointJudge
@@ -115,7 +115,7 @@ def test_scored_texts_are_compared_question_by_question(
         pq.write_table(more.set_column(more.column_names.index("ID"), "ID", ids), root / "qa.parquet")
         score(name, root, true, tmp_path / "changed", capsys)
         assert command.main(["--compare", str(tmp_path / "true"), str(tmp_path / "changed")]) == 2
-        assert "have different question files of sti_bench" in capsys.readouterr().out
+        assert "have different question files of sti_bench" in capsys.readouterr().err
 
 
 def test_missing_unknown_and_repeated_ids_are_counted_and_named(
@@ -185,19 +185,18 @@ TEXTS = ("--predictions", "x.jsonl", "--benchmark", "records", "--root", "r")
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([*CONFIG, "--mode", "think"], "--config does not take --mode; write modes=[think] in place of it"),
-        (
-            [*CONFIG, "--root", "D", "--seed", "3", "--out", "O", "limit=1"],
-            "--config does not take --root, --out, --seed; write root=D dir=O seed=3 in place of it",
-        ),
-        ([*CONFIG, "--bootstrap", "9", "--benchmark", "sti_bench"], "write benchmark=sti_bench bootstrap=9"),
-        ([*TEXTS, "limit=3"], "--predictions does not take limit=3: key=value goes with --config only"),
-        (["--compare", "a", "b", "--seed", "1", "limit=3"], "--compare does not take limit=3"),
-        (["--compare", "a", "b", "--mode", "think"], "--compare does not take --mode; leave it out"),
-        ([*TEXTS, "--seed", "-1"], "--seed = -1: must be at least 0"),
-        ([*TEXTS, "--bootstrap", "0"], "--bootstrap = 0: must be above 0"),
-        ([*CONFIG, "seed=-1"], "seed = -1: must be at least 0 and at most 4294967295"),
-        ([*CONFIG, f"seed={2**32}"], "seed = 4294967296: must be at least 0"),
+        ([*CONFIG, "--mode", "think"], "unrecognized arguments: --mode"),
+        ([*CONFIG, "--root", "D", "--seed", "3", "benchmark.limit=1"], "unrecognized arguments: --root"),
+        ([*TEXTS, "limit=3"], "unrecognized arguments: limit=3"),
+        (["--compare", "a", "b", "--seed", "1", "limit=3"], "unrecognized arguments: limit=3"),
+        (["--compare", "a", "b", "--mode", "think"], "unrecognized arguments: --mode think"),
+        (["--compare", "a", "--config", "x"], "unrecognized arguments: --compare"),
+        (["--predictions", "x.jsonl"], "the following arguments are required: --benchmark, --root"),
+        ([*TEXTS, "--seed", "-1"], "-1: must be a whole number, from 0 to 4294967295"),
+        ([*TEXTS, "--bootstrap", "0"], "0: must be a whole number, at least 1"),
+        ([*CONFIG, "run.seed=-1"], "run.seed = -1: must be a whole number, from 0 to 4294967295"),
+        ([*CONFIG, f"run.seed={2**32}"], "run.seed = 4294967296: must be a whole number"),
+        (["--compare", "a"], "must name at least two folders"),
         (
             [*TEXTS, "--out", "pyproject.toml"],
             "--out = pyproject.toml: cannot be made a folder (File exists)",
@@ -210,7 +209,8 @@ TEXTS = ("--predictions", "x.jsonl", "--benchmark", "records", "--root", "r")
             ["--compare", "a", "b", "--out", "pyproject.toml"],
             "--out = pyproject.toml: cannot be made a folder",
         ),
-        ([*CONFIG, "dir=pyproject.toml"], "cannot be made a folder (Not a directory); name another one"),
+        ([*CONFIG, "run.dir=pyproject.toml"], "cannot be made a folder (Not a directory); name another one"),
+        ([], "usage: "),
     ],
 )
 def test_what_would_be_ignored_or_fail_late_is_refused_at_the_start(
@@ -241,8 +241,8 @@ def test_each_mode_tells_its_own_ratings_without_a_number(
     monkeypatch.setattr(command, "_ask", answered)
     monkeypatch.setattr(EndpointJudge, "_ask", lambda self, prompt: replace(SAID, text="good"))
     given = [
-        *CONFIG, "benchmark=v_star", f"root={tmp_path}", f"dir={tmp_path / 'out'}", "name=x", "bootstrap=20",
-        "modes=[direct,think]", "judge.endpoint=http://127.0.0.1:9/v1",
+        *CONFIG, "benchmark.name=v_star", f"benchmark.root={tmp_path}", f"run.dir={tmp_path / 'out'}", "run.name=x",
+        "evaluate.bootstrap=20", "benchmark.modes=[direct,think]", "judge.endpoint=http://127.0.0.1:9/v1",
     ]  # fmt: skip
     assert command.main(given) == 0
     for mode in ("direct", "think"):

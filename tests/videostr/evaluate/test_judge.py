@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from videostr.config import Judge
+from videostr.config.schema import Judge
 from videostr.errors import ConfigError
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.judge import EndpointJudge

@@ -19,7 +19,13 @@ import pytest
 from transformers import AutoProcessor
 
 from rewards import Rubric
-from videostr.config import EvaluationConfig, Frames
+from videostr.config.schema import (
+    BenchmarkConfig,
+    EvaluationConfig,
+    EvaluationModel,
+    EvaluationSampling,
+    EvaluationStatistics,
+)
 from videostr.data.records import write_records
 from videostr.digests import folder_digest
 from videostr.errors import DataError, PromptError
@@ -93,7 +99,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(dataset: Path, tmp_path: Path) -> Iterator[World]:
-    config = EvaluationConfig(root=str(dataset), model=POLICY, dtype="float32", max_tokens=160, bootstrap=50)
+    config = EvaluationConfig(
+        model=EvaluationModel(path=POLICY, dtype="float32"),
+        benchmark=BenchmarkConfig(root=str(dataset)),
+        sampling=EvaluationSampling(max_tokens=160),
+        evaluate=EvaluationStatistics(bootstrap=50),
+    )
     benchmark = Records(Rubric.preset("default"))
     questions = benchmark.read(dataset).questions
     asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
@@ -164,7 +175,7 @@ def test_nothing_is_asked_twice(world: World) -> None:
     assert len(world.pool.asked) == SCENES
     answered(world, items)
     assert len(world.pool.asked) == SCENES
-    world.asker.config.max_tokens = 100  # other settings: other answers
+    world.asker.config.sampling.max_tokens = 100  # other settings: other answers
     answered(world, prepare(world, Mode.GRAPH))
     assert len(world.pool.asked) == 2 * SCENES
 
@@ -239,7 +250,7 @@ def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
     question = Question(
         id="x", video=video, task="t", text="Which?", options=("a", "b"), truth="A", start_s=0.5, end_s=1.5
     )
-    world.asker.config.frames = Frames(max_frames=7, max_pixels=1600)
+    world.asker.config.benchmark = BenchmarkConfig(max_frames=7, max_pixels=1600)
     world.asker.benchmark = Plain()  # type: ignore[assignment]  # only what prompts need
     item = world.asker.prepare(question, Mode.GRAPH)
     assert isinstance(item, PreparedQuestion)
@@ -256,7 +267,7 @@ def test_frames_of_other_benchmarks_follow_the_config(world: World) -> None:
         '"id":"lamp.1","pos":[4,7,1]' in item.request.prompt.text
     )  # as many coordinates as the frame of reference has
     assert "Then write the letter inside <answer></answer>." in item.request.prompt.text
-    world.asker.config.frames = Frames(max_frames=32, fps=4.0, max_pixels=1600)
+    world.asker.config.benchmark = BenchmarkConfig(max_frames=32, fps=4.0, max_pixels=1600)
     faster = world.asker.prepare(question, Mode.DIRECT)
     assert isinstance(faster, PreparedQuestion)
     assert len(faster.times) == 4  # 1 s at 4 a second

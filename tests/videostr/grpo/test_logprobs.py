@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from videostr.config import LossConfig
+from videostr.config.sections import LossConfig
 from videostr.grpo.attention import INTERFACE, Kernel
 from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from videostr.config import Config, LossConfig, TrainConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LossConfig, TrainConfig
 from videostr.grpo.batch import Row
 from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
 from videostr.grpo.losses import LOSSES

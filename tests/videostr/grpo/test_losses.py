@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videostr.config import LossConfig
+from videostr.config.sections import LossConfig
 from videostr.errors import ConfigError
 from videostr.grpo.losses import LossInputs, check_custom, token_loss
 

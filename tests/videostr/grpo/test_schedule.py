@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from videostr.config import LearnerConfig
+from videostr.config.sections import LearnerConfig
 from videostr.grpo.schedule import learning_rate, mini_batches
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videostr.config import Config, dump, load
+from videostr.config.load import dump, load
+from videostr.config.schema import Config
 from videostr.errors import ConfigError, RunFolderError
 from videostr.plan.__main__ import main
 from videostr.plan.calibrate import Calibration, Measured, calibrate, read_measured

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videostr.config import Config
+from videostr.config.schema import Config
 from videostr.errors import ConfigError, ModelError
 from videostr.grpo.logprobs import CHUNK_TOKENS as HEAD_CHUNK_TOKENS
 from videostr.plan.costs import HARDWARE, Factors, Workload, assumed, hardware_of

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videostr.config import Config, LearnerConfig, RewardConfig, RolloutConfig, Sampling, TrainConfig
+from videostr.config.schema import Config
+from videostr.config.sections import LearnerConfig, RewardConfig, RolloutConfig, Sampling, TrainConfig
 from videostr.errors import ConfigError
 from videostr.grpo.batch import RowCost
 from videostr.plan.clock import run_virtual
@@ -181,7 +182,7 @@ def test_zero_variance_groups_are_not_learned_from() -> None:
 def test_zero_variance_groups_are_replaced_up_to_the_limit() -> None:
     costs = dataclasses.replace(COSTS, zero_variance=1.0)
     # Three rounds of four groups, none with variance, and then those fill the step up
-    outcome = run(costs, constant(100), sampling__refill=True, sampling__refill_limit=3.0)
+    outcome = run(costs, constant(100), sampling__dynamic_sampling=True, sampling__dynamic_sampling_limit=3.0)
     assert outcome.step_s == pytest.approx(3 * 5.1)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from videostr.config import Config, dump
+from videostr.config.load import dump
+from videostr.config.schema import Config
 from videostr.traces import TraceRow, write_traces
 
 FAMILIES = ("counting", "direction", "displacement", "distance", "localisation", "order")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from videostr.charts import Series, line_chart, nice_ticks, share_chart, short, smoothed
-from videostr.config import Config, dump
+from videostr.config.load import dump
+from videostr.config.schema import Config
 from videostr.draw import (
     chosen,
     draw,

@@ -92,7 +92,8 @@ def build(
     if progress.records == 0:
         (out / "build.json").unlink()  # the same command is to look at the mended files again
         raise DataError(
-            f"{out}: no question could be asked about any of {len(jobs)} scenes; the reasons are in {out / 'skipped.jsonl'}"
+            f"{out}: no question could be asked about any of {len(jobs)} scenes",
+            remedy=f"the reasons are in {out / 'skipped.jsonl'}",
         )
     progress.is_done = True
     waiting_path(out, progress).unlink()

@@ -53,4 +53,4 @@ class Settings:
                 raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
-                raise ConfigError(f"families: {name!r} is none; choose from {', '.join(FAMILIES)}")
+                raise ConfigError(f"families: {name!r} is none", remedy=f"choose from {', '.join(FAMILIES)}")

@@ -47,13 +47,16 @@ def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Pa
     path = out / "build.json"
     if not path.exists():
         if list(out.glob("records-*.parquet")):
-            raise DataError(f"{out}: already holds a dataset; name another folder or delete this one")
+            raise DataError(
+                f"{out}: already holds a dataset", remedy="name another folder or delete this one"
+            )
         (out / "skipped.jsonl").unlink(missing_ok=True)  # of a build that ended before its first state
         return Progress(recipe=wanted), Balancer()
     progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
     if progress.recipe != wanted:
         raise DataError(
-            f"{out}: {_difference(progress.recipe, wanted)}; go on with the same command, or name another folder"
+            f"{out}: {_difference(progress.recipe, wanted)}",
+            remedy="go on with the same command, or name another folder",
         )
     for shard in out.glob("records-*.parquet"):  # written after the last state was
         if shard >= shard_path(out, progress.shards):

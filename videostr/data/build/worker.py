@@ -128,7 +128,9 @@ def open_source(settings: Settings) -> Source:
         DataError: there is no such source, or the root is not one of it.
     """
     if settings.source not in SOURCES:
-        raise DataError(f"source {settings.source!r} is unknown; choose one of {', '.join(sorted(SOURCES))}")
+        raise DataError(
+            f"source {settings.source!r} is unknown", remedy=f"choose one of {', '.join(sorted(SOURCES))}"
+        )
     source = SOURCES[settings.source](Path(settings.root), settings.split)
     left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
     source.skips += [

@@ -97,7 +97,9 @@ class Jsonl(Source):
         self.file = "annotations.jsonl" if split == "train" else f"annotations_{split}.jsonl"
         self.path = root / self.file
         if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file; write a scene a line as docs/annotations.md says")
+            raise DataError(
+                f"{self.path}: no such file", remedy="write a scene a line as docs/annotations.md says"
+            )
         self._places: dict[str, tuple[int, int]] = {}
         """Line, and where it starts, bytes, of a scene."""
         for number, place, line in json_lines(self.path, "a scene"):
@@ -149,7 +151,7 @@ def _problems(scene: _Scene) -> Iterator[str]:
         yield "up: has no length, must be a direction"
     if scene.intrinsics is not None:
         (fx, *_), (_, fy, _), last = scene.intrinsics
-        if last != (0, 0, 1) or min(fx, fy) <= 0:
+        if last != (0.0, 0.0, 1.0) or min(fx, fy) <= 0:
             yield "intrinsics: must be fx, 0, cx; 0, fy, cy; 0, 0, 1"
         if scene.projection is not None:
             yield "intrinsics: stands beside projection, must be left out"

@@ -68,17 +68,22 @@ class Kitti(Source):
             DataError: the split is not "train", or `training/` lacks labels, calibration or any record of poses.
         """
         if split != "train":
-            raise DataError(f"kitti: split {split!r} has no labels; use split 'train'")
+            raise DataError(f"kitti: split {split!r} has no labels", remedy="use split 'train'")
         super().__init__(root, split)
         training = root / "training"
         self.names = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
         if not self.names:
-            raise DataError(f"{training / 'label_02'}: has no *.txt; name the folder that training/ lies in")
+            raise DataError(
+                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that training/ lies in"
+            )
         if not (training / "calib").is_dir():
-            raise DataError(f"{training / 'calib'}: is missing; unpack data_tracking_calib.zip into {root}")
+            raise DataError(
+                f"{training / 'calib'}: is missing", remedy=f"unpack data_tracking_calib.zip into {root}"
+            )
         if not any((training / folder).is_dir() for folder in ("poses", "oxts")):
             raise DataError(
-                f"{training}: has neither poses/ nor oxts/; unpack data_tracking_oxts.zip into {root}"
+                f"{training}: has neither poses/ nor oxts/",
+                remedy=f"unpack data_tracking_oxts.zip into {root}",
             )
 
     def scene(self, name: str) -> Scene:
@@ -246,8 +251,9 @@ def _row(file: str, number: int, text: str, image_size: tuple[int, int]) -> _Row
         rule = f"must be one of {', '.join((*LABELS, *DROPPED))}"
         raise bad(f"type = {kind!r:.40}, {rule}", SkipReason.UNKNOWN_CATEGORY)
     if track < 0 or truncated not in NOT_TRUNCATED or occluded not in NOT_OCCLUDED:
-        values = f"{track}, {truncated}, {occluded}"
-        raise bad(f"track, truncated, occluded = {values}: must be >= 0, 0 to 2, 0 to 3")
+        raise bad(
+            f"track, truncated, occluded = {track}, {truncated}, {occluded}: must be >= 0, 0 to 2, 0 to 3"
+        )
     left, top, right, bottom, *size = values = floats(fields[6:17], 11, file, number)
     box = f"box {left}, {top}, {right}, {bottom}"
     if right <= left or bottom <= top or min(size[:3]) <= 0:

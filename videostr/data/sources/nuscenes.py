@@ -76,19 +76,21 @@ class NuScenes(Source):
         wanted = scenes_of_split(root, split)
         version = next((name for name in VERSIONS if (root / name).is_dir()), "")
         if not version:
-            raise DataError(f"{root}: has neither {' nor '.join(VERSIONS)}; name the folder they lie in")
+            raise DataError(
+                f"{root}: has neither {' nor '.join(VERSIONS)}", remedy="name the folder they lie in"
+            )
         self._metadata = Metadata(root, version)
         self.skips = self._metadata.skips
         try:
             self._scenes = {row.name: row.token for _, row in self._metadata.rows("scene", Named)}
         except SkipEntry as entry:
             file, detail = entry.skip.file, entry.skip.detail
-            raise DataError(f"{root / file}: {detail}; unpack the metadata again") from None
+            raise DataError(f"{root / file}: {detail}", remedy="unpack the metadata again") from None
         self.names = sorted(name for name in self._scenes if wanted is None or name in wanted)
         if not self.names:
             raise DataError(
-                f"{root / self._metadata.file('scene')}: has no scene of split {split!r}; "
-                f"list those it has in {root / SPLITS_FILE}"
+                f"{root / self._metadata.file('scene')}: has no scene of split {split!r}",
+                remedy=f"list those it has in {root / SPLITS_FILE}",
             )
         self.skips += [
             Skip(file=name, reason=SkipReason.EXCLUDED, detail=f"is not in split {split!r} of {SPLITS_FILE}")

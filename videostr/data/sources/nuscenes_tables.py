@@ -60,20 +60,24 @@ UNIT = 1e-2
 def scenes_of_split(root: Path, split: str) -> frozenset[str] | None:
     """Return the names of the split's scenes; None for all."""
     if split.startswith("test"):
-        raise DataError(f"nuscenes: split {split!r} has no annotations and is a benchmark's; use 'train'")
+        raise DataError(
+            f"nuscenes: split {split!r} has no annotations and is a benchmark's", remedy="use 'train'"
+        )
     path = root / SPLITS_FILE
     if not path.exists():
         if split == "train":
             return None
         raise DataError(
-            f"{path}: is missing; split {split!r} needs it: put {{{split!r}: [scene names]}} there"
+            f"{path}: is missing", remedy=f"split {split!r} needs it: put {{{split!r}: [scene names]}} there"
         )
     try:
         splits = msgspec.json.decode(json_content(path.read_bytes()), type=dict[str, frozenset[str]])
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; must map splits to lists of scene names") from None
+        raise DataError(f"{path}: {error}", remedy="must map splits to lists of scene names") from None
     if split not in splits:
-        raise DataError(f"{path}: has no split {split!r}; choose one of {', '.join(sorted(splits))}")
+        raise DataError(
+            f"{path}: has no split {split!r}", remedy=f"choose one of {', '.join(sorted(splits))}"
+        )
     return splits[split]
 
 

@@ -86,7 +86,9 @@ class ScanNet(Source):
             raise DataError(f"scannet: split {split!r} is none of {', '.join(SPLITS)}")
         names = sorted(path.name for path in (root / "scans").glob("scene????_??") if path.is_dir())
         if not names:
-            raise DataError(f"{root / 'scans'}: has no sceneXXXX_YY/; name the folder that scans/ lies in")
+            raise DataError(
+                f"{root / 'scans'}: has no sceneXXXX_YY/", remedy="name the folder that scans/ lies in"
+            )
         self._labels = _read_labels(root, self.skips)
         if split != "all":
             rooms = _val_rooms(root, split)
@@ -308,14 +310,15 @@ def _val_rooms(root: Path, split: str) -> set[str]:
         lines = path.read_text("ascii", "replace").split()
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); split {split!r} needs the official list of validation scenes: put it "
-            "there, from Tasks/Benchmark of https://github.com/ScanNet/ScanNet"
+            f"{path}: cannot be read ({error.strerror})",
+            remedy=f"split {split!r} needs the official list of validation scenes: put it "
+            "there, from Tasks/Benchmark of https://github.com/ScanNet/ScanNet",
         ) from None
     wrong = [
         f"{line!r:.40} is no sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
     ]
     if wrong or not lines:
-        raise DataError(f"{path}: {wrong[0] if wrong else 'is empty'}; download the list again")
+        raise DataError(f"{path}: {wrong[0] if wrong else 'is empty'}", remedy="download the list again")
     return {_room(line) for line in lines}
 
 
@@ -332,7 +335,7 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
         raw, nyu = columns.index("raw_category"), columns.index("nyu40class")
     except ValueError as error:
         raise DataError(
-            f"{path}: its first line lacks a column ({error}); download the table again"
+            f"{path}: its first line lacks a column ({error})", remedy="download the table again"
         ) from None
     labels = {}
     for number, line in enumerate(lines, 2):

@@ -51,7 +51,8 @@ class Tao(Source):
         """
         if split not in FILES:
             raise DataError(
-                f"tao: split {split!r} must not be trained on or does not exist; use {' or '.join(FILES)}"
+                f"tao: split {split!r} must not be trained on or does not exist",
+                remedy=f"use {' or '.join(FILES)}",
             )
         super().__init__(root, split)
         self.file = FILES[split]
@@ -344,10 +345,13 @@ def _decode(path: Path) -> _Tables:
         return msgspec.json.decode(json_content(path.read_bytes()), type=_Tables)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); name the folder that holds TAO's annotations/"
+            f"{path}: cannot be read ({error.strerror})",
+            remedy="name the folder that holds TAO's annotations/",
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no annotation file of TAO ({error}); download it again") from None
+        raise DataError(
+            f"{path}: is no annotation file of TAO ({error})", remedy="download it again"
+        ) from None
 
 
 def _end(absorbs: dict[int, int], number: int) -> int:

@@ -1,6 +1,6 @@
 """Keys that have no effect with the values of others: a config that sets one is refused.
 
-In: a config and which keys were written. Out: one message for each written key that would do nothing.
+In: a config and which keys were written. Out: a `Problem` for each written key that would do nothing.
 
 `Inert` names the keys, the reason and the remedy. Where its `switch` is given by an override, the file may keep the keys: so
 one file serves `reward.endpoint=HOST:PORT`, `evaluate.prompts=0` and the like. The loss has no such switch: there nothing may
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from videostr.config import ColdStartConfig, Config, EvaluationConfig, RewardConfig, RolloutConfig
+from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.sections import RewardConfig, RolloutConfig
+from videostr.config.values import Problem
 
 LOCAL_REWARDS = ("num_workers", "num_cpus", "memory_gib")
 """Keys of `reward` that are of workers of the run."""
@@ -40,7 +41,8 @@ class Inert:
     """Dotted."""
     why: str
     """The values that make it so."""
-    remedy: str
+    remedy: str = ""
+    """What gives the keys an effect; leaving them out is always another remedy."""
     switch: tuple[str, ...] = ()
     """Keys whose override lets the file keep `keys`."""
 
@@ -53,35 +55,31 @@ def ratio_moves(config: Config) -> bool:
     return config.loss.correction == "ratio" or config.train.updates_per_batch > 1
 
 
-def keys_without_effect(
-    config: Config | ColdStartConfig | EvaluationConfig,
-    values: Mapping[str, Any],
-    written: Written,
-) -> dict[str, str]:
-    """Return a message for each written key without effect, by key.
+def keys_without_effect(config: AnyConfig, values: Mapping[str, Any], written: Written) -> list[Problem]:
+    """Return a problem for each written key without effect.
 
     Args:
         config: what is loaded.
         values: its values by dotted key.
         written: by the user.
     """
-    messages: dict[str, str] = {}
+    problems: dict[str, Problem] = {}
     for inert in _inert(config):
         switched = not written.overrides.isdisjoint(inert.switch)
+        remedy = f"{inert.remedy}, or leave the key out" if inert.remedy else "leave the key out"
         for key in inert.keys:
             is_written = key in written.overrides or (key in written.file and not switched)
-            if is_written and values[key] and key not in messages:  # what is off asks for nothing
-                shown = "true" if values[key] is True else values[key]
-                messages[key] = f"{key} = {shown}: has no effect with {inert.why}; {inert.remedy}"
-    return messages
+            if is_written and values[key] and key not in problems:  # what is off asks for nothing
+                problems[key] = Problem(
+                    key=key, value=values[key], rule=f"has no effect with {inert.why}", remedy=remedy
+                )
+    return list(problems.values())
 
 
-def _inert(config: Config | ColdStartConfig | EvaluationConfig) -> Iterator[Inert]:
-    from videostr import config as schema  # it imports this module
-
-    if isinstance(config, schema.ColdStartConfig):
+def _inert(config: AnyConfig) -> Iterator[Inert]:
+    if isinstance(config, ColdStartConfig):
         yield from _of_coldstart(config)
-    elif isinstance(config, schema.EvaluationConfig):
+    elif isinstance(config, EvaluationConfig):
         yield from _of_evaluation(config)
     else:
         yield from _of_loss(config)
@@ -90,6 +88,7 @@ def _inert(config: Config | ColdStartConfig | EvaluationConfig) -> Iterator[Iner
         yield from _of_reward(config.reward)
         yield from _of_workers(config)
         yield from _of_data(config)
+        yield from _of_steps(config)
         yield from _of_logging(config)
 
 
@@ -103,19 +102,19 @@ def _of_loss(c: Config) -> Iterator[Inert]:
             keys=_keys("loss", "name", "eps_low", "eps_high"),
             why=f"loss.correction = {c.loss.correction} and train.updates_per_batch = 1, where the ratio is 1 and nothing is "
             "clipped",
-            remedy="set loss.correction=ratio or train.updates_per_batch=2 or more, or leave the key out",
+            remedy="set loss.correction=ratio or train.updates_per_batch=2 or more",
         )
     if c.loss.custom:
         yield Inert(
             keys=("loss.name",),
             why=f"loss.custom = {c.loss.custom}, which takes its place",
-            remedy="leave one of them out",
+            remedy="clear loss.custom",
         )
     if c.loss.aggregation != "constant":
         yield Inert(
             keys=("loss.constant_length",),
             why=f"loss.aggregation = {c.loss.aggregation}",
-            remedy="set loss.aggregation=constant, or leave the key out",
+            remedy="set loss.aggregation=constant",
         )
 
 
@@ -124,14 +123,13 @@ def _of_learner(c: Config) -> Iterator[Inert]:
         yield Inert(
             keys=("learner.max_row_tokens",),
             why="learner.packing = none, where every completion has a row of its own",
-            remedy="set learner.packing=group, or leave the key out",
+            remedy="set learner.packing=group",
             switch=("learner.packing",),
         )
     if c.learner.num_gpus > 0:
         yield Inert(
             keys=("learner.threads",),
             why=f"learner.num_gpus = {c.learner.num_gpus:g}: it is for ranks on CPU",
-            remedy="leave the key out",
             switch=("learner.num_gpus",),
         )
     updates = c.train.steps * c.train.updates_per_batch
@@ -140,7 +138,7 @@ def _of_learner(c: Config) -> Iterator[Inert]:
             keys=("learner.schedule",),
             why=f"learner.warmup_steps = {c.learner.warmup_steps} and {updates} updates in the run "
             "(train.steps * train.updates_per_batch): the warm-up never ends",
-            remedy="lower learner.warmup_steps, or leave the key out",
+            remedy="lower learner.warmup_steps",
             switch=("train.steps", "train.updates_per_batch"),
         )
 
@@ -150,7 +148,6 @@ def _of_rollout(r: RolloutConfig) -> Iterator[Inert]:
         yield Inert(
             keys=_keys("rollout", "kv_cache_gib", "threads"),
             why=f"rollout.num_gpus = {r.num_gpus:g}: it is for engines on CPU",
-            remedy="leave the key out",
             switch=("rollout.num_gpus",),
         )
 
@@ -163,34 +160,34 @@ def _of_reward(r: RewardConfig) -> Iterator[Inert]:
         yield Inert(
             keys=("reward.band",),
             why=f"{chosen}: it has no band of wanted lengths",
-            remedy="set reward.length=band, or leave the key out",
+            remedy="set reward.length=band",
             switch=switch,
         )
     if length != "overlong":
         yield Inert(
             keys=("reward.overlong_buffer",),
             why=f"{chosen}: it has no penalty before the limit",
-            remedy="set reward.length=overlong, or leave the key out",
+            remedy="set reward.length=overlong",
             switch=switch,
         )
     if r.length == "overlong" and r.overlong_buffer == 0:
         yield Inert(
             keys=("reward.length",),
             why="reward.overlong_buffer = 0, which switches the penalty off",
-            remedy="set reward.overlong_buffer to a number of tokens, or leave the key out",
+            remedy="set reward.overlong_buffer to a number of tokens",
         )
     if not r.custom:
         yield Inert(
             keys=("reward.w_custom",),
             why='reward.custom = ""',
-            remedy="set reward.custom=package.module:function, or leave the key out",
+            remedy="set reward.custom=package.module:function",
             switch=("reward.custom",),
         )
     if not r.endpoint:
         yield Inert(
             keys=_keys("reward", "token_file", "ca_file"),
             why='reward.endpoint = ""',
-            remedy="set reward.endpoint=HOST:PORT, or leave the key out",
+            remedy="set reward.endpoint=HOST:PORT",
             switch=("reward.endpoint",),
         )
 
@@ -200,21 +197,21 @@ def _of_workers(c: Config) -> Iterator[Inert]:
         yield Inert(
             keys=(*_keys("reward", *LOCAL_REWARDS), "placement.reward"),
             why=f"reward.endpoint = {c.reward.endpoint}: the service scores, not workers of the run",
-            remedy="leave the key out, or clear reward.endpoint",
+            remedy="clear reward.endpoint",
             switch=("reward.endpoint",),
         )
-    if not c.sampling.refill:
+    if not c.sampling.dynamic_sampling:
         yield Inert(
-            keys=("sampling.refill_limit",),
-            why="sampling.refill = false",
-            remedy="set sampling.refill=true, or leave the key out",
-            switch=("sampling.refill",),
+            keys=("sampling.dynamic_sampling_limit",),
+            why="sampling.dynamic_sampling = false",
+            remedy="set sampling.dynamic_sampling=true",
+            switch=("sampling.dynamic_sampling",),
         )
-    elif c.sampling.refill_limit <= 1:
+    elif c.sampling.dynamic_sampling_limit <= 1:
         yield Inert(
-            keys=("sampling.refill",),
-            why=f"sampling.refill_limit = {c.sampling.refill_limit:g}, which leaves no room for a further group",
-            remedy="raise sampling.refill_limit above 1, or leave the key out",
+            keys=("sampling.dynamic_sampling",),
+            why=f"sampling.dynamic_sampling_limit = {c.sampling.dynamic_sampling_limit:g}, which leaves no room for more groups",
+            remedy="raise sampling.dynamic_sampling_limit above 1",
         )
 
 
@@ -224,7 +221,7 @@ def _of_data(c: Config) -> Iterator[Inert]:
         yield Inert(
             keys=_keys("data.tabletop", "difficulty", "seed"),
             why="data.tabletop.train_scenes = 0 and data.tabletop.heldout_scenes = 0, where nothing is built",
-            remedy="set data.tabletop.train_scenes, or leave the key out",
+            remedy="set data.tabletop.train_scenes",
             switch=_keys("data.tabletop", "train_scenes", "heldout_scenes"),
         )
     if not c.data.heldout:
@@ -234,21 +231,33 @@ def _of_data(c: Config) -> Iterator[Inert]:
                 *_keys("evaluate", "prompts", "every", "samples", "bootstrap"),
             ),
             why='data.heldout = ""',
-            remedy="set data.heldout=DIR, or leave the key out",
+            remedy="set data.heldout=DIR",
             switch=("data.heldout",),
         )
     elif not c.evaluate.prompts:
         yield Inert(
             keys=_keys("evaluate", "every", "samples", "bootstrap"),
             why="evaluate.prompts = 0, where nothing is evaluated",
-            remedy="set evaluate.prompts, or leave the key out",
+            remedy="set evaluate.prompts",
             switch=("evaluate.prompts",),
         )
-    elif c.evaluate.every >= c.train.steps:
+
+
+def _of_steps(c: Config) -> Iterator[Inert]:
+    """Yield the intervals that end after the run; an override of its length lets the file keep them."""
+    steps = c.train.steps
+    if c.evaluate.every >= steps:
         yield Inert(
             keys=("evaluate.every",),
-            why=f"train.steps = {c.train.steps}: the run ends before, and is evaluated at its end anyway",
-            remedy="lower evaluate.every, or leave the key out",
+            why=f"train.steps = {steps}: the run ends before, and is evaluated at its end anyway",
+            remedy="lower evaluate.every",
+            switch=("train.steps",),
+        )
+    if c.train.checkpoint_every >= steps:
+        yield Inert(
+            keys=("train.checkpoint_every",),
+            why=f"train.steps = {steps}: a checkpoint is written at the last step anyway",
+            remedy="lower train.checkpoint_every",
             switch=("train.steps",),
         )
 
@@ -262,7 +271,7 @@ def _of_logging(c: Config) -> Iterator[Inert]:
             yield Inert(
                 keys=_keys(f"logging.{name}", *keys),
                 why=f"logging.{name}.enabled = false",
-                remedy=f"set logging.{name}.enabled=true, or leave the key out",
+                remedy=f"set logging.{name}.enabled=true",
                 switch=(f"logging.{name}.enabled",),
             )
 
@@ -275,35 +284,35 @@ def _of_evaluation(c: EvaluationConfig) -> Iterator[Inert]:
             *_keys("placement", "learner", "reward"),
         ),
         why="an evaluation: its engines do not grow in number, and it scores in its own process",
-        remedy="leave the key out",
     )
-    if c.benchmark != "records":
+    switch = ("benchmark.name",)
+    if c.benchmark.name != "records":
         yield Inert(
             keys=tuple(f"reward.{name}" for name in vars(c.reward) if name not in SERVED_REWARDS),
-            why=f"benchmark = {c.benchmark}, which has its own scores",
-            remedy="set benchmark=records, or leave the key out",
-            switch=("benchmark",),
+            why=f"benchmark.name = {c.benchmark.name}, which has its own scores",
+            remedy="set benchmark.name=records",
+            switch=switch,
         )
     else:
         yield Inert(
-            keys=_keys("frames", "max_frames", "fps", "max_pixels"),
-            why="benchmark = records: a record says which frames are shown",
-            remedy="leave the key out",
-            switch=("benchmark",),
+            keys=_keys("benchmark", "max_frames", "fps", "max_pixels"),
+            why="benchmark.name = records: a record says which frames are shown",
+            switch=switch,
         )
-    if list(c.modes) == ["direct"] and c.benchmark != "records":
+    modes = c.benchmark.modes
+    if list(modes) == ["direct"] and c.benchmark.name != "records":
         yield Inert(
-            keys=("max_tokens",),
-            why="modes = [direct]",
-            remedy="set max_tokens_direct",
-            switch=("modes",),
+            keys=("sampling.max_tokens",),
+            why="benchmark.modes = [direct]",
+            remedy="set sampling.max_tokens_direct",
+            switch=("benchmark.modes",),
         )
-    if "direct" not in c.modes:
+    if "direct" not in modes:
         yield Inert(
-            keys=("max_tokens_direct",),
-            why=f"modes = [{', '.join(c.modes)}]",
-            remedy="set max_tokens",
-            switch=("modes",),
+            keys=("sampling.max_tokens_direct",),
+            why=f"benchmark.modes = [{', '.join(modes)}]",
+            remedy="set sampling.max_tokens",
+            switch=("benchmark.modes",),
         )
     yield from _of_rollout(c.rollout)
     yield from _of_reward(c.reward)
@@ -311,31 +320,29 @@ def _of_evaluation(c: EvaluationConfig) -> Iterator[Inert]:
 
 
 def _of_judge(c: EvaluationConfig) -> Iterator[Inert]:
-    if c.benchmark != "v_star":
+    if c.benchmark.name != "v_star":
         yield Inert(
             keys=_keys("judge", "endpoint", "model", "api_key_file", "timeout_s"),
-            why=f"benchmark = {c.benchmark}: only v_star has answers that a model rates",
-            remedy="set benchmark=v_star, or leave the key out",
-            switch=("benchmark",),
+            why=f"benchmark.name = {c.benchmark.name}: only v_star has answers that a model rates",
+            remedy="set benchmark.name=v_star",
+            switch=("benchmark.name",),
         )
     elif not c.judge.endpoint:
         yield Inert(
             keys=_keys("judge", "model", "api_key_file", "timeout_s"),
             why='judge.endpoint = ""',
-            remedy="set judge.endpoint=URL, or leave the key out",
+            remedy="set judge.endpoint=URL",
             switch=("judge.endpoint",),
         )
 
 
 def _of_coldstart(c: ColdStartConfig) -> Iterator[Inert]:
     if c.device != "cpu":
+        yield Inert(keys=("learner.threads",), why=f"device = {c.device}", switch=("device",))
+    if not c.data.heldout:
         yield Inert(
-            keys=("threads",), why=f"device = {c.device}", remedy="leave the key out", switch=("device",)
-        )
-    if not c.heldout:
-        yield Inert(
-            keys=("heldout_prompts",),
-            why='heldout = ""',
-            remedy="set heldout=DIR, or leave the key out",
-            switch=("heldout",),
+            keys=("evaluate.prompts",),
+            why='data.heldout = ""',
+            remedy="set data.heldout=DIR",
+            switch=("data.heldout",),
         )

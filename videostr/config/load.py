@@ -1,0 +1,172 @@
+"""Read a config: a YAML file, over it `key=value` from the command line; and write it back.
+
+A file is sparse (a key that it leaves out has its default) and complete (no interpolation, no file that inherits another).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from videostr.config import rules
+from videostr.config.effects import Written, keys_without_effect
+from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.values import Problem, convert, flat
+from videostr.errors import ConfigError
+from videostr.shipped import find
+
+RESOLVED = "# Resolved: every key, defaults included. Delete this line when you edit the file by hand.\n"
+"""First line of a dump. Of such a file only keys that differ from their default count as written by the user."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's config.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or broken rule; names file, key, value, rule and remedy.
+    """
+    return _load(Config, path, overrides)  # type: ignore[no-any-return]
+
+
+def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStartConfig:
+    """Read a cold start's config; raises as `load` does."""
+    return _load(ColdStartConfig, path, overrides)  # type: ignore[no-any-return]
+
+
+def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
+    """Read an evaluation's config; raises as `load` does."""
+    return _load(EvaluationConfig, path, overrides)  # type: ignore[no-any-return]
+
+
+def dump(config: AnyConfig) -> str:
+    """Return the resolved config as YAML; `load` of it gives the same config."""
+    return RESOLVED + OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def validate(config: AnyConfig, written: Written | None = None) -> None:
+    """Check every value and every rule between keys.
+
+    Args:
+        config: of any command.
+        written: which keys the user wrote; by default those that differ from their default.
+
+    Raises:
+        ConfigError: one line for each problem: the key, its value, the rule, the remedy.
+    """
+    problems: list[Problem] = []
+    convert(type(config), asdict(config), problems)
+    problems += _broken(config, written or Written(file=_changed(config)), problems)
+    if problems:
+        raise ConfigError.of([problem.error() for problem in problems])
+
+
+def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+    file, is_resolved = _read(path)
+    given: dict[str, Any] = {}
+    for text in overrides:
+        given = _merged(given, _override(text, schema))
+    problems: list[Problem] = []
+    config = convert(schema, _merged(file, given), problems)
+    written = _written(convert(schema, file, []) if is_resolved else file, given)
+    if not problems:
+        problems = _broken(config, written, [])
+    if problems:
+        in_file = [not _is_part(problem.key, written.overrides) for problem in problems]
+        raise ConfigError.of(
+            [p.error(str(path) if i else "") for p, i in zip(problems, in_file, strict=True)]
+        )
+    config.model.path = str(find(config.model.path)) if config.model.path else ""
+    return config
+
+
+def _is_part(key: str, written: Iterable[str]) -> bool:
+    """Return whether a key, or one of its section, was written."""
+    return any(each == key or each.startswith(f"{key}.") for each in written)
+
+
+def _broken(config: AnyConfig, written: Written, known: Sequence[Problem]) -> list[Problem]:
+    """Return the broken rules between keys and the keys without effect; a key has one problem at most."""
+    found = {problem.key: problem for problem in known}
+    values = dict(flat(asdict(config)))
+    between = rules.broken(config)
+    for problem in (*between, *keys_without_effect(config, values, written)):
+        found.setdefault(problem.key, problem)
+    return [problem for key, problem in found.items() if problem not in known]
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], bool]:
+    """Return the tree of a file, and whether it was written by `dump`."""
+    try:
+        file = OmegaConf.load(find(path))
+        with find(path).open(encoding="utf-8") as lines:
+            is_resolved = lines.readline() == RESOLVED
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file", remedy="the shipped ones are in configs/") from None
+    except Exception as error:  # PyYAML and OmegaConf share no base class
+        raise ConfigError(f"{path}: not readable as YAML: {error}", remedy="correct the file") from error
+    if not isinstance(file, DictConfig):
+        kind = type(file).__name__
+        raise ConfigError(
+            f"{path}: holds a {kind}, must be a mapping of sections",
+            remedy="begin it with a section such as `model:`",
+        )
+    return _tree(file), is_resolved
+
+
+def _override(text: str, schema: type) -> dict[str, Any]:
+    _, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"override {text!r}: must be key=value", remedy="write it as in train.steps=10")
+    try:
+        override = OmegaConf.from_dotlist([text])
+        # Text stays as it was written: run.name=007 is not 7, nor are 1.10 and 1.1 one run.
+        texts = {key for key, default in flat(asdict(schema())) if isinstance(default, str)}
+        for key, given in flat(_tree(override)):
+            if key in texts and isinstance(given, bool | int | float):
+                OmegaConf.update(override, key, value.strip())
+    except Exception as error:  # as of a file
+        problem = " ".join(str(error).split())
+        raise ConfigError(
+            f"override {text!r}: not readable as YAML: {problem}",
+            remedy="quote the value, e.g. run.name='\"@x\"'",
+        ) from error
+    return _tree(override)
+
+
+def _tree(part: DictConfig) -> dict[str, Any]:
+    tree: Any = OmegaConf.to_container(part, resolve=False)
+    return tree  # type: ignore[no-any-return]
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two trees as one; where both have a value, that of `over`."""
+    both = dict(under)
+    for key, value in over.items():
+        known = both.get(key)
+        both[key] = (
+            _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+        )
+    return both
+
+
+def _written(file: Any, given: Mapping[str, Any]) -> Written:
+    """Return the keys that the user wrote.
+
+    `file` is a tree, or the config of a resolved file: of that, keys that had no effect when it was written do not count.
+    """
+    overrides = frozenset(key for key, _ in flat(given))
+    if isinstance(file, Mapping):
+        return Written(file=frozenset(key for key, _ in flat(file)), overrides=overrides)
+    changed = _changed(file)
+    inert = keys_without_effect(file, dict(flat(asdict(file))), Written(file=changed))
+    return Written(file=changed - {problem.key for problem in inert}, overrides=overrides)
+
+
+def _changed(config: AnyConfig) -> frozenset[str]:
+    """Return the dotted keys whose value differs from the default."""
+    defaults = dict(flat(asdict(type(config)())))
+    return frozenset(key for key, value in flat(asdict(config)) if value != defaults[key])

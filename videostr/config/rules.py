@@ -1,0 +1,234 @@
+"""Rules between keys, and rules that no annotation can hold.
+
+In: a config whose values have the types and ranges of its sections. Out: a `Problem` for each broken rule.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import reduce
+from typing import Any
+
+from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.values import Problem
+
+MAX_NAME, MAX_NAME_BYTES = 128, 200
+"""Of a run: Weights & Biases takes 128 characters, file systems 255 bytes for a name and what is put around it."""
+RAY_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+"""Resources that Ray counts itself."""
+
+
+def broken(config: AnyConfig) -> list[Problem]:
+    """Return the broken rules of a command's config."""
+    if isinstance(config, EvaluationConfig):
+        return list(_evaluation(config))
+    if isinstance(config, ColdStartConfig):
+        return list(_coldstart(config))
+    return list(_training(config))
+
+
+def value_at(config: AnyConfig, key: str) -> Any:
+    """Return the value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def _problem(config: AnyConfig, key: str, rule: str, remedy: str) -> Problem:
+    return Problem(key=key, value=value_at(config, key), rule=rule, remedy=remedy)
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def _training(c: Config) -> Iterator[Problem]:
+    yield from _name(c)
+    yield from _missing(
+        c, {
+            "run.dir": ("must name the parent of the run folder", "set run.dir=DIR"),
+            "model.path": ("must name the policy", "set model.path=DIR"),
+            "data.train": ("must name a record dataset", "build one with python -m videostr.data"),
+        },
+    )  # fmt: skip
+    if c.sampling.group_size < 2:
+        yield _problem(c, "sampling.group_size", "a group of one has no advantage", "set it to 2 or more")
+    if c.train.updates_per_batch > c.train.prompts_per_step:
+        yield _problem(
+            c, "train.updates_per_batch",
+            f"must be at most train.prompts_per_step = {c.train.prompts_per_step}: each update learns from whole groups of the "
+            "batch", "lower it",
+        )  # fmt: skip
+    yield from _devices(c)
+    yield from _rollout(c)
+    yield from _placement(c)
+    yield from _reward(c)
+    yield from _learner(c)
+    yield from _logging(c)
+
+
+def _devices(c: Config) -> Iterator[Problem]:
+    on_gpu = c.rollout.num_gpus > 0
+    if on_gpu != (c.learner.num_gpus > 0):
+        yield _problem(
+            c, "rollout.num_gpus",
+            f"engines and learner must be both on GPUs or both on CPU, or weights have no common backend, but "
+            f"learner.num_gpus = {c.learner.num_gpus}", "set both keys, or neither",
+        )  # fmt: skip
+    if c.sync.backend == "nccl" and not on_gpu:
+        yield _problem(
+            c, "sync.backend", "needs GPUs, but rollout.num_gpus = 0", "use sync.backend=gloo or auto"
+        )
+
+
+def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
+    r, on_gpu = c.rollout, c.rollout.num_gpus > 0
+    tokens = {"sampling.max_tokens": c.sampling.max_tokens}
+    if isinstance(c, EvaluationConfig):
+        tokens["sampling.max_tokens_direct"] = c.sampling.max_tokens_direct
+    for key, most in tokens.items():
+        if most >= r.max_model_len:
+            yield _problem(
+                c, key, f"must be below rollout.max_model_len = {r.max_model_len}, or no prompt fits", "raise max_model_len"
+            )  # fmt: skip
+    if 0 < r.max_workers < r.num_workers:
+        yield _problem(
+            c, "rollout.max_workers",
+            f"must be 0 or at least rollout.num_workers = {r.num_workers}: workers are only added automatically",
+            "lower num_workers",
+        )  # fmt: skip
+    if not on_gpu and r.tensor_parallel_size > 1:
+        yield _problem(
+            c, "rollout.tensor_parallel_size", "needs GPUs, but rollout.num_gpus = 0", "set rollout.num_gpus to the same number"
+        )  # fmt: skip
+    if on_gpu and r.num_gpus != r.tensor_parallel_size:
+        yield _problem(
+            c, "rollout.num_gpus",
+            f"must equal rollout.tensor_parallel_size = {r.tensor_parallel_size}: an engine has one GPU per tensor-parallel rank",
+            "set both to the same number",
+        )  # fmt: skip
+    if not on_gpu and r.max_num_batched_tokens < r.max_model_len:
+        yield _problem(
+            c, "rollout.max_num_batched_tokens",
+            f"must be at least rollout.max_model_len = {r.max_model_len} on CPU, where prompts are not prefilled in chunks",
+            "raise it or lower max_model_len",
+        )  # fmt: skip
+
+
+def _reward(c: Config) -> Iterator[Problem]:
+    if c.reward.band[0] > c.reward.band[1]:
+        yield _problem(
+            c, "reward.band", "must be two numbers of tokens, the smaller first", "write it as in reward.band=[320,512]"
+        )  # fmt: skip
+    if c.reward.overlong_buffer >= c.sampling.max_tokens:
+        yield _problem(
+            c, "reward.overlong_buffer",
+            f"must be below sampling.max_tokens = {c.sampling.max_tokens}, or every completion is penalised", "lower it",
+        )  # fmt: skip
+
+
+def _learner(c: Config) -> Iterator[Problem]:
+    if c.learner.vision_cache_gib and not c.model.freeze_vision:
+        yield _problem(
+            c, "learner.vision_cache_gib",
+            "needs model.freeze_vision=true: features of a tower that is trained are stale after an update",
+            "freeze it, or set learner.vision_cache_gib=0",
+        )  # fmt: skip
+    if c.learner.attention == "flex" and c.learner.num_gpus == 0:
+        yield _problem(
+            c, "learner.attention", "needs GPUs, but learner.num_gpus = 0: FlexAttention has no backward pass on CPU",
+            "use learner.attention=auto",
+        )  # fmt: skip
+
+
+def _logging(c: Config) -> Iterator[Problem]:
+    if c.logging.mlflow.tracking_uri.startswith(("file:", "/", ".")):
+        yield _problem(
+            c, "logging.mlflow.tracking_uri",
+            "must be a server or a database: MLflow no longer supports folders of files",
+            "use http://HOST:PORT or sqlite:////FOLDER/mlflow.db",
+        )  # fmt: skip
+    required = {}
+    if c.logging.wandb.enabled:
+        required["logging.wandb.project"] = ("must name a project", "set logging.wandb.project=NAME")
+    if c.logging.mlflow.enabled:
+        required["logging.mlflow.experiment"] = (
+            "must name an experiment",
+            "set logging.mlflow.experiment=NAME",
+        )
+    yield from _missing(c, required)
+
+
+def _placement(c: Config | EvaluationConfig) -> Iterator[Problem]:
+    for name in ("rollout", "learner", "reward"):
+        if getattr(c.placement, name) in RAY_RESOURCES:
+            yield _problem(
+                c, f"placement.{name}", "must be a resource of your own, for Ray counts this one itself",
+                'name one that nodes offer by `ray start --resources`, such as rollout, or ""',
+            )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------- other commands
+
+
+def _evaluation(c: EvaluationConfig) -> Iterator[Problem]:
+    if c.run.name:
+        yield from _name(c)
+    yield from _missing(
+        c, {
+            "benchmark.root": ("must name the folder with the files of the benchmark", "set benchmark.root=DIR"),
+            "model.path": ("must name the policy to evaluate", "set model.path=DIR"),
+        },
+    )  # fmt: skip
+    modes = c.benchmark.modes
+    if not modes or len(set(modes)) < len(modes):
+        yield _problem(
+            c, "benchmark.modes", "must name at least one of direct, think, graph, each once",
+            "write it as in benchmark.modes=[direct,graph]",
+        )  # fmt: skip
+    yield from _rollout(c)
+    yield from _placement(c)
+
+
+def _coldstart(c: ColdStartConfig) -> Iterator[Problem]:
+    yield from _missing(
+        c, {
+            "data.train": ("must name a record dataset", "build one with python -m videostr.data build"),
+            "out": ("must name the folder for the result", "set out=DIR"),
+        },
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ texts
+
+
+def _missing(c: AnyConfig, required: dict[str, tuple[str, str]]) -> Iterator[Problem]:
+    """Yield the keys whose text is empty; `required` has the rule and the remedy of each."""
+    for key, (rule, remedy) in required.items():
+        if not value_at(c, key):
+            yield _problem(c, key, rule, remedy)
+
+
+def _name(c: Config | EvaluationConfig) -> Iterator[Problem]:
+    """Yield why the name cannot be that of a folder, and of a run in every logger."""
+    for holds, rule in NAME_RULES:
+        if not holds(c.run.name):
+            yield _problem(c, "run.name", rule, "choose another name, such as run-1")
+            return
+
+
+NAME_RULES: tuple[tuple[Callable[[str], bool], str], ...] = (
+    (bool, "must not be empty"),
+    (
+        lambda n: not set(n) & set("/\\?"),
+        "must not contain / or \\ (it is one folder below run.dir), nor ? (which ends the name of a database)",
+    ),
+    (lambda n: n[0] not in ".-", "must not begin with . or -"),
+    (lambda n: n[-1] != "." and n.strip() == n, "must not end with . nor begin or end with a space"),
+    (
+        lambda n: all(unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" for c in n),
+        "must not contain control characters, nor such as have no meaning in UTF-8",
+    ),
+    (
+        lambda n: len(n) <= MAX_NAME and len(n.encode(errors="replace")) <= MAX_NAME_BYTES,
+        f"must have at most {MAX_NAME} characters, and {MAX_NAME_BYTES} bytes in UTF-8",
+    ),
+)

@@ -1,0 +1,238 @@
+"""The configs of the commands, made of sections: training, supervised fine-tuning, evaluation.
+
+What means the same has the same key in all of them; a command's section lacks the keys that it has no use for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from videostr.config.sections import (
+    Count,
+    Data,
+    Dtype,
+    EvaluateConfig,
+    LearnerConfig,
+    LoggingConfig,
+    LossConfig,
+    Model,
+    NonNegative,
+    NonNegativeInt,
+    PlacementConfig,
+    Positive,
+    RewardConfig,
+    RolloutConfig,
+    Run,
+    Sampling,
+    Seed,
+    Share,
+    SyncConfig,
+    TrainConfig,
+)
+
+Mode = Literal["direct", "think", "graph"]
+
+
+@dataclass
+class Config:
+    """One run: `python -m videostr.launch`."""
+
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    sampling: Sampling = field(default_factory=Sampling)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+# ------------------------------------------------------------------------------------------ supervised fine-tuning
+
+
+@dataclass
+class ColdStartRun:
+    """What a cold start repeats."""
+
+    seed: Seed = 0
+    """Seeds initial weights and data order."""
+
+
+@dataclass
+class ColdStartModel:
+    """The policy to start from."""
+
+    path: str = ""
+    """Folder of a Qwen2.5-VL to start from; "" makes the tabletop policy from random weights."""
+    dtype: Dtype = "float32"
+    """Of weights and activations."""
+    freeze_vision: bool = False
+    """True trains the language model only."""
+
+
+@dataclass
+class ColdStartData:
+    """Record datasets with reference traces."""
+
+    train: str = ""
+    """Record dataset to learn from."""
+    heldout: str = ""
+    """Record dataset to measure on; "" for none."""
+    frame_store: str = ""
+    """Folder for decoded frames; "" is `frames/` in `data.train`."""
+
+
+@dataclass
+class ColdStartLearner:
+    """The optimizer."""
+
+    lr: Positive = 3e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's, of all trained parameters."""
+    warmup_steps: NonNegativeInt = 50
+    """Linear warm-up of the learning rate."""
+    max_grad_norm: Positive = 1.0
+    """Global gradient norm is clipped to this."""
+    threads: Count = 2
+    """OpenMP threads on CPU."""
+
+
+@dataclass
+class ColdStartTrain:
+    """Length of the training."""
+
+    steps: Count = 1000
+    """Optimizer steps; the learning rate falls to 0 over them, by a cosine."""
+    batch_size: Count = 64
+    """Traces per step."""
+    ends_only: Share = 0.0
+    """Share of reference traces that state only the first and the last selected time: a habit for RL to unlearn."""
+
+
+@dataclass
+class ColdStartEvaluate:
+    """The accuracy at the end."""
+
+    prompts: Count = 128
+    """Held-out records that it is measured on, the first of the dataset."""
+
+
+@dataclass
+class ColdStartConfig:
+    """Supervised cold start on reference traces: `python -m videostr.coldstart`."""
+
+    out: str = ""
+    """Folder for the result, Hugging Face format."""
+    device: str = "cpu"
+    """As torch names it: cpu, cuda, cuda:1."""
+    run: ColdStartRun = field(default_factory=ColdStartRun)
+    model: ColdStartModel = field(default_factory=ColdStartModel)
+    data: ColdStartData = field(default_factory=ColdStartData)
+    learner: ColdStartLearner = field(default_factory=ColdStartLearner)
+    train: ColdStartTrain = field(default_factory=ColdStartTrain)
+    evaluate: ColdStartEvaluate = field(default_factory=ColdStartEvaluate)
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+@dataclass
+class EvaluationRun:
+    """Where a result lives."""
+
+    name: str = ""
+    """Folder of the result below `dir`; "" makes it of benchmark and model."""
+    dir: str = "evaluations"
+    """Parent of results; holds every answer ever given (`answers.sqlite`), so that no question is asked twice."""
+    seed: Seed = 0
+    """Seeds sampling and bootstrap."""
+
+
+@dataclass
+class EvaluationModel:
+    """The policy to evaluate."""
+
+    path: str = ""
+    """Hugging Face folder (or hub id) of a Qwen2.5-VL, such as `policy/` of a checkpoint."""
+    dtype: Dtype = "bfloat16"
+    """Of weights and activations."""
+
+
+@dataclass
+class BenchmarkConfig:
+    """The questions, and what the model is shown and asked for."""
+
+    name: Literal["sti_bench", "vsi_bench", "v_star", "records"] = "records"
+    """records: a record dataset, such as `data.heldout` of a run."""
+    root: str = ""
+    """Folder with the benchmark's files and videos."""
+    modes: list[Mode] = field(default_factory=lambda: ["direct"])
+    """direct: the official prompt; think: reason first; graph: draw the relation graph, then reason."""
+    limit: NonNegativeInt = 0
+    """Only the first questions; 0 asks all."""
+    max_frames: Count = 32
+    """Most frames of a clip, at equal spacing, first and last included. A record names its own frames, as in the next two."""
+    fps: NonNegative = 0.0
+    """Frames per second, up to max_frames; 0 shows max_frames of every clip."""
+    max_pixels: Count = 200704
+    """Most pixels of a frame; larger ones are scaled down, their sides to multiples of what the model takes. 256 tokens here."""
+
+
+@dataclass
+class EvaluationSampling:
+    """How answers are sampled."""
+
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    max_tokens: Count = 1024
+    """Longest completion, tokens."""
+    max_tokens_direct: Count = 64
+    """The same in mode direct, where only an answer is wanted."""
+
+
+@dataclass
+class Judge:
+    """A language model that rates open answers (V-STaR), behind an OpenAI-compatible endpoint such as vLLM's server."""
+
+    endpoint: str = ""
+    """Base URL, e.g. http://127.0.0.1:8000/v1; "" rates by shared words, which is not the official judge."""
+    model: str = "Qwen/Qwen2.5-72B-Instruct"
+    """Name of the model at the endpoint; the default is the official judge."""
+    api_key_file: str = ""
+    """File with the endpoint's key."""
+    timeout_s: Positive = 120.0
+    """Longest time for one rating; it is then tried twice more."""
+
+
+@dataclass
+class EvaluationStatistics:
+    """How results are summarised."""
+
+    bootstrap: Count = 2000
+    """Resamples for confidence intervals."""
+
+
+@dataclass
+class EvaluationConfig:
+    """A policy on a benchmark: `python -m videostr.evaluate`."""
+
+    run: EvaluationRun = field(default_factory=EvaluationRun)
+    model: EvaluationModel = field(default_factory=EvaluationModel)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    sampling: EvaluationSampling = field(default_factory=EvaluationSampling)
+    judge: Judge = field(default_factory=Judge)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The rubric that scores records."""
+    evaluate: EvaluationStatistics = field(default_factory=EvaluationStatistics)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+
+
+AnyConfig = Config | ColdStartConfig | EvaluationConfig

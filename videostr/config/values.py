@@ -1,0 +1,142 @@
+"""Values of keys against the annotations of their fields: conversion, and the sentence that an annotation is.
+
+In: a tree as YAML has it, and a dataclass of sections.py. Out: the dataclass, and a problem for each key that is unknown or whose
+value has another type or range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import inspect
+
+from videostr.errors import ConfigError
+
+SEE = "keys and types are listed in docs/config.md"
+NUMBERS = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A key that cannot stay as it is."""
+
+    key: str
+    """Dotted."""
+    value: Any
+    rule: str
+    """What the value must be or why it cannot be used, with the other keys that matter."""
+    remedy: str
+
+    def error(self, place: str = "") -> ConfigError:
+        """Return it as an error; `place` is the file that holds the key."""
+        message = f"{self.key} = {shown(self.value)}: {self.rule}"
+        return ConfigError(f"{place}: {message}" if place else message, remedy=self.remedy)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of every leaf of nested sections; tuples as lists, as a file has them."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def convert(schema: type, tree: Mapping[Any, Any], problems: list[Problem], prefix: str = "") -> Any:
+    """Return a section filled from a tree; a key that cannot be used keeps its default and is added to `problems`."""
+    types = get_type_hints(schema, include_extras=True)
+    values = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            close = difflib.get_close_matches(str(name), types, 1)
+            meant = f"did you mean {prefix}{close[0]}? " if close else ""
+            problems.append(Problem(key=key, value=value, rule="is not a key", remedy=f"{meant}{SEE}"))
+        elif dataclasses.is_dataclass(types[name]):
+            if isinstance(value, Mapping):
+                values[name] = convert(types[name], value, problems, f"{key}.")
+            else:
+                rule = f"must be a section with keys, such as {key}.{next(iter(get_type_hints(types[name])))}"
+                problems.append(Problem(key=key, value=value, rule=rule, remedy=SEE))
+        else:
+            try:
+                values[name] = value_of(value, types[name])
+            except msgspec.ValidationError as error:
+                remedy = "put it in quotes" if "YAML" in str(error) else SEE
+                problems.append(Problem(key=key, value=value, rule=f"must be {error}", remedy=remedy))
+    return schema(**values)
+
+
+def value_of(value: Any, annotation: Any) -> Any:
+    """Return a value in the type of its field.
+
+    Raises:
+        msgspec.ValidationError: it is none; the text is what it must be.
+    """
+    kind = inspect.type_info(annotation)
+    if isinstance(kind, inspect.StrType):
+        if isinstance(value, bool | int | float):
+            raise msgspec.ValidationError(f"text, but YAML reads it as {value!r}")
+        if isinstance(value, str) and "${" in value:
+            raise msgspec.ValidationError("written out: interpolation is not supported")
+    try:
+        converted = msgspec.convert(value, annotation, strict=False)
+    except msgspec.ValidationError:
+        raise msgspec.ValidationError(rule_of(kind)) from None
+    if isinstance(converted, float) and not math.isfinite(
+        converted
+    ):  # NaN passes every comparison of msgspec
+        raise msgspec.ValidationError(rule_of(kind))
+    return converted
+
+
+def rule_of(kind: inspect.Type) -> str:
+    """Return what a value of a type must be."""
+    match kind:
+        case inspect.IntType():
+            return f"a whole number{bounds_of(kind)}"
+        case inspect.FloatType():
+            return f"a finite number{bounds_of(kind)}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(str, kind.values))}"
+        case inspect.TupleType():
+            first = kind.item_types[0]
+            one = "whole numbers" if isinstance(first, inspect.IntType) else "numbers"
+            return f"a list of {NUMBERS[len(kind.item_types)]} {one}{bounds_of(first)}"
+        case inspect.ListType():
+            return f"a list, each {rule_of(kind.item_type)}"
+        case inspect.UnionType():
+            return ", or ".join(rule_of(one) for one in kind.types)
+        case inspect.NoneType():
+            return "null"
+    return "text"
+
+
+def bounds_of(kind: inspect.Type) -> str:
+    """Return the range of a number, as in ", from 0 to 1"; "" where it has none."""
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    if getattr(kind, "ge", None) is not None and getattr(kind, "le", None) is not None:
+        return f", from {kind.ge} to {kind.le}"  # type: ignore[attr-defined]
+    limits = [(word, getattr(kind, name, None)) for name, word in words.items()]
+    found = [f"{word} {limit}" for word, limit in limits if limit is not None]
+    return f", {' and '.join(found)}" if found else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a config file has it; text that could be mistaken is quoted and escaped."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    if isinstance(value, str):
+        plain = value and value.isascii() and value.isprintable() and value.strip() == value
+        return value if plain else ascii(value) if value else '""'
+    return str(value)
