@@ -99,7 +99,7 @@ def check(
         )
     for machine in cluster.machines:
         findings += check_machine(config, machine, len(cluster.machines))
-    if memory is not None and seen.size is not None:
+    if memory is not None and seen.shapes is not None:
         findings += check_memory(config, cluster, memory)
     return findings
 

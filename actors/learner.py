@@ -34,15 +34,16 @@ from videostr.config import Config
 from videostr.errors import CheckpointError, LearnerError, StorageError, VideoStrError
 from videostr.files import storage_error
 from videostr.grpo.attention import Kernel
-from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.batch import Group, Row, RowPlan, build_row, deal, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
 from videostr.grpo.schedule import learning_rate, mini_batches
 from videostr.grpo.vision import VisionFeatures
-from videostr.model import check_model, load_policy
-from videostr.processor import load_processor
+from videostr.models.base import family_of
+from videostr.models.checkpoint import check_model, load_policy
+from videostr.models.processor import load_processor
 from videostr.timeline import Timeline
-from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup, Update
+from videostr.types import Failure, FinishReason, LearnerBatch, Update
 from videostr.video import FrameStore
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,7 +53,7 @@ class LearnerWorker(Named):
     """One DeepSpeed rank.
 
     Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
-    The learner draws no random numbers (Qwen2.5-VL has no dropout), so its state is weights, optimizer and version.
+    The learner draws no random numbers (no family has dropout), so its state is weights, optimizer and version.
     A frozen vision tower is no part of the engine: every rank holds it whole and runs it when it meets a new clip.
 
     Attributes:
@@ -108,14 +109,14 @@ class LearnerWorker(Named):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = self.config.model
         check_model(model.path, cpu=not self.on_gpu)
+        self.family = family_of(model.path)
         self.processor = load_processor(model.path)
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self._prepare_training()
-        self.grid = RopeGrid.of(self.policy.config)
-        self.encoder = PromptEncoder(self.frames, self.processor, self.grid)
-        self.cost = RowCost.of(self.policy.config, freeze_vision=model.freeze_vision)
+        self.encoder = PromptEncoder(self.frames, self.family, self.processor, self.policy.config)
+        self.cost = self.family.row_cost(self.policy.config, freeze_vision=model.freeze_vision)
         self.reference = self._load_reference()
-        wrapped = PolicyLogprobs(self.policy, self.attention)
+        wrapped = PolicyLogprobs(self.policy, self.family, self.attention)
         trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         learner = self.config.learner
         optimizer = torch.optim.AdamW(
@@ -139,14 +140,14 @@ class LearnerWorker(Named):
 
     def _prepare_training(self) -> None:
         self.policy.train()
-        visual = self.policy.model.visual
-        visual.requires_grad_(not self.config.model.freeze_vision)
+        tower = self.family.tower(self.policy)
+        tower.requires_grad_(not self.config.model.freeze_vision)
         self.features: VisionFeatures | None = None
         if self.config.model.freeze_vision:
             limit = int(self.config.learner.vision_cache_gib * 2**30)
-            self.features = VisionFeatures(visual.eval().to(self.device), limit)
+            self.features = VisionFeatures(tower.eval().to(self.device), self.family.features, limit)
             # DeepSpeed would cut it up, and gather it on all ranks for each run
-            self.policy.model.visual = None
+            self.family.set_tower(self.policy, None)
         if self.config.model.gradient_checkpointing:
             # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
             reentrant = self.config.learner.zero_stage == 3
@@ -158,11 +159,11 @@ class LearnerWorker(Named):
         if self.features is None:
             yield
             return
-        self.policy.model.visual = self.features.tower
+        self.family.set_tower(self.policy, self.features.tower)
         try:
             yield
         finally:
-            self.policy.model.visual = None
+            self.family.set_tower(self.policy, None)
 
     def _load_reference(self) -> PolicyLogprobs | None:
         """The frozen initial policy for the KL term, whole on every rank; None without such a term."""
@@ -170,8 +171,9 @@ class LearnerWorker(Named):
             return None
         reference = load_policy(self.config.model.path, DTYPES[self.config.model.dtype])
         if self.features is not None:
-            reference.model.visual = None  # the policy's own is the same
-        return PolicyLogprobs(reference, self.attention).requires_grad_(False).eval().to(self.device)
+            self.family.set_tower(reference, None)  # the policy's own is the same
+        wrapped = PolicyLogprobs(reference, self.family, self.attention)
+        return wrapped.requires_grad_(False).eval().to(self.device)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {
@@ -269,7 +271,7 @@ class LearnerWorker(Named):
         """This rank's rows and their log-probabilities [N], without gradient."""
         for row in self._rows(self._plan(batch, lengths), batch):
             with torch.no_grad():
-                logprobs, _ = self.engine(**row.model_inputs(), temperature=batch.temperature)
+                logprobs, _ = self.engine(row, batch.temperature)
             yield row, logprobs
 
     def _learned_lengths(self, batch: LearnerBatch) -> list[list[int]]:
@@ -329,11 +331,11 @@ class LearnerWorker(Named):
     def _row_loss(
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
     ) -> tuple[Tensor, LossSums]:
-        logprobs, entropy = self.engine(**row.model_inputs(), temperature=temperature)
+        logprobs, entropy = self.engine(row, temperature)
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference, _ = self.reference(**row.model_inputs(), temperature=temperature)
+                reference, _ = self.reference(row, temperature)
         return policy_loss(row, logprobs, entropy, self.config.loss, counts, reference, old)
 
     def _plan(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> tuple[RowPlan, ...]:
@@ -343,7 +345,9 @@ class LearnerWorker(Named):
             lengths,
             max_row_tokens=self.config.learner.max_row_tokens,
             packing=self.config.learner.packing,
-            patches=[self._patches(group) for group in batch.groups],
+            patches=[
+                self.family.num_patches(group.prompt_token_ids, self.policy.config) for group in batch.groups
+            ],
             cost=self.cost,
         )
         if not rows:
@@ -353,31 +357,23 @@ class LearnerWorker(Named):
             )
         return deal(rows, dist.get_world_size())[self.rank]
 
-    def _patches(self, group: RolloutGroup) -> int:
-        """Vision patches of a group's prompt."""
-        placeholders = group.prompt_token_ids == self.policy.config.video_token_id
-        return int(placeholders.sum()) * self.grid.merge_size**2
-
     def _rows(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
         """The planned rows, one at a time: only one row's pixels are held."""
         for row in plan:
             groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
-            yield build_row(row, groups, self.grid).to(self.device)
+            yield build_row(row, groups).to(self.device)
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
         inputs = self.encoder.encode(group)
-        features = None
         if self.features is not None:
-            features = self.features.of(group.prompt.clip.digest, inputs)
-            inputs = replace(inputs, pixel_values_videos=inputs.pixel_values_videos[:0])
+            inputs = replace(inputs, vision=self.features.of(group.prompt.clip.digest, inputs.vision))
         completions = [rollout.completion for rollout in group.rollouts]
         return Group(
             prompt=inputs,
             completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
             behaviour_logprobs=tuple(torch.from_numpy(c.logprobs.astype(np.float32)) for c in completions),
             advantages=torch.from_numpy(batch.advantages[index].astype(np.float32)),
-            video_features=features,
         )
 
     def _reduce(self, sums: LossSums) -> LossSums:

@@ -58,6 +58,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.v1.core.sched import output
 
 from videostr.errors import TransferError
+from videostr.models.base import family_of
 
 T = TypeVar("T")
 
@@ -425,7 +426,8 @@ class EngineExtension:
         model, dtype = self.model_runner.get_model(), self.model_config.dtype
         with torch.inference_mode():
             # The CPU engine keeps some biases in float32 whatever the model's dtype.
-            return {name: digest(running_weight(model, name).to(dtype)) for name in names}
+            stacked = family_of(self.model_config.hf_config).stacked_parameters
+            return {name: digest(running_weight(model, name, stacked).to(dtype)) for name in names}
 
     def give_memory_back(self) -> None:
         """Give free pages back to the system.
@@ -438,20 +440,11 @@ class EngineExtension:
             trim(0)
 
 
-STACKED = {
-    "q_proj": ("qkv_proj", 0),
-    "k_proj": ("qkv_proj", 1),
-    "v_proj": ("qkv_proj", 2),
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-}
-"""Layers of a checkpoint that vLLM stacks into one, and their place in it."""
-
-
-def running_weight(model: Any, name: str) -> Tensor:
+def running_weight(model: Any, name: str, stacked: Mapping[str, tuple[str, tuple[int, ...]]]) -> Tensor:
     """The whole parameter of Hugging Face name `name`, read from a running vLLM model.
 
-    Stacked layers are cut, tensor-parallel shards joined (every rank of the engine must call it for the same names).
+    Stacked layers (`ModelFamily.stacked_parameters`) are cut, tensor-parallel shards joined (every rank of the engine must
+    call it for the same names).
 
     Raises:
         TransferError: the model has no such parameter.
@@ -459,14 +452,14 @@ def running_weight(model: Any, name: str) -> Tensor:
     path = model.hf_to_vllm_mapper.map_name(name) or name
     layer, _, attribute = path.rpartition(".")
     parent, _, leaf = layer.rpartition(".")
-    stacked, place = STACKED.get(leaf, (leaf, None))
+    layer, places = stacked.get(leaf, (leaf, ()))
     try:
-        module = model.get_submodule(f"{parent}.{stacked}")
+        module = model.get_submodule(f"{parent}.{layer}")
         local = _local_weight(module, attribute)
     except AttributeError as error:
         raise TransferError(f"{name}: the engine's model has no such parameter ({error})") from error
     parts = [_joined(module, attribute, part, i) for i, part in enumerate(_parts(module, local))]
-    return torch.cat(parts) if place is None else parts[place]
+    return torch.cat([parts[place] for place in places] if places else parts)
 
 
 def _local_weight(module: Any, attribute: str) -> Tensor:

@@ -29,9 +29,10 @@ from videostr.config import Config
 from videostr.data.records import read_records
 from videostr.errors import DataError, ModelError, RunFolderError, StorageError, VideoError
 from videostr.lock import find_holder
-from videostr.model import Size, check_model, size_of, warnings_of, weights_of
-from videostr.processor import load_processor
-from videostr.prompt import encode, render, special_in
+from videostr.models.base import Shapes, family_of
+from videostr.models.checkpoint import check_model, warnings_of, weights_of
+from videostr.models.processor import load_processor
+from videostr.prompt import render, special_in
 from videostr.runfolder import check_run_folder, run_folder
 from videostr.types import Clip, Record
 from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
@@ -115,7 +116,9 @@ class Machine:
 class Seen:
     """What one check found out for another."""
 
-    size: Size | None = None
+    shapes: Shapes | None = None
+    model_config: Any = None
+    """The policy's own configuration."""
     processor: Any = None
     """Of the policy."""
     frame_bytes: float = 0.0
@@ -383,15 +386,15 @@ def check_policy(config: Config, seen: Seen) -> Iterator[Finding]:
     """Whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
     path = config.model.path
     try:
-        described = check_model(path, cpu=config.rollout.num_gpus == 0)
-        seen.size = size = size_of(described)
+        seen.model_config = described = check_model(path, cpu=config.rollout.num_gpus == 0)
+        family = family_of(described)
+        seen.shapes = shapes = family.shapes(described)
         seen.processor = load_processor(path, described)
     except ModelError as error:
         yield told("model", error)
         return
-    yield ok(
-        "model", f"{path}: Qwen2.5-VL, {_count(size.total)} parameters, {_count(size.vision)} of them vision"
-    )
+    total, vision = _count(shapes.parameters), _count(shapes.vision_parameters)
+    yield ok("model", f"{path}: {family.name}, {total} parameters, {vision} of them vision")
     if not Path(path).is_dir():
         yield warn(
             "weights",
@@ -479,7 +482,7 @@ def _check_dataset(config: Config, key: str, folder: str, seen: Seen) -> Iterato
     seen.frame_bytes += clips * frames.pixels.nbytes
     if seen.processor is not None:
         yield _special_tokens(key, records, seen.processor)
-        yield _prompt(config, f"{key} prompt", record, clip, frames, seen.processor)
+        yield _prompt(config, f"{key} prompt", record, clip, frames, seen)
 
 
 def _rows(folder: str) -> int:
@@ -508,18 +511,19 @@ def _special_tokens(key: str, records: Sequence[Record], processor: Any) -> Find
     )
 
 
-def _prompt(
-    config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, processor: Any
-) -> Finding:
+def _prompt(config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, seen: Seen) -> Finding:
     """Whether the largest of the first prompts can be encoded, and leaves room for a completion."""
     try:
-        length = len(encode(render(record, clip, processor), frames, processor).input_ids)
+        prompt = render(record, clip, seen.processor)
+        family = family_of(seen.model_config)
+        (inputs,) = family.encode([prompt], [frames], seen.processor, seen.model_config)
     except Exception as error:  # noqa: BLE001  # what a processor raises is of many kinds
         return fail(
             name,
             f"{record.origin}: the prompt cannot be encoded ({type(error).__name__}: {error})",
             "correct the record, or take tokenizer, template and processors from the base model",
         )
+    length = len(inputs.input_ids)
     most, limit, row = config.sampling.max_tokens, config.rollout.max_model_len, config.learner.max_row_tokens
     if length >= limit:
         return fail(
@@ -569,9 +573,10 @@ def check_disk(config: Config, seen: Seen) -> Iterator[Finding]:
     frames = existing(Path(config.data.frame_store)) if config.data.frame_store else runs
     together = runs.stat().st_dev == frames.stat().st_dev
     need, parts = seen.frame_bytes if together else 0.0, []
-    if seen.size:
-        need += kept(config) * checkpoint_bytes(config, seen.size)
-        parts.append(f"{kept(config)} checkpoints of {_bytes(checkpoint_bytes(config, seen.size))}")
+    if seen.shapes:
+        size = checkpoint_bytes(config, seen.shapes.parameters, seen.shapes.vision_parameters)
+        need += kept(config) * size
+        parts.append(f"{kept(config)} checkpoints of {_bytes(size)}")
     else:
         parts.append("checkpoints not counted, for the model is not known")
     if together and seen.frame_bytes:
@@ -583,10 +588,10 @@ def check_disk(config: Config, seen: Seen) -> Iterator[Finding]:
         )
 
 
-def checkpoint_bytes(config: Config, size: Size) -> float:
+def checkpoint_bytes(config: Config, parameters: int, vision_parameters: int) -> float:
     """One checkpoint: weights in the config's type; for what is trained, master weights and two moments in float32."""
-    trained = size.total - (size.vision if config.model.freeze_vision else 0)
-    return size.total * (2 if config.model.dtype == "bfloat16" else 4) + trained * 3 * 4
+    trained = parameters - (vision_parameters if config.model.freeze_vision else 0)
+    return parameters * (2 if config.model.dtype == "bfloat16" else 4) + trained * 3 * 4
 
 
 def kept(config: Config) -> int:

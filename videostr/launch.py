@@ -45,9 +45,9 @@ from videostr.lock import FolderLock
 from videostr.loggers import require
 from videostr.loop import train
 from videostr.metrics import duration
-from videostr.model import open_checkpoint
+from videostr.models.base import shapes_of
+from videostr.models.checkpoint import open_checkpoint
 from videostr.plan.memory import estimate
-from videostr.plan.shapes import shapes_of
 from videostr.ports import Ports, RewardPool
 from videostr.report.page import write_report
 from videostr.runfolder import RunFolder, run_folder

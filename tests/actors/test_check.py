@@ -253,8 +253,8 @@ def test_a_disk_without_room_or_permission_is_found(config: Config, monkeypatch:
 def test_a_checkpoint_is_weights_and_twelve_bytes_for_each_trained_parameter(config: Config) -> None:
     # bfloat16, frozen tower: 100 x 2 bytes of weights, (100 - 30) x 12 of master weights and moments
     frozen = replace(config, model=replace(config.model, dtype="bfloat16", freeze_vision=True))
-    assert parts.checkpoint_bytes(frozen, parts.Size(total=100, vision=30)) == 200 + 840
-    assert parts.checkpoint_bytes(config, parts.Size(total=100, vision=30)) == 400 + 1200
+    assert parts.checkpoint_bytes(frozen, 100, 30) == 200 + 840
+    assert parts.checkpoint_bytes(config, 100, 30) == 400 + 1200
 
 
 @pytest.mark.parametrize(

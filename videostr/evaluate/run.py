@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.chat import chat_text
 from videostr.config import EvaluationConfig
@@ -28,6 +27,7 @@ from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet, 
 from videostr.evaluate.records import Records
 from videostr.evaluate.statistics import Scored, figure_values
 from videostr.files import replacing
+from videostr.models.base import family_of
 from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
 from videostr.trace import parse
@@ -82,6 +82,7 @@ class Asker:
         self.benchmark = benchmark
         self.processor = processor
         self.model_digest = model_digest
+        self.family = family_of(config.model)
         self.root = Path(config.root)
         self._shapes: dict[str, VideoShape | str] = {}
         """By video: its shape, or why it has none."""
@@ -140,14 +141,7 @@ class Asker:
         end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
         start = min(question.start_s, end)
         wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames
-        video = self.processor.video_processor
-        height, width = smart_resize(
-            shape.height,
-            shape.width,
-            factor=video.patch_size * video.merge_size,
-            min_pixels=min(frames.max_pixels, 4 * (video.patch_size * video.merge_size) ** 2),
-            max_pixels=frames.max_pixels,
-        )
+        height, width = self.family.video_size(shape.height, shape.width, frames.max_pixels, self.processor)
         return ClipSpec(
             video=question.video,
             num_frames=max(2, min(frames.max_frames, wanted) // 2 * 2),  # the tower takes frames in pairs

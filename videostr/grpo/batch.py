@@ -11,13 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from videostr.prompt import PromptInputs
+Vision = Mapping[str, Tensor]
+"""Vision inputs of a prompt or of a row, by names that only the model's family reads; those of a row are concatenated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptInputs:
+    """A prompt as the model takes it; T prompt tokens."""
+
+    input_ids: Tensor
+    """[T] int64, the video placeholder expanded."""
+    positions: Tensor
+    """[3, T] int64, M-RoPE: time, height, width; [T] in a model without axes of space."""
+    vision: Vision
+    """Pixels of its video and their layout, or the features that a frozen tower has made of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,31 +78,6 @@ class RowCost:
     patch: float = 0.0
     """Per vision patch: the tower."""
 
-    @classmethod
-    def of(cls, config: Any, *, freeze_vision: bool) -> RowCost:
-        """Floating-point operations for a Qwen2.5-VL.
-
-        A weight costs 2 operations a token forward and 4 backward; attention 4 h a pair forward and 8 h backward, in
-        each of L layers of width h. With m the width of the MLP, g = (key-value heads) / (heads), V the vocabulary:
-          token = 6 L (2 h^2 + 2 g h^2 + 3 h m),  pair = 12 L h,  target = 8 h V (its logits are computed twice).
-        The tower, with L, h, m of its own, windows of w patches and s patches merged into one token of width o:
-          patch = f (L (4 h^2 + 3 h m + 2 h w) + s h^2 + o h),  f = 6, or 2 when frozen,
-        which takes its few layers that attend to whole frames for windowed ones.
-        """
-        text, vision = config.text_config, config.vision_config
-        h, layers = text.hidden_size, text.num_hidden_layers
-        shared = text.num_key_value_heads / text.num_attention_heads
-        v, merged = vision.hidden_size, vision.spatial_merge_size**2
-        window = (vision.window_size // vision.patch_size) ** 2
-        block = 4 * v**2 + 3 * v * vision.intermediate_size + 2 * v * window
-        tower = vision.depth * block + merged * v**2 + vision.out_hidden_size * v
-        return cls(
-            token=6.0 * layers * (2 * h**2 + 2 * shared * h**2 + 3 * h * text.intermediate_size),
-            pair=12.0 * layers * h,
-            target=8.0 * h * text.vocab_size,
-            patch=(2.0 if freeze_vision else 6.0) * tower,
-        )
-
     def piece(self, prompt: int, completions: Sequence[int], patches: int) -> float:
         """Work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
         contexts = [length - 1 for length in completions]
@@ -117,30 +104,6 @@ class Group:
     """G of [T] float32, log mu of each token."""
     advantages: Tensor
     """[G] float32."""
-    video_features: Tensor | None = None
-    """[merged patches, D] from the frozen vision tower, which then stand for the prompt's pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeGrid:
-    """What M-RoPE positions need of the vision configuration."""
-
-    merge_size: int
-    """Patches merged along each side into one token."""
-    tokens_per_second: float
-    """Temporal positions per second of video."""
-    dtype: torch.dtype = torch.float32
-    """Of the model: vLLM rounds the seconds between patches to it."""
-
-    @classmethod
-    def of(cls, config: Any) -> RopeGrid:
-        """From the configuration of a Qwen2.5-VL."""
-        vision = config.vision_config
-        return cls(
-            merge_size=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second,
-            dtype=config.dtype,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,18 +112,14 @@ class Row:
 
     input_ids: Tensor
     """[T] int64."""
-    position_ids: Tensor
-    """[3, T] int64, M-RoPE: time, height, width."""
+    positions: Tensor
+    """[3, T] or [T] int64, as of its prompts."""
     prompt_ids: Tensor
     """[T] int64, which prompt of the row a token belongs to."""
     completion_ids: Tensor
     """[T] int64, 0 for a prompt token, else the 1-based completion within the row."""
-    pixel_values_videos: Tensor
-    """[patches, values] of all the row's videos, in order."""
-    video_grid_thw: Tensor
-    """[videos, 3] int64."""
-    video_features: Tensor | None = None
-    """[merged patches, D] of all videos, in order, where they are known: no pixels are needed then."""
+    vision: Vision
+    """Of all its prompts, in order."""
     predictors: Tensor
     """[N] int64, index of the input token whose hidden state predicts each target."""
     targets: Tensor
@@ -176,23 +135,10 @@ class Row:
     idle: bool
     """Without weight; see `RowPlan`."""
 
-    def model_inputs(self) -> dict[str, Tensor | None]:
-        """Arguments of `PolicyLogprobs.forward`, temperature aside."""
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "prompt_ids": self.prompt_ids,
-            "completion_ids": self.completion_ids,
-            "pixel_values_videos": self.pixel_values_videos,
-            "video_grid_thw": self.video_grid_thw,
-            "video_features": self.video_features,
-            "predictors": self.predictors,
-            "targets": self.targets,
-        }
-
     def to(self, device: torch.device) -> Row:
-        """The same row on another device."""
+        """Return the same row on another device."""
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["vision"] = {name: tensor.to(device) for name, tensor in self.vision.items()}
         for name, value in values.items():
             if isinstance(value, Tensor):
                 values[name] = value.to(device)
@@ -312,43 +258,8 @@ def _fill_up(rows: Sequence[RowPlan], num_ranks: int) -> tuple[RowPlan, ...]:
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def prompt_positions(prompt: PromptInputs, grid: RopeGrid) -> Tensor:
-    """M-RoPE positions [3, T] int64 of a prompt of text and videos.
-
-    Text after a video continues from the largest position so far, over all three axes. So Qwen2.5-VL was trained and
-    so vLLM samples; transformers 5.19's `get_rope_index` continues from the spatial extent alone, which differs as soon
-    as a video has more temporal than spatial positions.
-    """
-    kinds = prompt.mm_token_type_ids.tolist()
-    cuts = [0, *[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]], len(kinds)]
-    seconds_per_patch = prompt.second_per_grid_ts.to(grid.dtype).tolist()
-    videos = iter(list(zip(prompt.video_grid_thw.tolist(), seconds_per_patch, strict=True)))
-    seen = sum(kinds[first] != 0 for first, end in pairwise(cuts) if end > first)
-    if seen != len(seconds_per_patch):
-        raise ValueError(
-            f"the prompt has {seen} runs of vision tokens and {len(seconds_per_patch)} videos, must have as many"
-        )
-    runs: list[Tensor] = []
-    start = 0
-    for first, end in pairwise(cuts):
-        if kinds[first] == 0:
-            run = torch.arange(end - first).expand(3, -1)
-        else:
-            (frames, height, width), seconds = next(videos)
-            times = (torch.arange(frames, dtype=torch.float64) * (seconds * grid.tokens_per_second)).long()
-            rows, columns = torch.arange(height // grid.merge_size), torch.arange(width // grid.merge_size)
-            run = torch.stack(torch.meshgrid(times, rows, columns, indexing="ij")).reshape(3, -1)
-            if run.shape[1] != end - first:
-                raise ValueError(
-                    f"the prompt has {end - first} tokens for a video of {run.shape[1]} merged patches, must have as many"
-                )
-        runs.append(run + start)
-        start = int(runs[-1].max()) + 1
-    return torch.cat(runs, dim=1)
-
-
-def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row:
-    """Tensors of one planned row; `groups` holds at least the groups that the plan names."""
+def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
+    """Return the tensors of one planned row; `groups` holds at least the groups that the plan names."""
     inputs: list[Tensor] = []
     positions: list[Tensor] = []
     prompt_ids: list[Tensor] = []
@@ -359,9 +270,9 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
     for index, piece in enumerate(plan.pieces):
         prompt = groups[piece.group].prompt
         inputs.append(prompt.input_ids)
-        positions.append(prompt_positions(prompt, grid))
+        positions.append(prompt.positions)
         completion_ids.append(torch.zeros_like(prompt.input_ids))
-        after = positions[-1][:, -1:] + 1
+        after = prompt.positions[..., -1:] + 1
         length += len(prompt.input_ids)
         last_of_prompt = length - 1
         piece_start = length - len(prompt.input_ids)
@@ -374,16 +285,14 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
             predictors.append(torch.tensor([last_of_prompt, *range(length, length + len(context))]))
             length += len(context)
         prompt_ids.append(torch.full((length - piece_start,), index))
-    chosen = [groups[piece.group] for piece in plan.pieces]
+    shown = [groups[piece.group].prompt for piece in plan.pieces]
     targets = [groups[group].completions[completion] for group, completion in origins]
     return Row(
         input_ids=torch.cat(inputs),
-        position_ids=torch.cat(positions, dim=1),
+        positions=torch.cat(positions, dim=-1),
         prompt_ids=torch.cat(prompt_ids),
         completion_ids=torch.cat(completion_ids),
-        pixel_values_videos=torch.cat([group.prompt.pixel_values_videos for group in chosen]),
-        video_grid_thw=torch.cat([group.prompt.video_grid_thw for group in chosen]),
-        video_features=_features(chosen),
+        vision={name: torch.cat([prompt.vision[name] for prompt in shown]) for name in shown[0].vision},
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
         sequence_ids=torch.repeat_interleave(torch.tensor([len(target) for target in targets])),
@@ -392,11 +301,6 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
         origins=tuple(origins),
         idle=plan.idle,
     )
-
-
-def _features(groups: Sequence[Group]) -> Tensor | None:
-    found = [group.video_features for group in groups if group.video_features is not None]
-    return torch.cat(found) if found else None
 
 
 def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from videostr.config import Config
 from videostr.errors import ConfigError
+from videostr.models.base import Shapes
 from videostr.plan.costs import Costs, Hardware
 from videostr.plan.lengths import Lengths
 from videostr.plan.memory import Memory, estimate
-from videostr.plan.shapes import Shapes
 from videostr.plan.simulate import Outcome, simulate
 from videostr.plan.workers import Machine
 
@@ -117,7 +117,7 @@ def splits(config: Config, shapes: Shapes, cluster: Cluster) -> Iterator[Config]
     """Yield configs that use the whole cluster, by tensor parallelism and learner ranks; the config's own among them."""
     own = config.rollout.tensor_parallel_size
     for parallel in sorted({own, *ENGINE_GPUS}):
-        widths = (shapes.num_attention_heads, shapes.intermediate_size, shapes.vision.intermediate_size)
+        widths = (shapes.num_attention_heads, shapes.text.intermediate_size, shapes.vision.intermediate_size)
         of_heads = max(parallel, shapes.num_key_value_heads) % min(parallel, shapes.num_key_value_heads) == 0
         if parallel > cluster.gpus_per_node or any(width % parallel for width in widths) or not of_heads:
             continue

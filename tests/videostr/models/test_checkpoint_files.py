@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr import coldstart, launch
 from videostr.check import Mark, Seen, check_policy
 from videostr.config import load
 from videostr.errors import ModelError
 from videostr.evaluate import __main__ as evaluate
-from videostr.model import open_checkpoint
+from videostr.models.checkpoint import load_policy, open_checkpoint
+from videostr.models.processor import load_processor
 from videostr.plan import __main__ as plan
-from videostr.processor import load_processor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "videostr" / "tabletop" / "pretrained"
 Breaks = Callable[[Path], object]
 
@@ -323,7 +322,7 @@ def test_what_trains_is_at_most_a_warning(
         check_policy(load(ROOT / "configs" / "tabletop_cpu.yaml", [f"model.path={folder}"]), Seen())
     )
     assert {finding.mark for finding in findings} == ({Mark.OK, Mark.WARN} if words else {Mark.OK})
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    loaded = load_policy(folder, torch.float32)
     assert torch.equal(
         dict(loaded.named_parameters())["lm_head.weight"],
         load_file(POLICY / "model.safetensors")["lm_head.weight"],
