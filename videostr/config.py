@@ -45,7 +45,7 @@ class Model:
     """The policy."""
 
     path: str = ""
-    """Hugging Face folder (or hub id) of a Qwen2.5-VL."""
+    """Hugging Face folder (or hub id) of a model of one of the families in `videostr/models`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of weights and activations, in learner and engine."""
     freeze_vision: bool = False
@@ -388,7 +388,7 @@ class ColdStartConfig:
     heldout: str = ""
     """Record dataset to measure on; "" for none."""
     model: str = ""
-    """Folder of a Qwen2.5-VL to start from; "" makes the tabletop policy from random weights."""
+    """Folder of a model to start from; "" makes the tabletop policy from random weights."""
     out: str = ""
     """Folder for the result, Hugging Face format."""
     frame_store: str = ""
@@ -460,7 +460,7 @@ class EvaluationConfig:
     root: str = ""
     """Folder with the benchmark's files and videos."""
     model: str = ""
-    """Hugging Face folder (or hub id) of a Qwen2.5-VL, such as `policy/` of a checkpoint."""
+    """Hugging Face folder (or hub id) of a model, such as `policy/` of a checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of weights and activations."""
     modes: list[Literal["direct", "think", "graph"]] = field(default_factory=lambda: ["direct"])
