@@ -34,7 +34,7 @@ from videostr.config import Config
 from videostr.errors import CheckpointError, LearnerError, StorageError, VideoStrError
 from videostr.files import storage_error
 from videostr.grpo.attention import Kernel
-from videostr.grpo.batch import Group, Row, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.batch import Group, Row, RowPlan, assign_rows, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import Counts, LossSums, completion_lengths, count, policy_loss
 from videostr.grpo.schedule import learning_rate, mini_batches
@@ -226,7 +226,7 @@ class LearnerWorker(Named):
         failures: list[Failure] = []
         while batch.groups:
             plan = self._plan(batch, self._learned_lengths(batch))
-            mine = sorted({piece.group for row in plan for piece in row.pieces})
+            mine = sorted({segment.group for row in plan for segment in row.segments})
             failed = self._of_all_ranks(
                 {i: failure for i in mine if (failure := self.encoder.failure(batch.groups[i]))}
             )
@@ -355,12 +355,12 @@ class LearnerWorker(Named):
                 f"a batch of {len(batch.groups)} groups has no completion to learn from: all are flat, empty or masked "
                 "out; allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false"
             )
-        return deal(rows, dist.get_world_size())[self.rank]
+        return assign_rows(rows, dist.get_world_size())[self.rank]
 
     def _rows(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
         """The planned rows, one at a time: only one row's pixels are held."""
         for row in plan:
-            groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
+            groups = {segment.group: self._encode(batch, segment.group) for segment in row.segments}
             yield build_row(row, groups).to(self.device)
 
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
@@ -411,7 +411,7 @@ class LearnerWorker(Named):
         """This rank's part of the learner's log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
         found = []
         for row, logprobs in self._forward(batch, _lengths(batch)):
-            if not row.idle:
+            if not row.padding:
                 parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
                 found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
         return found

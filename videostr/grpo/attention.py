@@ -38,12 +38,12 @@ class RowAttention(Protocol):
     """Attention of one row."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Outputs [1, H, T, D] of queries [1, H, T, D] over keys and values [1, H_kv, T, D]."""
+        """Return the outputs [1, H, T, D] of queries [1, H, T, D] over keys and values [1, H_kv, T, D]."""
         ...
 
 
 def row_attention(prompt_ids: Tensor, completion_ids: Tensor, kernel: Kernel) -> RowAttention:
-    """Attention of the row whose tokens belong to these prompts [T] and completions [T], see `batch.Row`."""
+    """Return the attention of the row whose tokens belong to these prompts [T] and completions [T], see `batch.Row`."""
     if kernel == "flex":
         return FlexAttention.of(prompt_ids, completion_ids)
     return SplitAttention.of(prompt_ids, completion_ids)
@@ -74,7 +74,7 @@ class SplitAttention:
 
     @classmethod
     def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> SplitAttention:
-        """From the ids [T] of a row, on any device."""
+        """Cut a row with these ids [T], on any device."""
         kinds = completion_ids.max() + 1
         runs, lengths = torch.unique_consecutive(prompt_ids * kinds + completion_ids, return_counts=True)
         parts, prompt = [], 0
@@ -88,7 +88,7 @@ class SplitAttention:
         return cls(tuple(parts))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `RowAttention.attend`."""
+        """Attend as `RowAttention.attend`."""
         repeats = (
             query.shape[1] // key.shape[1]
         )  # on a GPU a masked call with shared heads would hold all scores
@@ -126,7 +126,7 @@ class FlexAttention:
 
     @classmethod
     def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> FlexAttention:
-        """From the ids [T] of a row, on the device of its tokens."""
+        """Make the mask of a row with these ids [T], on the device of its tokens."""
         tokens = len(prompt_ids)
         padding = (0, bucket(tokens) - tokens)
         prompts, completions = F.pad(prompt_ids, padding, value=-1), F.pad(completion_ids, padding)
@@ -138,7 +138,7 @@ class FlexAttention:
         return cls(tokens, block_mask(visible, len(prompts), prompts.device))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `RowAttention.attend`."""
+        """Attend as `RowAttention.attend`."""
         repeats = query.shape[1] // key.shape[1]
         if repeats & (repeats - 1):  # kernels share heads by powers of two; the 7B model has 7 queries a key
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -150,7 +150,7 @@ class FlexAttention:
 
 
 def block_mask(visible: MaskMod, tokens: int, device: torch.device) -> BlockMask:
-    """What torch's `create_block_mask` makes of a rule, without its [T, T] tensors (256 MiB each at 16,384 tokens).
+    """Return what torch's `create_block_mask` makes of a rule, without its [T, T] tensors (256 MiB each at 16,384 tokens).
 
     Args:
         visible: the rule, which must broadcast.
@@ -175,13 +175,13 @@ def block_mask(visible: MaskMod, tokens: int, device: torch.device) -> BlockMask
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Number [1, 1, Q] of true blocks in each row of [Q, K], and their places [1, 1, Q, K], ahead of all others."""
+    """Return the number [1, 1, Q] of true blocks in each row of [Q, K], and their places [1, 1, Q, K], ahead of all others."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def bucket(tokens: int) -> int:
-    """Padded length of a row: a multiple of 128, one of eight lengths per doubling; at most 1/8 more above 1024 tokens."""
+    """Return the padded length of a row: a multiple of 128, one of eight per doubling; at most 1/8 more above 1024 tokens."""
     step = max(BLOCK, 1 << max(0, (tokens - 1).bit_length() - 4))
     return -(-tokens // step) * step
 

@@ -33,7 +33,7 @@ class PromptInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Segment:
     """Completions of one group that share one copy of its prompt."""
 
     group: int
@@ -50,19 +50,19 @@ class Piece:
 class RowPlan:
     """What one row will hold."""
 
-    pieces: tuple[Piece, ...]
-    idle: bool = False
+    segments: tuple[Segment, ...]
+    padding: bool = False
     """Fills up a rank that has fewer rows than another: computed, but without weight in loss and metrics."""
 
     @property
     def tokens(self) -> int:
         """T, input tokens of the row."""
-        return sum(piece.tokens for piece in self.pieces)
+        return sum(segment.tokens for segment in self.segments)
 
     @property
     def cost(self) -> float:
         """Estimated work, in the unit of `RowCost`."""
-        return sum(piece.cost for piece in self.pieces)
+        return sum(segment.cost for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ class RowCost:
     patch: float = 0.0
     """Per vision patch: the tower."""
 
-    def piece(self, prompt: int, completions: Sequence[int], patches: int) -> float:
-        """Work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
+    def segment(self, prompt: int, completions: Sequence[int], patches: int) -> float:
+        """Return the work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
         contexts = [length - 1 for length in completions]
         pairs = prompt * (prompt + 1) / 2 + sum(c * prompt + c * (c + 1) / 2 for c in contexts)
         return (
@@ -132,7 +132,7 @@ class Row:
     """[C] float32."""
     origins: tuple[tuple[int, int], ...]
     """C pairs (group, completion)."""
-    idle: bool
+    padding: bool
     """Without weight; see `RowPlan`."""
 
     def to(self, device: torch.device) -> Row:
@@ -157,7 +157,7 @@ def plan_rows(
     patches: Sequence[int] | None = None,
     cost: RowCost = TOKENS_ONLY,
 ) -> tuple[RowPlan, ...]:
-    """Rows, dearest first, for P groups; a completion of length 0 is left out.
+    """Return rows, most expensive first, for P groups; a completion of length 0 is left out.
 
     A prompt with a single completion may exceed `max_row_tokens`: it cannot be split further.
 
@@ -171,20 +171,22 @@ def plan_rows(
     """
     counts = [0] * len(prompt_lengths) if patches is None else patches
     limit = max_row_tokens if packing == "group" else 0
-    pieces = [
-        Piece(
+    segments = [
+        Segment(
             group=group,
             completions=part,
             tokens=prompt + sum(lengths[c] - 1 for c in part),
-            cost=cost.piece(prompt, [lengths[c] for c in part], count),
+            cost=cost.segment(prompt, [lengths[c] for c in part], count),
         )
         for group, (prompt, lengths, count) in enumerate(
             zip(prompt_lengths, completion_lengths, counts, strict=True)
         )
         for part in _split(prompt, lengths, limit)
     ]
-    rows = [(piece,) for piece in pieces] if packing == "none" else _share_rows(pieces, max_row_tokens)
-    return _dearest_first(RowPlan(pieces=row) for row in rows)
+    rows = (
+        [(segment,) for segment in segments] if packing == "none" else _share_rows(segments, max_row_tokens)
+    )
+    return _most_expensive_first(RowPlan(segments=row) for row in rows)
 
 
 def _split(prompt: int, lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
@@ -203,56 +205,58 @@ def _split(prompt: int, lengths: Sequence[int], limit: int) -> list[tuple[int, .
     return [*parts, taken] if taken else parts
 
 
-def _share_rows(pieces: Sequence[Piece], limit: int) -> list[tuple[Piece, ...]]:
-    """First fit, longest first."""
-    rows: list[tuple[Piece, ...]] = []
+def _share_rows(segments: Sequence[Segment], limit: int) -> list[tuple[Segment, ...]]:
+    """Put segments into rows: first fit, longest first."""
+    rows: list[tuple[Segment, ...]] = []
     used: list[int] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.tokens):
-        index = next((i for i, tokens in enumerate(used) if tokens + piece.tokens <= limit), len(rows))
+    for segment in sorted(segments, key=lambda segment: -segment.tokens):
+        index = next((i for i, tokens in enumerate(used) if tokens + segment.tokens <= limit), len(rows))
         if index == len(rows):
             rows.append(())
             used.append(0)
-        rows[index] += (piece,)
-        used[index] += piece.tokens
+        rows[index] += (segment,)
+        used[index] += segment.tokens
     return rows
 
 
-def _dearest_first(rows: Iterable[RowPlan]) -> tuple[RowPlan, ...]:
+def _most_expensive_first(rows: Iterable[RowPlan]) -> tuple[RowPlan, ...]:
     return tuple(sorted(rows, key=lambda row: -row.cost))
 
 
-def deal(rows: Sequence[RowPlan], num_ranks: int) -> tuple[tuple[RowPlan, ...], ...]:
-    """Rows of each rank: the same number everywhere, rows of similar cost at the same place, similar sums of costs.
+def assign_rows(rows: Sequence[RowPlan], num_ranks: int) -> tuple[tuple[RowPlan, ...], ...]:
+    """Return the rows of each rank: the same number everywhere, rows of similar cost at the same place, similar sums of costs.
 
-    Rows go out in rounds of one row a rank, dearest first, and within a round the dearest row to the rank with the
-    least work so far (longest processing time first, with equal counts). No two ranks then differ by more than the
-    widest round: the difference between its dearest and its cheapest row. Rounds of similar rows matter as much as
-    sums, because under ZeRO-3 the ranks run the same collectives in lockstep. A rank without a row would hang the
-    others, so rows that groups share are parted, and where that does not do, the cheapest row is repeated idly.
+    Rows are assigned in rounds of one row a rank, most expensive first, and within a round the most expensive row to the rank
+    with the least work so far (longest processing time first, with equal counts). No two ranks then differ by more than the
+    widest round: the difference between its most and its least expensive row. Rounds of similar rows matter as much as sums,
+    because under ZeRO-3 the ranks run the same collectives in lockstep. A rank without a row would hang the others, so rows
+    that groups share are split, and where that is not enough, the cheapest row is repeated as padding.
     """
-    padded = _fill_up(rows, num_ranks)
-    dealt: list[list[RowPlan]] = [[] for _ in range(num_ranks)]
+    filled = _fill_up(rows, num_ranks)
+    assigned: list[list[RowPlan]] = [[] for _ in range(num_ranks)]
     work = [0.0] * num_ranks
-    for start in range(0, len(padded), num_ranks):
+    for start in range(0, len(filled), num_ranks):
         ranks = sorted(range(num_ranks), key=lambda rank: work[rank])
-        for rank, row in zip(ranks, padded[start : start + num_ranks], strict=True):
-            dealt[rank].append(row)
+        for rank, row in zip(ranks, filled[start : start + num_ranks], strict=True):
+            assigned[rank].append(row)
             work[rank] += row.cost
-    return tuple(tuple(part) for part in dealt)
+    return tuple(tuple(part) for part in assigned)
 
 
 def _fill_up(rows: Sequence[RowPlan], num_ranks: int) -> tuple[RowPlan, ...]:
-    """As many rows as make equal counts, dearest first."""
+    """Return as many rows as make equal counts, most expensive first."""
     filled = list(rows)
     while len(filled) % num_ranks:
-        shared = [row for row in filled if len(row.pieces) > 1]
+        shared = [row for row in filled if len(row.segments) > 1]
         if not shared:
             cheapest = min(filled, key=lambda row: row.cost)
-            return _dearest_first(filled) + (replace(cheapest, idle=True),) * (-len(filled) % num_ranks)
-        dearest = max(shared, key=lambda row: row.cost)
-        filled.remove(dearest)
-        filled += [RowPlan(pieces=dearest.pieces[::2]), RowPlan(pieces=dearest.pieces[1::2])]
-    return _dearest_first(filled)
+            return _most_expensive_first(filled) + (replace(cheapest, padding=True),) * (
+                -len(filled) % num_ranks
+            )
+        largest = max(shared, key=lambda row: row.cost)
+        filled.remove(largest)
+        filled += [RowPlan(segments=largest.segments[::2]), RowPlan(segments=largest.segments[1::2])]
+    return _most_expensive_first(filled)
 
 
 # ---------------------------------------------------------------------------------------------------- building
@@ -267,25 +271,25 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
     predictors: list[Tensor] = []
     origins: list[tuple[int, int]] = []
     length = 0
-    for index, piece in enumerate(plan.pieces):
-        prompt = groups[piece.group].prompt
+    for index, segment in enumerate(plan.segments):
+        prompt = groups[segment.group].prompt
         inputs.append(prompt.input_ids)
         positions.append(prompt.positions)
         completion_ids.append(torch.zeros_like(prompt.input_ids))
         after = prompt.positions[..., -1:] + 1
         length += len(prompt.input_ids)
         last_of_prompt = length - 1
-        piece_start = length - len(prompt.input_ids)
-        for completion in piece.completions:
-            context = groups[piece.group].completions[completion][:-1]
-            origins.append((piece.group, completion))
+        segment_start = length - len(prompt.input_ids)
+        for completion in segment.completions:
+            context = groups[segment.group].completions[completion][:-1]
+            origins.append((segment.group, completion))
             inputs.append(context)
             positions.append(after + torch.arange(len(context)))
             completion_ids.append(torch.full_like(context, len(origins)))
             predictors.append(torch.tensor([last_of_prompt, *range(length, length + len(context))]))
             length += len(context)
-        prompt_ids.append(torch.full((length - piece_start,), index))
-    shown = [groups[piece.group].prompt for piece in plan.pieces]
+        prompt_ids.append(torch.full((length - segment_start,), index))
+    shown = [groups[segment.group].prompt for segment in plan.segments]
     targets = [groups[group].completions[completion] for group, completion in origins]
     return Row(
         input_ids=torch.cat(inputs),
@@ -299,12 +303,12 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
         behaviour_logprobs=torch.cat([groups[g].behaviour_logprobs[c] for g, c in origins]),
         advantages=torch.stack([groups[g].advantages[c] for g, c in origins]),
         origins=tuple(origins),
-        idle=plan.idle,
+        padding=plan.padding,
     )
 
 
 def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:
-    """Dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
+    """Return the dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
 
     k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion. This is the reference:
     `videostr.grpo.attention` computes the same without a [T, T] tensor.

@@ -55,7 +55,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _of_chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p[target], log of the softmax's divisor, entropy, each [chunk]; all logits are let go."""
+    """Return log p[target], log of the softmax's divisor and entropy, each [chunk]; all logits are let go."""
     logits = _logits(hidden, weight, temperature)
     norm = logits.logsumexp(dim=1)
     logprobs = logits.gather(1, targets[:, None])[:, 0] - norm
@@ -81,7 +81,7 @@ class LogprobHead(nn.Linear):
     def forward(  # type: ignore[override]  # a head with targets
         self, hidden: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
+        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
         logprobs, entropy = _ChunkedLogprobs.apply(hidden, self.weight, targets, temperature, self.chunk)  # type: ignore[no-untyped-call]
         return logprobs, entropy
 

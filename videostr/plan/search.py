@@ -208,7 +208,7 @@ def estimated_step_s(config: Config, memory: Memory, scenario: Scenario, one_nod
     together = max(1, min(groups * size, config.rollout.max_num_seqs, machine.kv_seqs))
     rounds = math.ceil(groups * size / together)
     rollout = groups * costs.prefill_s + rounds * mean * (costs.step_s + costs.sequence_s * together)
-    group_s = costs.row.piece(costs.prompt_tokens, [round(mean)] * size, costs.prompt_patches)
+    group_s = costs.row.segment(costs.prompt_tokens, [round(mean)] * size, costs.prompt_patches)
     rows_s = prompts * (1 - costs.zero_variance) * group_s / config.learner.num_ranks
     learn = costs.learn_fixed_s + rows_s + costs.sync_s
     return rollout + learn if config.train.max_staleness == 0 else max(rollout, learn)

@@ -12,9 +12,9 @@ from videostr.grpo.batch import (
     PromptInputs,
     RowCost,
     RowPlan,
+    assign_rows,
     attention_mask,
     build_row,
-    deal,
     plan_rows,
 )
 
@@ -78,7 +78,7 @@ def test_two_groups_share_a_row() -> None:
 def test_long_group_is_split_by_completions() -> None:
     plan = plan_rows([10], [[5, 5, 5, 5, 40]], max_row_tokens=20)
     # 10 + 4 + 4 = 18 fits, a third 4 does not; 40 does not fit at all and stands alone
-    assert [row.pieces[0].completions for row in plan] == [(4,), (0, 1), (2, 3)]
+    assert [row.segments[0].completions for row in plan] == [(4,), (0, 1), (2, 3)]
     assert [row.tokens for row in plan] == [49, 18, 18]
 
 
@@ -98,26 +98,26 @@ def test_cost_by_hand() -> None:
     assert row.cost == 6 + 19 * 100 + 5 * 10_000 + 8 * 1_000_000
 
 
-def test_rows_are_dealt_dearest_first_to_the_rank_with_least_work() -> None:
+def test_the_most_expensive_row_goes_to_the_rank_with_the_least_work() -> None:
     rows = plan_rows([9, 8, 6, 5, 4, 1], [[1]] * 6, max_row_tokens=1)
     # rounds (9 8) (6 5) (4 1): 9 | 8, then 6 to the lesser: 14 | 14, then 4 to the first of equals: 18 | 15
-    assert [[row.tokens for row in part] for part in deal(rows, 2)] == [[9, 5, 4], [8, 6, 1]]
+    assert [[row.tokens for row in part] for part in assign_rows(rows, 2)] == [[9, 5, 4], [8, 6, 1]]
 
 
-def test_groups_that_share_a_row_are_parted_before_a_rank_idles() -> None:
+def test_rows_that_groups_share_are_split_before_one_is_repeated_as_padding() -> None:
     rows = plan_rows([10, 9, 5, 4], [[1]] * 4, max_row_tokens=100)
     assert len(rows) == 1
-    assert [[contents(row) for row in part] for part in deal(rows, 2)] == [
+    assert [[contents(row) for row in part] for part in assign_rows(rows, 2)] == [
         [[(0, (0,)), (2, (0,))]],  # 15 tokens
         [[(1, (0,)), (3, (0,))]],  # 13
     ]
-    assert [[(row.tokens, row.idle) for row in part] for part in deal(rows, 3)] == [
+    assert [[(row.tokens, row.padding) for row in part] for part in assign_rows(rows, 3)] == [
         [(13, False)],  # 9 + 4
         [(10, False)],
         [(5, False)],
     ]
-    five = deal(rows, 5)
-    assert [[(row.tokens, row.idle) for row in part] for part in five] == [
+    five = assign_rows(rows, 5)
+    assert [[(row.tokens, row.padding) for row in part] for part in five] == [
         [(10, False)],
         [(9, False)],
         [(5, False)],
@@ -127,7 +127,7 @@ def test_groups_that_share_a_row_are_parted_before_a_rank_idles() -> None:
 
 
 def contents(row: RowPlan) -> list[tuple[int, tuple[int, ...]]]:
-    return [(piece.group, piece.completions) for piece in row.pieces]
+    return [(segment.group, segment.completions) for segment in row.segments]
 
 
 @given(
@@ -140,24 +140,24 @@ def test_every_completion_is_computed_once_and_ranks_have_equally_many_rows(
 ) -> None:
     prompts, completions = [p for p, _ in lengths], [c for _, c in lengths]
     rows = plan_rows(prompts, completions, max_row_tokens=limit)
-    found = sorted((p.group, c) for row in rows for p in row.pieces for c in p.completions)
+    found = sorted((p.group, c) for row in rows for p in row.segments for c in p.completions)
     assert found == [(g, c) for g, group in enumerate(completions) for c, n in enumerate(group) if n > 0]
     for row in rows:
         whole = sum(
-            prompts[p.group] + sum(completions[p.group][c] - 1 for c in p.completions) for p in row.pieces
+            prompts[p.group] + sum(completions[p.group][c] - 1 for c in p.completions) for p in row.segments
         )
         assert row.tokens == whole
-        assert whole <= limit or len(row.pieces) == len(row.pieces[0].completions) == 1
+        assert whole <= limit or len(row.segments) == len(row.segments[0].completions) == 1
     if rows:
-        dealt = deal(rows, num_ranks)
-        assert len({len(part) for part in dealt}) == 1
-        live = [row for part in dealt for row in part if not row.idle]
+        assigned = assign_rows(rows, num_ranks)
+        assert len({len(part) for part in assigned}) == 1
+        live = [row for part in assigned for row in part if not row.padding]
         assert sorted(p for row in live for p in contents(row)) == sorted(
             p for r in rows for p in contents(r)
         )
-        idle = [row for part in dealt for row in part if row.idle]
-        assert not idle or all(len(row.pieces) == 1 for row in live)
-        assert len(idle) < num_ranks
+        padding = [row for part in assigned for row in part if row.padding]
+        assert not padding or all(len(row.segments) == 1 for row in live)
+        assert len(padding) < num_ranks
 
 
 @given(
@@ -179,9 +179,9 @@ def test_ranks_are_balanced(lengths: list[tuple[int, list[int]]], limit: int, nu
         patches=[p // 2 for p, _ in lengths],
         cost=cost,
     )
-    dealt = deal(rows, num_ranks)
-    work = [sum(row.cost for row in part) for part in dealt]
-    rounds = [[row.cost for row in together] for together in zip(*dealt, strict=True)]
+    assigned = assign_rows(rows, num_ranks)
+    work = [sum(row.cost for row in part) for part in assigned]
+    rounds = [[row.cost for row in together] for together in zip(*assigned, strict=True)]
     assert max(work) - min(work) <= max(max(r) - min(r) for r in rounds) + 1e-6
     assert max(work) <= sum(work) / num_ranks + max(max(r) for r in rounds) * (1 - 1 / num_ranks) + 1e-6
     for earlier, later in pairwise(rounds):

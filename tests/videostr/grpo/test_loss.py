@@ -30,7 +30,7 @@ ROW = Row(
     behaviour_logprobs=LOGPROBS - RATIOS.log(),
     advantages=torch.tensor([1.0, -2.0]),
     origins=((0, 0), (0, 1)),
-    idle=False,
+    padding=False,
 )
 
 
@@ -202,9 +202,9 @@ def test_kl_to_the_reference_is_k3() -> None:
     assert sums.kl == pytest.approx(exp(1) - 2)
 
 
-def test_idle_row_has_no_weight_but_stays_in_the_graph() -> None:
+def test_padding_row_has_no_weight_but_stays_in_the_graph() -> None:
     logprobs = LOGPROBS.clone().requires_grad_()
-    loss, sums = policy_loss(replace(ROW, idle=True), logprobs, ENTROPY, LossConfig(), COUNTS)
+    loss, sums = policy_loss(replace(ROW, padding=True), logprobs, ENTROPY, LossConfig(), COUNTS)
     loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0.0, 0.0, 0.0]
