@@ -207,14 +207,15 @@ class RolloutWorker(Named):
         """Token ids and vision inputs of a prompt, in vLLM's form."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        video = self._family.engine_video(frames)
-        prompt = {
-            "prompt": request.prompt.text,
-            "multi_modal_data": {"video": [(video.pixels, dict(video.metadata))]},
+        inputs = self._family.engine_inputs(request.prompt, frames)
+        prompt: dict[str, Any] = {
+            "prompt": inputs.text,
+            "multi_modal_data": {"video": [(inputs.pixels, dict(inputs.metadata))]},
             # The clip's name instead of a hash over its pixels, for prefix and encoder cache.
             "multi_modal_uuids": {"video": [request.prompt.clip.digest]},
-            **({"mm_processor_kwargs": dict(video.processor_options)} if video.processor_options else {}),
         }
+        if inputs.processor_options:
+            prompt["mm_processor_kwargs"] = dict(inputs.processor_options)
         renderer = self._engine.renderer
         # Without a limit here: the limit is for the expanded prompt, and is ours to report.
         params = replace(renderer.default_cmpl_tok_params, max_total_tokens=None)

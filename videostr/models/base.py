@@ -94,9 +94,11 @@ class Shapes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineVideo:
-    """What vLLM is given for a clip, so that engine and learner see the same tokens."""
+class EngineInputs:
+    """What vLLM is given for a prompt, so that engine and learner see the same tokens."""
 
+    text: str
+    """Chat text with one placeholder of a video."""
     pixels: np.ndarray
     """[F, H, W, 3] uint8."""
     metadata: Mapping[str, Any]
@@ -153,8 +155,8 @@ class ModelFamily(RowModel, Protocol):
         """Return height and width, as near as may be, that the processor leaves as they are; at most `max_pixels`."""
         ...
 
-    def engine_video(self, frames: ClipFrames) -> EngineVideo:
-        """Return what vLLM is given for a clip."""
+    def engine_inputs(self, prompt: Prompt, frames: ClipFrames) -> EngineInputs:
+        """Return what vLLM is given for a prompt and the frames of its clip."""
         ...
 
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:

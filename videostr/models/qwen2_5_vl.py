@@ -27,7 +27,7 @@ from videostr.grpo.attention import Kernel, row_attention
 from videostr.grpo.batch import PromptInputs, Row, RowCost, Vision
 from videostr.models import tiny
 from videostr.models.attention import use_row_attention
-from videostr.models.base import EngineVideo, Shapes, Stack
+from videostr.models.base import EngineInputs, ModelFamily, Shapes, Stack
 from videostr.models.layers import ALIGNMENT, FusedRMSNorm, PaddedLinear
 from videostr.types import Prompt
 from videostr.video import ClipFrames
@@ -52,8 +52,8 @@ class Qwen25VL:
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen2.5-VL"
-    model_types = ("qwen2_5_vl",)
-    placeholders = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    model_types: tuple[str, ...] = ("qwen2_5_vl",)
+    placeholders: tuple[str, ...] = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]] = {
         "q_proj": ("qkv_proj", (0,)),
         "k_proj": ("qkv_proj", (1,)),
@@ -125,9 +125,11 @@ class Qwen25VL:
         )
         return size
 
-    def engine_video(self, frames: ClipFrames) -> EngineVideo:
-        """Return the frames as they are: both sides take their temporal scale from the metadata."""
-        return EngineVideo(pixels=frames.pixels, metadata=frames.metadata, processor_options={})
+    def engine_inputs(self, prompt: Prompt, frames: ClipFrames) -> EngineInputs:
+        """Return text and frames as they are: both sides take the temporal scale from the metadata."""
+        return EngineInputs(
+            text=prompt.text, pixels=frames.pixels, metadata=frames.metadata, processor_options={}
+        )
 
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:  # noqa: ARG002  # the same everywhere
         """Return none: vLLM serves it as any other."""
@@ -276,7 +278,7 @@ class Qwen25VL:
         )
 
 
-FAMILY = Qwen25VL()
+FAMILY: ModelFamily = Qwen25VL()
 
 
 def mrope_positions(

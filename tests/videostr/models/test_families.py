@@ -107,10 +107,11 @@ def test_stacked_layers_are_layers_of_the_policy(family: ModelFamily, policy: An
 
 
 def test_the_engine_is_given_the_frames_as_they_are(family: ModelFamily, make_prompt: MakePrompt) -> None:
-    _, frames = make_prompt("where?", 4, 4.0)
-    video = family.engine_video(frames)
-    assert video.pixels is frames.pixels
-    assert video.metadata["do_sample_frames"] is False
+    prompt, frames = make_prompt("where?", 4, 4.0)
+    inputs = family.engine_inputs(prompt, frames)
+    assert inputs.pixels is frames.pixels
+    assert inputs.metadata["do_sample_frames"] is False
+    assert sum(inputs.text.count(token) for token in family.placeholders if "video" in token) == 1
 
 
 @pytest.mark.parametrize("most", [1600, 64 * 64])
