@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from videostr.errors import LearnerError
-from videostr.grpo.batch import RopeGrid, prompt_positions
-from videostr.prompt import PromptInputs, encode
+from videostr.grpo.batch import PromptInputs
+from videostr.models.base import ModelFamily
 from videostr.types import Failure, FailureKind, RolloutGroup
 from videostr.video import FrameStore
 
@@ -21,12 +21,13 @@ KEPT_BYTES = 2**30
 
 
 class PromptEncoder:
-    """Encodes prompts as the engine did."""
+    """Encodes prompts as the engine did; `config` is that of the loaded policy."""
 
-    def __init__(self, frames: FrameStore, processor: Any, grid: RopeGrid) -> None:
+    def __init__(self, frames: FrameStore, family: ModelFamily, processor: Any, config: Any) -> None:
         self._frames = frames
+        self._family = family
         self._processor = processor
-        self._grid = grid
+        self._config = config
         self._kept: dict[tuple[str, str], PromptInputs] = {}
         self._bytes = 0
 
@@ -39,10 +40,10 @@ class PromptEncoder:
         prompt = group.prompt
         key = (prompt.clip.digest, prompt.text)
         if (inputs := self._kept.get(key)) is None:
-            inputs = encode(prompt, self._frames.frames(prompt.clip), self._processor)
+            frames = self._frames.frames(prompt.clip)
+            (inputs,) = self._family.encode([prompt], [frames], self._processor, self._config)
             self._keep(key, inputs)
         _compare(group, inputs)
-        prompt_positions(inputs, self._grid)
         return inputs
 
     def failure(self, group: RolloutGroup) -> Failure | None:
@@ -63,7 +64,7 @@ class PromptEncoder:
         self._bytes = 0
 
     def _keep(self, key: tuple[str, str], inputs: PromptInputs) -> None:
-        size = inputs.pixel_values_videos.nbytes
+        size = sum(tensor.nbytes for tensor in inputs.vision.values())
         if self._bytes + size <= KEPT_BYTES:
             self._kept[key] = inputs
             self._bytes += size

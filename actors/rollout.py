@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,17 @@ from actors.transfer.request import transfer_backend
 from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoError
 from videostr.files import make_folder, storage
-from videostr.model import check_model
+from videostr.models.base import family_of
+from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
-from videostr.video import FrameStore
+from videostr.video import ClipFrames, FrameStore
 
-PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-"""Tokens that stand for vision inputs; one of them in a completion breaks the learner's pass (verl issue 1640)."""
 BAN = -100.0
-"""Added to a placeholder's logit, the largest bias vLLM takes: leaves it a probability below 1e-40."""
+"""Added to the logits of vision placeholders, one of which in a completion breaks the learner's pass (verl issue 1640).
+
+The largest bias vLLM takes: leaves them a probability below 1e-40.
+"""
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 
@@ -69,6 +70,7 @@ class RolloutWorker(Named):
             RolloutError: the engine does not start; the reason is in the log file.
         """
         check_model(self.config.model.path, cpu=not self.on_gpu)
+        self._family = family_of(self.config.model.path)
         _send_output_to(self.log_file)
         os.environ.update(self._environment())
         from vllm import AsyncEngineArgs
@@ -85,7 +87,7 @@ class RolloutWorker(Named):
         self._receiver = WeightReceiver(self._engine)
         self._tokenizer = self._engine.get_tokenizer()
         vocabulary = self._tokenizer.get_vocab()
-        self._banned = {vocabulary[token]: BAN for token in PLACEHOLDERS if token in vocabulary}
+        self._banned = {vocabulary[token]: BAN for token in self._family.placeholders if token in vocabulary}
         await self._engine.update_weight_version("0")
 
     def _environment(self) -> dict[str, str]:
@@ -134,7 +136,7 @@ class RolloutWorker(Named):
             arguments["enforce_eager"] = True
             # A seeded request whose prompt is prefilled in chunks kills the CPU engine.
             arguments["enable_chunked_prefill"] = False
-        return arguments
+        return arguments | dict(self._family.engine_arguments(cpu=not self.on_gpu))
 
     # ------------------------------------------------------------------------------------------------- sample
 
@@ -151,12 +153,12 @@ class RolloutWorker(Named):
         try:
             frames = await asyncio.to_thread(self.frames.frames, prompt.clip)
             try:
-                return await self._sample(request, frames.pixels, frames.metadata)
+                return await self._sample(request, frames)
             except SystemError:
                 # "AST constructor recursion depth mismatch" of CPython 3.11, where two threads parse source at once (its
                 # issue 106905). The seed is the request's: asked again, it gives the same tokens.
                 logging.getLogger(__name__).exception("%s: asked again", prompt.record_id)
-                return await self._sample(request, frames.pixels, frames.metadata)
+                return await self._sample(request, frames)
         except VideoError as error:
             return Failure(kind=FailureKind.BAD_VIDEO, record_id=prompt.record_id, detail=str(error))
         except EngineDeadError:
@@ -168,13 +170,11 @@ class RolloutWorker(Named):
                 kind=FailureKind.ENGINE, record_id=prompt.record_id, detail=f"{self.name}: {error}"
             )
 
-    async def _sample(
-        self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]
-    ) -> Sampled | Failure:
+    async def _sample(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
         from vllm.exceptions import VLLMError
 
         try:
-            rendered = await self._render(request, pixels, metadata)
+            rendered = await self._render(request, frames)
         except VLLMError:
             raise
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
@@ -204,16 +204,19 @@ class RolloutWorker(Named):
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32), completions=completions
         )
 
-    async def _render(self, request: SampleRequest, pixels: np.ndarray, metadata: Mapping[str, Any]) -> Any:
+    async def _render(self, request: SampleRequest, frames: ClipFrames) -> Any:
         """Token ids and vision inputs of a prompt, in vLLM's form."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        prompt = {
-            "prompt": request.prompt.text,
-            "multi_modal_data": {"video": [(pixels, dict(metadata))]},
+        inputs = self._family.engine_inputs(request.prompt, frames)
+        prompt: dict[str, Any] = {
+            "prompt": inputs.text,
+            "multi_modal_data": {"video": [(inputs.pixels, dict(inputs.metadata))]},
             # The clip's name instead of a hash over its pixels, for prefix and encoder cache.
             "multi_modal_uuids": {"video": [request.prompt.clip.digest]},
         }
+        if inputs.processor_options:
+            prompt["mm_processor_kwargs"] = dict(inputs.processor_options)
         renderer = self._engine.renderer
         # Without a limit here: the limit is for the expanded prompt, and is ours to report.
         params = replace(renderer.default_cmpl_tok_params, max_total_tokens=None)

@@ -49,9 +49,7 @@ FLOORS = {
     "rewards": ("rewards",),
     "domain": (
         "videostr",
-        "videostr.model",
-        "videostr.weights",
-        "videostr.processor",
+        "videostr.models",
         "videostr.chat",
         "videostr.grpo",
         "videostr.data",

@@ -16,8 +16,8 @@ from rewards import Rubric
 from videostr.config.schema import Config
 from videostr.errors import ConfigError, PlacementError, RewardError
 from videostr.grpo.losses import check_custom, staleness_warning
+from videostr.models.base import shapes_of
 from videostr.plan.memory import estimate
-from videostr.plan.shapes import shapes_of
 from videostr.preflight.data import check_data
 from videostr.preflight.disk import check_disk, check_run
 from videostr.preflight.findings import Context, Finding, fail, from_error, ok, warn
@@ -55,7 +55,7 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
         )
     for machine in cluster.machines:
         findings += check_machine(config, machine, len(cluster.machines))
-    if context.size is not None:
+    if context.shapes is not None:
         findings += check_memory(config, cluster)
     return findings
 

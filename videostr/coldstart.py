@@ -1,4 +1,4 @@
-"""Supervised cold start: teach a Qwen2.5-VL the trace format on reference traces, before reinforcement learning.
+"""Supervised cold start: teach a model the trace format on reference traces, before reinforcement learning.
 
 In: a record dataset with true graphs and answers, and a model folder (or none: then the tabletop policy starts from random
 weights). Out: a Hugging Face folder with `coldstart.json`, which holds the config and the figures reached.
@@ -12,14 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr.command import command, config_parser, run_main
 from videostr.config.load import load_coldstart
@@ -27,11 +27,11 @@ from videostr.config.schema import ColdStartConfig
 from videostr.data.records import index_at, read_records, usable_records
 from videostr.errors import DataError, PromptError
 from videostr.files import storage, write_json
-from videostr.grpo.batch import RopeGrid, prompt_positions
 from videostr.lock import FolderLock
-from videostr.model import open_checkpoint
-from videostr.prompt import encode_many, instruction, prompt_text, reference_trace, render
-from videostr.tabletop.policy import make_policy
+from videostr.models.base import family_of
+from videostr.models.checkpoint import load_policy, open_checkpoint
+from videostr.models.tiny import make_tiny
+from videostr.prompt import instruction, prompt_text, reference_trace, render
 from videostr.types import Record
 from videostr.video import FrameStore, name_clip
 
@@ -55,7 +55,7 @@ class Accuracy:
 class Examples:
     """Records as padded training batches."""
 
-    def __init__(self, folder: str, frame_store: str, processor: Any, grid: RopeGrid) -> None:
+    def __init__(self, folder: str, frame_store: str, processor: Any, model_config: Any) -> None:
         self.folder = Path(folder)
         self.records = [row for row in usable_records(folder) if _can_be_asked(row, processor)]
         if not self.records:
@@ -64,33 +64,32 @@ class Examples:
             )
         self.store = FrameStore(frame_store or self.folder / "frames")
         self.processor = processor
-        self.grid = grid
+        self.model_config = model_config
 
     def batch(self, records: Sequence[Record], traces: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs and labels [B, T]; only the trace and its end token have labels."""
         tokenizer = self.processor.tokenizer
         clips = [name_clip(record.clip, self.folder) for record in records]
         prompts = [render(record, clip, self.processor) for record, clip in zip(records, clips, strict=True)]
-        videos = encode_many(prompts, [self.store.frames(clip) for clip in clips], self.processor)
-        ids, types, labels, positions = [], [], [], []
-        for text, prompt in zip(traces, videos, strict=True):
+        frames = [self.store.frames(clip) for clip in clips]
+        family = family_of(self.model_config)
+        encoded = family.encode(prompts, frames, self.processor, self.model_config)
+        ids, labels, positions = [], [], []
+        for text, prompt in zip(traces, encoded, strict=True):
             trace = tokenizer(text + tokenizer.eos_token, return_tensors="pt")["input_ids"][0]
             ids.append(torch.cat([prompt.input_ids, trace]))
-            types.append(torch.cat([prompt.mm_token_type_ids, torch.zeros_like(trace)]))
             labels.append(torch.cat([torch.full_like(prompt.input_ids, IGNORED), trace]))
-            place = prompt_positions(prompt, self.grid)
+            place = prompt.positions
             positions.append(torch.cat([place, place[:, -1:] + 1 + torch.arange(len(trace))], dim=1).T)
         input_ids = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in ids])
         return {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-            "mm_token_type_ids": pad_sequence(types, batch_first=True),
             "position_ids": pad_sequence(positions, batch_first=True).permute(2, 0, 1),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            "pixel_values_videos": torch.cat([v.pixel_values_videos for v in videos]),
-            "video_grid_thw": torch.cat([v.video_grid_thw for v in videos]),
-            "second_per_grid_ts": torch.cat([v.second_per_grid_ts for v in videos]),
+            # Their names are those of the model's own arguments
+            **{name: torch.cat([prompt.vision[name] for prompt in encoded]) for name in encoded[0].vision},
         }
 
     def draw(self, config: ColdStartConfig) -> Iterator[dict[str, torch.Tensor]]:
@@ -124,22 +123,21 @@ def train(config: ColdStartConfig) -> Accuracy | None:
     source = config.model.path or _new_policy(config, out)
     processor = open_checkpoint(source, cpu=False)
     # Steps of AdamW are lost in bfloat16 weights: these stay in float32, and what is computed with them is in `dtype`.
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-    model.to(device=config.device)  # type: ignore[call-arg]  # wrapped without its signature
-    model.model.visual.requires_grad_(not config.model.freeze_vision)
-    grid = replace(
-        RopeGrid.of(model.config), dtype=getattr(torch, config.model.dtype)
-    )  # positions as engines will have them
-    examples = Examples(config.data.train, config.data.frame_store, processor, grid)
+    model = load_policy(source, torch.float32)
+    model.to(device=config.device)
+    family_of(model.config).tower(model).requires_grad_(not config.model.freeze_vision)
+    described = deepcopy(model.config)
+    described.dtype = getattr(torch, config.model.dtype)  # positions as engines will have them
+    examples = Examples(config.data.train, config.data.frame_store, processor, described)
     started = time.monotonic()
     _fit(model, examples, config)
     seconds = time.monotonic() - started
     accuracy = None
     if config.data.heldout:
-        heldout = Examples(config.data.heldout, "", processor, grid)
+        heldout = Examples(config.data.heldout, "", processor, described)
         accuracy = measure(model, heldout, heldout.records[: config.evaluate.prompts], config)
         log.info("held-out: %s", accuracy)
-    model.to(dtype=getattr(torch, config.model.dtype))  # type: ignore[call-arg]  # wrapped without its signature
+    model.to(dtype=getattr(torch, config.model.dtype))
     with storage(out):
         model.save_pretrained(out)
         processor.save_pretrained(out)
@@ -214,7 +212,7 @@ def _rate(step: int, config: ColdStartConfig) -> float:
 def _new_policy(config: ColdStartConfig, out: Path) -> str:
     records = [row for row in read_records(config.data.train) if isinstance(row, Record)][:4000]
     texts = [text for record in records for text in (instruction(record), reference_trace(record))]
-    make_policy(out, config.run.seed, texts)
+    make_tiny(out, config.run.seed, texts)
     return str(out)
 
 

@@ -36,7 +36,7 @@ from videostr.grpo.losses import check_custom, staleness_warning
 from videostr.heldout import summary, table
 from videostr.lock import FolderLock
 from videostr.loggers import require
-from videostr.model import open_checkpoint
+from videostr.models.checkpoint import open_checkpoint
 from videostr.ports import Ports, RewardPool
 from videostr.preflight.findings import as_text, exit_status
 from videostr.report.page import write_report

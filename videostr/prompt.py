@@ -1,17 +1,14 @@
-"""Record + frames -> what the policy sees: chat text with one video placeholder, then token ids and vision inputs.
+"""Record -> what the policy is asked: chat text with one video placeholder.
 
-`render` writes the text (no pixels needed); `encode` turns text and frames into the tensors of a forward pass, exactly as the
-rollout engine does: its expanded prompt ids and ours must be equal. `reference_trace` is the answer a perfect policy would give.
+`render` writes the text, for which no pixels are needed; the model's family (`videostr.models`) makes tensors of text and frames.
+`reference_trace` is the answer that a perfect policy would give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from msgspec.structs import replace
 
 from videostr import graph as graphs
@@ -19,7 +16,6 @@ from videostr.chat import LIKELY, chat_text, found_in
 from videostr.errors import PromptError
 from videostr.options import letter_of, lettered
 from videostr.types import Answer, AnswerKind, Clip, ClipSpec, GraphFrame, Node, Prompt, Record, SceneGraph
-from videostr.video import ClipFrames
 
 AXES = {
     "floor": "x to the right, y away from the camera, on the floor",
@@ -34,22 +30,6 @@ ASKS = {
     AnswerKind.SPAN: "a span [start,end] in s",
     AnswerKind.TRACK: "a list of boxes [x1,y1,x2,y2] in px, 0 to 1000 of the image's width and height",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptInputs:
-    """A prompt as the model takes it; T prompt tokens, U vision patches."""
-
-    input_ids: torch.Tensor
-    """[T] int64, the video placeholder expanded."""
-    mm_token_type_ids: torch.Tensor
-    """[T] int64, 0 text, 2 video."""
-    pixel_values_videos: torch.Tensor
-    """[U, channels * temporal patch * patch * patch] float32."""
-    video_grid_thw: torch.Tensor
-    """[1, 3] int64, patches in time, height, width."""
-    second_per_grid_ts: torch.Tensor
-    """[1] float32, seconds per temporal patch; scales the temporal axis of M-RoPE."""
 
 
 def render(record: Record, clip: Clip, processor: Any) -> Prompt:
@@ -169,33 +149,6 @@ def answer_text(answer: Answer) -> str:
     if isinstance(answer.value, float):
         return f"{answer.value:g}"
     return _brackets(answer.value)
-
-
-def encode(prompt: Prompt, frames: ClipFrames, processor: Any) -> PromptInputs:
-    """Tensors of a prompt, on CPU."""
-    return encode_many([prompt], [frames], processor)[0]
-
-
-def encode_many(prompts: Sequence[Prompt], clips: Sequence[ClipFrames], processor: Any) -> list[PromptInputs]:
-    """As `encode`, several at once: cheaper, because equal video shapes are processed together."""
-    metadata = [{k: v for k, v in clip.metadata.items() if k != "do_sample_frames"} for clip in clips]
-    inputs = processor(
-        text=[prompt.text for prompt in prompts],
-        videos=[np.array(clip.pixels) for clip in clips],  # a copy: torch warns of read-only memory
-        videos_kwargs={"video_metadata": metadata, "do_sample_frames": False},
-    )
-    grids = torch.as_tensor(inputs["video_grid_thw"])
-    pixels = torch.as_tensor(inputs["pixel_values_videos"]).split(grids.prod(-1).tolist())
-    return [
-        PromptInputs(
-            input_ids=torch.tensor(inputs["input_ids"][i]),
-            mm_token_type_ids=torch.tensor(inputs["mm_token_type_ids"][i]),
-            pixel_values_videos=pixels[i],
-            video_grid_thw=grids[i : i + 1],
-            second_per_grid_ts=torch.tensor([inputs["second_per_grid_ts"][i]], dtype=torch.float32),
-        )
-        for i in range(len(prompts))
-    ]
 
 
 def _brackets(value: Sequence[Any] | float) -> str:

@@ -59,9 +59,9 @@ class ClipFrames:
         """Video metadata under the names that transformers and vLLM share.
 
         One clock holds for prompt, graph and metadata, that of the whole video: `frames_indices / fps` are the times of the
-        frames, which Qwen3-VL's processor writes into the prompt. Qwen2.5-VL has no such text, and temporal positions that
-        start at 0 for any clip; both sides take their scale from `len(frames_indices) / total_num_frames * fps`. So the total
-        is that of the part that is shown, as in Qwen's own `qwen_vl_utils`; it may be less than an index.
+        frames, which the processors of some models write into the prompt. Others have temporal positions that start at 0 for
+        any clip, and whose scale learner and engine take from `len(frames_indices) / total_num_frames * fps`. So the total is
+        that of the part that is shown; it may be less than an index.
         """
         count = self.indices[-1] - self.indices[0] + 1
         return {

@@ -16,8 +16,9 @@ from videostr.config.schema import Config
 from videostr.grpo.attention import Kernel
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.vision import VisionFeatures
-from videostr.model import check_model, load_policy
-from videostr.processor import load_processor
+from videostr.models.base import family_of
+from videostr.models.checkpoint import check_model, load_policy
+from videostr.models.processor import load_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,6 +29,7 @@ class TrainedPolicy:
     A frozen vision tower is not part of the engine: every rank holds it whole and runs it when it meets a new clip.
 
     Attributes:
+        family: how the policy is computed.
         policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         processor: belongs to the policy.
         features: the frozen tower and what it computed; None where the tower is trained.
@@ -46,6 +48,7 @@ class TrainedPolicy:
         self._device = device
         model = config.model
         check_model(model.path, cpu=device.type == "cpu")
+        self.family = family_of(model.path)
         self.processor = load_processor(model.path)
         self.policy = load_policy(model.path, DTYPES[model.dtype])
         self.features = self._prepare_training()
@@ -94,13 +97,13 @@ class TrainedPolicy:
         """Return the tower and its features where it is frozen."""
         self.policy.train()
         features = None
-        visual = self.policy.model.visual
-        visual.requires_grad_(not self._config.model.freeze_vision)
+        tower = self.family.tower(self.policy)
+        tower.requires_grad_(not self._config.model.freeze_vision)
         if self._config.model.freeze_vision:
             limit = int(self._config.learner.vision_cache_gib * 2**30)
-            features = VisionFeatures(visual.eval().to(self._device), limit)
+            features = VisionFeatures(tower.eval().to(self._device), self.family.features, limit)
             # DeepSpeed would cut it up, and gather it on all ranks for each run
-            self.policy.model.visual = None
+            self.family.set_tower(self.policy, None)
         if self._config.model.gradient_checkpointing:
             # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
             reentrant = self._config.learner.zero_stage == 3
@@ -113,19 +116,20 @@ class TrainedPolicy:
         if self.features is None:
             yield
             return
-        self.policy.model.visual = self.features.tower
+        self.family.set_tower(self.policy, self.features.tower)
         try:
             yield
         finally:
-            self.policy.model.visual = None
+            self.family.set_tower(self.policy, None)
 
     def _load_reference(self) -> PolicyLogprobs | None:
         if self._config.loss.kl_coef == 0:
             return None
         reference = load_policy(self._config.model.path, DTYPES[self._config.model.dtype])
         if self.features is not None:
-            reference.model.visual = None  # the policy's own is the same
-        return PolicyLogprobs(reference, self.attention).requires_grad_(False).eval().to(self._device)
+            self.family.set_tower(reference, None)  # the policy's own is the same
+        wrapped = PolicyLogprobs(reference, self.family, self.attention)
+        return wrapped.requires_grad_(False).eval().to(self._device)
 
     def _build_engine(self) -> tuple[Any, Any]:
         """Return DeepSpeed's engine and optimizer."""
@@ -134,7 +138,7 @@ class TrainedPolicy:
         # An all-reduce through shared memory, which would be compiled now: not worth 40 s and the need for a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        wrapped = PolicyLogprobs(self.policy, self.attention)
+        wrapped = PolicyLogprobs(self.policy, self.family, self.attention)
         learner = self._config.learner
         adam = torch.optim.AdamW(
             list(self.trained_parameters()),

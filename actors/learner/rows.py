@@ -16,9 +16,9 @@ from actors.encoding import PromptEncoder
 from actors.learner.policy import TrainedPolicy
 from videostr.config.schema import Config
 from videostr.errors import LearnerError
-from videostr.grpo.batch import Group, RopeGrid, Row, RowCost, RowPlan, build_row, deal, plan_rows
+from videostr.grpo.batch import Group, Row, RowPlan, assign_rows, build_row, plan_rows
 from videostr.grpo.loss import completion_lengths
-from videostr.types import Failure, FinishReason, LearnerBatch, RolloutGroup
+from videostr.types import Failure, FinishReason, LearnerBatch
 from videostr.video import FrameStore
 
 
@@ -31,11 +31,10 @@ class RankRows:
         self._config = config
         self._features = trained.features
         self._device = device
-        model_config = trained.policy.config
-        self._video_token = model_config.video_token_id
-        self._grid = RopeGrid.of(model_config)
-        self._cost = RowCost.of(model_config, freeze_vision=config.model.freeze_vision)
-        self._encoder = PromptEncoder(frames, trained.processor, self._grid)
+        self._family = trained.family
+        self._model_config = trained.policy.config
+        self._cost = self._family.row_cost(self._model_config, freeze_vision=config.model.freeze_vision)
+        self._encoder = PromptEncoder(frames, self._family, trained.processor, self._model_config)
 
     def without_failures(self, batch: LearnerBatch) -> tuple[LearnerBatch, tuple[Failure, ...]]:
         """Return the batch without the groups that some rank cannot encode, and why; the same on every rank.
@@ -46,7 +45,7 @@ class RankRows:
         failures: list[Failure] = []
         while batch.groups:
             plan = self.plan(batch, self.learned_lengths(batch))
-            mine = sorted({piece.group for row in plan for piece in row.pieces})
+            mine = sorted({segment.group for row in plan for segment in row.segments})
             failed = self._of_all_ranks(
                 {i: failure for i in mine if (failure := self._encoder.failure(batch.groups[i]))}
             )
@@ -76,7 +75,9 @@ class RankRows:
             lengths,
             max_row_tokens=self._config.learner.max_row_tokens,
             packing=self._config.learner.packing,
-            patches=[self._patches(group) for group in batch.groups],
+            patches=[
+                self._family.num_patches(group.prompt_token_ids, self._model_config) for group in batch.groups
+            ],
             cost=self._cost,
         )
         if not rows:
@@ -85,13 +86,13 @@ class RankRows:
                 "masked out",
                 remedy="allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false",
             )
-        return deal(rows, dist.get_world_size())[dist.get_rank()]
+        return assign_rows(rows, dist.get_world_size())[dist.get_rank()]
 
     def build(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
         """Yield the planned rows, one at a time: only one row's pixels are held."""
         for row in plan:
-            groups = {piece.group: self._encode(batch, piece.group) for piece in row.pieces}
-            yield build_row(row, groups, self._grid).to(self._device)
+            groups = {segment.group: self._encode(batch, segment.group) for segment in row.segments}
+            yield build_row(row, groups).to(self._device)
 
     def trim(self) -> None:
         """Forget what was kept for an update."""
@@ -109,25 +110,17 @@ class RankRows:
         dist.all_gather_object(parts, mine)
         return {group: failure for part in reversed(parts) for group, failure in part.items()}
 
-    def _patches(self, group: RolloutGroup) -> int:
-        """Return the number of vision patches of a group's prompt."""
-        placeholders = group.prompt_token_ids == self._video_token
-        return int(placeholders.sum()) * self._grid.merge_size**2
-
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
         inputs = self._encoder.encode(group)
-        features = None
         if self._features is not None:
-            features = self._features.of(group.prompt.clip.digest, inputs)
-            inputs = replace(inputs, pixel_values_videos=inputs.pixel_values_videos[:0])
+            inputs = replace(inputs, vision=self._features.of(group.prompt.clip.digest, inputs.vision))
         completions = [rollout.completion for rollout in group.rollouts]
         return Group(
             prompt=inputs,
             completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
             behaviour_logprobs=tuple(torch.from_numpy(c.logprobs.astype(np.float32)) for c in completions),
             advantages=torch.from_numpy(batch.advantages[index].astype(np.float32)),
-            video_features=features,
         )
 
 

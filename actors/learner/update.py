@@ -90,7 +90,7 @@ class Updater:
         """Yield this rank's rows and their log-probabilities [N], without gradient."""
         for row in self._rows.build(self._rows.plan(batch, lengths), batch):
             with torch.no_grad():
-                logprobs, _ = self._engine(**row.model_inputs(), temperature=batch.temperature)
+                logprobs, _ = self._engine(row, batch.temperature)
             yield row, logprobs
 
     def accumulate(self, batch: LearnerBatch, old: Sequence[Tensor] | None = None) -> LossSums:
@@ -161,11 +161,11 @@ class Updater:
     def _row_loss(
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
     ) -> tuple[Tensor, LossSums]:
-        logprobs, entropy = self._engine(**row.model_inputs(), temperature=temperature)
+        logprobs, entropy = self._engine(row, temperature)
         reference = None
         if self._trained.reference is not None:
             with torch.no_grad():
-                reference, _ = self._trained.reference(**row.model_inputs(), temperature=temperature)
+                reference, _ = self._trained.reference(row, temperature)
         return policy_loss(row, logprobs, entropy, self._config.loss, counts, reference, old)
 
     def _local_gradient_norm(self) -> float:

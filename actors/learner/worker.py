@@ -90,7 +90,7 @@ class LearnerWorker(Named):
         """Return this rank's part of the log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
         found = []
         for row, logprobs in self.updater.forward(batch, all_lengths(batch)):
-            if not row.idle:
+            if not row.padding:
                 parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
                 found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
         return found

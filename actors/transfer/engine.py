@@ -19,6 +19,7 @@ from vllm.v1.core.sched import output
 from actors.transfer.gloo import register_gloo
 from actors.transfer.readback import running_weight
 from actors.transfer.source import weight_digest
+from videostr.models.base import family_of
 
 
 @functools.cache
@@ -80,7 +81,8 @@ class EngineExtension:
         model, dtype = self.model_runner.get_model(), self.model_config.dtype
         with torch.inference_mode():
             # The CPU engine keeps some biases in float32 whatever the model's dtype.
-            return {name: weight_digest(running_weight(model, name).to(dtype)) for name in names}
+            stacked = family_of(self.model_config.hf_config).stacked_parameters
+            return {name: weight_digest(running_weight(model, name, stacked).to(dtype)) for name in names}
 
     def give_memory_back(self) -> None:
         """Give free pages back to the system.

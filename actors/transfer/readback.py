@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,20 +11,12 @@ from vllm.distributed import tensor_model_parallel_all_gather
 
 from videostr.errors import TransferError
 
-STACKED = {
-    "q_proj": ("qkv_proj", 0),
-    "k_proj": ("qkv_proj", 1),
-    "v_proj": ("qkv_proj", 2),
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-}
-"""Layers of a checkpoint that vLLM stacks into one, and their place in it."""
 
-
-def running_weight(model: Any, name: str) -> Tensor:
+def running_weight(model: Any, name: str, stacked: Mapping[str, tuple[str, tuple[int, ...]]]) -> Tensor:
     """Return the whole parameter of Hugging Face name `name`, read from a running vLLM model.
 
-    Stacked layers are cut, tensor-parallel shards joined (every rank of the engine must call it for the same names).
+    Stacked layers (`ModelFamily.stacked_parameters`) are cut, tensor-parallel shards joined (every rank of the engine must
+    call it for the same names).
 
     Raises:
         TransferError: the model has no such parameter.
@@ -31,14 +24,14 @@ def running_weight(model: Any, name: str) -> Tensor:
     path = model.hf_to_vllm_mapper.map_name(name) or name
     layer, _, attribute = path.rpartition(".")
     parent, _, leaf = layer.rpartition(".")
-    stacked, place = STACKED.get(leaf, (leaf, None))
+    layer, places = stacked.get(leaf, (leaf, ()))
     try:
-        module = model.get_submodule(f"{parent}.{stacked}")
+        module = model.get_submodule(f"{parent}.{layer}")
         local = _local_weight(module, attribute)
     except AttributeError as error:
         raise TransferError(f"{name}: the engine's model has no such parameter ({error})") from error
     parts = [_joined(module, attribute, part, i) for i, part in enumerate(_parts(module, local))]
-    return torch.cat(parts) if place is None else parts[place]
+    return torch.cat([parts[place] for place in places] if places else parts)
 
 
 def _local_weight(module: Any, attribute: str) -> Tensor:

@@ -21,9 +21,8 @@ from videostr.config.schema import Config
 from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
-from videostr.model import Size
+from videostr.models.base import Shapes
 from videostr.plan.memory import Memory, estimate
-from videostr.plan.shapes import Shapes
 from videostr.preflight import disk
 from videostr.preflight.disk import check_run, checkpoint_bytes
 from videostr.preflight.findings import Finding, Severity, as_text, exit_status, fail, ok, warn
@@ -263,8 +262,8 @@ def test_a_disk_without_room_or_permission_is_found(config: Config, monkeypatch:
 def test_a_checkpoint_is_weights_and_twelve_bytes_for_each_trained_parameter(config: Config) -> None:
     # bfloat16, frozen tower: 100 x 2 bytes of weights, (100 - 30) x 12 of master weights and moments
     frozen = replace(config, model=replace(config.model, dtype="bfloat16", freeze_vision=True))
-    assert checkpoint_bytes(frozen, Size(total=100, vision=30)) == 200 + 840
-    assert checkpoint_bytes(config, Size(total=100, vision=30)) == 400 + 1200
+    assert checkpoint_bytes(frozen, 100, 30) == 200 + 840
+    assert checkpoint_bytes(config, 100, 30) == 400 + 1200
 
 
 @pytest.mark.parametrize(

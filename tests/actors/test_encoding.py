@@ -15,8 +15,7 @@ from actors import encoding
 from actors.encoding import PromptEncoder
 from videostr.data.prompts import Drawn, RecordSource
 from videostr.errors import LearnerError
-from videostr.grpo.batch import RopeGrid
-from videostr.prompt import encode
+from videostr.models.base import family_of
 from videostr.types import FailureKind, RolloutGroup
 from videostr.video import FrameStore
 
@@ -29,18 +28,23 @@ def processor() -> Any:
     return AutoProcessor.from_pretrained(POLICY)
 
 
-@pytest.fixture
-def encoder(processor: Any, tmp_path: Path) -> PromptEncoder:
-    config: Any = AutoConfig.from_pretrained(POLICY)
-    return PromptEncoder(FrameStore(tmp_path), processor, RopeGrid.of(config))
+@pytest.fixture(scope="module")
+def config() -> Any:
+    return AutoConfig.from_pretrained(POLICY)
 
 
 @pytest.fixture
-def group(processor: Any, tabletop: Path, tmp_path: Path) -> RolloutGroup:
+def encoder(processor: Any, config: Any, tmp_path: Path) -> PromptEncoder:
+    return PromptEncoder(FrameStore(tmp_path), family_of(config), processor, config)
+
+
+@pytest.fixture
+def group(processor: Any, config: Any, tabletop: Path, tmp_path: Path) -> RolloutGroup:
     drawn = RecordSource(str(tabletop / "train"), processor, seed=0).draw(0)
     assert isinstance(drawn, Drawn)
     frames = FrameStore(tmp_path).frames(drawn.prompt.clip)
-    ids = encode(drawn.prompt, frames, processor).input_ids.numpy().astype(np.int32)
+    (inputs,) = family_of(config).encode([drawn.prompt], [frames], processor, config)
+    ids = inputs.input_ids.numpy().astype(np.int32)
     return RolloutGroup(prompt=drawn.prompt, prompt_token_ids=ids, rollouts=())
 
 
@@ -117,7 +121,7 @@ def test_what_was_encoded_is_kept_until_it_is_too_much(
     encoder.clear()
     assert encoder.encode(group) is not first
     encoder.clear()
-    monkeypatch.setattr(encoding, "KEPT_BYTES", first.pixel_values_videos.nbytes - 1)
+    monkeypatch.setattr(encoding, "KEPT_BYTES", sum(t.nbytes for t in first.vision.values()) - 1)
     assert encoder.encode(group) is not encoder.encode(group)
 
 
@@ -127,6 +131,6 @@ def test_memory_that_is_full_is_not_the_records_fault(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(encoding, "encode", full)
+    monkeypatch.setattr(FrameStore, "frames", full)
     with pytest.raises(MemoryError):
         encoder.failure(group)

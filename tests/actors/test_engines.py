@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,21 +21,23 @@ import psutil
 import pytest
 import ray
 import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor
 
 from actors.learner.ray_learner import RayLearner
 from actors.learner.worker import LearnerWorker
 from actors.pools import RayRolloutPool
-from actors.rollout import BAN, PLACEHOLDERS, RolloutWorker, engine_seed
+from actors.rollout import BAN, RolloutWorker, engine_seed
 from actors.sync import SupervisedSync, transfer_weights
 from actors.transfer.request import TransferRequest
+from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
 from videostr.errors import TransferError
-from videostr.model import load_policy
+from videostr.models.base import family_of
+from videostr.models.checkpoint import load_policy
+from videostr.models.tiny import make_tiny
 from videostr.ports import Sampled, SampleRequest
-from videostr.prompt import PromptInputs, encode, instruction, reference_trace, render
+from videostr.prompt import instruction, reference_trace, render
 from videostr.supervision import Health
-from videostr.tabletop.policy import make_policy
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4
 from videostr.tabletop.world import Difficulty, make_scene
@@ -81,7 +83,7 @@ class Sender:
         return changed
 
     def freeze_vision(self, frozen: bool) -> None:
-        self.policy.model.visual.requires_grad_(not frozen)
+        family_of(self.policy.config).tower(self.policy).requires_grad_(not frozen)
 
     def save(self, folder: str) -> None:
         self.policy.save_pretrained(folder)
@@ -95,7 +97,7 @@ class Sender:
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
         tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
-        rows = tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))
+        rows = tokenizer.convert_tokens_to_ids(list(family_of(self.path).placeholders))
         self.policy.lm_head.weight.data[rows] *= 5
 
     def forget_to_end(self) -> None:
@@ -143,7 +145,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_mp4(scene, folder / f"{number}.mp4")
         records.append(make_records(scene, f"{number}.mp4", f"scene-{number}", 2))
     texts = [text for of in records for r in of for text in (instruction(r), reference_trace(r))]
-    make_policy(folder / "policy", 0, texts)
+    make_tiny(folder / "policy", 0, texts)
     _sharpen(folder / "policy")
     processor = AutoProcessor.from_pretrained(folder / "policy")
     chosen = (records[0][0], records[0][1], records[1][0])
@@ -236,30 +238,26 @@ def _difference(
     """Mean absolute difference to transformers' log-probabilities of the same tokens, float32."""
     policy = load_policy(path, torch.float32).eval()
     processor = AutoProcessor.from_pretrained(world.config.model.path)
-    inputs = encode(prompt, world.frames.frames(prompt.clip), processor)
+    frames = world.frames.frames(prompt.clip)
     bias = torch.zeros(policy.config.text_config.vocab_size)
     if banned:
-        bias[processor.tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS))] = BAN
-    parts = [np.abs(c.logprobs - _logprobs(policy, inputs, c.token_ids, bias)) for c in sampled.completions]
+        placeholders = family_of(policy.config).placeholders
+        bias[processor.tokenizer.convert_tokens_to_ids(list(placeholders))] = BAN
+    parts = []
+    for completion in sampled.completions:
+        tokens = torch.from_numpy(completion.token_ids.astype(np.int64))
+        inputs = plain_inputs(prompt, frames, processor, tokens)
+        parts.append(np.abs(completion.logprobs - _logprobs(policy, inputs, tokens, bias)))
     return float(np.concatenate(parts).mean())
 
 
 def _logprobs(
-    policy: Qwen2_5_VLForConditionalGeneration, inputs: PromptInputs, tokens: np.ndarray, bias: torch.Tensor
+    policy: Any, inputs: Mapping[str, torch.Tensor], tokens: torch.Tensor, bias: torch.Tensor
 ) -> np.ndarray:
-    completion = torch.from_numpy(tokens.astype(np.int64))
-    ids = torch.cat([inputs.input_ids, completion])[None]
     with torch.no_grad():
-        logits = policy(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=torch.cat([inputs.mm_token_type_ids, torch.zeros_like(completion)])[None],
-            pixel_values_videos=inputs.pixel_values_videos,
-            video_grid_thw=inputs.video_grid_thw,
-            second_per_grid_ts=inputs.second_per_grid_ts,
-        ).logits[0, len(inputs.input_ids) - 1 : -1]
+        logits = policy(**inputs).logits[0, -len(tokens) - 1 : -1]
     logprobs = torch.log_softmax((logits + bias) / TEMPERATURE, -1)
-    return logprobs.gather(-1, completion[:, None])[:, 0].numpy()
+    return logprobs.gather(-1, tokens[:, None])[:, 0].numpy()
 
 
 def _tokens(sampled: Sampled) -> list[list[int]]:
@@ -295,7 +293,9 @@ def test_group_agrees_with_transformers(world: World, run: Run[Any], pool: RayRo
     sampled = run(pool.sample(_request(prompt)))
     assert isinstance(sampled, Sampled)
     processor = AutoProcessor.from_pretrained(world.config.model.path)
-    encoded = encode(prompt, world.frames.frames(prompt.clip), processor)
+    config = AutoConfig.from_pretrained(world.config.model.path)
+    frames = world.frames.frames(prompt.clip)
+    (encoded,) = family_of(config).encode([prompt], [frames], processor, config)
     assert sampled.prompt_token_ids.dtype == np.int32
     assert sampled.prompt_token_ids.tolist() == encoded.input_ids.tolist()
     assert len({tuple(tokens) for tokens in _tokens(sampled)}) == 8
@@ -477,7 +477,8 @@ def test_banned_placeholders(
     sampled = run(pool.sample(_request(prompt)))
     assert isinstance(sampled, Sampled)  # and not a Failure
     tokenizer = AutoProcessor.from_pretrained(world.config.model.path).tokenizer
-    banned = set(tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS)))
+    placeholders = family_of(world.config.model.path).placeholders
+    banned = set(tokenizer.convert_tokens_to_ids(list(placeholders)))
     assert not banned & {token for tokens in _tokens(sampled) for token in tokens}
     assert _difference(world, tmp_path, prompt, sampled) <= AGREEMENT
     # The policy wants them: without the ban, other tokens are far less likely.

@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor
 
 from actors.learner import state
 from actors.learner.ray_learner import RayLearner
@@ -28,12 +28,13 @@ from videostr.config.schema import Config
 from videostr.config.sections import LearnerConfig, LossConfig, Model, TrainConfig
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
-from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
+from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
 from videostr.grpo.losses import LossInputs
-from videostr.prompt import encode
-from videostr.tabletop.policy import make_policy
+from videostr.models.base import family_of
+from videostr.models.checkpoint import load_policy
+from videostr.models.tiny import make_tiny
 from videostr.types import (
     ClipSpec,
     Completion,
@@ -101,7 +102,9 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.policy = folder / "policy"
         self.frames = folder / "frames"
-        make_policy(self.policy, seed=0, texts=["where is the red_ball?", "<think>left</think>"])
+        make_tiny(self.policy, seed=0, texts=["where is the red_ball?", "<think>left</think>"])
+        self.family = family_of(self.policy)
+        self.model_config: Any = AutoConfig.from_pretrained(self.policy)
         self.processor = AutoProcessor.from_pretrained(self.policy)
         self.batch = LearnerBatch(
             groups=tuple(self._group(folder, seed, *shape) for seed, shape in enumerate(SHAPES)),
@@ -122,6 +125,11 @@ class Stage:
             train=TrainConfig(steps=10),
         )
 
+    def encode(self, prompt: Prompt) -> PromptInputs:
+        frames = FrameStore(self.frames).frames(prompt.clip)
+        (inputs,) = self.family.encode([prompt], [frames], self.processor, self.model_config)
+        return inputs
+
     def _group(self, folder: Path, seed: int, lengths: tuple[int, ...], question: str) -> RolloutGroup:
         video = folder / f"{seed}.mp4"
         write_video(video, seed)
@@ -132,7 +140,7 @@ class Stage:
         prompt = Prompt(
             record_id=f"r{seed}", text=text, clip=name_clip(ClipSpec(video=video.name, num_frames=4), folder)
         )
-        inputs = encode(prompt, FrameStore(self.frames).frames(prompt.clip), self.processor)
+        inputs = self.encode(prompt)
         draw = np.random.default_rng(seed)
         return RolloutGroup(
             prompt=prompt,
@@ -167,12 +175,11 @@ def rollout(draw: np.random.Generator, length: int, truncated: bool) -> Rollout:
 
 def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tuple[int, int], np.ndarray]]:
     """Loss, gradients and log-probabilities in this process, without DeepSpeed, one completion at a time."""
-    policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(stage.policy, attn_implementation="sdpa")
-    model, grid = PolicyLogprobs(policy), RopeGrid.of(policy.config)
-    batch, store = stage.batch, FrameStore(stage.frames)
+    policy = load_policy(stage.policy, torch.float32)
+    model, batch = PolicyLogprobs(policy, stage.family), stage.batch
     groups = {
         index: Group(
-            prompt=encode(group.prompt, store.frames(group.prompt.clip), stage.processor),
+            prompt=stage.encode(group.prompt),
             completions=tuple(torch.from_numpy(r.completion.token_ids).long() for r in group.rollouts),
             behaviour_logprobs=tuple(torch.from_numpy(r.completion.logprobs) for r in group.rollouts),
             advantages=torch.from_numpy(batch.advantages[index]),
@@ -185,9 +192,9 @@ def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tu
     prompts = [len(group.prompt_token_ids) for group in batch.groups]
     total, found = 0.0, {}
     for plan in plan_rows(prompts, lengths, max_row_tokens=1, packing="none"):
-        row = build_row(plan, groups, grid)
+        row = build_row(plan, groups)
         ((group, completion),) = row.origins
-        logprobs, entropy = model(**row.model_inputs(), temperature=batch.temperature)
+        logprobs, entropy = model(row, batch.temperature)
         found[group, completion] = logprobs.detach().numpy()
         if taking_part[group][completion]:
             reference = logprobs.detach()  # the reference is the policy itself
@@ -298,7 +305,7 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     run(learner.update(stage.batch))
     assert run(learner.checksums()) == gone_on
 
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy", torch.float32)
     assert {name: tensor_digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
 

@@ -21,11 +21,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.measure import processor_seconds, ratio, report, spread
 from videostr.config.sections import LossConfig
-from videostr.grpo.batch import Group, RopeGrid, Row, build_row, plan_rows, prompt_positions
+from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
-from videostr.model import load_policy
-from videostr.prompt import PromptInputs
+from videostr.models.checkpoint import load_policy
+from videostr.models.qwen2_5_vl import FAMILY, mrope_positions
 
 POLICY = Path("videostr/tabletop/pretrained")
 REPEATS = 5
@@ -58,7 +58,7 @@ SHAPES = pytest.mark.parametrize("shape", [SHORT, LONG], ids=["short", "long"])
 
 @pytest.fixture(scope="module")
 def policy() -> PolicyLogprobs:
-    return PolicyLogprobs(load_policy(POLICY, torch.float32))
+    return PolicyLogprobs(load_policy(POLICY, torch.float32), FAMILY)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,15 @@ def make_group(policy: PolicyLogprobs, shape: Shape) -> Group:
     text = torch.randint(8, 600, (shape.prompt - shape.video,), generator=draw)
     video = torch.full((shape.video,), policy.policy.config.video_token_id)
     ids = torch.cat([text[:2], video, text[2:]])
+    kinds = (ids == policy.policy.config.video_token_id).long()
     return Group(
         prompt=PromptInputs(
             input_ids=ids,
-            mm_token_type_ids=2 * (ids == policy.policy.config.video_token_id).long(),
-            pixel_values_videos=torch.randn(shape.video * MERGE**2, PATCH_VALUES, generator=draw),
-            video_grid_thw=torch.tensor([shape.grid]),
-            second_per_grid_ts=torch.tensor([1.0]),
+            positions=mrope_positions(kinds.tolist(), [shape.grid], [2.0], MERGE),
+            vision={
+                "pixel_values_videos": torch.randn(shape.video * MERGE**2, PATCH_VALUES, generator=draw),
+                "video_grid_thw": torch.tensor([shape.grid]),
+            },
         ),
         completions=tuple(torch.randint(8, 600, (shape.completion,), generator=draw) for _ in range(G)),
         behaviour_logprobs=tuple(torch.full((shape.completion,), -6.0) for _ in range(G)),
@@ -94,7 +96,7 @@ def rows(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]
         max_row_tokens=4096,
         packing=packing,
     )
-    return [build_row(row, {0: group}, RopeGrid.of(policy.policy.config)) for row in plan]
+    return [build_row(row, {0: group}) for row in plan]
 
 
 def step(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]) -> Tensor:
@@ -102,7 +104,7 @@ def step(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]
     policy.zero_grad()
     found = {}
     for row in rows(policy, group, packing):
-        logprobs, entropy = policy(**row.model_inputs(), temperature=1.0)
+        logprobs, entropy = policy(row, 1.0)
         loss, _ = policy_loss(row, logprobs, entropy, LOSS, count([[len(c) for c in group.completions]]))
         loss.backward()
         found |= dict(zip(row.origins, logprobs.detach().split(len(group.completions[0])), strict=True))
@@ -114,13 +116,12 @@ def batched_step(plain: Qwen2_5_VLForConditionalGeneration, group: Group) -> Ten
     plain.zero_grad()
     prompt = group.prompt
     context = torch.stack([completion[:-1] for completion in group.completions])
-    positions = prompt_positions(prompt, RopeGrid.of(plain.config))
+    positions = prompt.positions
     after = positions[:, -1:] + 1 + torch.arange(context.shape[1])
     hidden = plain.model(
         input_ids=torch.cat([prompt.input_ids.expand(G, -1), context], dim=1),
         position_ids=torch.cat([positions, after], dim=1)[:, None].expand(-1, G, -1),
-        pixel_values_videos=prompt.pixel_values_videos.repeat(G, 1),
-        video_grid_thw=prompt.video_grid_thw.repeat(G, 1),
+        **{name: tensor.repeat(G, 1) for name, tensor in prompt.vision.items()},
         use_cache=False,
     ).last_hidden_state[:, len(prompt.input_ids) - 1 :]
     logits = plain.lm_head(hidden).flatten(0, 1)
@@ -197,9 +198,8 @@ def bare_step(plain: Qwen2_5_VLForConditionalGeneration, row: Row) -> None:
     plain.zero_grad()
     hidden = plain.model(
         input_ids=row.input_ids[None],
-        position_ids=row.position_ids[:, None],
-        pixel_values_videos=row.pixel_values_videos,
-        video_grid_thw=row.video_grid_thw,
+        position_ids=row.positions[:, None],
+        **row.vision,
         use_cache=False,
     ).last_hidden_state[0]
     F.cross_entropy(plain.lm_head(hidden[row.predictors]), row.targets).backward()

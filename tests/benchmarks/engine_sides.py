@@ -21,7 +21,7 @@ import torch.distributed as dist
 from actors.rollout import RolloutWorker, engine_seed
 from actors.transfer.engine import EngineExtension
 from actors.transfer.request import TransferRequest
-from videostr.model import load_policy
+from videostr.models.checkpoint import load_policy
 from videostr.ports import SampleRequest
 
 TIMEOUT = timedelta(seconds=120)

@@ -22,10 +22,10 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from videostr.config.sections import LossConfig
-from videostr.grpo.batch import Group, RopeGrid, Row, build_row, plan_rows
+from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
-from videostr.prompt import PromptInputs
+from videostr.models.qwen2_5_vl import FAMILY, mrope_positions
 
 Packing = Literal["group", "none"]
 VIDEO_TOKEN = 151_656
@@ -95,7 +95,7 @@ def make_policy(size: Size, device: torch.device, checkpointing: bool) -> Policy
     if checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.enable_input_require_grads()
-    return PolicyLogprobs(policy, attention="flex" if device.type == "cuda" else "sdpa")
+    return PolicyLogprobs(policy, FAMILY, attention="flex" if device.type == "cuda" else "sdpa")
 
 
 def make_group(policy: PolicyLogprobs, prompt: int, completion: int, group_size: int) -> Group:
@@ -110,10 +110,13 @@ def make_group(policy: PolicyLogprobs, prompt: int, completion: int, group_size:
     return Group(
         prompt=PromptInputs(
             input_ids=ids,
-            mm_token_type_ids=2 * (ids == VIDEO_TOKEN).long(),
-            pixel_values_videos=torch.randn(frames * side * side, values, generator=draw),
-            video_grid_thw=torch.tensor([[frames, side, side]]),
-            second_per_grid_ts=torch.tensor([1.0]),
+            positions=mrope_positions(
+                (ids == VIDEO_TOKEN).long().tolist(), [(frames, side, side)], [2.0], MERGE
+            ),
+            vision={
+                "pixel_values_videos": torch.randn(frames * side * side, values, generator=draw),
+                "video_grid_thw": torch.tensor([[frames, side, side]]),
+            },
         ),
         completions=tuple(
             torch.randint(10, 100_000, (completion,), generator=draw) for _ in range(group_size)
@@ -131,8 +134,7 @@ def make_rows(policy: PolicyLogprobs, group: Group, packing: Packing, device: to
         max_row_tokens=10**6,
         packing=packing,
     )
-    grid = RopeGrid.of(policy.policy.config)
-    return [build_row(row, {0: group}, grid).to(device) for row in plan]
+    return [build_row(row, {0: group}).to(device) for row in plan]
 
 
 def step(policy: PolicyLogprobs, group: Group, rows: list[Row]) -> None:
@@ -140,7 +142,7 @@ def step(policy: PolicyLogprobs, group: Group, rows: list[Row]) -> None:
     policy.zero_grad()
     counts = count([[len(c) for c in group.completions]])
     for row in rows:
-        logprobs, entropy = policy(**row.model_inputs(), temperature=1.0)
+        logprobs, entropy = policy(row, 1.0)
         loss, _ = policy_loss(row, logprobs, entropy, LossConfig(), counts)
         loss.backward()
 
@@ -152,7 +154,7 @@ def difference(policy: PolicyLogprobs, rows: dict[Packing, list[Row]]) -> float:
         for packing in rows.values():
             parts: dict[tuple[int, int], torch.Tensor] = {}
             for row in packing:
-                logprobs, _ = policy(**row.model_inputs(), temperature=1.0)
+                logprobs, _ = policy(row, 1.0)
                 parts.update(
                     zip(row.origins, logprobs.split(row.sequence_ids.bincount().tolist()), strict=True)
                 )
@@ -233,7 +235,7 @@ def model_flops(policy: PolicyLogprobs, rows: list[Row]) -> float:
     )
     forward = 0
     for row in rows:
-        forward += 2 * layers * len(row.input_ids) + 2 * tower * len(row.pixel_values_videos)
+        forward += 2 * layers * len(row.input_ids) + 2 * tower * len(row.vision["pixel_values_videos"])
         forward += 4 * text.hidden_size * text.num_hidden_layers * visible_pairs(row)
         forward += 2 * model.lm_head.weight.numel() * len(row.targets)
     return 3.0 * forward

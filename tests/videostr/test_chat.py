@@ -16,8 +16,8 @@ from videostr.chat import LIKELY, chat_text, escape, special_tokens
 from videostr.data.prompts import RecordSource
 from videostr.data.records import read_records
 from videostr.errors import PromptError
+from videostr.models.tiny import SPECIAL
 from videostr.prompt import instruction, prompt_text, special_in
-from videostr.tabletop.policy import SPECIAL
 from videostr.types import Failure, FailureKind, Record
 
 POLICY = "videostr/tabletop/pretrained"

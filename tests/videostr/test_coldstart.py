@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor
 
 from videostr import coldstart
 from videostr.coldstart import IGNORED, Examples, main
-from videostr.grpo.batch import RopeGrid
+from videostr.models.checkpoint import load_policy
 from videostr.prompt import reference_trace
 
 PRETRAINED = "videostr/tabletop/pretrained"
@@ -65,8 +65,8 @@ def test_weights_are_learned_in_float32_and_written_in_the_dtype_asked_for(
 
 def test_only_the_trace_is_learned(tabletop: Path, tmp_path: Path) -> None:
     processor = AutoProcessor.from_pretrained(PRETRAINED)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(PRETRAINED)
-    examples = Examples(str(tabletop / "train"), str(tmp_path), processor, RopeGrid.of(model.config))
+    model = load_policy(PRETRAINED, torch.float32)
+    examples = Examples(str(tabletop / "train"), str(tmp_path), processor, model.config)
     records = examples.records[:3]
     batch = examples.batch(records, [reference_trace(record) for record in records])
     for labels, ids, record in zip(batch["labels"], batch["input_ids"], records, strict=True):
@@ -79,8 +79,8 @@ def test_only_the_trace_is_learned(tabletop: Path, tmp_path: Path) -> None:
 
 def test_ends_only_leaves_out_the_frames_between(tabletop: Path, tmp_path: Path) -> None:
     processor = AutoProcessor.from_pretrained(PRETRAINED)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(PRETRAINED)
-    record = Examples(str(tabletop / "train"), str(tmp_path), processor, RopeGrid.of(model.config)).records[0]
+    model = load_policy(PRETRAINED, torch.float32)
+    record = Examples(str(tabletop / "train"), str(tmp_path), processor, model.config).records[0]
     whole, ends = reference_trace(record), reference_trace(record, ends_only=True)
     assert [f'"t":{t},' in whole for t in range(4)] == [True] * 4
     assert [f'"t":{t},' in ends for t in range(4)] == [True, False, False, True]

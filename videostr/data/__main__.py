@@ -325,7 +325,7 @@ def _check(options: argparse.Namespace) -> int:
 def _processor(model: str) -> Any:
     if not model:
         return None
-    from videostr.processor import load_processor  # its import takes seconds
+    from videostr.models.processor import load_processor  # its import takes seconds
 
     return load_processor(model)
 

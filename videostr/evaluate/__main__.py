@@ -46,7 +46,7 @@ from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.vsi_bench import VsiBench
 from videostr.files import write_text
 from videostr.lock import FolderLock
-from videostr.model import open_checkpoint
+from videostr.models.checkpoint import open_checkpoint
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")

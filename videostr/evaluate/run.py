@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.asking import ask
 from videostr.chat import chat_text
@@ -23,6 +22,7 @@ from videostr.errors import PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
 from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet
 from videostr.evaluate.records import Records
+from videostr.models.base import family_of
 from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import asked, graph_contract, reasoned
 from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
@@ -76,6 +76,7 @@ class Asker:
         self.benchmark = benchmark
         self.processor = processor
         self.model_digest = model_digest
+        self.family = family_of(config.model.path)
         self.root = Path(config.benchmark.root)
         self._shapes: dict[str, VideoShape | str] = {}
         """By video: its shape, or why it has none."""
@@ -137,14 +138,7 @@ class Asker:
         end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
         start = min(question.start_s, end)
         wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames
-        video = self.processor.video_processor
-        height, width = smart_resize(
-            shape.height,
-            shape.width,
-            factor=video.patch_size * video.merge_size,
-            min_pixels=min(frames.max_pixels, 4 * (video.patch_size * video.merge_size) ** 2),
-            max_pixels=frames.max_pixels,
-        )
+        height, width = self.family.video_size(shape.height, shape.width, frames.max_pixels, self.processor)
         return ClipSpec(
             video=question.video,
             num_frames=max(2, min(frames.max_frames, wanted) // 2 * 2),  # the tower takes frames in pairs

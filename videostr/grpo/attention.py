@@ -1,4 +1,4 @@
-"""Attention of packed rows: which tokens belong together in, attention over them out, for Qwen2.5-VL.
+"""Attention of packed rows: which tokens belong together in, attention over them out.
 
 In the language model a token sees its own past, as far as it is of the same prompt and not of another completion
 (`batch.attention_mask` is this rule as a dense matrix). Two ways to the same numbers:
@@ -7,22 +7,20 @@ In the language model a token sees its own past, as far as it is of the same pro
         outside the rule is computed, and no [T, T] mask is built
   flex  FlexAttention with a `BlockMask`, one compiled kernel for the whole row; for GPUs
 
-Both are built once per row and handed to every layer through transformers' attention interface. In the vision tower,
-whose patches attend within windows or frames, all windows of one size are one call instead of a call each.
+Both are built once per row, for all layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface
 
 BLOCK = 128
 """Side of FlexAttention's blocks, tokens."""
@@ -30,10 +28,6 @@ MASK_ROWS = 8 * BLOCK
 """Rows of a mask that are looked at together."""
 RECOMPILES = 256
 """Shapes that may be compiled: 8 a doubling of the row's length, with and without gradients."""
-INTERFACE = "videostr_row"
-"""Name of `attend` among transformers' attention functions."""
-TOWER_INTERFACE = "videostr_flash_windows"
-"""Name of `attend_windows`; only a name with "flash" in it is given the bounds of all windows at once."""
 
 Kernel = Literal["sdpa", "flex"]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -44,79 +38,15 @@ class RowAttention(Protocol):
     """Attention of one row."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Outputs [1, H, T, D] of queries [1, H, T, D] over keys and values [1, H_kv, T, D]."""
+        """Return the outputs [1, H, T, D] of queries [1, H, T, D] over keys and values [1, H_kv, T, D]."""
         ...
 
 
 def row_attention(prompt_ids: Tensor, completion_ids: Tensor, kernel: Kernel) -> RowAttention:
-    """Attention of the row whose tokens belong to these prompts [T] and completions [T], see `batch.Row`."""
+    """Return the attention of the row whose tokens belong to these prompts [T] and completions [T], see `batch.Row`."""
     if kernel == "flex":
         return FlexAttention.of(prompt_ids, completion_ids)
     return SplitAttention.of(prompt_ids, completion_ids)
-
-
-def use_row_attention(config: Any) -> None:
-    """Let the model of a configuration take a `RowAttention` where it took a mask, and batch its tower's windows."""
-    AttentionInterface.register(INTERFACE, attend)
-    AttentionInterface.register(TOWER_INTERFACE, attend_windows)
-    config.text_config._attn_implementation = INTERFACE
-    config.vision_config._attn_implementation = TOWER_INTERFACE
-
-
-def attend(
-    _module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: RowAttention,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: outputs [1, T, H, D], and no weights; Qwen2.5-VL has no dropout."""
-    return attention_mask.attend(query, key, value, scaling).transpose(1, 2), None
-
-
-def attend_windows(
-    _module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,  # noqa: ARG001  # the interface's; windows need none
-    scaling: float,
-    cu_seq_lens_q: Tensor,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface for the tower: outputs [1, U, H, D] of states [1, H, U, D].
-
-    Patch u attends to the window [cu_seq_lens_q[w], cu_seq_lens_q[w + 1]) that holds it. The windows of an
-    image are all of one size but at its edges, and a tower has hundreds a layer.
-    """
-    windows, places = _windows(cu_seq_lens_q)
-    states = torch.stack([query[0], key[0], value[0]]).transpose(1, 2)  # [3, U, H, D]
-    if len(windows) > 1:
-        states = states.index_select(1, torch.cat([patches for _, patches in windows]))
-    counts = [len(patches) for _, patches in windows]
-    outputs = []
-    for (size, _patches), part in zip(windows, states.split(counts, dim=1), strict=True):
-        q, k, v = part.unflatten(1, (-1, size)).transpose(2, 3)  # each [W, H, size, D]
-        found = F.scaled_dot_product_attention(q, k, v, scale=scaling)
-        outputs.append(found.transpose(1, 2).flatten(0, 1))
-    output = torch.cat(outputs)
-    return (output.index_select(0, places) if len(windows) > 1 else output)[None], None
-
-
-@lru_cache(maxsize=2)  # a tower has two kinds of layers, and hands all of a kind the same tensor
-def _windows(bounds: Tensor) -> tuple[tuple[tuple[int, Tensor], ...], Tensor]:
-    """Of each size the patches [U'] of all windows, and the place of each patch [U] in the sizes' patches laid end to end.
-
-    Kept by the tensor's identity, as sizes are read off a GPU, which stops it.
-    """
-    starts, sizes = bounds[:-1], bounds.diff()
-    windows = tuple(
-        (size, (starts[sizes == size, None] + torch.arange(size, device=starts.device)).flatten())
-        for size in sizes.unique().tolist()
-    )
-    return windows, torch.cat([patches for _, patches in windows]).argsort()
 
 
 # -------------------------------------------------------------------------------------------------------- sdpa
@@ -144,7 +74,7 @@ class SplitAttention:
 
     @classmethod
     def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> SplitAttention:
-        """From the ids [T] of a row, on any device."""
+        """Cut a row with these ids [T], on any device."""
         kinds = completion_ids.max() + 1
         runs, lengths = torch.unique_consecutive(prompt_ids * kinds + completion_ids, return_counts=True)
         parts, prompt = [], 0
@@ -158,7 +88,7 @@ class SplitAttention:
         return cls(tuple(parts))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `RowAttention.attend`."""
+        """Attend as `RowAttention.attend`."""
         repeats = (
             query.shape[1] // key.shape[1]
         )  # on a GPU a masked call with shared heads would hold all scores
@@ -196,7 +126,7 @@ class FlexAttention:
 
     @classmethod
     def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> FlexAttention:
-        """From the ids [T] of a row, on the device of its tokens."""
+        """Make the mask of a row with these ids [T], on the device of its tokens."""
         tokens = len(prompt_ids)
         padding = (0, bucket(tokens) - tokens)
         prompts, completions = F.pad(prompt_ids, padding, value=-1), F.pad(completion_ids, padding)
@@ -208,7 +138,7 @@ class FlexAttention:
         return cls(tokens, block_mask(visible, len(prompts), prompts.device))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As `RowAttention.attend`."""
+        """Attend as `RowAttention.attend`."""
         repeats = query.shape[1] // key.shape[1]
         if repeats & (repeats - 1):  # kernels share heads by powers of two; the 7B model has 7 queries a key
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -220,7 +150,7 @@ class FlexAttention:
 
 
 def block_mask(visible: MaskMod, tokens: int, device: torch.device) -> BlockMask:
-    """What torch's `create_block_mask` makes of a rule, without its [T, T] tensors (256 MiB each at 16,384 tokens).
+    """Return what torch's `create_block_mask` makes of a rule, without its [T, T] tensors (256 MiB each at 16,384 tokens).
 
     Args:
         visible: the rule, which must broadcast.
@@ -245,13 +175,13 @@ def block_mask(visible: MaskMod, tokens: int, device: torch.device) -> BlockMask
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Number [1, 1, Q] of true blocks in each row of [Q, K], and their places [1, 1, Q, K], ahead of all others."""
+    """Return the number [1, 1, Q] of true blocks in each row of [Q, K], and their places [1, 1, Q, K], ahead of all others."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def bucket(tokens: int) -> int:
-    """Padded length of a row: a multiple of 128, one of eight lengths per doubling; at most 1/8 more above 1024 tokens."""
+    """Return the padded length of a row: a multiple of 128, one of eight per doubling; at most 1/8 more above 1024 tokens."""
     step = max(BLOCK, 1 << max(0, (tokens - 1).bit_length() - 4))
     return -(-tokens // step) * step
 

@@ -11,17 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from videostr.prompt import PromptInputs
+Vision = Mapping[str, Tensor]
+"""Vision inputs of a prompt or of a row, by names that only the model's family reads; those of a row are concatenated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class PromptInputs:
+    """A prompt as the model takes it; T prompt tokens."""
+
+    input_ids: Tensor
+    """[T] int64, the video placeholder expanded."""
+    positions: Tensor
+    """[3, T] int64, M-RoPE: time, height, width; [T] in a model without axes of space."""
+    vision: Vision
+    """Pixels of its video and their layout, or the features that a frozen tower has made of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
     """Completions of one group that share one copy of its prompt."""
 
     group: int
@@ -38,19 +50,19 @@ class Piece:
 class RowPlan:
     """What one row will hold."""
 
-    pieces: tuple[Piece, ...]
-    idle: bool = False
+    segments: tuple[Segment, ...]
+    padding: bool = False
     """Fills up a rank that has fewer rows than another: computed, but without weight in loss and metrics."""
 
     @property
     def tokens(self) -> int:
         """T, input tokens of the row."""
-        return sum(piece.tokens for piece in self.pieces)
+        return sum(segment.tokens for segment in self.segments)
 
     @property
     def cost(self) -> float:
         """Estimated work, in the unit of `RowCost`."""
-        return sum(piece.cost for piece in self.pieces)
+        return sum(segment.cost for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,33 +78,8 @@ class RowCost:
     patch: float = 0.0
     """Per vision patch: the tower."""
 
-    @classmethod
-    def of(cls, config: Any, *, freeze_vision: bool) -> RowCost:
-        """Floating-point operations for a Qwen2.5-VL.
-
-        A weight costs 2 operations a token forward and 4 backward; attention 4 h a pair forward and 8 h backward, in
-        each of L layers of width h. With m the width of the MLP, g = (key-value heads) / (heads), V the vocabulary:
-          token = 6 L (2 h^2 + 2 g h^2 + 3 h m),  pair = 12 L h,  target = 8 h V (its logits are computed twice).
-        The tower, with L, h, m of its own, windows of w patches and s patches merged into one token of width o:
-          patch = f (L (4 h^2 + 3 h m + 2 h w) + s h^2 + o h),  f = 6, or 2 when frozen,
-        which takes its few layers that attend to whole frames for windowed ones.
-        """
-        text, vision = config.text_config, config.vision_config
-        h, layers = text.hidden_size, text.num_hidden_layers
-        shared = text.num_key_value_heads / text.num_attention_heads
-        v, merged = vision.hidden_size, vision.spatial_merge_size**2
-        window = (vision.window_size // vision.patch_size) ** 2
-        block = 4 * v**2 + 3 * v * vision.intermediate_size + 2 * v * window
-        tower = vision.depth * block + merged * v**2 + vision.out_hidden_size * v
-        return cls(
-            token=6.0 * layers * (2 * h**2 + 2 * shared * h**2 + 3 * h * text.intermediate_size),
-            pair=12.0 * layers * h,
-            target=8.0 * h * text.vocab_size,
-            patch=(2.0 if freeze_vision else 6.0) * tower,
-        )
-
-    def piece(self, prompt: int, completions: Sequence[int], patches: int) -> float:
-        """Work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
+    def segment(self, prompt: int, completions: Sequence[int], patches: int) -> float:
+        """Return the work of completions of these lengths [tokens] after a prompt of `prompt` tokens with `patches` patches."""
         contexts = [length - 1 for length in completions]
         pairs = prompt * (prompt + 1) / 2 + sum(c * prompt + c * (c + 1) / 2 for c in contexts)
         return (
@@ -117,30 +104,6 @@ class Group:
     """G of [T] float32, log mu of each token."""
     advantages: Tensor
     """[G] float32."""
-    video_features: Tensor | None = None
-    """[merged patches, D] from the frozen vision tower, which then stand for the prompt's pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeGrid:
-    """What M-RoPE positions need of the vision configuration."""
-
-    merge_size: int
-    """Patches merged along each side into one token."""
-    tokens_per_second: float
-    """Temporal positions per second of video."""
-    dtype: torch.dtype = torch.float32
-    """Of the model: vLLM rounds the seconds between patches to it."""
-
-    @classmethod
-    def of(cls, config: Any) -> RopeGrid:
-        """From the configuration of a Qwen2.5-VL."""
-        vision = config.vision_config
-        return cls(
-            merge_size=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second,
-            dtype=config.dtype,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,18 +112,14 @@ class Row:
 
     input_ids: Tensor
     """[T] int64."""
-    position_ids: Tensor
-    """[3, T] int64, M-RoPE: time, height, width."""
+    positions: Tensor
+    """[3, T] or [T] int64, as of its prompts."""
     prompt_ids: Tensor
     """[T] int64, which prompt of the row a token belongs to."""
     completion_ids: Tensor
     """[T] int64, 0 for a prompt token, else the 1-based completion within the row."""
-    pixel_values_videos: Tensor
-    """[patches, values] of all the row's videos, in order."""
-    video_grid_thw: Tensor
-    """[videos, 3] int64."""
-    video_features: Tensor | None = None
-    """[merged patches, D] of all videos, in order, where they are known: no pixels are needed then."""
+    vision: Vision
+    """Of all its prompts, in order."""
     predictors: Tensor
     """[N] int64, index of the input token whose hidden state predicts each target."""
     targets: Tensor
@@ -173,26 +132,13 @@ class Row:
     """[C] float32."""
     origins: tuple[tuple[int, int], ...]
     """C pairs (group, completion)."""
-    idle: bool
+    padding: bool
     """Without weight; see `RowPlan`."""
 
-    def model_inputs(self) -> dict[str, Tensor | None]:
-        """Arguments of `PolicyLogprobs.forward`, temperature aside."""
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "prompt_ids": self.prompt_ids,
-            "completion_ids": self.completion_ids,
-            "pixel_values_videos": self.pixel_values_videos,
-            "video_grid_thw": self.video_grid_thw,
-            "video_features": self.video_features,
-            "predictors": self.predictors,
-            "targets": self.targets,
-        }
-
     def to(self, device: torch.device) -> Row:
-        """The same row on another device."""
+        """Return the same row on another device."""
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["vision"] = {name: tensor.to(device) for name, tensor in self.vision.items()}
         for name, value in values.items():
             if isinstance(value, Tensor):
                 values[name] = value.to(device)
@@ -211,7 +157,7 @@ def plan_rows(
     patches: Sequence[int] | None = None,
     cost: RowCost = TOKENS_ONLY,
 ) -> tuple[RowPlan, ...]:
-    """Rows, dearest first, for P groups; a completion of length 0 is left out.
+    """Return rows, most expensive first, for P groups; a completion of length 0 is left out.
 
     A prompt with a single completion may exceed `max_row_tokens`: it cannot be split further.
 
@@ -225,20 +171,22 @@ def plan_rows(
     """
     counts = [0] * len(prompt_lengths) if patches is None else patches
     limit = max_row_tokens if packing == "group" else 0
-    pieces = [
-        Piece(
+    segments = [
+        Segment(
             group=group,
             completions=part,
             tokens=prompt + sum(lengths[c] - 1 for c in part),
-            cost=cost.piece(prompt, [lengths[c] for c in part], count),
+            cost=cost.segment(prompt, [lengths[c] for c in part], count),
         )
         for group, (prompt, lengths, count) in enumerate(
             zip(prompt_lengths, completion_lengths, counts, strict=True)
         )
         for part in _split(prompt, lengths, limit)
     ]
-    rows = [(piece,) for piece in pieces] if packing == "none" else _share_rows(pieces, max_row_tokens)
-    return _dearest_first(RowPlan(pieces=row) for row in rows)
+    rows = (
+        [(segment,) for segment in segments] if packing == "none" else _share_rows(segments, max_row_tokens)
+    )
+    return _most_expensive_first(RowPlan(segments=row) for row in rows)
 
 
 def _split(prompt: int, lengths: Sequence[int], limit: int) -> list[tuple[int, ...]]:
@@ -257,98 +205,65 @@ def _split(prompt: int, lengths: Sequence[int], limit: int) -> list[tuple[int, .
     return [*parts, taken] if taken else parts
 
 
-def _share_rows(pieces: Sequence[Piece], limit: int) -> list[tuple[Piece, ...]]:
-    """First fit, longest first."""
-    rows: list[tuple[Piece, ...]] = []
+def _share_rows(segments: Sequence[Segment], limit: int) -> list[tuple[Segment, ...]]:
+    """Put segments into rows: first fit, longest first."""
+    rows: list[tuple[Segment, ...]] = []
     used: list[int] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.tokens):
-        index = next((i for i, tokens in enumerate(used) if tokens + piece.tokens <= limit), len(rows))
+    for segment in sorted(segments, key=lambda segment: -segment.tokens):
+        index = next((i for i, tokens in enumerate(used) if tokens + segment.tokens <= limit), len(rows))
         if index == len(rows):
             rows.append(())
             used.append(0)
-        rows[index] += (piece,)
-        used[index] += piece.tokens
+        rows[index] += (segment,)
+        used[index] += segment.tokens
     return rows
 
 
-def _dearest_first(rows: Iterable[RowPlan]) -> tuple[RowPlan, ...]:
+def _most_expensive_first(rows: Iterable[RowPlan]) -> tuple[RowPlan, ...]:
     return tuple(sorted(rows, key=lambda row: -row.cost))
 
 
-def deal(rows: Sequence[RowPlan], num_ranks: int) -> tuple[tuple[RowPlan, ...], ...]:
-    """Rows of each rank: the same number everywhere, rows of similar cost at the same place, similar sums of costs.
+def assign_rows(rows: Sequence[RowPlan], num_ranks: int) -> tuple[tuple[RowPlan, ...], ...]:
+    """Return the rows of each rank: the same number everywhere, rows of similar cost at the same place, similar sums of costs.
 
-    Rows go out in rounds of one row a rank, dearest first, and within a round the dearest row to the rank with the
-    least work so far (longest processing time first, with equal counts). No two ranks then differ by more than the
-    widest round: the difference between its dearest and its cheapest row. Rounds of similar rows matter as much as
-    sums, because under ZeRO-3 the ranks run the same collectives in lockstep. A rank without a row would hang the
-    others, so rows that groups share are parted, and where that does not do, the cheapest row is repeated idly.
+    Rows are assigned in rounds of one row a rank, most expensive first, and within a round the most expensive row to the rank
+    with the least work so far (longest processing time first, with equal counts). No two ranks then differ by more than the
+    widest round: the difference between its most and its least expensive row. Rounds of similar rows matter as much as sums,
+    because under ZeRO-3 the ranks run the same collectives in lockstep. A rank without a row would hang the others, so rows
+    that groups share are split, and where that is not enough, the cheapest row is repeated as padding.
     """
-    padded = _fill_up(rows, num_ranks)
-    dealt: list[list[RowPlan]] = [[] for _ in range(num_ranks)]
+    filled = _fill_up(rows, num_ranks)
+    assigned: list[list[RowPlan]] = [[] for _ in range(num_ranks)]
     work = [0.0] * num_ranks
-    for start in range(0, len(padded), num_ranks):
+    for start in range(0, len(filled), num_ranks):
         ranks = sorted(range(num_ranks), key=lambda rank: work[rank])
-        for rank, row in zip(ranks, padded[start : start + num_ranks], strict=True):
-            dealt[rank].append(row)
+        for rank, row in zip(ranks, filled[start : start + num_ranks], strict=True):
+            assigned[rank].append(row)
             work[rank] += row.cost
-    return tuple(tuple(part) for part in dealt)
+    return tuple(tuple(part) for part in assigned)
 
 
 def _fill_up(rows: Sequence[RowPlan], num_ranks: int) -> tuple[RowPlan, ...]:
-    """As many rows as make equal counts, dearest first."""
+    """Return as many rows as make equal counts, most expensive first."""
     filled = list(rows)
     while len(filled) % num_ranks:
-        shared = [row for row in filled if len(row.pieces) > 1]
+        shared = [row for row in filled if len(row.segments) > 1]
         if not shared:
             cheapest = min(filled, key=lambda row: row.cost)
-            return _dearest_first(filled) + (replace(cheapest, idle=True),) * (-len(filled) % num_ranks)
-        dearest = max(shared, key=lambda row: row.cost)
-        filled.remove(dearest)
-        filled += [RowPlan(pieces=dearest.pieces[::2]), RowPlan(pieces=dearest.pieces[1::2])]
-    return _dearest_first(filled)
+            return _most_expensive_first(filled) + (replace(cheapest, padding=True),) * (
+                -len(filled) % num_ranks
+            )
+        largest = max(shared, key=lambda row: row.cost)
+        filled.remove(largest)
+        filled += [RowPlan(segments=largest.segments[::2]), RowPlan(segments=largest.segments[1::2])]
+    return _most_expensive_first(filled)
 
 
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def prompt_positions(prompt: PromptInputs, grid: RopeGrid) -> Tensor:
-    """M-RoPE positions [3, T] int64 of a prompt of text and videos.
-
-    Text after a video continues from the largest position so far, over all three axes. So Qwen2.5-VL was trained and
-    so vLLM samples; transformers 5.19's `get_rope_index` continues from the spatial extent alone, which differs as soon
-    as a video has more temporal than spatial positions.
-    """
-    kinds = prompt.mm_token_type_ids.tolist()
-    cuts = [0, *[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]], len(kinds)]
-    seconds_per_patch = prompt.second_per_grid_ts.to(grid.dtype).tolist()
-    videos = iter(list(zip(prompt.video_grid_thw.tolist(), seconds_per_patch, strict=True)))
-    seen = sum(kinds[first] != 0 for first, end in pairwise(cuts) if end > first)
-    if seen != len(seconds_per_patch):
-        raise ValueError(
-            f"the prompt has {seen} runs of vision tokens and {len(seconds_per_patch)} videos, must have as many"
-        )
-    runs: list[Tensor] = []
-    start = 0
-    for first, end in pairwise(cuts):
-        if kinds[first] == 0:
-            run = torch.arange(end - first).expand(3, -1)
-        else:
-            (frames, height, width), seconds = next(videos)
-            times = (torch.arange(frames, dtype=torch.float64) * (seconds * grid.tokens_per_second)).long()
-            rows, columns = torch.arange(height // grid.merge_size), torch.arange(width // grid.merge_size)
-            run = torch.stack(torch.meshgrid(times, rows, columns, indexing="ij")).reshape(3, -1)
-            if run.shape[1] != end - first:
-                raise ValueError(
-                    f"the prompt has {end - first} tokens for a video of {run.shape[1]} merged patches, must have as many"
-                )
-        runs.append(run + start)
-        start = int(runs[-1].max()) + 1
-    return torch.cat(runs, dim=1)
-
-
-def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row:
-    """Tensors of one planned row; `groups` holds at least the groups that the plan names."""
+def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
+    """Return the tensors of one planned row; `groups` holds at least the groups that the plan names."""
     inputs: list[Tensor] = []
     positions: list[Tensor] = []
     prompt_ids: list[Tensor] = []
@@ -356,51 +271,44 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group], grid: RopeGrid) -> Row
     predictors: list[Tensor] = []
     origins: list[tuple[int, int]] = []
     length = 0
-    for index, piece in enumerate(plan.pieces):
-        prompt = groups[piece.group].prompt
+    for index, segment in enumerate(plan.segments):
+        prompt = groups[segment.group].prompt
         inputs.append(prompt.input_ids)
-        positions.append(prompt_positions(prompt, grid))
+        positions.append(prompt.positions)
         completion_ids.append(torch.zeros_like(prompt.input_ids))
-        after = positions[-1][:, -1:] + 1
+        after = prompt.positions[..., -1:] + 1
         length += len(prompt.input_ids)
         last_of_prompt = length - 1
-        piece_start = length - len(prompt.input_ids)
-        for completion in piece.completions:
-            context = groups[piece.group].completions[completion][:-1]
-            origins.append((piece.group, completion))
+        segment_start = length - len(prompt.input_ids)
+        for completion in segment.completions:
+            context = groups[segment.group].completions[completion][:-1]
+            origins.append((segment.group, completion))
             inputs.append(context)
             positions.append(after + torch.arange(len(context)))
             completion_ids.append(torch.full_like(context, len(origins)))
             predictors.append(torch.tensor([last_of_prompt, *range(length, length + len(context))]))
             length += len(context)
-        prompt_ids.append(torch.full((length - piece_start,), index))
-    chosen = [groups[piece.group] for piece in plan.pieces]
+        prompt_ids.append(torch.full((length - segment_start,), index))
+    shown = [groups[segment.group].prompt for segment in plan.segments]
     targets = [groups[group].completions[completion] for group, completion in origins]
     return Row(
         input_ids=torch.cat(inputs),
-        position_ids=torch.cat(positions, dim=1),
+        positions=torch.cat(positions, dim=-1),
         prompt_ids=torch.cat(prompt_ids),
         completion_ids=torch.cat(completion_ids),
-        pixel_values_videos=torch.cat([group.prompt.pixel_values_videos for group in chosen]),
-        video_grid_thw=torch.cat([group.prompt.video_grid_thw for group in chosen]),
-        video_features=_features(chosen),
+        vision={name: torch.cat([prompt.vision[name] for prompt in shown]) for name in shown[0].vision},
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
         sequence_ids=torch.repeat_interleave(torch.tensor([len(target) for target in targets])),
         behaviour_logprobs=torch.cat([groups[g].behaviour_logprobs[c] for g, c in origins]),
         advantages=torch.stack([groups[g].advantages[c] for g, c in origins]),
         origins=tuple(origins),
-        idle=plan.idle,
+        padding=plan.padding,
     )
 
 
-def _features(groups: Sequence[Group]) -> Tensor | None:
-    found = [group.video_features for group in groups if group.video_features is not None]
-    return torch.cat(found) if found else None
-
-
 def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:
-    """Dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
+    """Return the dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
 
     k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion. This is the reference:
     `videostr.grpo.attention` computes the same without a [T, T] tensor.

@@ -1,22 +1,20 @@
-"""A packed row in, log-probabilities of its completion tokens out; Qwen2.5-VL.
+"""A packed row in, log-probabilities of its completion tokens out.
 
-The base model runs over the row; the output layer runs only at the N positions that predict a completion token, in
-chunks of `CHUNK_TOKENS` that are computed anew in the backward pass, so that logits [T, V] or [N, V] are never held.
-Its peak memory, beside the weight and its float32 gradient [V, D], is two chunks in float32: 0.6 GiB for a vocabulary of
-152,000, whatever the length of the row.
+The model's family computes the hidden states of the row; the output layer runs only at the N positions that predict a
+completion token, in chunks of `CHUNK_TOKENS` that are computed again in the backward pass, so that logits [T, V] or [N, V] are
+never held. Its peak memory, in addition to the weight and its float32 gradient [V, D], is two chunks in float32: 0.6 GiB for a
+vocabulary of 152,000, whatever the length of the row.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from videostr.grpo.attention import Kernel, row_attention, use_row_attention
-from videostr.grpo.layers import use_fast_layers
+from videostr.grpo.attention import Kernel
+from videostr.grpo.batch import Row
 
 CHUNK_TOKENS = 512
 """Tokens whose logits [., V] are held at once: 0.3 GiB in float32 for a vocabulary of 152,000."""
@@ -57,7 +55,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _of_chunk(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p[target], log of the softmax's divisor, entropy, each [chunk]; all logits are let go."""
+    """Return log p[target], log of the softmax's divisor and entropy, each [chunk]; all logits are let go."""
     logits = _logits(hidden, weight, temperature)
     norm = logits.logsumexp(dim=1)
     logprobs = logits.gather(1, targets[:, None])[:, 0] - norm
@@ -83,68 +81,49 @@ class LogprobHead(nn.Linear):
     def forward(  # type: ignore[override]  # a head with targets
         self, hidden: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
+        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
         logprobs, entropy = _ChunkedLogprobs.apply(hidden, self.weight, targets, temperature, self.chunk)  # type: ignore[no-untyped-call]
         return logprobs, entropy
+
+
+class RowModel(Protocol):
+    """How a family of models computes a packed row."""
+
+    def prepare(self, policy: Any) -> None:
+        """Change the layers of a policy so that it can compute packed rows; parameters and their names stay."""
+        ...
+
+    def hidden_states(self, policy: Any, row: Row, kernel: Kernel) -> Tensor:
+        """Return the last hidden states [T, D] of a row, each token seeing what `videostr.grpo.attention` lets it see."""
+        ...
 
 
 class PolicyLogprobs(nn.Module):
     """The module that a DeepSpeed engine wraps: the policy, asked for log-probabilities of a row.
 
-    `policy` is the Hugging Face model with other layers for its `lm_head` (`LogprobHead`), norms and unaligned MLPs
-    (`videostr.grpo.layers`), and attention as `videostr.grpo.attention` says: it can be trained and saved, but not
-    sampled from.
+    `policy` is the Hugging Face model with other layers for its `lm_head` (`LogprobHead`) and those that its family changes
+    (`RowModel.prepare`): it can be trained and saved, but not sampled from.
 
     Args:
         policy: the model.
+        family: of the model.
         attention: kernel of the language model.
     """
 
-    def __init__(self, policy: Qwen2_5_VLForConditionalGeneration, attention: Kernel = "sdpa") -> None:
+    def __init__(self, policy: Any, family: RowModel, attention: Kernel = "sdpa") -> None:
         super().__init__()
+        self.family = family
         self.attention = attention
-        use_row_attention(policy.config)
-        use_fast_layers(policy)
+        family.prepare(policy)
         head = LogprobHead(policy.lm_head.in_features, policy.lm_head.out_features, bias=False, device="meta")
         head.weight = policy.lm_head.weight
         policy.lm_head = head
         self.policy = policy
 
-    def forward(
-        self,
-        *,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        prompt_ids: Tensor,
-        completion_ids: Tensor,
-        pixel_values_videos: Tensor,
-        video_grid_thw: Tensor,
-        predictors: Tensor,
-        targets: Tensor,
-        temperature: float,
-        video_features: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [N] and entropies [N], float32, nats; the arguments are those of `batch.Row`.
-
-        Pixels are ignored, and the vision tower does not run, where `video_features` are given.
-        """
-        row = row_attention(prompt_ids, completion_ids, self.attention)
-        vision: dict[str, Any] = {
-            "pixel_values_videos": pixel_values_videos,
-            "video_grid_thw": video_grid_thw,
-        }
-        if video_features is not None:
-            encoded: Any = (
-                BaseModelOutputWithPooling()
-            )  # the model takes one tensor a video, whatever the annotation
-            encoded.pooler_output = (video_features,)
-            vision = {"mm_encoder_outputs": {"video": encoded}}
-        hidden = self.policy.model(
-            input_ids=input_ids[None],
-            position_ids=position_ids[:, None],
-            attention_mask={"full_attention": row},  # a mapping is handed to the layers as it is
-            use_cache=False,
-            **vision,
-        ).last_hidden_state[0]
-        logprobs, entropy = self.policy.lm_head(hidden.index_select(0, predictors), targets, temperature)
+    def forward(self, row: Row, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [N] and entropies [N], float32, nats, of the row's completion tokens."""
+        hidden = self.family.hidden_states(self.policy, row, self.attention)
+        logprobs, entropy = self.policy.lm_head(
+            hidden.index_select(0, row.predictors), row.targets, temperature
+        )
         return logprobs, entropy

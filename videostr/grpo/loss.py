@@ -113,7 +113,7 @@ def policy_loss(
       none       pi / old
     with `old` the learner's own probabilities before the first update on the batch. In that first update r = pi / old is 1
     and its gradient that of log pi: nothing is clipped. Added is `kl_coef` times the k3 estimate of KL(pi || reference):
-    exp(d) - d - 1 with d = log ref - log pi. An idle row returns zero, still connected to the graph: its backward pass runs
+    exp(d) - d - 1 with d = log ref - log pi. A padding row returns zero, still connected to the graph: its backward pass runs
     the same collectives.
 
     Args:
@@ -128,7 +128,7 @@ def policy_loss(
     Raises:
         ConfigError: `loss.custom` failed.
     """
-    if row.idle:
+    if row.padding:
         return logprobs.sum() * 0.0, LossSums()
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     behaviour = row.behaviour_logprobs

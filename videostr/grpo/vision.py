@@ -6,11 +6,15 @@ The policy and the reference model share the tower, as it never changes, and so 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from videostr.prompt import PromptInputs
+from videostr.grpo.batch import Vision
+
+Compute = Callable[[nn.Module, Vision], dict[str, Tensor]]
+"""A tower and the vision inputs of a prompt to what takes their place in a row."""
 
 
 class VisionFeatures:
@@ -23,40 +27,45 @@ class VisionFeatures:
         misses: features that the tower had to compute.
     """
 
-    def __init__(self, tower: nn.Module, max_bytes: int) -> None:
-        """The tower must be whole on this rank: ranks whose clips are there do not take part in gathering it."""
+    def __init__(self, tower: nn.Module, compute: Compute, max_bytes: int) -> None:
+        """Start with an empty cache.
+
+        Args:
+            tower: whole on this rank: ranks that have a clip's features do not take part in gathering it.
+            compute: `features` of the model's family.
+            max_bytes: what `trim` leaves.
+        """
         self.tower = tower
         self.max_bytes = max_bytes
         self.hits = 0
         self.misses = 0
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._compute = compute
+        self._features: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
-    def of(self, digest: str, prompt: PromptInputs) -> Tensor:
-        """Features [merged patches, D] of a prompt's video, on the host.
+    @torch.no_grad()
+    def of(self, digest: str, vision: Vision) -> dict[str, Tensor]:
+        """Return the features of a prompt's video, on the host.
 
         Args:
             digest: name of the clip, `Clip.digest`.
-            prompt: holds the pixels.
+            vision: of the prompt, with the pixels.
         """
         if digest in self._features:
             self.hits += 1
             self._features.move_to_end(digest)
         else:
             self.misses += 1
-            self._features[digest] = self._compute(prompt)
+            found = self._compute(self.tower, vision)
+            self._features[digest] = {name: tensor.cpu() for name, tensor in found.items()}
         return self._features[digest]
-
-    @torch.no_grad()
-    def _compute(self, prompt: PromptInputs) -> Tensor:
-        weight = next(self.tower.parameters())
-        pixels = prompt.pixel_values_videos.to(weight.device, weight.dtype)
-        encoded = self.tower(pixels, grid_thw=prompt.video_grid_thw.to(weight.device))
-        features: Tensor = encoded.pooler_output.cpu()
-        return features
 
     def trim(self) -> None:
         """Keep the most recently used, `max_bytes` at most; to be called at the end of an update."""
-        used = sum(features.nbytes for features in self._features.values())
+        used = sum(_bytes(features) for features in self._features.values())
         while used > self.max_bytes:
             _, oldest = self._features.popitem(last=False)
-            used -= oldest.nbytes
+            used -= _bytes(oldest)
+
+
+def _bytes(features: Vision) -> int:
+    return sum(tensor.nbytes for tensor in features.values())

@@ -15,12 +15,12 @@ from videostr.command import command, run_main
 from videostr.config.load import load
 from videostr.config.schema import Config
 from videostr.errors import ConfigError
+from videostr.models.base import shapes_of
 from videostr.plan.calibrate import Calibration, calibrate, read_measured
 from videostr.plan.costs import Costs, Factors, Hardware, Workload, assumed, hardware_of
 from videostr.plan.lengths import Lengths, Lognormal
 from videostr.plan.memory import estimate
 from videostr.plan.search import Cluster, Plan, Scenario, best_of, plan_of, reason, search, with_staleness
-from videostr.plan.shapes import shapes_of
 from videostr.plan.workers import Machine
 
 TABLE = (8, 16, 32, 64, 128, 256, 512)

@@ -18,11 +18,11 @@ from scipy.stats import trim_mean
 
 from videostr.config.schema import Config
 from videostr.errors import RunFolderError
+from videostr.models.base import Shapes, shapes_of
 from videostr.plan.costs import Costs, Factors, Hardware, Workload, assumed
 from videostr.plan.lengths import Traced, dumped_groups
 from videostr.plan.memory import estimate
 from videostr.plan.search import with_cache
-from videostr.plan.shapes import Shapes, shapes_of
 from videostr.plan.simulate import Outcome, simulate
 from videostr.plan.workers import Machine
 from videostr.run_data import read_run

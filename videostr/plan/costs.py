@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from videostr.config.schema import Config
 from videostr.errors import ConfigError
 from videostr.grpo.batch import RowCost
-from videostr.plan.shapes import Shapes
+from videostr.models.base import Shapes
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 VIDEO_SHARE = 0.9
@@ -173,17 +173,17 @@ def assumed(
     element = ELEMENT_BYTES[config.model.dtype]
     p, c = workload.prompt_tokens, workload.completion_tokens
     seen = p + c / 2
-    patches = round(VIDEO_SHARE * p * shapes.vision.spatial_merge_size**2)
+    patches = round(VIDEO_SHARE * p * shapes.patches_per_token)
     forward = shapes.forward
     bytes_s = engine * hardware.bandwidth * hardware.bandwidth_share
     flops_s = engine * hardware.flops * hardware.prefill_share
-    all_reduces = 30e-6 * shapes.num_hidden_layers if not on_cpu and engine > 1 else 0.0
+    all_reduces = 30e-6 * shapes.text.layers if not on_cpu and engine > 1 else 0.0
     passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
     if config.loss.correction != "ratio":
         passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes
     learn_s = rank * hardware.flops * hardware.learn_share
-    trained = shapes.parameters - (shapes.vision.parameters if config.model.freeze_vision else 0)
+    trained = shapes.parameters - (shapes.vision_parameters if config.model.freeze_vision else 0)
     link = 0.7 * (hardware.node_link if one_node else hardware.network_link)
     ranks, stage = config.learner.num_ranks, config.learner.zero_stage
     exchanged = 2 * trained * element / link * (1 - 1 / ranks)
@@ -191,7 +191,7 @@ def assumed(
     return Costs(
         step_s=hardware.step_s + shapes.decode_parameters * element / bytes_s + all_reduces,
         sequence_s=hardware.sequence_s
-        + shapes.kv_bytes(element) * seen / bytes_s
+        + shapes.kv_elements * element * seen / bytes_s
         + (2 * shapes.decode_parameters + forward.pair * seen) / flops_s,
         prefill_s=(p * forward.token + p * p / 2 * forward.pair + patches * forward.patch) / flops_s,
         reward_s=config.sampling.group_size / TRACES_PER_S,

@@ -6,12 +6,11 @@ import math
 from dataclasses import astuple, dataclass
 
 from videostr.config.schema import Config
+from videostr.grpo.logprobs import CHUNK_TOKENS
+from videostr.models.base import Shapes
 from videostr.plan.costs import ELEMENT_BYTES
-from videostr.plan.shapes import Shapes
 
 GIB = 2**30
-CHUNK_TOKENS = 512
-"""As in videostr/grpo/logprobs.py, whose import takes seconds."""
 BUCKET_ELEMENTS = 5e8
 """DeepSpeed's `reduce_bucket_size`."""
 LIVE_ELEMENTS = 1e9
@@ -72,7 +71,7 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
                    reference model (loss.kl_coef) whole on every rank
       gradients    N e, from stage 2 on N e / L; stage 0 in bfloat16 keeps 4 N more (DeepSpeed's BF16_Optimizer)
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
-      activations  of the longest row, all video where the tower is trained: `Shapes.activations`
+      activations  of the longest row, all video where the tower is trained: `Stack.held`
       logits       two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py)
       buffers      DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers
     Engine on t GPUs: weights / t; its working memory (`Shapes.engine_elements`); the rest of gpu_memory_utilization is
@@ -103,7 +102,7 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
 def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
     learner, element = config.learner, ELEMENT_BYTES[config.model.dtype]
     mixed = config.model.dtype == "bfloat16"
-    frozen = shapes.vision.parameters if config.model.freeze_vision else 0
+    frozen = shapes.vision_parameters if config.model.freeze_vision else 0
     trained = shapes.parameters - frozen
     shards = [1 if learner.zero_stage < stage else learner.num_ranks for stage in (1, 2, 3)]
     gathered = min(trained, LIVE_ELEMENTS) if shards[2] > 1 else 0.0
@@ -115,7 +114,7 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
         gradients=(trained / shards[1] * element + trained * exact_gradients) / GIB,
         optimizer=trained / shards[0] * (12 if mixed else 8) / GIB,
         activations=_activations(config, shapes) * element / GIB,
-        logits=(2 * CHUNK_TOKENS * shapes.vocab_size + shapes.embedding_parameters) * 4 / GIB,
+        logits=(2 * CHUNK_TOKENS * shapes.vocab_size + shapes.output_parameters) * 4 / GIB,
         buffers=bucket / GIB + (BUFFERS_GIB if on_gpu else 0.0),
     )
 
@@ -125,8 +124,11 @@ def _activations(config: Config, shapes: Shapes) -> float:
     tokens = config.rollout.max_model_len  # one completion alone may exceed max_row_tokens
     if config.learner.packing != "none":
         tokens = max(tokens, config.learner.max_row_tokens)
-    patches = 0 if config.model.freeze_vision else tokens * shapes.vision.spatial_merge_size**2
-    per_token, per_patch = shapes.activations(checkpointing=config.model.gradient_checkpointing)
+    patches = 0 if config.model.freeze_vision else tokens * shapes.patches_per_token
+    per_token, per_patch = (
+        stack.held(checkpointing=config.model.gradient_checkpointing)
+        for stack in (shapes.text, shapes.vision)
+    )
     return tokens * per_token + patches * per_patch
 
 
@@ -134,10 +136,10 @@ def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemo
     rollout, element = config.rollout, ELEMENT_BYTES[config.model.dtype]
     parts = rollout.tensor_parallel_size
     weights = shapes.parameters * element / parts
-    patches = rollout.max_model_len * shapes.vision.spatial_merge_size**2
+    patches = rollout.max_model_len * shapes.patches_per_token
     working = shapes.engine_elements(rollout.max_num_batched_tokens, patches, parts) * element
-    token = shapes.kv_bytes(element) / min(
-        parts, shapes.num_key_value_heads
+    token = (
+        shapes.kv_elements * element / min(parts, shapes.num_key_value_heads)
     )  # vLLM gives each part one at least
     room = (
         rollout.kv_cache_gib * GIB

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from videostr.config.schema import Config
 from videostr.errors import ConfigError
+from videostr.models.base import Shapes
 from videostr.plan.costs import Costs, Hardware
 from videostr.plan.lengths import Lengths
 from videostr.plan.memory import Memory, estimate
-from videostr.plan.shapes import Shapes
 from videostr.plan.simulate import Outcome, simulate
 from videostr.plan.workers import Machine
 
@@ -117,7 +117,7 @@ def splits(config: Config, shapes: Shapes, cluster: Cluster) -> Iterator[Config]
     """Yield configs that use the whole cluster, by tensor parallelism and learner ranks; the config's own among them."""
     own = config.rollout.tensor_parallel_size
     for parallel in sorted({own, *ENGINE_GPUS}):
-        widths = (shapes.num_attention_heads, shapes.intermediate_size, shapes.vision.intermediate_size)
+        widths = (shapes.num_attention_heads, shapes.text.intermediate_size, shapes.vision.intermediate_size)
         of_heads = max(parallel, shapes.num_key_value_heads) % min(parallel, shapes.num_key_value_heads) == 0
         if parallel > cluster.gpus_per_node or any(width % parallel for width in widths) or not of_heads:
             continue
@@ -208,7 +208,7 @@ def estimated_step_s(config: Config, memory: Memory, scenario: Scenario, one_nod
     together = max(1, min(groups * size, config.rollout.max_num_seqs, machine.kv_seqs))
     rounds = math.ceil(groups * size / together)
     rollout = groups * costs.prefill_s + rounds * mean * (costs.step_s + costs.sequence_s * together)
-    group_s = costs.row.piece(costs.prompt_tokens, [round(mean)] * size, costs.prompt_patches)
+    group_s = costs.row.segment(costs.prompt_tokens, [round(mean)] * size, costs.prompt_patches)
     rows_s = prompts * (1 - costs.zero_variance) * group_s / config.learner.num_ranks
     learn = costs.learn_fixed_s + rows_s + costs.sync_s
     return rollout + learn if config.train.max_staleness == 0 else max(rollout, learn)

@@ -24,7 +24,7 @@ import numpy as np
 
 from videostr.config.schema import Config
 from videostr.errors import TransferError
-from videostr.grpo.batch import deal, plan_rows
+from videostr.grpo.batch import assign_rows, plan_rows
 from videostr.grpo.schedule import mini_batches
 from videostr.plan.costs import Costs
 from videostr.plan.lengths import Lengths
@@ -371,7 +371,7 @@ def learn_seconds(config: Config, costs: Costs, lengths: Sequence[Sequence[int]]
         patches=[costs.prompt_patches] * groups,
         cost=costs.row,
     )
-    ranks = [[row.cost for row in rank] for rank in deal(rows, learner.num_ranks)]
+    ranks = [[row.cost for row in rank] for rank in assign_rows(rows, learner.num_ranks)]
     if learner.zero_stage < 3:
         return costs.learn_fixed_s + max(math.fsum(rank) for rank in ranks)
     rounds = zip(*ranks, strict=True)

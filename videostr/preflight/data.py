@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from videostr.config.schema import Config
 from videostr.data.records import read_records
 from videostr.errors import DataError, VideoError
+from videostr.models.base import family_of
 from videostr.preflight.findings import Context, Finding, Severity, fail, from_error, ok, warn
-from videostr.prompt import encode, render, special_in
+from videostr.prompt import render, special_in
 from videostr.types import Clip, Failure, Record
 from videostr.video import LARGE_CLIP_BYTES, ClipFrames, decode, name_clip
 
@@ -62,7 +63,7 @@ def _check_dataset(config: Config, key: str, folder: str, context: Context) -> I
     context.frame_bytes += clips * frames.pixels.nbytes
     if context.processor is not None:
         yield _special_tokens(key, records, context.processor)
-        yield _prompt(config, f"{key} prompt", record, clip, frames, context.processor)
+        yield _prompt(config, f"{key} prompt", record, clip, frames, context)
 
 
 def _check_rows(
@@ -130,17 +131,20 @@ def _special_tokens(key: str, records: Sequence[Record], processor: Any) -> Find
 
 
 def _prompt(
-    config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, processor: Any
+    config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, context: Context
 ) -> Finding:
     """Whether the largest of the first prompts can be encoded, and leaves room for a completion."""
     try:
-        length = len(encode(render(record, clip, processor), frames, processor).input_ids)
+        prompt = render(record, clip, context.processor)
+        family = family_of(context.model_config)
+        (inputs,) = family.encode([prompt], [frames], context.processor, context.model_config)
     except Exception as error:  # noqa: BLE001  # what a processor raises is of many kinds
         return fail(
             name,
             f"{record.origin}: the prompt cannot be encoded ({type(error).__name__}: {error})",
             "correct the record, or take tokenizer, template and processors from the base model",
         )
+    length = len(inputs.input_ids)
     most, limit, row = config.sampling.max_tokens, config.rollout.max_model_len, config.learner.max_row_tokens
     if length >= limit:
         return fail(

@@ -11,7 +11,6 @@ from videostr.checkpoint import Checkpoints
 from videostr.config.schema import Config
 from videostr.errors import RunFolderError, StorageError
 from videostr.lock import find_holder
-from videostr.model import Size
 from videostr.preflight.findings import Context, Finding, fail, from_error, ok, warn
 from videostr.run_folder import check_run_folder, run_folder
 
@@ -41,9 +40,10 @@ def check_disk(config: Config, context: Context) -> Iterator[Finding]:
     frames = existing(Path(config.data.frame_store)) if config.data.frame_store else runs
     together = runs.stat().st_dev == frames.stat().st_dev
     need, parts = context.frame_bytes if together else 0.0, []
-    if context.size:
-        need += kept(config) * checkpoint_bytes(config, context.size)
-        parts.append(f"{kept(config)} checkpoints of {_bytes(checkpoint_bytes(config, context.size))}")
+    if context.shapes:
+        size = checkpoint_bytes(config, context.shapes.parameters, context.shapes.vision_parameters)
+        need += kept(config) * size
+        parts.append(f"{kept(config)} checkpoints of {_bytes(size)}")
     else:
         parts.append("checkpoints not counted, for the model is not known")
     if together and context.frame_bytes:
@@ -55,10 +55,10 @@ def check_disk(config: Config, context: Context) -> Iterator[Finding]:
         )
 
 
-def checkpoint_bytes(config: Config, size: Size) -> float:
+def checkpoint_bytes(config: Config, parameters: int, vision_parameters: int) -> float:
     """One checkpoint: weights in the config's type; for what is trained, master weights and two moments in float32."""
-    trained = size.total - (size.vision if config.model.freeze_vision else 0)
-    return size.total * (2 if config.model.dtype == "bfloat16" else 4) + trained * 3 * 4
+    trained = parameters - (vision_parameters if config.model.freeze_vision else 0)
+    return parameters * (2 if config.model.dtype == "bfloat16" else 4) + trained * 3 * 4
 
 
 def kept(config: Config) -> int:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from videostr.errors import VideoStrError
-from videostr.model import Size
+from videostr.models.base import Shapes
 
 
 class Severity(Enum):
@@ -39,7 +39,10 @@ class Finding:
 class Context:
     """What one check found out for another."""
 
-    size: Size | None = None
+    shapes: Shapes | None = None
+    """Of the policy."""
+    model_config: Any = None
+    """The policy's own configuration."""
     processor: Any = None
     """Of the policy."""
     frame_bytes: float = 0.0

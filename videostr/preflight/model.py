@@ -7,24 +7,25 @@ from pathlib import Path
 
 from videostr.config.schema import Config
 from videostr.errors import ModelError
-from videostr.model import check_model, size_of, warnings_of, weights_of
+from videostr.models.base import family_of
+from videostr.models.checkpoint import check_model, warnings_of, weights_of
+from videostr.models.processor import load_processor
 from videostr.preflight.findings import Context, Finding, from_error, ok, warn
-from videostr.processor import load_processor
 
 
 def check_policy(config: Config, context: Context) -> Iterator[Finding]:
     """Whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
     path = config.model.path
     try:
-        described = check_model(path, cpu=config.rollout.num_gpus == 0)
-        context.size = size = size_of(described)
+        context.model_config = described = check_model(path, cpu=config.rollout.num_gpus == 0)
+        family = family_of(described)
+        context.shapes = shapes = family.shapes(described)
         context.processor = load_processor(path, described)
     except ModelError as error:
         yield from_error("model", error)
         return
-    yield ok(
-        "model", f"{path}: Qwen2.5-VL, {_count(size.total)} parameters, {_count(size.vision)} of them vision"
-    )
+    total, vision = _count(shapes.parameters), _count(shapes.vision_parameters)
+    yield ok("model", f"{path}: {family.name}, {total} parameters, {vision} of them vision")
     if not Path(path).is_dir():
         yield warn(
             "weights",

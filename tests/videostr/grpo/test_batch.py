@@ -1,39 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr.grpo.batch import (
     Group,
-    RopeGrid,
+    PromptInputs,
     RowCost,
     RowPlan,
+    assign_rows,
     attention_mask,
     build_row,
-    deal,
     plan_rows,
-    prompt_positions,
 )
-from videostr.prompt import PromptInputs
-
-GRID = RopeGrid(merge_size=2, tokens_per_second=2)
 
 
-def toy_prompt(length: int = 16, seconds: float = 2.0) -> PromptInputs:
-    """Two text tokens, a video of 3 x 2 x 2 merged patches, then text."""
+def toy_prompt(length: int = 16) -> PromptInputs:
+    """Two text tokens, a video of 3 x 2 x 2 merged patches at times 0, 4, 8, then text."""
+    video = torch.stack(
+        [
+            torch.tensor([0, 4, 8]).repeat_interleave(4),
+            *torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]).repeat(1, 3),
+        ]
+    )
+    text = torch.arange(length - 14) + 11
     return PromptInputs(
         input_ids=torch.arange(100, 100 + length),
-        mm_token_type_ids=torch.tensor([0, 0] + [2] * 12 + [0] * (length - 14)),
-        pixel_values_videos=torch.full((48, 8), float(length)),
-        video_grid_thw=torch.tensor([[3, 4, 4]]),
-        second_per_grid_ts=torch.tensor([seconds]),
+        positions=torch.cat([torch.arange(2).expand(3, -1), video + 2, text.expand(3, -1)], dim=1),
+        vision={"pixels": torch.full((48, 8), float(length)), "grid": torch.tensor([[3, 4, 4]])},
     )
 
 
@@ -46,50 +44,15 @@ def toy_group(*lengths: int) -> Group:
     )
 
 
-def test_text_after_a_video_continues_from_its_largest_position() -> None:
-    # 2 s a patch at 2 positions a second: times 0, 4, 8 after the 2 text tokens; so text goes on at 2 + 8 + 1 = 11
-    positions = prompt_positions(toy_prompt(), GRID)
-    assert positions[:, :2].tolist() == [[0, 1]] * 3
-    assert positions[0, 2:14].tolist() == [2] * 4 + [6] * 4 + [10] * 4
-    assert positions[1, 2:14].tolist() == [2, 2, 3, 3] * 3
-    assert positions[2, 2:14].tolist() == [2, 3] * 6
-    assert positions[:, 14:].tolist() == [[11, 12]] * 3
-
-
-def test_fractional_seconds_are_rounded_down_after_the_product() -> None:
-    # 0.75 s a patch: 0, 1.5, 3 -> 0, 1, 3
-    assert prompt_positions(toy_prompt(seconds=0.75), GRID)[0, 2:14:4].tolist() == [2, 3, 5]
-
-
-def test_seconds_are_rounded_to_the_dtype_of_the_model_as_the_engine_does() -> None:
-    # 0.999 s a patch: 0, 1.998, 3.996; in bfloat16 it is 1 s
-    assert prompt_positions(toy_prompt(seconds=0.999), GRID)[0, 2:14:4].tolist() == [2, 3, 5]
-    rounded = replace(GRID, dtype=torch.bfloat16)
-    assert prompt_positions(toy_prompt(seconds=0.999), rounded)[0, 2:14:4].tolist() == [2, 4, 6]
-
-
-def test_positions_equal_transformers_where_a_video_is_wider_than_long(
-    policy: Qwen2_5_VLForConditionalGeneration, make_inputs: Callable[[str, int, float], PromptInputs]
-) -> None:
-    inputs = make_inputs("where is it?", 4, 4.0)
-    theirs, _ = policy.model.get_rope_index(
-        inputs.input_ids[None],
-        inputs.mm_token_type_ids[None],
-        video_grid_thw=inputs.video_grid_thw,
-        second_per_grid_ts=inputs.second_per_grid_ts,
-    )
-    assert torch.equal(prompt_positions(inputs, GRID), theirs[:, 0])
-
-
 def test_group_is_one_row_with_the_prompt_once() -> None:
     (plan,) = plan_rows([16], [[3, 1, 2]], max_row_tokens=100)
     assert contents(plan) == [(0, (0, 1, 2))]
     assert plan.tokens == 16 + 2 + 0 + 1
-    row = build_row(plan, {0: toy_group(3, 1, 2)}, GRID)
+    row = build_row(plan, {0: toy_group(3, 1, 2)})
     # inputs: the prompt, then each completion without its last token
     assert row.input_ids[16:].tolist() == [10, 11, 30]
     # every completion continues from position 12 of the prompt's last token
-    assert row.position_ids[:, 16:].tolist() == [[13, 14, 13]] * 3
+    assert row.positions[:, 16:].tolist() == [[13, 14, 13]] * 3
     assert row.completion_ids.tolist() == [0] * 16 + [1, 1, 3]
     # the prompt's last token (15) predicts every first token
     assert row.predictors.tolist() == [15, 16, 17, 15, 15, 18]
@@ -102,20 +65,20 @@ def test_group_is_one_row_with_the_prompt_once() -> None:
 
 def test_two_groups_share_a_row() -> None:
     (plan,) = plan_rows([16, 16], [[2], [2]], max_row_tokens=34)
-    row = build_row(plan, {0: toy_group(2), 1: toy_group(2)}, GRID)
+    row = build_row(plan, {0: toy_group(2), 1: toy_group(2)})
     assert row.prompt_ids.tolist() == [0] * 17 + [1] * 17
     assert row.completion_ids.tolist() == [0] * 16 + [1] + [0] * 16 + [2]
     assert row.predictors.tolist() == [15, 16, 32, 33]
-    assert row.position_ids[0, 17] == 0
-    assert row.video_grid_thw.tolist() == [[3, 4, 4]] * 2
-    assert row.pixel_values_videos.shape == (96, 8)
+    assert row.positions[0, 17] == 0
+    assert row.vision["grid"].tolist() == [[3, 4, 4]] * 2
+    assert row.vision["pixels"].shape == (96, 8)
     assert len(plan_rows([16, 16], [[2], [2]], max_row_tokens=33)) == 2
 
 
 def test_long_group_is_split_by_completions() -> None:
     plan = plan_rows([10], [[5, 5, 5, 5, 40]], max_row_tokens=20)
     # 10 + 4 + 4 = 18 fits, a third 4 does not; 40 does not fit at all and stands alone
-    assert [row.pieces[0].completions for row in plan] == [(4,), (0, 1), (2, 3)]
+    assert [row.segments[0].completions for row in plan] == [(4,), (0, 1), (2, 3)]
     assert [row.tokens for row in plan] == [49, 18, 18]
 
 
@@ -135,41 +98,26 @@ def test_cost_by_hand() -> None:
     assert row.cost == 6 + 19 * 100 + 5 * 10_000 + 8 * 1_000_000
 
 
-def test_cost_of_a_model_counts_its_weights(policy: Qwen2_5_VLForConditionalGeneration) -> None:
-    """6 operations a weight of a matrix and token, 2 for a frozen tower; 4 tokens a patch in the merger's matrices."""
-    trained = RowCost.of(policy.config, freeze_vision=False)
-    matrices = {name: p.numel() for name, p in policy.named_parameters() if p.ndim >= 2}
-    layers = sum(n for name, n in matrices.items() if "language_model.layers" in name)
-    assert trained.token == 6 * layers
-    assert trained.target == 8 * matrices["lm_head.weight"]
-    assert trained.pair == 12 * 3 * 128
-    blocks = sum(n for name, n in matrices.items() if "visual.blocks" in name)
-    merger = sum(n for name, n in matrices.items() if "visual.merger" in name)
-    # attention over a window of 8 x 8 patches, 64 wide, in two layers
-    assert trained.patch == 6 * (blocks + merger / 4 + 2 * 2 * 64 * 64)
-    assert RowCost.of(policy.config, freeze_vision=True).patch == trained.patch / 3
-
-
-def test_rows_are_dealt_dearest_first_to_the_rank_with_least_work() -> None:
+def test_the_most_expensive_row_goes_to_the_rank_with_the_least_work() -> None:
     rows = plan_rows([9, 8, 6, 5, 4, 1], [[1]] * 6, max_row_tokens=1)
     # rounds (9 8) (6 5) (4 1): 9 | 8, then 6 to the lesser: 14 | 14, then 4 to the first of equals: 18 | 15
-    assert [[row.tokens for row in part] for part in deal(rows, 2)] == [[9, 5, 4], [8, 6, 1]]
+    assert [[row.tokens for row in part] for part in assign_rows(rows, 2)] == [[9, 5, 4], [8, 6, 1]]
 
 
-def test_groups_that_share_a_row_are_parted_before_a_rank_idles() -> None:
+def test_rows_that_groups_share_are_split_before_one_is_repeated_as_padding() -> None:
     rows = plan_rows([10, 9, 5, 4], [[1]] * 4, max_row_tokens=100)
     assert len(rows) == 1
-    assert [[contents(row) for row in part] for part in deal(rows, 2)] == [
+    assert [[contents(row) for row in part] for part in assign_rows(rows, 2)] == [
         [[(0, (0,)), (2, (0,))]],  # 15 tokens
         [[(1, (0,)), (3, (0,))]],  # 13
     ]
-    assert [[(row.tokens, row.idle) for row in part] for part in deal(rows, 3)] == [
+    assert [[(row.tokens, row.padding) for row in part] for part in assign_rows(rows, 3)] == [
         [(13, False)],  # 9 + 4
         [(10, False)],
         [(5, False)],
     ]
-    five = deal(rows, 5)
-    assert [[(row.tokens, row.idle) for row in part] for part in five] == [
+    five = assign_rows(rows, 5)
+    assert [[(row.tokens, row.padding) for row in part] for part in five] == [
         [(10, False)],
         [(9, False)],
         [(5, False)],
@@ -179,7 +127,7 @@ def test_groups_that_share_a_row_are_parted_before_a_rank_idles() -> None:
 
 
 def contents(row: RowPlan) -> list[tuple[int, tuple[int, ...]]]:
-    return [(piece.group, piece.completions) for piece in row.pieces]
+    return [(segment.group, segment.completions) for segment in row.segments]
 
 
 @given(
@@ -192,24 +140,24 @@ def test_every_completion_is_computed_once_and_ranks_have_equally_many_rows(
 ) -> None:
     prompts, completions = [p for p, _ in lengths], [c for _, c in lengths]
     rows = plan_rows(prompts, completions, max_row_tokens=limit)
-    found = sorted((p.group, c) for row in rows for p in row.pieces for c in p.completions)
+    found = sorted((p.group, c) for row in rows for p in row.segments for c in p.completions)
     assert found == [(g, c) for g, group in enumerate(completions) for c, n in enumerate(group) if n > 0]
     for row in rows:
         whole = sum(
-            prompts[p.group] + sum(completions[p.group][c] - 1 for c in p.completions) for p in row.pieces
+            prompts[p.group] + sum(completions[p.group][c] - 1 for c in p.completions) for p in row.segments
         )
         assert row.tokens == whole
-        assert whole <= limit or len(row.pieces) == len(row.pieces[0].completions) == 1
+        assert whole <= limit or len(row.segments) == len(row.segments[0].completions) == 1
     if rows:
-        dealt = deal(rows, num_ranks)
-        assert len({len(part) for part in dealt}) == 1
-        live = [row for part in dealt for row in part if not row.idle]
+        assigned = assign_rows(rows, num_ranks)
+        assert len({len(part) for part in assigned}) == 1
+        live = [row for part in assigned for row in part if not row.padding]
         assert sorted(p for row in live for p in contents(row)) == sorted(
             p for r in rows for p in contents(r)
         )
-        idle = [row for part in dealt for row in part if row.idle]
-        assert not idle or all(len(row.pieces) == 1 for row in live)
-        assert len(idle) < num_ranks
+        padding = [row for part in assigned for row in part if row.padding]
+        assert not padding or all(len(row.segments) == 1 for row in live)
+        assert len(padding) < num_ranks
 
 
 @given(
@@ -231,9 +179,9 @@ def test_ranks_are_balanced(lengths: list[tuple[int, list[int]]], limit: int, nu
         patches=[p // 2 for p, _ in lengths],
         cost=cost,
     )
-    dealt = deal(rows, num_ranks)
-    work = [sum(row.cost for row in part) for part in dealt]
-    rounds = [[row.cost for row in together] for together in zip(*dealt, strict=True)]
+    assigned = assign_rows(rows, num_ranks)
+    work = [sum(row.cost for row in part) for part in assigned]
+    rounds = [[row.cost for row in together] for together in zip(*assigned, strict=True)]
     assert max(work) - min(work) <= max(max(r) - min(r) for r in rounds) + 1e-6
     assert max(work) <= sum(work) / num_ranks + max(max(r) for r in rounds) * (1 - 1 / num_ranks) + 1e-6
     for earlier, later in pairwise(rounds):

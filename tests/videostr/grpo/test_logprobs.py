@@ -13,16 +13,21 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+from tests.videostr.models.plain import plain_inputs
 from videostr.config.sections import LossConfig
-from videostr.grpo.attention import INTERFACE, Kernel
-from videostr.grpo.batch import Group, RopeGrid, build_row, plan_rows
+from videostr.grpo.attention import Kernel
+from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
+from videostr.models.attention import INTERFACE
+from videostr.models.base import ModelFamily
+from videostr.types import Prompt
+from videostr.video import ClipFrames
 
+MakePrompt = Callable[[str, int, float], tuple[Prompt, ClipFrames]]
 MakeGroup = Callable[..., Group]
-GRID = RopeGrid(merge_size=2, tokens_per_second=2)
+Learned = tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int]
 
 
 def test_head_by_hand() -> None:
@@ -52,29 +57,22 @@ def test_head_gradients_equal_those_of_whole_logits() -> None:
 
 
 def test_row_equals_the_plain_forward_of_prompt_and_completion(
-    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup
+    family: ModelFamily, policy: Any, processor: Any, make_prompt: MakePrompt, make_group: MakeGroup
 ) -> None:
     group = make_group(seed=1, lengths=(7, 4))
+    prompt, frames = make_prompt("where?", 4, 4.0)
     temperature = 0.8
     expected = []
     for completion in group.completions:
-        ids = torch.cat([group.prompt.input_ids, completion])
-        kinds = torch.cat([group.prompt.mm_token_type_ids, torch.zeros_like(completion)])
         with torch.no_grad():
-            logits = policy(
-                input_ids=ids[None],
-                mm_token_type_ids=kinds[None],
-                pixel_values_videos=group.prompt.pixel_values_videos,
-                video_grid_thw=group.prompt.video_grid_thw,
-                second_per_grid_ts=group.prompt.second_per_grid_ts,
-            ).logits[0]
+            logits = policy(**plain_inputs(prompt, frames, processor, completion)).logits[0]
         # the logits at token t - 1 predict token t
         log_p = torch.log_softmax(logits[len(group.prompt.input_ids) - 1 : -1] / temperature, -1)
         expected.append(log_p.gather(1, completion[:, None])[:, 0])
     (plan,) = plan_rows([len(group.prompt.input_ids)], [[7, 4]], max_row_tokens=500)
-    row = build_row(plan, {0: group}, GRID)
+    row = build_row(plan, {0: group})
     with torch.no_grad():
-        ours, _ = PolicyLogprobs(deepcopy(policy))(**row.model_inputs(), temperature=temperature)
+        ours, _ = PolicyLogprobs(deepcopy(policy), family)(row, temperature)
     torch.testing.assert_close(ours, torch.cat(expected), atol=1e-5, rtol=0)
 
 
@@ -103,21 +101,22 @@ def test_head_never_holds_more_than_a_chunk_of_logits() -> None:
 
 
 def learn(
-    policy: Qwen2_5_VLForConditionalGeneration,
+    family: ModelFamily,
+    policy: Any,
     groups: Sequence[Group],
     max_row_tokens: int,
     packing: Literal["group", "none"],
     attention: Kernel = "sdpa",
-) -> tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int]:
+) -> Learned:
     """Global loss, log-probabilities by sequence, gradients by parameter, number of rows."""
-    model = PolicyLogprobs(deepcopy(policy), attention)
+    model = PolicyLogprobs(deepcopy(policy), family, attention)
     lengths = [[len(c) for c in group.completions] for group in groups]
     prompts = [len(group.prompt.input_ids) for group in groups]
     rows = plan_rows(prompts, lengths, max_row_tokens=max_row_tokens, packing=packing)
     logprobs, total = {}, 0.0
     for plan in rows:
-        row = build_row(plan, dict(enumerate(groups)), GRID)
-        found, entropy = model(**row.model_inputs(), temperature=1.0)
+        row = build_row(plan, dict(enumerate(groups)))
+        found, entropy = model(row, 1.0)
         loss, sums = policy_loss(row, found, entropy, LossConfig(aggregation="sequence"), count(lengths))
         loss.backward()
         total += sums.loss
@@ -137,7 +136,8 @@ def learn(
     ],
 )
 def test_packed_equals_per_sample(
-    policy: Qwen2_5_VLForConditionalGeneration,
+    family: ModelFamily,
+    policy: Any,
     make_group: MakeGroup,
     shapes: list[tuple[tuple[int, ...], int, float]],
     max_row_tokens: int,
@@ -147,7 +147,10 @@ def test_packed_equals_per_sample(
         make_group(seed, lengths, question="where? " * (seed + 1), num_frames=frames, fps=fps)
         for seed, (lengths, frames, fps) in enumerate(shapes)
     ]
-    packed, alone = learn(policy, groups, max_row_tokens, "group"), learn(policy, groups, 1, "none")
+    packed, alone = (
+        learn(family, policy, groups, max_row_tokens, "group"),
+        learn(family, policy, groups, 1, "none"),
+    )
     assert packed[-1] == rows
     assert alone[-1] == sum(len(group.completions) for group in groups)
     assert any("visual" in name for name in packed[2])
@@ -155,8 +158,8 @@ def test_packed_equals_per_sample(
 
 
 def assert_same(
-    found: tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int],
-    wanted: tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int],
+    found: Learned,
+    wanted: Learned,
 ) -> None:
     """Loss and log-probabilities to 1e-5, every gradient to 1e-4 of its norm."""
     loss, logprobs, gradients, _ = found
@@ -174,7 +177,7 @@ def assert_same(
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("freeze_vision", [False, True])
 def test_packed_equals_per_sample_for_random_groups(
-    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, seed: int, freeze_vision: bool
+    family: ModelFamily, policy: Any, make_group: MakeGroup, seed: int, freeze_vision: bool
 ) -> None:
     draw = random.Random(seed)
     groups = [
@@ -188,9 +191,9 @@ def test_packed_equals_per_sample_for_random_groups(
         for _ in range(draw.randint(1, 4))
     ]
     trained = deepcopy(policy)
-    trained.model.visual.requires_grad_(not freeze_vision)
-    packed = learn(trained, groups, draw.choice((90, 250, 2000)), "group")
-    assert_same(packed, learn(trained, groups, 1, "none"))
+    family.tower(trained).requires_grad_(not freeze_vision)
+    packed = learn(family, trained, groups, draw.choice((90, 250, 2000)), "group")
+    assert_same(packed, learn(family, trained, groups, 1, "none"))
     assert any("visual" in name for name in packed[2]) is not freeze_vision
 
 
@@ -198,27 +201,27 @@ def test_packed_equals_per_sample_for_random_groups(
     "ignore:flex_attention called without torch.compile", r"ignore:The \.grad attribute"
 )
 def test_flex_equals_sdpa(
-    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, policy: Any, make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # torch refuses gradients on CPU
     groups = [make_group(0, (9, 1, 40)), make_group(1, (30, 20), num_frames=8, fps=1.0)]
-    assert_same(learn(policy, groups, 1000, "group", "flex"), learn(policy, groups, 1000, "group"))
+    assert_same(
+        learn(family, policy, groups, 1000, "group", "flex"), learn(family, policy, groups, 1000, "group")
+    )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(
-    policy: Qwen2_5_VLForConditionalGeneration, make_group: MakeGroup, reentrant: bool
+    family: ModelFamily, policy: Any, make_group: MakeGroup, reentrant: bool
 ) -> None:
     groups = [make_group(0, (9, 1, 40)), make_group(1, (30, 20), num_frames=8)]
     saving = deepcopy(policy).train()
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert_same(learn(saving, groups, 1000, "group"), learn(policy, groups, 1000, "group"))
+    assert_same(learn(family, saving, groups, 1000, "group"), learn(family, policy, groups, 1000, "group"))
 
 
-def test_saved_policy_has_a_plain_attention(
-    policy: Qwen2_5_VLForConditionalGeneration, tmp_path: Path
-) -> None:
-    model = PolicyLogprobs(deepcopy(policy))
+def test_saved_policy_has_a_plain_attention(family: ModelFamily, policy: Any, tmp_path: Path) -> None:
+    model = PolicyLogprobs(deepcopy(policy), family)
     model.policy.save_pretrained(tmp_path)
     assert model.policy.model.language_model.config._attn_implementation == INTERFACE
     assert "videostr" not in (tmp_path / "config.json").read_text()

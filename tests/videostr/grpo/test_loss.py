@@ -21,18 +21,17 @@ LOGPROBS = torch.tensor([-1.0, -2.0, -3.0])
 ENTROPY = torch.tensor([0.5, 1.0, 1.5])
 ROW = Row(
     input_ids=NOTHING,
-    position_ids=NOTHING,
+    positions=NOTHING,
     prompt_ids=NOTHING,
     completion_ids=NOTHING,
-    pixel_values_videos=NOTHING,
-    video_grid_thw=NOTHING,
+    vision={},
     predictors=NOTHING,
     targets=torch.tensor([7, 8, 9]),
     sequence_ids=torch.tensor([0, 0, 1]),
     behaviour_logprobs=LOGPROBS - RATIOS.log(),
     advantages=torch.tensor([1.0, -2.0]),
     origins=((0, 0), (0, 1)),
-    idle=False,
+    padding=False,
 )
 
 
@@ -204,9 +203,9 @@ def test_kl_to_the_reference_is_k3() -> None:
     assert sums.kl == pytest.approx(exp(1) - 2)
 
 
-def test_idle_row_has_no_weight_but_stays_in_the_graph() -> None:
+def test_padding_row_has_no_weight_but_stays_in_the_graph() -> None:
     logprobs = LOGPROBS.clone().requires_grad_()
-    loss, sums = policy_loss(replace(ROW, idle=True), logprobs, ENTROPY, LossConfig(), COUNTS)
+    loss, sums = policy_loss(replace(ROW, padding=True), logprobs, ENTROPY, LossConfig(), COUNTS)
     loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0.0, 0.0, 0.0]

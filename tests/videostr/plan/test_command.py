@@ -14,6 +14,7 @@ import pytest
 from videostr.config.load import dump, load
 from videostr.config.schema import Config
 from videostr.errors import ConfigError, RunFolderError
+from videostr.models.base import shapes_of
 from videostr.plan.__main__ import main
 from videostr.plan.calibrate import Calibration, Measured, calibrate, read_measured
 from videostr.plan.costs import HARDWARE, Factors, Workload, assumed
@@ -29,7 +30,6 @@ from videostr.plan.search import (
     with_cache,
     with_staleness,
 )
-from videostr.plan.shapes import PUBLISHED, shapes_of
 from videostr.plan.simulate import simulate
 from videostr.plan.workers import Machine
 from videostr.traces import TraceRow, write_traces
@@ -170,7 +170,7 @@ def scenario_of(config: Config, tokens: int = 600) -> Scenario:
 def test_splits_use_the_whole_cluster_and_what_divides_the_model() -> None:
     config = load(GPU_CONFIG)
     cluster = Cluster(gpus=8, gpus_per_node=8, hardware=HARDWARE["H100"])
-    found = list(splits(config, PUBLISHED["7B"], cluster))
+    found = list(splits(config, shapes_of("Qwen2.5-VL-7B"), cluster))
     assert all(
         c.rollout.num_workers * c.rollout.tensor_parallel_size + c.learner.num_ranks == 8 for c in found
     )

@@ -11,20 +11,20 @@ import pytest
 
 from videostr.config.schema import Config
 from videostr.errors import ConfigError, ModelError
-from videostr.grpo.logprobs import CHUNK_TOKENS as HEAD_CHUNK_TOKENS
+from videostr.grpo.batch import RowCost
+from videostr.models.base import Shapes, Stack, shapes_of
 from videostr.plan.costs import HARDWARE, Factors, Workload, assumed, hardware_of
 from videostr.plan.lengths import Lognormal, Traced
-from videostr.plan.memory import BUFFERS_GIB, CHUNK_TOKENS, GIB, estimate
-from videostr.plan.shapes import PUBLISHED, Shapes, Vision, shapes_of
+from videostr.plan.memory import BUFFERS_GIB, GIB, estimate
 
 TINY = Shapes(
-    name="tiny", hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-    vocab_size=10, tie_word_embeddings=False,
-    vision=Vision(
-        depth=1, hidden_size=2, intermediate_size=3, out_hidden_size=4, patch_size=1, spatial_merge_size=1,
-        window_size=1, temporal_patch_size=1, in_channels=1,
-    ),
+    name="tiny", parameters=320, vision_parameters=76, decode_parameters=200, vocab_size=10, num_attention_heads=2,
+    num_key_value_heads=1, kv_elements=4, patches_per_token=1,
+    text=Stack(layers=1, hidden_size=4, intermediate_size=8, activations=82),
+    vision=Stack(layers=1, hidden_size=2, intermediate_size=3, activations=40),
+    frozen_cost=RowCost(token=3 * 288, pair=3 * 16, target=4 * 80, patch=100),
 )  # fmt: skip
+"""As tests/videostr/models/test_qwen2_5_vl.py counts them."""
 
 
 def config_of(**values: object) -> Config:
@@ -38,49 +38,25 @@ def config_of(**values: object) -> Config:
 # ---------------------------------------------------------------------------------------------------------- shapes
 
 
-@pytest.mark.parametrize(
-    ("size", "parameters"),
-    [("3B", 3_754_622_976), ("7B", 8_292_166_656), ("32B", 33_452_718_336), ("72B", 73_410_777_344)],
-)
-def test_published_models_have_their_published_size(size: str, parameters: int) -> None:
-    # 3B and 7B: counted from transformers' model of their config.json
-    assert PUBLISHED[size].parameters == parameters
-
-
-def test_parameters_of_a_tiny_model() -> None:
-    # Layer: q 16 + 4, k and v 2 (8 + 2), o 16, MLP 96, norms 8 = 160. Tables 2 x 40, last norm 4.
-    assert TINY.layer_parameters == 160
-    assert TINY.text_parameters == 244
-    # Tower: embedding 2; block: attention 16 + 8, MLP 18 + 6 + 2, norms 4 = 54; merger 2 + (4 + 2) + (8 + 4) = 20
-    assert TINY.vision.parameters == 76
-    assert dataclasses.replace(TINY, tie_word_embeddings=True).parameters == 320 - 40
-
-
-def test_operations_of_a_tiny_model() -> None:
-    forward = TINY.forward
-    # Per token 2 (2 x 16 + 2 x 4 x 2 + 3 x 32); per pair 4 x 4; per target 2 x 4 x 10; per patch 2 (16 + 18 + 4 + 4 + 8)
-    assert (forward.token, forward.pair, forward.target, forward.patch) == pytest.approx((288, 16, 80, 100))
-
-
 def test_shapes_come_from_a_folder_or_a_name(tmp_path: Path) -> None:
     # The demo's policy; a publication of it has sync/bytes = 3947264
     assert shapes_of("videostr/tabletop/pretrained").parameters * 4 == 3_947_264
-    assert shapes_of("Qwen/Qwen2.5-VL-7B-Instruct") is PUBLISHED["7B"]
-    with pytest.raises(ModelError, match="none of the sizes"):
+    assert shapes_of("Qwen/Qwen2.5-VL-7B-Instruct").parameters == 8_292_166_656
+    with pytest.raises(ModelError, match=r"its name contains none of Qwen2\.5-VL-3B, "):
         shapes_of("someone/model")
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
-    with pytest.raises(ModelError, match="does not give the shapes"):
+    with pytest.raises(ModelError, match="so it takes no video here"):
         shapes_of(str(tmp_path))
 
 
 def test_older_config_files_have_the_language_model_at_the_top(tmp_path: Path) -> None:
-    raw = {
-        "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": 10, "tie_word_embeddings": False,
-        "vision_config": {**dataclasses.asdict(TINY.vision), "hidden_act": "silu"},
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    assert shapes_of(str(tmp_path)) == dataclasses.replace(TINY, name=tmp_path.name)
+    raw = json.loads(Path("videostr/tabletop/pretrained/config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(raw | raw.pop("text_config") | {"model_type": raw["model_type"]})
+    )
+    assert shapes_of(str(tmp_path)) == dataclasses.replace(
+        shapes_of("videostr/tabletop/pretrained"), name=tmp_path.name
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- costs
@@ -221,19 +197,15 @@ def test_a_reference_is_whole_everywhere() -> None:
 
 def test_what_does_not_fit_is_named_with_what_to_change() -> None:
     config = config_of(learner__max_row_tokens=16384, rollout__max_model_len=8192)
-    problems = " ".join(estimate(config, PUBLISHED["72B"], 80.0).problems)
+    problems = " ".join(estimate(config, shapes_of("Qwen2.5-VL-72B"), 80.0).problems)
     assert "learner.zero_stage" in problems
     assert "rollout.tensor_parallel_size" in problems
 
 
 def test_a_cpu_is_never_refused_and_has_the_stated_cache() -> None:
-    memory = estimate(config_of(rollout__kv_cache_gib=3), PUBLISHED["72B"], None)
+    memory = estimate(config_of(rollout__kv_cache_gib=3), shapes_of("Qwen2.5-VL-72B"), None)
     assert not memory.problems
     assert memory.engine.kv_cache == 3
-
-
-def test_the_chunk_is_the_output_layers() -> None:
-    assert CHUNK_TOKENS == HEAD_CHUNK_TOKENS
 
 
 # --------------------------------------------------------------------------------------------------------- lengths

@@ -14,19 +14,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from videostr import coldstart, launch
 from videostr.config.load import load
 from videostr.errors import ModelError
 from videostr.evaluate import __main__ as evaluate
-from videostr.model import open_checkpoint
+from videostr.models.checkpoint import load_policy, open_checkpoint
+from videostr.models.processor import load_processor
 from videostr.plan import __main__ as plan
 from videostr.preflight.findings import Context, Severity
 from videostr.preflight.model import check_policy
-from videostr.processor import load_processor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 POLICY = ROOT / "videostr" / "tabletop" / "pretrained"
 Breaks = Callable[[Path], object]
 
@@ -327,7 +326,7 @@ def test_what_trains_is_at_most_a_warning(
     assert {finding.severity for finding in findings} == (
         {Severity.OK, Severity.WARN} if words else {Severity.OK}
     )
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    loaded = load_policy(folder, torch.float32)
     assert torch.equal(
         dict(loaded.named_parameters())["lm_head.weight"],
         load_file(POLICY / "model.safetensors")["lm_head.weight"],
