@@ -34,7 +34,7 @@ class LearnerWorker(Named):
     """One DeepSpeed rank.
 
     Call `connect` and `start` on every rank, then the other methods on every rank together: each is a collective.
-    The learner draws no random numbers (Qwen2.5-VL has no dropout), so its state is weights, optimizer and version.
+    The learner draws no random numbers (no family has dropout), so its state is weights, optimizer and version.
 
     Attributes:
         rank: number of this rank.

@@ -69,7 +69,7 @@ class ColdStartModel:
     """The policy to start from."""
 
     path: str = ""
-    """Folder of a Qwen2.5-VL to start from; "" makes the tabletop policy from random weights."""
+    """Folder of a model to start from; "" makes the tabletop policy from random weights."""
     dtype: Dtype = "float32"
     """Of weights and activations."""
     freeze_vision: bool = False
@@ -160,7 +160,7 @@ class EvaluationModel:
     """The policy to evaluate."""
 
     path: str = ""
-    """Hugging Face folder (or hub id) of a Qwen2.5-VL, such as `policy/` of a checkpoint."""
+    """Hugging Face folder (or hub id) of a model of one of the families in `videostr/models`, such as `policy/` of a checkpoint."""
     dtype: Dtype = "bfloat16"
     """Of weights and activations."""
 

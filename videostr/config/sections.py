@@ -42,7 +42,7 @@ class Model:
     """The policy."""
 
     path: str = ""
-    """Hugging Face folder (or hub id) of a Qwen2.5-VL."""
+    """Hugging Face folder (or hub id) of a model of one of the families in `videostr/models`."""
     dtype: Dtype = "bfloat16"
     """Of weights and activations, in learner and engine."""
     freeze_vision: bool = False
