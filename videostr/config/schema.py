@@ -160,7 +160,7 @@ class EvaluationModel:
     """The policy to evaluate."""
 
     path: str = ""
-    """Hugging Face folder (or hub id) of a model of one of the families in `videostr/models`, such as `policy/` of a checkpoint."""
+    """Hugging Face folder (or hub id) of a model, such as `policy/` of a checkpoint."""
     dtype: Dtype = "bfloat16"
     """Of weights and activations."""
 
