@@ -73,6 +73,7 @@ FLOORS = {
         "videostr.errors",
         "videostr.digests",
         "videostr.shipped",
+        "videostr.schema_rules",
         "videostr.config",
         "videostr.command",
         "videostr.custom",

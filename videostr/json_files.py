@@ -66,12 +66,6 @@ def _length_of_mark(head: bytes) -> int:
     return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
 
 
-def field_problem(error: msgspec.ValidationError) -> str:
-    """Return a finding of msgspec with the field first: "frames[0].time: Expected `float` >= 0.0"."""
-    rule, _, field = str(error).partition(" - at `$")
-    return f"{field.strip('.`')}: {rule}" if field else rule
-
-
 def json_rows(path: Path, what: str) -> Iterator[tuple[str, bytes]]:
     """Yield place and JSON of every row of a file of JSON lines, or of one JSON array of rows.
 

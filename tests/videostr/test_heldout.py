@@ -17,7 +17,13 @@ from transformers import AutoProcessor
 
 import rewards
 from rewards import Rubric
-from videostr.config.schema import Config, EvaluationConfig
+from videostr.config.schema import (
+    BenchmarkConfig,
+    Config,
+    EvaluationConfig,
+    EvaluationModel,
+    EvaluationSampling,
+)
 from videostr.config.sections import EvaluateConfig, Run, Sampling
 from videostr.data.prompts import Drawn, RecordSource
 from videostr.evaluate.answers import Answers
@@ -211,7 +217,11 @@ def test_alone_and_beside_training_the_same_is_asked_and_earned(
     trained = asyncio.run(evaluate(CONFIG, drawn, ports(beside), 0, greedy_only=True))
 
     root = tabletop / "heldout"
-    config = EvaluationConfig(root=str(root), model=POLICY, max_tokens=CONFIG.sampling.max_tokens)
+    config = EvaluationConfig(
+        benchmark=BenchmarkConfig(root=str(root)),
+        model=EvaluationModel(path=POLICY),
+        sampling=EvaluationSampling(max_tokens=CONFIG.sampling.max_tokens),
+    )
     benchmark = Records(Rubric.preset("default"))
     asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
     items = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]

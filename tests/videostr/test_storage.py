@@ -258,6 +258,9 @@ def test_a_step_that_cannot_be_noted_ends_the_run_after_a_checkpoint(
     assert learned == stage.order(36)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # of TensorBoard's own thread
 def test_a_run_folder_that_is_deleted_meanwhile_ends_the_run_after_a_checkpoint(
     tabletop: Path, tmp_path: Path
 ) -> None:

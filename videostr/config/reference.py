@@ -16,7 +16,8 @@ from typing import Any, get_type_hints
 import msgspec.inspect as types
 
 from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
-from videostr.config.values import rule_of, shown
+from videostr.config.values import shown
+from videostr.schema_rules import rule_of
 
 HEAD = """# Config reference
 

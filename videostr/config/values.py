@@ -17,9 +17,9 @@ import msgspec
 from msgspec import inspect
 
 from videostr.errors import ConfigError
+from videostr.schema_rules import rule_of
 
 SEE = "keys and types are listed in docs/config.md"
-NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,40 +94,6 @@ def value_of(value: Any, annotation: Any) -> Any:
     ):  # NaN passes every comparison of msgspec
         raise msgspec.ValidationError(rule_of(kind))
     return converted
-
-
-def rule_of(kind: inspect.Type) -> str:
-    """Return what a value of a type must be."""
-    match kind:
-        case inspect.IntType():
-            return f"a whole number{bounds_of(kind)}"
-        case inspect.FloatType():
-            return f"a finite number{bounds_of(kind)}"
-        case inspect.BoolType():
-            return "true or false"
-        case inspect.LiteralType():
-            return f"one of {', '.join(map(str, kind.values))}"
-        case inspect.TupleType():
-            first = kind.item_types[0]
-            one = "whole numbers" if isinstance(first, inspect.IntType) else "numbers"
-            return f"a list of {NUMBERS[len(kind.item_types)]} {one}{bounds_of(first)}"
-        case inspect.ListType():
-            return f"a list, each {rule_of(kind.item_type)}"
-        case inspect.UnionType():
-            return ", or ".join(rule_of(one) for one in kind.types)
-        case inspect.NoneType():
-            return "null"
-    return "text"
-
-
-def bounds_of(kind: inspect.Type) -> str:
-    """Return the range of a number, as in ", from 0 to 1"; "" where it has none."""
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    if getattr(kind, "ge", None) is not None and getattr(kind, "le", None) is not None:
-        return f", from {kind.ge} to {kind.le}"  # type: ignore[attr-defined]
-    limits = [(word, getattr(kind, name, None)) for name, word in words.items()]
-    found = [f"{word} {limit}" for word, limit in limits if limit is not None]
-    return f", {' and '.join(found)}" if found else ""
 
 
 def shown(value: Any) -> str:

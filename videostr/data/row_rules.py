@@ -15,15 +15,21 @@ import pyarrow as pa
 from msgspec import Meta
 
 from videostr.errors import RecordError
-from videostr.json_files import field_problem
+from videostr.schema_rules import field_problem
 from videostr.types import AnswerKind
 
-Filled = Annotated[str, Meta(pattern=r"\S")]
+Filled = Annotated[str, Meta(pattern=r"\S", description="text that is not empty")]
 Seconds = Annotated[float, Meta(ge=0, le=1e7)]
 """Of a video, 115 days at most."""
 Side = Annotated[int, Meta(ge=1, le=16_384)]
 """Rows or columns of a frame; no codec has more."""
-Unit = Annotated[str, Meta(pattern=r"^\s*(?![\d+\-−.,])[^\x00-\x1f\x7f-\x9f]{0,40}\Z")]
+Unit = Annotated[
+    str,
+    Meta(
+        pattern=r"^\s*(?![\d+\-−.,])[^\x00-\x1f\x7f-\x9f]{0,40}\Z",
+        description="a unit of at most 40 characters, not first a digit, sign or point",
+    ),
+]
 """A number follows no digit, sign or point that is part of its unit."""
 
 
@@ -39,7 +45,7 @@ class AnswerRow(msgspec.Struct):
 class ClipRow(msgspec.Struct):
     """Column `clip`."""
 
-    video: Annotated[str, Meta(pattern=r"\A\s*[^\s\0][^\0]*\Z")]
+    video: Annotated[str, Meta(pattern=r"\A\s*[^\s\0][^\0]*\Z", description="a path")]
     num_frames: Annotated[int, Meta(ge=1, le=10_000)]
     """No model takes more."""
     start_s: Seconds | None
@@ -88,9 +94,9 @@ def checked_row(row: dict[str, Any], origin: str) -> Row:
         found = msgspec.convert(values, Row)
         msgspec.json.encode(found)
     except msgspec.ValidationError as error:
-        field, _, rule = field_problem(error).rpartition(": ")
-        value = f" = {_value(row, field)!r:.80}" if field else ""
-        raise RecordError(f"{origin}: {field}{value}: {rule}" if field else f"{origin}: {rule}") from None
+        field, _, rule = field_problem(error, Row).partition(": ")
+        value = "" if rule == "is missing" else f" = {_value(row, field)!r:.80}"
+        raise RecordError(f"{origin}: {field}{value}: {rule}") from None
     except UnicodeEncodeError as error:
         raise RecordError(f"{origin}: {error.object!r:.80}: must be UTF-8 text") from None
     for name in ("options", "labels"):

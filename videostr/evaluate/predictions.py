@@ -16,7 +16,8 @@ import msgspec
 
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question
-from videostr.json_files import field_problem, json_rows
+from videostr.json_files import json_rows
+from videostr.schema_rules import field_problem
 
 Side = Annotated[int, msgspec.Meta(ge=1)]
 NAMED = 5
@@ -106,7 +107,7 @@ def _row(where: str, row: bytes) -> tuple[str, Prediction]:
             json.loads(row), _Line
         )  # lone surrogates, which msgspec refuses, may be in texts
     except msgspec.ValidationError as error:
-        problem = field_problem(error)
+        problem = field_problem(error, _Line)
         raise DataError(f"{where}: {problem}", remedy='write {"id": ..., "prediction": "..."}') from None
     except (ValueError, RecursionError) as error:
         raise DataError(

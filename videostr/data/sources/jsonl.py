@@ -21,16 +21,23 @@ from msgspec import Meta
 from videostr.data.scene import Array, Frame, Scene, SkipReason, Track, are_rigid
 from videostr.data.source import SkipEntry, Source
 from videostr.errors import DataError
-from videostr.json_files import field_problem, json_lines
+from videostr.json_files import json_lines
+from videostr.schema_rules import field_problem
 
 Number = Annotated[float, Meta(gt=-1e9, lt=1e9)]
 Positive = Annotated[float, Meta(gt=0, lt=1e9)]
 Side = Annotated[int, Meta(ge=1, lt=1_000_000_000)]
 Three = tuple[Number, Number, Number]
 Four = tuple[Number, Number, Number, Number]
-Label = Annotated[str, Meta(pattern=r"^([^\WA-Z]|-)+\Z")]
+Label = Annotated[str, Meta(pattern=r"^([^\WA-Z]|-)+\Z", description="lower-case letters, digits, _ and -")]
 Text = Annotated[str, Meta(min_length=1)]
-RelativePath = Annotated[str, Meta(pattern=r"^(?!/)(?!(.*/)?\.\.(/|\Z))(?=.*[^./])[^\x00-\x1f\x7f]+\Z")]
+RelativePath = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!/)(?!(.*/)?\.\.(/|\Z))(?=.*[^./])[^\x00-\x1f\x7f]+\Z",
+        description="a path below the root, without ..",
+    ),
+]
 """Below ROOT, so that it holds no ".."."""
 
 
@@ -59,7 +66,9 @@ class _Track(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Scene(msgspec.Struct, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(pattern=r"^[\w-][\w.-]*\Z")]
+    name: Annotated[
+        str, Meta(pattern=r"^[\w-][\w.-]*\Z", description="letters, digits, _, - and ., not first a .")
+    ]
     video: RelativePath | list[RelativePath]
     fps: Positive
     image_size: tuple[Side, Side]
@@ -134,7 +143,7 @@ class Jsonl(Source):
         try:
             return msgspec.json.decode(line, type=_Scene)
         except msgspec.ValidationError as error:
-            raise self._bad_line(number, field_problem(error)) from None
+            raise self._bad_line(number, field_problem(error, _Scene)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self._bad_line(number, f"must be JSON ({error})") from None
 

@@ -20,7 +20,8 @@ from scipy.spatial.transform import Rotation
 from videostr.data.scene import Array, Skip, SkipReason
 from videostr.data.source import LIMIT, SkipEntry, are_usable, pose
 from videostr.errors import DataError
-from videostr.json_files import field_problem, json_content
+from videostr.json_files import json_content
+from videostr.schema_rules import field_problem
 
 CHANNEL = "CAM_FRONT"
 VERSIONS = ("v1.0-trainval", "v1.0-mini")
@@ -181,7 +182,9 @@ class Metadata:
             try:
                 row = decoder.decode(entry)
             except ValueError as error:
-                detail = field_problem(error) if isinstance(error, msgspec.ValidationError) else str(error)
+                detail = (
+                    field_problem(error, kind) if isinstance(error, msgspec.ValidationError) else str(error)
+                )
                 self.skips.append(self.skip(table, SkipReason.BAD_LINE, f"entry {number}: {detail:.80}"))
             else:
                 yield number, row
