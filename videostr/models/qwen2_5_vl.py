@@ -151,7 +151,10 @@ class Qwen25VL:
         grids = torch.as_tensor(inputs["video_grid_thw"])
         pixels = torch.as_tensor(inputs["pixel_values_videos"]).split(grids.prod(-1).tolist())
         seconds = torch.as_tensor(inputs["second_per_grid_ts"], dtype=torch.float32)
-        seconds = seconds.to(config.dtype or torch.float32)  # vLLM rounds to the dtype of the model
+        dtype = config.dtype or torch.float32
+        if isinstance(dtype, str):  # what save_pretrained leaves in the model's own config
+            dtype = getattr(torch, dtype)
+        seconds = seconds.to(dtype)  # vLLM rounds to the dtype of the model
         return [
             PromptInputs(
                 input_ids=torch.tensor(inputs["input_ids"][i]),

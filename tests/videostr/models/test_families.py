@@ -122,3 +122,21 @@ def test_a_video_size_is_one_that_the_processor_keeps(
     assert height * width <= most
     side = policy.config.vision_config.patch_size
     assert (height % side, width % side) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_that_was_saved_meanwhile_gives_the_same_positions(
+    family: ModelFamily,
+    policy_folder: Path,
+    processor: Any,
+    make_prompt: MakePrompt,
+    tmp_path: Path,
+    dtype: torch.dtype,
+) -> None:
+    """`save_pretrained` writes the name of the dtype into the configuration of the model that it saves."""
+    policy = family.load(policy_folder, dtype)
+    prompt, frames = make_prompt("where is the red_ball?", 4, 1.5)
+    (before,) = family.encode([prompt], [frames], processor, policy.config)
+    policy.save_pretrained(tmp_path)
+    (after,) = family.encode([prompt], [frames], processor, policy.config)
+    assert torch.equal(before.positions, after.positions)
