@@ -176,8 +176,9 @@ class RayLearner:
                     getattr(self.workers[rank], method).remote(*arguments), timeout_s
                 )
         except RayTaskError as error:
-            cause = error.cause
-            kind = type(cause) if isinstance(cause, VideoStrError) else LearnerError
-            raise kind(f"learner rank {rank} failed in `{method}`: {cause!r}") from error
+            failed, cause = f"learner rank {rank} failed in `{method}`", error.cause
+            if isinstance(cause, VideoStrError):
+                raise type(cause)(f"{failed}: {cause.message}", remedy=cause.remedy) from error
+            raise LearnerError(f"{failed}: {cause!r}") from error
         except RayError as error:
             raise LearnerError(f"learner rank {rank} died in `{method}`: {first_line(error)}") from error
