@@ -1,4 +1,4 @@
-"""Our formulas beside those of others: every table of docs/conformance.md is computed here and compared with its text.
+"""Our formulas beside those of others: every table of docs/rewards.md about others is computed here and compared with its text.
 
 The formulas of others are written anew from their published definitions, as short as they go.
 """
@@ -21,7 +21,7 @@ from videostr import answers, iou
 from videostr.trace import parse
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph
 
-PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
