@@ -10,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.test_configs import load_of
 from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
 from videostr.config.values import flat
+from videostr.trace import parse
+from videostr.types import SceneGraph
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -124,18 +128,48 @@ def test_keys_of_the_config_exist(path: Path) -> None:
     } == set()
 
 
-def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+def test_messages_in_the_docs_are_those_of_the_code() -> None:
     messages = [
         part
         for package in ("videostr", "actors", "rewards")
         for path in (ROOT / package).rglob("*.py")
         for part in message_parts(path.read_text())
     ]
-    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    text = (ROOT / "docs" / "failures.md").read_text()
     quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     assert len(quoted) > 20
     assert [message for message in quoted if not is_in(message, messages)] == []
     assert not is_in("the plan fits … nowhere", messages)
+
+
+def readme_block(language: str, begin: str) -> str:
+    """Return the block of the README in this language that begins so."""
+    text = (ROOT / "README.md").read_text()
+    (found,) = (
+        m["text"] for m in BLOCK.finditer(text) if m["language"] == language and m["text"].startswith(begin)
+    )
+    return found
+
+
+def test_the_trace_of_the_readme_is_well_formed_and_states_its_relations_rightly() -> None:
+    trace = parse(readme_block("text", "<think>"))
+    assert trace.well_formed
+    assert isinstance(trace.graph, SceneGraph)
+    (frame,) = trace.graph.frames
+    at = {node.id: np.array(node.pos) for node in frame.nodes}
+    for edge in frame.edges:
+        right, _, forward = at[edge.b] - at[edge.a]
+        assert edge.dist == pytest.approx(np.linalg.norm(at[edge.b] - at[edge.a]), abs=0.01)
+        assert edge.angle == pytest.approx(np.degrees(np.arctan2(forward, right)), abs=0.5)
+
+
+def test_the_library_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(readme_block("python", "from rewards import"), "README.md", "exec"), names)
+    parts = names["result"].parts
+    assert parts["format"] == parts["answer"] == 1.0
+    assert 0.5 < parts["graph"] < 1.0
+    assert str(names["result"].total) in capsys.readouterr().out
 
 
 def test_the_readme_shows_commands() -> None:

@@ -293,7 +293,7 @@ class Update:
     version: int
     """Weight version after it, one more than before; version 0 are the initial weights."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """loss, entropy, grad_norm, mismatch_kl, ...; means over completion tokens (docs/metrics.md)."""
+    """loss, entropy, grad_norm, mismatch_kl, ...; means over completion tokens (docs/report.md)."""
     failures: tuple[Failure, ...] = ()
     """Groups of the batch that the learner could not encode, and so did not learn from."""
 

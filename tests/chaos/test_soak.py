@@ -4,7 +4,7 @@
 
 Skipped without minutes. The run samples ahead of learning, evaluates and writes checkpoints all along, and is then stopped as a
 user stops it. Prints memory (medians over quarters of the time after the warm-up) and slope of every process, and the objects in
-Ray's store, as a table for docs/failures.md.
+Ray's store, as a table; docs/failures.md has the extremes of it.
 """
 
 from __future__ import annotations

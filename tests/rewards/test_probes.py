@@ -40,7 +40,7 @@ def rows_of(markdown: str) -> dict[str, list[float]]:
         (Difficulty.FULL, "probes: python -m rewards.probes --difficulty full"),
     ],
 )
-def test_shortcuts_earn_little_and_the_documented_table_says_so(difficulty: Difficulty, marker: str) -> None:
+def test_shortcuts_score_little_and_the_documented_table_says_so(difficulty: Difficulty, marker: str) -> None:
     rows = measure(tabletop_records(256, difficulty))
     for name in list(GRAPH_PROBES)[:3]:  # centroid, random positions, copies
         assert rows[name]["graph"] < 0.25, name
