@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from videostr.graph import GraphRefused, from_json, ground_axes
+from videostr.graph import InvalidGraph, from_json, ground_axes
 from videostr.types import GraphFrame, Node, SceneGraph
 
 SIDE = 170
@@ -84,7 +84,7 @@ def read_graph(text: str, reference: str) -> SceneGraph | None:
         return None
     try:
         return from_json(text, frame=reference, truth=True)
-    except GraphRefused:
+    except InvalidGraph:
         return None
 
 

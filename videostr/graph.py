@@ -1,6 +1,6 @@
 """Scene graphs: the JSON contract (version 1) and the geometry of nodes and edges.
 
-In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `GraphRefused` with the reason. The way back is
+In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `InvalidGraph` with the reason. The way back is
 `to_json`. Positions are [N, D] with D = 2 or 3, in the unit and frame of reference of the graph.
 """
 
@@ -30,7 +30,7 @@ MAX_ABS = 1e6
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
-class GraphRefused(DataError):
+class InvalidGraph(DataError):
     """A graph breaks the contract."""
 
     def __init__(self, reason: GraphAbsence, detail: str) -> None:
@@ -49,10 +49,10 @@ def from_json(text: str, *, frame: str = "", truth: bool = False) -> SceneGraph:
         truth: read the nodes' `size` and the frames' `view`, which only true graphs have, beyond the contract.
 
     Raises:
-        GraphRefused: with the reason and the first offence found.
+        InvalidGraph: with the reason and the first offence found.
     """
     if size_in_bytes(text) > MAX_BYTES:
-        raise GraphRefused(
+        raise InvalidGraph(
             GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
         )
     graph = None if truth or frame else _read_plain(text)
@@ -63,11 +63,11 @@ def _read_fully(text: str, frame: str, truth: bool) -> SceneGraph:
     try:
         # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
         graph = from_value(json.loads(text, parse_int=float), frame=frame, truth=truth)
-    except (ValueError, RecursionError, GraphRefused) as error:
+    except (ValueError, RecursionError, InvalidGraph) as error:
         _check_depth(text)
-        if isinstance(error, GraphRefused):
+        if isinstance(error, InvalidGraph):
             raise
-        raise GraphRefused(GraphAbsence.BAD_JSON, str(error)) from None
+        raise InvalidGraph(GraphAbsence.BAD_JSON, str(error)) from None
     if text.count("[") + text.count("{") != _brackets(graph):  # there is more in it than the contract names
         _check_depth(text)
     return graph
@@ -257,8 +257,8 @@ def size_in_bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _bad(detail: str) -> GraphRefused:
-    return GraphRefused(GraphAbsence.BAD_SCHEMA, detail)
+def _bad(detail: str) -> InvalidGraph:
+    return InvalidGraph(GraphAbsence.BAD_SCHEMA, detail)
 
 
 def _brief(value: object) -> str:
@@ -283,7 +283,7 @@ def _check_depth(text: str) -> None:
         if token in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise GraphRefused(GraphAbsence.TOO_LARGE, f"JSON nested deeper than {MAX_DEPTH}")
+                raise InvalidGraph(GraphAbsence.TOO_LARGE, f"JSON nested deeper than {MAX_DEPTH}")
         elif token in "]}":
             depth -= 1
 
@@ -292,7 +292,7 @@ def _items(value: object, name: str, limit: int) -> list[Any]:
     if not isinstance(value, list):
         raise _bad(f"{name} is {_brief(value)}, must be a list")
     if len(value) > limit:
-        raise GraphRefused(GraphAbsence.TOO_LARGE, f"{len(value)} {name}, at most {limit}")
+        raise InvalidGraph(GraphAbsence.TOO_LARGE, f"{len(value)} {name}, at most {limit}")
     return value
 
 
@@ -314,7 +314,7 @@ def _frame(value: object, truth: bool) -> GraphFrame:
     ids = {node.id for node in nodes}
     if len(ids) < len(nodes):
         twice = next(node.id for i, node in enumerate(nodes) if node.id in {other.id for other in nodes[:i]})
-        raise GraphRefused(
+        raise InvalidGraph(
             GraphAbsence.DUPLICATE_ID, f"{_brief(twice)} stands twice in the frame at t = {t:g}"
         )
     view = _view(value["view"]) if truth and value.get("view") is not None else None
@@ -370,7 +370,7 @@ def _edge(value: object, ids: set[str]) -> Edge:
         raise _bad(f"an edge joins {_brief(a)} and {_brief(b)}, must be two node ids")
     for name in (a, b):
         if name not in ids:
-            raise GraphRefused(GraphAbsence.UNKNOWN_ID, f"an edge names {_brief(name)}")
+            raise InvalidGraph(GraphAbsence.UNKNOWN_ID, f"an edge names {_brief(name)}")
     if a == b:
         raise _bad(f"an edge joins {_brief(a)} with itself")
     dist, angle = value.get("dist"), value.get("angle")
@@ -393,5 +393,5 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _bad(f"{name} is {_brief(value)}, must be a number")
     if not -MAX_ABS <= value <= MAX_ABS:  # also False for NaN
-        raise GraphRefused(GraphAbsence.NON_FINITE, f"{name} is {float(value):g}")
+        raise InvalidGraph(GraphAbsence.NON_FINITE, f"{name} is {float(value):g}")
     return float(value)

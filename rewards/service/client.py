@@ -3,7 +3,7 @@
 In: completions and their record. Out: what `rewards.score_group` gives in this process, or one of
 
     RewardServiceError       the call cannot succeed: wrong token, wrong service, message too long
-     +- GroupRefused         the group cannot be scored; the same again would end the same
+     +- GroupRejected         the group cannot be scored; the same again would end the same
      +- TlsError             no connection can be made: certificate, authority or TLS itself are not those of the service
      +- ServiceTimeout       no answer within the caller's time
      +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
@@ -47,7 +47,7 @@ class RewardServiceError(RewardError):
     """The call cannot succeed."""
 
 
-class GroupRefused(RewardServiceError):
+class GroupRejected(RewardServiceError):
     """The group cannot be scored."""
 
 
@@ -153,7 +153,7 @@ class RewardClient:
 
     async def score_groups(
         self, groups: Iterable[Group], *, timeout_s: float | None = None
-    ) -> AsyncIterator[tuple[int, list[Score] | GroupRefused | ServiceTimeout]]:
+    ) -> AsyncIterator[tuple[int, list[Score] | GroupRejected | ServiceTimeout]]:
         """Scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
 
         The stream is not tried again: what was not answered when it broke is the caller's to send once more.
@@ -335,7 +335,7 @@ def _translate(error: Any, target: str) -> RewardServiceError:
             "what was not answered once more"
         )
     if code in _REFUSED:
-        return GroupRefused(detail)
+        return GroupRejected(detail)
     if code == "DEADLINE_EXCEEDED":
         return ServiceTimeout(f"the reward service at {target} gave no score in time: {detail}")
     if code == "UNAVAILABLE":
@@ -356,8 +356,8 @@ def _requests(groups: Iterable[Group]) -> Iterator[bytes]:
         yield request_message(completions, record, index).SerializeToString()
 
 
-def _outcome(response: pb.ScoreGroupResponse) -> list[Score] | GroupRefused | ServiceTimeout:
+def _outcome(response: pb.ScoreGroupResponse) -> list[Score] | GroupRejected | ServiceTimeout:
     if not response.HasField("error"):
         return read_scores(response)
-    kind = ServiceTimeout if response.error.code == Code.DEADLINE_EXCEEDED else GroupRefused
+    kind = ServiceTimeout if response.error.code == Code.DEADLINE_EXCEEDED else GroupRejected
     return kind(response.error.message)

@@ -328,7 +328,7 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
         raise RecordError(f"{origin}: graph_frame is missing", remedy="a graph needs its frame of reference")
     try:
         graph = graphs.from_json(row.graph, frame=row.graph_frame, truth=True)
-    except graphs.GraphRefused as error:
+    except graphs.InvalidGraph as error:
         raise RecordError(f"{origin}: graph: {error}") from None
     unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row.labels)
     if unknown:
