@@ -27,7 +27,7 @@ from videostr.files import storage, sync_to_disk, write_json
 from videostr.tasks import FileThread
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
 WRITING, DELETING = ".writing_", ".deleting_"
@@ -35,7 +35,7 @@ WRITING, DELETING = ".writing_", ".deleting_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Which positions of the seeded order are consumed: all below `next_position` but those `open`, each exactly once."""
+    """Which positions of the seeded order are consumed: all below `next_position` but those `in_flight`, each exactly once."""
 
     seed: int
     """Seed of the order."""
@@ -43,7 +43,7 @@ class Ledger:
     """Records in one epoch."""
     next_position: int = 0
     """First position never drawn."""
-    open: tuple[int, ...] = ()
+    in_flight: tuple[int, ...] = ()
     """Drawn for a batch that was not learned from yet; drawn again on resume, before any other."""
     learned: int = 0
     """Positions whose group was learned from, or had zero variance."""
@@ -51,16 +51,16 @@ class Ledger:
     """Positions whose record or group failed, and was replaced by a later position."""
 
 
-class Draws:
-    """Hands out positions to the batches under way, and settles the ledger when one was learned from."""
+class DataCursor:
+    """Hands out positions to the batches in flight, and commits those of a batch to the ledger when it was learned from."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._next = ledger.next_position
-        self._again = deque(ledger.open)
-        self._open = set(ledger.open)
+        self._again = deque(ledger.in_flight)
+        self._in_flight = set(ledger.in_flight)
 
     def take(self, count: int) -> list[int]:
-        """The next positions: those that a resumed run left open first."""
+        """Return the next positions: first those that were in flight when the run was stopped."""
         taken = []
         for _ in range(count):
             if self._again:
@@ -68,16 +68,16 @@ class Draws:
             else:
                 taken.append(self._next)
                 self._next += 1
-        self._open.update(taken)
+        self._in_flight.update(taken)
         return taken
 
-    def settle(self, ledger: Ledger, positions: Sequence[int], learned: int) -> Ledger:
-        """The ledger after a batch that drew `positions`, `learned` of which were used."""
-        self._open.difference_update(positions)
+    def commit(self, ledger: Ledger, positions: Sequence[int], learned: int) -> Ledger:
+        """Return the ledger after a batch that drew `positions`, `learned` of which were used."""
+        self._in_flight.difference_update(positions)
         return replace(
             ledger,
             next_position=self._next,
-            open=tuple(sorted(self._open)),
+            in_flight=tuple(sorted(self._in_flight)),
             learned=ledger.learned + learned,
             failed=ledger.failed + len(positions) - learned,
         )
@@ -209,7 +209,7 @@ class Checkpoints:
         """
         values = _read_state(checkpoint)
         try:
-            ledger = {**values["ledger"], "open": tuple(values["ledger"]["open"])}
+            ledger = {**values["ledger"], "in_flight": tuple(values["ledger"]["in_flight"])}
             return RunState(step=values["step"], version=values["version"], ledger=Ledger(**ledger))
         except (KeyError, TypeError) as error:
             raise _damaged(checkpoint, f"{STATE} lacks {error}") from None

@@ -11,7 +11,7 @@ import numpy as np
 
 from videostr.checkpoint import RunState
 from videostr.errors import ZeroVarianceError
-from videostr.grpo.advantage import is_flat
+from videostr.grpo.advantage import has_zero_variance
 from videostr.types import FinishReason, RolloutGroup, Update
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,9 @@ def step_metrics(
         "truncated_fraction": float(
             np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])
         ),
-        "zero_variance_groups": sum(is_flat([r.score.total for r in group.rollouts]) for group in groups),
+        "zero_variance_groups": sum(
+            has_zero_variance([r.score.total for r in group.rollouts]) for group in groups
+        ),
         "staleness/mean": float(np.mean([before - version for version in oldest])),
         "staleness/max": max(before - version for version in oldest),
         **{f"failures/{kind}": count for kind, count in sorted(failures.items())},

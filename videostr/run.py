@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config.schema import Config
-from videostr.data.prompts import Drawn, RecordSource
+from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.heldout import Evaluation, evaluate, means
 from videostr.lock import FolderLock
@@ -231,7 +231,7 @@ class HeldOut:
         self._source = source
         self._ports = ports
         self._folder = folder
-        self._prompts: list[Drawn | Failure] = []
+        self._prompts: list[PromptItem | Failure] = []
         if config.evaluate.every:
             folder.timeline.note("evaluation", None)
 
@@ -274,7 +274,7 @@ class HeldOut:
         folder.scalar("heldout/greedy_total", reward, state.step)
         log.info("held-out after step %d: greedy total %.3f, best %.3f", state.step, reward, best)
 
-    async def _first_prompts(self) -> list[Drawn | Failure]:
+    async def _first_prompts(self) -> list[PromptItem | Failure]:
         if not self._prompts:
             self._prompts = await self._folder.thread(self._source.first, self._config.evaluate.prompts)
         return self._prompts

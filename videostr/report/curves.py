@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
 _WEIGHTS = {"importance_weight_mean": "mean, as applied", "importance_weight_max": "greatest, before the cap"}
 _PARTS = {"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"}
-_ZERO_VARIANCE = {"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"}
+_ZERO_VARIANCE = {"zero_variance_groups": "all rewards equal", "replaced_groups": "replaced"}
 LINE_CHARTS = [
     Wanted("Reward", "total", {"reward/total": "total"}),
     Wanted("Reward parts", "0 to 1", _PARTS),

@@ -47,7 +47,7 @@ FAULTS = (
     ("no_graph", "no readable graph"),
     ("bad_format", "format reward below 1"),
     ("wrong", "answer reward 0"),
-    ("flat", "group without variance"),
+    ("zero_variance", "group without variance"),
 )
 """(name, words); a rollout has bit i of its faults when it has the i-th."""
 
@@ -97,8 +97,8 @@ def viewer_data(
     )
 
 
-def faults(row: TraceRow, *, flat: bool) -> int:
-    """Bits of FAULTS that a rollout has; `flat` says that its group has no variance."""
+def faults(row: TraceRow, *, zero_variance: bool) -> int:
+    """Bits of FAULTS that a rollout has; `zero_variance` says that its group has no variance."""
     parts = json_of(row["parts"], {})
     found = (
         row["finish_reason"] == FinishReason.LENGTH.name,
@@ -106,7 +106,7 @@ def faults(row: TraceRow, *, flat: bool) -> int:
         bool(row["absence"]),
         "format" in parts and _number(parts["format"]) < 1,
         "answer" in parts and _number(parts["answer"]) <= 0,
-        flat,
+        zero_variance,
     )
     return sum(1 << bit for bit, has in enumerate(found) if has)
 
@@ -144,7 +144,7 @@ def _index(
 ) -> dict[str, Any]:
     """Columns: one value per group, then one per rollout in the order of the groups."""
     families, records, questions = ({} for _ in range(3))  # type: ignore[var-annotated]
-    flats = [len({row["total"] for row in group}) == 1 for group in groups]
+    zero_variance = [len({row["total"] for row in group}) == 1 for group in groups]
     firsts = [group[0] for group in groups]
     return {
         "faults": FAULTS,
@@ -160,7 +160,11 @@ def _index(
         "records": list(records),
         "questions": list(questions),
         "total": [round(row["total"], 4) for group in groups for row in group],
-        "fault": [faults(row, flat=flat) for group, flat in zip(groups, flats, strict=True) for row in group],
+        "fault": [
+            faults(row, zero_variance=zero)
+            for group, zero in zip(groups, zero_variance, strict=True)
+            for row in group
+        ],
     }
 
 

@@ -79,19 +79,19 @@ def test_edges_join_nodes_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "flat", "expected"),
+    ("changes", "zero_variance", "expected"),
     [
         ({}, False, set()),
         ({"finish_reason": "LENGTH"}, False, {"truncated"}),
-        ({"finish_reason": "ABORT"}, True, {"aborted", "flat"}),
+        ({"finish_reason": "ABORT"}, True, {"aborted", "zero_variance"}),
         ({"absence": "BAD_JSON"}, False, {"no_graph"}),
         ({"parts": '{"format": 0.0, "answer": 0}'}, False, {"bad_format", "wrong"}),
         ({"parts": "no JSON"}, False, set()),
         ({"parts": '{"graph": 0.0}'}, False, set()),
     ],
 )
-def test_faults_of_a_rollout(changes: dict[str, Any], flat: bool, expected: set[str]) -> None:
-    assert named(faults(trace_row(**changes), flat=flat)) == expected
+def test_faults_of_a_rollout(changes: dict[str, Any], zero_variance: bool, expected: set[str]) -> None:
+    assert named(faults(trace_row(**changes), zero_variance=zero_variance)) == expected
 
 
 def test_a_group_without_variance_is_told(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_group_without_variance_is_told(tmp_path: Path) -> None:
         for n in (0, 1)
     ]
     index = opened(viewer_data([(1, rows)], tmp_path).index)
-    assert [("flat" in named(bits)) for bits in index["fault"]] == [True, True, False, False]
+    assert [("zero_variance" in named(bits)) for bits in index["fault"]] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
