@@ -22,7 +22,7 @@ AXES = {
     "camera0": "x right, y down, z forward, seen from the camera at the first time",
     "image": "x right, y down, in the image",
 }
-ASKS = {
+ANSWER_FORMATS = {
     AnswerKind.CHOICE: "the letter of the right option",
     AnswerKind.NUMBER: "a number",
     AnswerKind.BOX2D: "a box [x1,y1,x2,y2] in px, 0 to 1000 of the image's width and height",
@@ -82,13 +82,13 @@ def instruction(record: Record) -> str:
     Times are those of the whole video. The contract names those of the frames; without one, `part_shown` does.
     """
     contract = ""
-    question = asked(record.question, record.options)
+    question = format_question(record.question, record.options)
     if record.graph is not None:
         times = [frame.t for frame in record.graph.frames]
         contract = graph_contract(record.graph, times, f"Labels: {', '.join(record.labels)}.")
     else:
         question = part_shown(record.clip) + question
-    return reasoned(question, contract, form_of(record.answer))
+    return reasoning_prompt(question, contract, answer_format(record.answer))
 
 
 def part_shown(clip: ClipSpec) -> str:
@@ -99,18 +99,18 @@ def part_shown(clip: ClipSpec) -> str:
     return f"The video is shown from {clip.start_s:g} s {end}; times count from its beginning, which is not shown.\n"
 
 
-def asked(question: str, options: Sequence[str]) -> str:
+def format_question(question: str, options: Sequence[str]) -> str:
     """Return a question with its options under letters."""
     return "\n".join([question, *lettered(options)])
 
 
-def form_of(answer: Answer) -> str:
+def answer_format(answer: Answer) -> str:
     """What an answer has to be, in words."""
     unit = f" in {answer.unit}" if answer.kind is AnswerKind.NUMBER and answer.unit else ""
-    return f"{ASKS[answer.kind]}{unit}"
+    return f"{ANSWER_FORMATS[answer.kind]}{unit}"
 
 
-def reasoned(question: str, contract: str, form: str) -> str:
+def reasoning_prompt(question: str, contract: str, form: str) -> str:
     """The instruction to reason first; with a graph where there is a `graph_contract`."""
     think = contract or "Reason inside <think></think>."
     return f"{question}\n{think}\nThen write {form} inside <answer></answer>."

@@ -18,7 +18,7 @@ from videostr.data.records import read_records
 from videostr.digests import folder_digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict, mean
-from videostr.prompt import answer_text, asked, form_of, instruction, part_shown
+from videostr.prompt import answer_format, answer_text, format_question, instruction, part_shown
 from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
 
@@ -50,8 +50,8 @@ class Records:
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """The question and the form of its answer."""
         record = _record(question)
-        text = part_shown(record.clip) + asked(record.question, record.options)
-        return f"{text}\nAnswer with {form_of(record.answer)} only."
+        text = part_shown(record.clip) + format_question(record.question, record.options)
+        return f"{text}\nAnswer with {answer_format(record.answer)} only."
 
     def instruction(self, question: Question, mode: Mode) -> str:
         """The instruction of training; without the graph in `Mode.THINK`."""
@@ -60,7 +60,7 @@ class Records:
 
     def asks(self, question: Question) -> str:
         """The form of the answer."""
-        return form_of(_record(question).answer)
+        return answer_format(_record(question).answer)
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
         """What an answer alone earns; it has no other part."""

@@ -24,7 +24,7 @@ from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet
 from videostr.evaluate.records import Records
 from videostr.models.base import family_of
 from videostr.ports import RolloutPool, Sampled, SampleRequest
-from videostr.prompt import asked, graph_contract, reasoned
+from videostr.prompt import format_question, graph_contract, reasoning_prompt
 from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
 from videostr.video import METADATA, VideoShape, name_clip, probe, target_times
 
@@ -169,7 +169,7 @@ class Asker:
                 contract = graph_contract(
                     OPEN_SCENE, list(dict.fromkeys(some)), "Labels: names of the objects that matter."
                 )
-            text = reasoned(_told(question), contract, benchmark.asks(question))
+            text = reasoning_prompt(_question_text(question), contract, benchmark.asks(question))
         return Prompt(record_id=question.id, text=chat_text(text, self.processor), clip=clip)
 
 
@@ -219,8 +219,8 @@ def limited(read: QuestionSet, limit: int) -> QuestionSet:
     return replace(read, questions=read.questions[:limit]) if limit else read
 
 
-def _told(question: Question) -> str:
-    text = asked(question.text, question.options)
+def _question_text(question: Question) -> str:
+    text = format_question(question.text, question.options)
     if question.end_s is None:
         return text
     return f"From {question.start_s:g} s to {question.end_s:g} s: {text}"
