@@ -63,7 +63,7 @@ class RewardWorker(Named):
         """Return, as a sign that the process lives."""
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
-        """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
+        """Return the trace and score of every completion; raises `RewardError` when a custom reward fails."""
         try:
             return score_group_with_traces(completions, record, self.rubric)
         except RewardError as error:

@@ -205,7 +205,7 @@ class RolloutWorker(Named):
         )
 
     async def _render(self, request: SampleRequest, frames: ClipFrames) -> Any:
-        """Token ids and vision inputs of a prompt, in vLLM's form."""
+        """Return token ids and vision inputs of a prompt, in vLLM's form."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         inputs = self._family.engine_inputs(request.prompt, frames)

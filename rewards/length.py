@@ -11,7 +11,7 @@ _BONUS = 0.2
 
 
 def overlong(completion: Completion, max_tokens: int, buffer: int) -> float:
-    """Linear penalty from 0 to -1 over the last `buffer` tokens before the limit (DAPO, arXiv 2503.14476).
+    """Return the linear penalty from 0 to -1 over the last `buffer` tokens before the limit (DAPO, arXiv 2503.14476).
 
     A truncated completion pays -1 whatever its length: the engine's own limit may lie below `max_tokens`.
     """
@@ -22,7 +22,7 @@ def overlong(completion: Completion, max_tokens: int, buffer: int) -> float:
 
 
 def band(answers: Sequence[float], tokens: Sequence[int], limits: tuple[int, int]) -> list[float]:
-    """Bonus of 0.2 for each right answer of a wanted length, where at least two of the group are right (arXiv 2503.21776).
+    """Return 0.2 for each right answer of a wanted length, where at least two of the group are right (arXiv 2503.21776).
 
     Args:
         answers: [G] answer rewards.

@@ -23,7 +23,7 @@ _Point = tuple[float, float]
 
 
 def map_score(predicted: SceneGraph, truth: SceneGraph) -> float:
-    """Mean over the selected frames of the frame's score; a frame that the prediction does not state earns 0.
+    """Return the mean over the selected frames of the frame's score; a frame that the prediction does not state earns 0.
 
     A graph in another unit, or with another number of coordinates than the truth, earns 0.
 
@@ -101,7 +101,7 @@ def _cells_per_unit(truth: SceneGraph) -> float:
 
 
 def _same_space(predicted: SceneGraph, truth: SceneGraph) -> bool:
-    """Whether all positions have the same number of coordinates, and those of the ground plane among them."""
+    """Return whether all positions have the same number of coordinates, and those of the ground plane among them."""
     nodes = [node for graph in (predicted, truth) for item in graph.frames for node in item.nodes]
     dimensions = {len(node.pos) for node in nodes}
     return len(dimensions) <= 1 and all(n > max(ground_axes(truth.frame)) for n in dimensions)

@@ -38,12 +38,12 @@ CROWDS = (2, 5, 12, 20, 60)
 
 
 def trace(graph: str, answer: str) -> str:
-    """A trace around the JSON of a graph."""
+    """Return a trace around the JSON of a graph."""
     return f"<think>I look at the frames. <graph>{graph}</graph></think>\n<answer>{answer}</answer>"
 
 
 def moved(truth: SceneGraph, move: _Move) -> SceneGraph:
-    """The truth with other positions: `move` maps a frame and its positions [N, D] to new ones."""
+    """Return the truth with other positions: `move` maps a frame and its positions [N, D] to new ones."""
     frames = []
     for item in truth.frames:
         pos = np.array([node.pos for node in item.nodes], dtype=np.float64)
@@ -74,7 +74,7 @@ def _at_random(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
 
 
 def _held_still(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
-    """Every object at one random place for the whole clip."""
+    """Return every object at one random place for the whole clip."""
     low, high = _bounds(truth)
     place = {name: rng.uniform(low, high) for name in _object_ids(truth)}
     return moved(truth, lambda item, _: np.array([place[node.id] for node in item.nodes]))
@@ -173,7 +173,7 @@ GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]]
 
 
 def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[str, str]:
-    """Text of every probe for a record and its true graph."""
+    """Return the text of every probe for a record and its true graph."""
     answer, fixed = answer_text(record.answer), FIXED_TEXTS.get(truth.unit)
     return {
         "(a) empty text": "",
@@ -192,7 +192,7 @@ def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[
 
 
 def wrong_answer(answer: Answer) -> str:
-    """An answer that earns nothing."""
+    """Return an answer that earns nothing."""
     if answer.kind is AnswerKind.CHOICE:
         return "B" if answer.value == "A" else "A"
     return "-1e9" if answer.kind is AnswerKind.NUMBER else "none"
@@ -201,7 +201,7 @@ def wrong_answer(answer: Answer) -> str:
 def measure(
     records: Iterable[Record], rubric: Rubric | str = "default", seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Mean of every part over the records, by probe; records without a graph are passed over.
+    """Return the mean of every part over the records, by probe; records without a graph are passed over.
 
     Raises:
         DataError: no record has a graph with a node.
@@ -242,7 +242,7 @@ def crowds(scenes: int = 24, seed: int = 0) -> dict[str, dict[str, float]]:
 
 
 def _crowd(rng: np.random.Generator, count: int) -> SceneGraph:
-    """`count` objects of one label at random places, at four times."""
+    """Return `count` objects of one label at random places, at four times."""
     nodes = tuple(
         Node(id=f"person.{k}", label="person", pos=tuple(place))
         for k, place in enumerate(rng.uniform(0, 10, (count, 2)).tolist(), start=1)

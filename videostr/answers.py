@@ -61,7 +61,7 @@ def chosen_letter(answer: str, options: tuple[str, ...]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _texts(options: tuple[str, ...]) -> dict[str, str | None]:
-    """Letters by the texts of the options, None where two share a text; blank options have none."""
+    """Return letters by the texts of the options, None where two share a text; blank options have none."""
     found: dict[str, str | None] = {}
     for letter, option in zip(_letters(options), options, strict=True):
         text = _folded(plain(option))
@@ -75,7 +75,7 @@ def _letters(options: tuple[str, ...]) -> list[str]:
 
 
 def _is_own(text: str, letter: str, options: tuple[str, ...]) -> bool:
-    """Whether a text is that of the letter's option; another may have the same."""
+    """Return whether a text is that of the letter's option; another may have the same."""
     return text == _folded(plain(options[ord(letter) - ord("A")]))
 
 
@@ -249,7 +249,7 @@ def _with_units(text: str) -> str:
 
 
 def _value(match: re.Match[str]) -> float:
-    """The number; NaN where it is not well formed."""
+    """Return the number; NaN where it is not well formed."""
     if match["bad"]:
         return math.nan
     sign = -1.0 if match["minus"] else 1.0
@@ -275,7 +275,7 @@ def _value_of_words(text: str) -> float:
 
 
 def _conversion(match: re.Match[str], wanted: str) -> float:
-    """Factor from the unit said to the unit wanted; NaN where there is none."""
+    """Return the factor from the unit said to the unit wanted; NaN where there is none."""
     said, wanted = (match["unit"] or "").lower(), wanted.lower().replace("²", "^2").replace("³", "^3")
     following = match.string[match.end() : match.end() + 2]
     if said in _NO_UNIT or (said and following[:1].isalnum()):  # "one two", "2 million"; "0x10", "5 m4"

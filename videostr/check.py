@@ -61,7 +61,7 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
 
 
 def check_loss(config: Config) -> Iterator[Finding]:
-    """Whether a loss of the user's works on five tokens, and the correction suits the staleness."""
+    """Check whether a loss of the user's works on five tokens, and the correction suits the staleness."""
     if warning := staleness_warning(config):
         yield warn("loss", warning.message, warning.remedy)
     if not config.loss.custom:
@@ -75,7 +75,7 @@ def check_loss(config: Config) -> Iterator[Finding]:
 
 
 def check_rewards(config: Config) -> Iterator[Finding]:
-    """Whether the reward can be imported, and its service answers and pays as this run does."""
+    """Check whether the reward can be imported, and its service scores as this run does."""
     try:
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
     except ConfigError as error:
@@ -102,7 +102,7 @@ async def _ask_service(config: Config, rubric: Rubric) -> None:
 
 
 def check_memory(config: Config, cluster: Cluster) -> list[Finding]:
-    """Whether a learner rank and an engine fit the smallest GPU."""
+    """Return whether a learner rank and an engine fit the smallest GPU."""
     sizes = [gpu.total_gib for machine in cluster.machines for gpu in machine.gpus]
     on_gpu = config.rollout.num_gpus > 0
     if on_gpu and not sizes:

@@ -107,12 +107,12 @@ class Checkpoints:
         """Does all file work in order: the next checkpoint waits for what is still hashed or deleted of the one before."""
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint; not looked into."""
+        """Return the newest complete checkpoint; not looked into."""
         complete = self._complete()
         return complete[-1] if complete else None
 
     def latest_intact(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
+        """Return the newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
 
         Raises:
             RunFolderError: there are checkpoints, and all are damaged.
@@ -175,7 +175,7 @@ class Checkpoints:
                 write_json(self.folder / RESUMED, {"resume": resume, "step": step})
 
     def resumed_from(self, resume: str) -> int | None:
-        """The step that the run last went back to by this path of `run.resume`; None where it did not."""
+        """Return the step that the run last went back to by this path of `run.resume`; None where it did not."""
         try:
             values = json.loads((self.folder / RESUMED).read_text(encoding="utf-8"))
             step: int = values["step"]
@@ -322,7 +322,7 @@ def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
 
 
 def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of every file below a folder, each forced to disk."""
+    """Return the size and digest of every file below a folder, each forced to disk."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         sync_to_disk(path)

@@ -64,13 +64,13 @@ class View:
     """Whether the forward coordinate grows towards the bottom, as in images."""
 
     def place(self, pos: Sequence[float]) -> tuple[float, float, bool]:
-        """Where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
+        """Return where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
         x, y, inside = self.share(pos)
         side = SIDE - 2 * MARGIN
         return round(MARGIN + side * x, 1), round(MARGIN + side * y, 1), inside
 
     def share(self, pos: Sequence[float]) -> tuple[float, float, bool]:
-        """The same as shares of the side, from the left and from the top, in [0, 1]."""
+        """Return the place as shares of the side, from the left and from the top, in [0, 1]."""
         x = (pos[self.axes[0]] - self.right) / self.extent
         y = (pos[self.axes[1]] - self.forward) / self.extent
         inside = -0.01 <= x <= 1.01 and -0.01 <= y <= 1.01
@@ -240,7 +240,7 @@ def _node(node: Node, view: View) -> str:
 
 
 def _names(nodes: Sequence[Node], view: View) -> list[str]:
-    """Ids beside their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
+    """Return ids beside their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
     places = [view.place(node.pos)[:2] for node in nodes]
     taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places]
     texts = []

@@ -138,7 +138,7 @@ BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError,
 
 
 def exit_status_of(error: VideoStrError) -> int:
-    """What a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
+    """Return what a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
     return 2 if isinstance(error, BAD_INPUT) else 1
 
 

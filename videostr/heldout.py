@@ -183,6 +183,6 @@ def _request(config: Config, item: PromptItem, n: int, temperature: float) -> Sa
 
 
 def _mean_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Part -> mean over the completions of a prompt."""
+    """Return by part the mean over the completions of a prompt."""
     rows = [{"total": rollout.score.total, **rollout.score.parts} for rollout in rollouts]
     return {part: float(np.mean([row[part] for row in rows])) for part in PARTS if part in rows[0]}

@@ -82,7 +82,7 @@ class Holder:
         )
 
     def __str__(self) -> str:
-        """Who and since when."""
+        """Return who and since when."""
         inside = self.machine == _machine() and self.namespace != _namespace()
         return f"process {self.pid}{' of a container' * inside} on {self.host} (since {self.since})"
 
@@ -258,7 +258,7 @@ def _alive(folder: Path, *, has_flock: bool) -> Holder | None:
 
 
 def _beats(folder: Path, holder: Holder) -> bool:
-    """Whether a process that cannot be seen from here still touches its file."""
+    """Return whether a process that cannot be seen from here still touches its file."""
     path = folder / HOLDER
     try:
         seen = path.stat().st_mtime_ns
@@ -304,7 +304,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started; "" where there is none."""
+    """Return when a process started; "" where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

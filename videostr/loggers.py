@@ -159,7 +159,7 @@ class Loggers:
             self.add("mlflow", lambda _: Mlflow(chosen.mlflow, folder, config))
 
     def add(self, name: str, make: Open, *, reopens: bool = False) -> Background:
-        """One more, as for `Background`; it may be closed before the others."""
+        """Add one more, as for `Background`; it may be closed before the others."""
         self._all.append(Background(name, make, reopens=reopens))
         return self._all[-1]
 
@@ -174,7 +174,7 @@ class Loggers:
             logger.log(values, step)
 
     def failures(self) -> Counter[str]:
-        """`logger_NAME`: rows that were not logged."""
+        """Return `logger_NAME`: rows that were not logged."""
         return Counter({f"logger_{logger.name}": logger.failed for logger in self._all if logger.failed})
 
     def close(self, done: bool) -> None:
@@ -321,7 +321,7 @@ def require(config: LoggingConfig) -> None:
 
 
 def kept_id(path: Path, make: Callable[[], str]) -> str:
-    """The id in a file, made and written where there is none."""
+    """Return the id in a file, made and written where there is none."""
     if not path.exists():
         write_text(path, make() + "\n")
     return path.read_text(encoding="utf-8").strip()

@@ -215,7 +215,7 @@ class SideEvaluation:
         self._task: asyncio.Task[None] | None = None
 
     def is_due(self, state: RunState) -> bool:
-        """Whether the state is to be evaluated, and so to have a checkpoint."""
+        """Return whether the state is to be evaluated, and so to have a checkpoint."""
         return state.step > 0 and is_due(state.step, self._every)
 
     def begin(self, state: RunState) -> None:
@@ -323,7 +323,7 @@ def learner_batch(
 
 
 def _has_tokens(config: Config, group: RolloutGroup) -> bool:
-    """Whether a completion of the group takes part in the loss."""
+    """Return whether a completion of the group takes part in the loss."""
     completions = [rollout.completion for rollout in group.rollouts]
     lengths = [len(completion.token_ids) for completion in completions]
     cut = [completion.finish_reason is FinishReason.LENGTH for completion in completions]

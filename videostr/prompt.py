@@ -77,7 +77,7 @@ def special_in(record: Record, processor: Any = None) -> list[tuple[str, str]]:
 
 
 def instruction(record: Record) -> str:
-    """What the policy is told: the question, the graph's contract for this scene, the form of the answer.
+    """Return what the policy is told: the question, the graph's contract for this scene, the form of the answer.
 
     Times are those of the whole video. The contract names those of the frames; without one, `part_shown` does.
     """
@@ -92,7 +92,7 @@ def instruction(record: Record) -> str:
 
 
 def part_shown(clip: ClipSpec) -> str:
-    """A line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
+    """Return a line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
     if not clip.start_s:
         return ""
     end = "on" if clip.end_s is None else f"to {clip.end_s:g} s"
@@ -105,19 +105,19 @@ def format_question(question: str, options: Sequence[str]) -> str:
 
 
 def answer_format(answer: Answer) -> str:
-    """What an answer has to be, in words."""
+    """Return what an answer has to be, in words."""
     unit = f" in {answer.unit}" if answer.kind is AnswerKind.NUMBER and answer.unit else ""
     return f"{ANSWER_FORMATS[answer.kind]}{unit}"
 
 
 def reasoning_prompt(question: str, contract: str, form: str) -> str:
-    """The instruction to reason first; with a graph where there is a `graph_contract`."""
+    """Return the instruction to reason first; with a graph where there is a `graph_contract`."""
     think = contract or "Reason inside <think></think>."
     return f"{question}\n{think}\nThen write {form} inside <answer></answer>."
 
 
 def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> str:
-    """How to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
+    """Return how to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
     return "\n".join(
         [
             "Inside <think></think>, draw the scene as JSON inside <graph></graph>, then reason.",
@@ -129,7 +129,7 @@ def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> st
 
 
 def reference_trace(record: Record, *, ends_only: bool = False) -> str:
-    """The trace that earns 1 everywhere: the true graph and the true answer.
+    """Return the trace that earns 1 everywhere: the true graph and the true answer.
 
     Args:
         record: what is asked.
@@ -143,7 +143,7 @@ def reference_trace(record: Record, *, ends_only: bool = False) -> str:
 
 
 def answer_text(answer: Answer) -> str:
-    """The true answer as a policy would write it."""
+    """Return the true answer as a policy would write it."""
     if isinstance(answer.value, str):
         return answer.value
     if isinstance(answer.value, float):
@@ -158,7 +158,7 @@ def _brackets(value: Sequence[Any] | float) -> str:
 
 
 def _example(graph: SceneGraph) -> str:
-    """A graph of a scene that does not exist, in the unit and the dimensions asked for."""
+    """Return a graph of a scene that does not exist, in the unit and the dimensions asked for."""
     unknown = (0,) * (3 if graph.frame == "camera0" else 2)
     dimensions = len(next((node.pos for frame in graph.frames for node in frame.nodes), unknown))
     nodes = (

@@ -109,7 +109,7 @@ class Quarantine:
             )
 
     def __contains__(self, record_id: str) -> bool:
-        """Whether the record itself is known to be unusable."""
+        """Return whether the record itself is known to be unusable."""
         return any((record_id, kind.name) in self._known for kind in PERMANENT)
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps, never for 0, is done after this one."""
+    """Return whether something that is done every so many steps, never for 0, is done after this one."""
     return every > 0 and step % every == 0
 
 
@@ -37,7 +37,7 @@ class Saver:
         self._every, self._last = config.train.checkpoint_every, config.train.steps
 
     def is_due(self, state: RunState) -> bool:
-        """Whether the state is to have a checkpoint, whatever is evaluated."""
+        """Return whether the state is to have a checkpoint, whatever is evaluated."""
         return state.step == self._last or is_due(state.step, self._every)
 
     def reached(self, state: RunState) -> None:
@@ -88,7 +88,7 @@ class Saver:
             raise StorageError(f"{error}", remedy=f"{await self._last_try()}") from error
 
     async def _last_try(self) -> str:
-        """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
+        """Return what the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
         step, folder = self._state.step, self._folder
         try:
             if not self.is_updating and self._saved != step:

@@ -137,7 +137,7 @@ class RewardClient:
     async def score_group(
         self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
     ) -> list[Score]:
-        """Scores of the completions of one record, in their order.
+        """Return scores of the completions of one record, in their order.
 
         Args:
             completions: [G]; a text alone has no length term.
@@ -154,7 +154,7 @@ class RewardClient:
     async def score_groups(
         self, groups: Iterable[Group], *, timeout_s: float | None = None
     ) -> AsyncIterator[tuple[int, list[Score] | GroupRejected | ServiceTimeout]]:
-        """Scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
+        """Yield scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
 
         The stream is not tried again: what was not answered when it broke is the caller's to send once more.
 
@@ -182,7 +182,7 @@ class RewardClient:
             call.cancel()
 
     async def info(self, *, timeout_s: float = 10.0) -> pb.InfoResponse:
-        """Rubric and limits of the service; raises as `score_group` does."""
+        """Return the rubric and limits of the service; raises as `score_group` does."""
         return pb.InfoResponse.FromString(await self._call("Info", b"", timeout_s))
 
     async def close(self) -> None:
@@ -239,7 +239,7 @@ class BlockingRewardClient:
     def score_group(
         self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
     ) -> list[Score]:
-        """As `RewardClient.score_group`."""
+        """See `RewardClient.score_group`."""
         request = request_message(completions, record).SerializeToString()
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/ScoreGroup")
         tries = _Tries(self._endpoint.target, timeout_s)
@@ -254,7 +254,7 @@ class BlockingRewardClient:
                 time.sleep(tries.wait_after(error))
 
     def _longest_message(self) -> float:
-        """As `RewardClient._longest_message`."""
+        """See `RewardClient._longest_message`."""
         try:
             info: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Info")
             body = info(b"", timeout=_PROBE_S, metadata=self._endpoint.metadata)
@@ -286,7 +286,7 @@ class _Tries:
         return max(0.0, self._until - time.monotonic())
 
     def wait_after(self, error: Any) -> float:
-        """Seconds to wait before the next try; raises what the error means when there must be none."""
+        """Return seconds to wait before the next try; raises what the error means when there must be none."""
         passing = error.code() is grpc.StatusCode.UNAVAILABLE or _is_overload(error)
         wait_s = random.uniform(0.0, self._bound_s)
         remaining_s = self.remaining_s
@@ -305,7 +305,7 @@ def _check_timeout(timeout_s: float) -> None:
 
 
 def _is_pushed_back(error: Any) -> bool:
-    """Whether the service itself refused the call for now."""
+    """Return whether the service itself refused the call for now."""
     return any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
 
 
@@ -314,7 +314,7 @@ def _is_overload(error: Any) -> bool:
 
 
 def _may_be_too_long(error: Any) -> bool:
-    """Whether gRPC refused a call in place of the service: too many of them, or too long a message."""
+    """Return whether gRPC refused a call in place of the service: too many of them, or too long a message."""
     return _is_overload(error) and not _is_pushed_back(error)
 
 
@@ -327,7 +327,7 @@ def _too_long(request: bytes, target: str) -> RewardServiceError:
 
 
 def _translate(error: Any, target: str) -> RewardServiceError:
-    """The exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
+    """Return the exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
     code, detail = error.code().name, error.details()
     if detail.startswith(_CUT):
         return ServiceUnavailable(

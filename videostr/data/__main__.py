@@ -238,7 +238,7 @@ def _build_tabletop(options: argparse.Namespace) -> int:
 
 
 def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
-    """The sources of a recipe; `roots` by name of the source take the place of those in the file.
+    """Return the sources of a recipe; `roots` by name of the source take the place of those in the file.
 
     Raises:
         ConfigError: the file is no recipe, or `roots` has a name that none of its sources has.
@@ -383,7 +383,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _large_clips(records: Sequence[Record]) -> str:
-    """What is said of large clips among some of the records, those left out whose video cannot be read."""
+    """Return what is said of large clips among some of the records, those left out whose video cannot be read."""
     by_video = {record.clip.video: record.clip for record in records}
     some = [list(by_video.values())[i] for i in range(0, len(by_video), max(1, len(by_video) // PROBED))]
     shapes = []

@@ -80,7 +80,7 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
 
 
 def numbers(records: Iterable[Record]) -> list[Guessing]:
-    """The best of the deciles of the true values, for each source, family and unit, on the same records."""
+    """Return the best of the deciles of the true values, for each source, family and unit, on the same records."""
     by_kind: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.answer.kind is AnswerKind.NUMBER:
@@ -100,7 +100,7 @@ def numbers(records: Iterable[Record]) -> list[Guessing]:
 
 
 def complete_sets(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Choices that were balanced against each other, which stand together in a dataset; other records alone."""
+    """Yield choices that were balanced against each other, which stand together in a dataset; other records alone."""
     waiting: list[Record] = []
     for record in records:
         if waiting and _set(record) != _set(waiting[0]):
@@ -119,12 +119,12 @@ def _kind(record: Record) -> tuple[str, str]:
 
 
 def _set(record: Record) -> tuple[tuple[str, str], int]:
-    """Kind, and how many make a set: one for each answer that there is."""
+    """Return the kind, and how many make a set: one for each answer that there is."""
     return _kind(record), max(1, len(record.options))
 
 
 def _mean(records: Sequence[Record], values: Array) -> tuple[float, float]:
-    """Mean of [N] values, one a record, and its standard error with videos as the independent draws; NaN of one video."""
+    """Return mean and standard error of [N] values, one a record, with videos as the independent draws; NaN of one video."""
     mean = float(values.mean())
     _, video = np.unique([record.clip.video for record in records], return_inverse=True)
     off = np.bincount(video, values - mean)
@@ -169,7 +169,7 @@ class _Guesser:
         self._chance = chance
 
     def guess(self, learned: np.ndarray) -> np.ndarray:
-        """[N] guessed options of all questions, having learned from those that [N] `learned` marks."""
+        """Return [N] guessed options of all questions, having learned from those that [N] `learned` marks."""
         use = learned[self._question]
         shown = np.bincount(self._feature[use], minlength=len(self._chance))
         right = np.bincount(self._feature[use & self._is_right], minlength=len(self._chance))
@@ -180,7 +180,7 @@ class _Guesser:
 
 
 def _features(record: Record, index: int) -> Iterator[str]:
-    """What an option looks like, and what stands beside it; a number by its size and its place among the four."""
+    """Yield what an option looks like, and what stands next to it; a number by its size and its place among the four."""
     option, place = record.options[index], chr(ord("A") + index)
     kind = f"{record.source}|{record.family}|{len(record.options)}"
     if number := _NUMBER.match(option):
@@ -195,5 +195,5 @@ def _features(record: Record, index: int) -> Iterator[str]:
 
 
 def _fold(record: Record, repeat: int) -> int:
-    """All records of a video are in one fold."""
+    """Return the fold of a record; all records of a video are in one."""
     return int(digest(f"{repeat}|{record.clip.video}")[:2], 16) % FOLDS

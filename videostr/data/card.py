@@ -74,7 +74,7 @@ def collect(folder: Path) -> Stats:
 
 
 def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
-    """The usable records, each counted when it is taken."""
+    """Yield the usable records, each counted when it is taken."""
     for row in read_records(folder):
         if isinstance(row, Failure):
             stats.unusable += row.records
@@ -92,7 +92,7 @@ def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
-    """The counts, with what `guessing` earns."""
+    """Return the counts, with what `guessing` earns."""
     return {
         "records": stats.records,
         "unusable": stats.unusable,
@@ -118,7 +118,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
 
 
 def guessing(stats: Stats) -> list[Guessing]:
-    """What the questions of the sample are worth without their videos."""
+    """Return what the questions of the sample are worth without their videos."""
     return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample)
 
 

@@ -42,11 +42,11 @@ class RecordSource:
             raise DataError(f"{folder}: has no usable record: {reasons}")
 
     def draw(self, position: int) -> PromptItem | Failure:
-        """The record at a position of the endless seeded order; every epoch is a new permutation."""
+        """Return the record at a position of the endless seeded order; every epoch is a new permutation."""
         return self._ask(position, self.records[index_at(position, len(self.records), self.seed)])
 
     def first(self, count: int) -> list[PromptItem | Failure]:
-        """The first `count` records in file order."""
+        """Return the first `count` records in file order."""
         return [self._ask(place, record) for place, record in enumerate(self.records[:count])]
 
     def _ask(self, position: int, record: Record) -> PromptItem | Failure:

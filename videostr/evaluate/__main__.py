@@ -264,7 +264,7 @@ def _evaluated(
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:
-    """Frames and pixels, as they were."""
+    """Return frames and pixels, as they were."""
     shown = [row for row in rows if row.frames]
     frames, sizes = {row.frames for row in shown}, {(row.width, row.height) for row in shown}
     return {
@@ -278,7 +278,7 @@ def _span(values: Sequence[str]) -> str:
 
 
 def _short(model: str) -> str:
-    """A policy's name for folders and tables: of a checkpoint, the run's and the step's too."""
+    """Return a policy's name for folders and tables: of a checkpoint, the run's and the step's too."""
     parts = [part for part in Path(model).parts if part not in {"/", "..", ".", "checkpoints", "policy"}]
     return "-".join(parts[-2:]).lower() or "model"
 
@@ -379,7 +379,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.Page:
-    """Results side by side, the first one the base.
+    """Return results side by side, the first one the base.
 
     Raises:
         DataError: a folder has no result, or they are of different benchmarks or question files.

@@ -34,12 +34,12 @@ class Answer:
 
 
 def key_of(**parts: Any) -> str:
-    """Digest of everything that determines an answer, hex."""
+    """Return the digest of everything that determines an answer, hex."""
     return json_digest(parts)
 
 
 def writable(text: str) -> str:
-    """A text as UTF-8 can hold it: each lone surrogate, which JSON may bring, becomes U+FFFD."""
+    """Return a text as UTF-8 can hold it: each lone surrogate, which JSON may bring, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -81,7 +81,7 @@ class Answers:
         return int(count)
 
     def get(self, key: str) -> Answer | None:
-        """The answer of a key, or None."""
+        """Return the answer of a key, or None."""
         row = self._db.execute(
             "select text, finish_reason, prompt_tokens, completion_tokens from answers where key = ?", (key,)
         ).fetchone()

@@ -50,7 +50,7 @@ class EndpointJudge:
         return f"{self.config.model} at {self.config.endpoint}"
 
     def __call__(self, question: str, truth: str, answer: str) -> int | None:
-        """A rating.
+        """Return a rating.
 
         Raises:
             ConfigError: the endpoint does not answer, three times.

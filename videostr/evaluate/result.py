@@ -100,7 +100,7 @@ def _nulls(value: Any) -> Any:
 
 
 def _nans(value: Any) -> Any:
-    """The inverse of `_nulls`."""
+    """Return the inverse of `_nulls`."""
     if isinstance(value, dict):
         return {key: _nans(one) for key, one in value.items()}
     return math.nan if value is None else value

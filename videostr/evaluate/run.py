@@ -82,7 +82,7 @@ class Asker:
         """By video: its shape, or why it has none."""
 
     def prepare(self, question: Question, mode: Mode) -> PreparedQuestion | SkippedQuestion:
-        """What this question shows and asks."""
+        """Return what this question shows and asks."""
         shape = self._shape(question.video)
         if isinstance(shape, str):
             return SkippedQuestion(question=question, mode=mode, problem=shape)
@@ -215,7 +215,7 @@ def log_skipped(items: Sequence[PreparedQuestion | SkippedQuestion]) -> None:
 
 
 def limited(read: QuestionSet, limit: int) -> QuestionSet:
-    """The first `limit` questions; all for 0."""
+    """Return the first `limit` questions; all for 0."""
     return replace(read, questions=read.questions[:limit]) if limit else read
 
 

@@ -68,7 +68,7 @@ class Curves:
 
 
 def curves(run: RunData, stats: Sequence[DumpStats]) -> Curves:
-    """All charts of a run; none without a step."""
+    """Return all charts of a run; none without a step."""
     charts: list[Chart | None] = []
     zero, absent = [], []
     steps = [int(row["step"]) for row in run.metrics]
@@ -91,7 +91,7 @@ def curves(run: RunData, stats: Sequence[DumpStats]) -> Curves:
 
 
 def _other_rewards(run: RunData) -> list[Wanted]:
-    """Parts of the reward that no other chart has, such as `custom` and `map`."""
+    """Return parts of the reward that no other chart has, such as `custom` and `map`."""
     known = {key for wanted in LINE_CHARTS for key in wanted.keys}
     keys = sorted({key for row in run.metrics for key in row if key.startswith("reward/")} - known)
     return [
@@ -113,7 +113,7 @@ def _lengths(run: RunData, steps: Sequence[int]) -> Chart | None:
 
 
 def _failures(run: RunData, steps: Sequence[int]) -> Chart | None:
-    """The most frequent kinds, and all others together."""
+    """Return the most frequent kinds, and all others together."""
     by_step = run.failures_by_step()
     by_step.pop("tokens_sampled_again", None)
     ranked = sorted(by_step, key=lambda kind: -sum(by_step[kind]))

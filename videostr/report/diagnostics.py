@@ -96,7 +96,7 @@ def change_of(values: Curve) -> Change | None:
 
 
 def diagnose(figures: Figures) -> list[Diagnostic]:
-    """Warnings, gravest kind first; empty when nothing looks wrong."""
+    """Return warnings, gravest kind first; empty when nothing looks wrong."""
     rules = (
         _not_a_number,
         _failures,
@@ -111,7 +111,7 @@ def diagnose(figures: Figures) -> list[Diagnostic]:
 
 
 def failure_total(failures: Mapping[str, int]) -> int:
-    """Failures of all kinds; tokens that were sampled again are no failures of their own."""
+    """Return failures of all kinds; tokens that were sampled again are no failures of their own."""
     return sum(count for kind, count in failures.items() if kind != "tokens_sampled_again")
 
 
@@ -229,6 +229,6 @@ def _entropy(figures: Figures) -> Iterator[Diagnostic]:
 
 
 def _end(values: Curve) -> float | None:
-    """Mean over the last quarter, of curves of any length; None without a value."""
+    """Return the mean over the last quarter, of curves of any length; None without a value."""
     present = [value for value in values if value is not None]
     return float(np.mean(present[-max(1, len(present) // 4) :])) if present else None

@@ -71,7 +71,7 @@ class ViewerData:
 def viewer_data(
     dumps: Sequence[tuple[int, Sequence[TraceRow]]], store: Path, frames_mib: float = FRAMES_MIB
 ) -> ViewerData:
-    """Everything, groups in order of step and record, rollouts of a group best first."""
+    """Return everything, groups in order of step and record, rollouts of a group best first."""
     groups = [group for _, rows in dumps for group in _groups(rows)]
     clips, numbers, known = _clips(groups, store, frames_mib)
     chunks: list[str] = []
@@ -98,7 +98,7 @@ def viewer_data(
 
 
 def faults(row: TraceRow, *, zero_variance: bool) -> int:
-    """Bits of FAULTS that a rollout has; `zero_variance` says that its group has no variance."""
+    """Return bits of FAULTS that a rollout has; `zero_variance` says that its group has no variance."""
     parts = json_of(row["parts"], {})
     found = (
         row["finish_reason"] == FinishReason.LENGTH.name,
@@ -112,7 +112,7 @@ def faults(row: TraceRow, *, zero_variance: bool) -> int:
 
 
 def drawn_over_frames(reference: str, unit: str) -> bool:
-    """Whether the view is that of the frames, so that a graph can be drawn over them.
+    """Return whether the view is that of the frames, so that a graph can be drawn over them.
 
     It is where positions are shares of the image, and for the grid of a floor, which only the tabletop world has: its
     camera looks straight down on it. For metres it takes the camera: `GraphFrame.view` of the true graph, see `seen_at`.
@@ -121,7 +121,7 @@ def drawn_over_frames(reference: str, unit: str) -> bool:
 
 
 def seen_at(pos: Sequence[float], camera: Sequence[float]) -> list[float] | None:
-    """Where a position appears in a frame, as shares of its sides from the left and the top; None from behind the camera.
+    """Return where a position appears in a frame, as shares of its sides from the left and the top; None from behind the camera.
 
     Args:
         pos: 3 coordinates in the frame of reference of the graph.
@@ -219,7 +219,7 @@ def _group(group: Sequence[TraceRow], store: Path) -> dict[str, Any]:
 
 
 def _frame(frame: GraphFrame | None, view: View, camera: Sequence[float] | None) -> dict[str, Any] | None:
-    """Nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated.
+    """Return nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated.
 
     With a camera a node has one more entry: where it appears in the video frame.
     """
@@ -246,7 +246,7 @@ def _frame(frame: GraphFrame | None, view: View, camera: Sequence[float] | None)
 def _clips(
     groups: Sequence[Sequence[TraceRow]], store: Path, frames_mib: float
 ) -> tuple[list[str], dict[str, int], int]:
-    """Frames of as many clips as fit, those of the first groups of every step first, newest steps first.
+    """Return frames of as many clips as fit, those of the first groups of every step first, newest steps first.
 
     Returns them, their numbers by digest, and how many different clips there are.
     """

@@ -102,7 +102,7 @@ def build(
 
 
 def _job(place: int, settings: Settings, name: str, first: Settings | None) -> Job:
-    """A scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
+    """Return a scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
     folder, mark = "", ""
     if first is not None:
         mark = f"{place}."
@@ -112,7 +112,7 @@ def _job(place: int, settings: Settings, name: str, first: Settings | None) -> J
 
 
 def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
-    """Parts in the order of the jobs; so many scenes at a time that memory stays flat."""
+    """Yield parts in the order of the jobs; so many scenes at a time that memory stays flat."""
     with (
         _environment("OPENBLAS_NUM_THREADS", "1"),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
@@ -156,7 +156,7 @@ def _finished(job: Job, future: Future[Part] | None) -> tuple[Job, Part]:
 
 
 def _room(progress: Progress, job: Job) -> int | None:
-    """Records that may still be taken of the job's source."""
+    """Return records that may still be taken of the job's source."""
     limit = job.settings.limit
     return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
 

@@ -114,7 +114,7 @@ def write_shard(path: Path, records: list[Packed]) -> None:
 
 
 def skip_table(progress: Progress) -> str:
-    """What was left out, by reason, as lines of text."""
+    """Return what was left out, by reason, as lines of text."""
     counts = Counter(progress.skips)
     lines = [f"{count:8d}  {SkipReason[reason].value}" for reason, count in counts.most_common()]
     lines.append(

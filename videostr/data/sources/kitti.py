@@ -117,7 +117,7 @@ class Kitti(Source):
         )
 
     def _has_image(self, name: str, count: int, skips: list[Skip]) -> np.ndarray:
-        """[F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
+        """Return [F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
         file = f"training/image_02/{name}"
         if not (self.root / file).is_dir():
             return np.ones(count, dtype=bool)
@@ -203,7 +203,7 @@ class Kitti(Source):
         return found
 
     def _numbers(self, file: str, count: int, skips: list[Skip]) -> Array:
-        """[F, count] numbers of a file with a line a frame; NaN where a line is broken."""
+        """Return [F, count] numbers of a file with a line a frame; NaN where a line is broken."""
         rows = []
         for number, line in enumerate(self._lines(file, SkipReason.NO_POSE), 1):
             try:
@@ -266,7 +266,7 @@ def _row(file: str, number: int, text: str, image_size: tuple[int, int]) -> _Row
 
 
 def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[int, int]) -> Track:
-    """An object in the world, its rows ascending in time; `kept` are the numbers of the scene's frames."""
+    """Return an object in the world, its rows ascending in time; `kept` are the numbers of the scene's frames."""
     numbers = np.array([row.frame for row in rows])
     turns, shifts = poses[numbers, :3, :3], poses[numbers, :3, 3]
     values = np.array([row.values for row in rows])
@@ -291,12 +291,12 @@ def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[i
 
 
 def _matrices(tops: Array) -> Array:
-    """[..., 4, 4] of the upper three rows; [..., 3, 3] rotations have no shift."""
+    """Return [..., 4, 4] of the upper three rows; [..., 3, 3] rotations have no shift."""
     return pose(tops[..., :3], tops[..., 3] if tops.shape[-1] == 4 else np.zeros(3))
 
 
 def _oxts_poses(records: Array, calibration: dict[str, Array]) -> Array:
-    """[F, 4, 4] camera to the map (east, north, up) of the Mercator projection; NaN where a record is."""
+    """Return [F, 4, 4] camera to the map (east, north, up) of the Mercator projection; NaN where a record is."""
     latitude, longitude, altitude, roll, pitch, yaw = records[:, :6].T
     usable = latitude[np.abs(latitude) < 90]
     # One scale for the whole sequence: that of its first good record.

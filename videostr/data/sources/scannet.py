@@ -177,7 +177,7 @@ class ScanNet(Source):
         return projection, (int(width), int(height)), alignment
 
     def _mesh(self, name: str, alignment: Array, skips: list[Skip]) -> tuple[Array, NDArray[np.int64]]:
-        """[N, 3] aligned vertices and [N] the segment of each."""
+        """Return [N, 3] aligned vertices and [N] the segment of each."""
         file = _file(name, "_vh_clean_2.ply")
         try:
             points = ply_vertices(self.read_bytes(file))
@@ -350,7 +350,7 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
 
 
 def _is_pose(matrix: Array) -> bool:
-    """[4, 4]; poses of the scans are rigid to a hundredth only."""
+    """Return [4, 4]; poses of the scans are rigid to a hundredth only."""
     return bool(are_usable(matrix) and are_rigid(matrix[None], 1e-2)[0])
 
 
@@ -358,7 +358,7 @@ def _is_pose(matrix: Array) -> bool:
 
 
 def _hull_area(points: Array) -> float | None:
-    """Area of the convex hull of [N, 2] points, m^2; None where they span none."""
+    """Return the area of the convex hull of [N, 2] points, m^2; None where they span none."""
     try:
         return float(ConvexHull(points).volume)
     except (QhullError, ValueError):  # of no points at all
@@ -368,7 +368,7 @@ def _hull_area(points: Array) -> float | None:
 def _tracks(
     objects: Sequence[_Object], points: Array, poses: Array, projection: Array, image_size: tuple[int, int]
 ) -> list[Track]:
-    """A track per object, with those frames that show a vertex of it."""
+    """Return a track per object, with those frames that show a vertex of it."""
     shares = np.zeros((len(objects), len(poses)))
     boxes = np.full((len(objects), len(poses), 4), np.nan)
     axes = np.ascontiguousarray(points.T, dtype=np.float32)
@@ -409,7 +409,7 @@ def _track(item: _Object, points: Array, shares: Array, boxes: Array) -> Track:
 def _seen(
     axes: NDArray[np.float32], pose: Array, projection: Array, image_size: tuple[int, int]
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Indices of those vertices, [3, N], that a camera sees, and their [n, 2] pixels."""
+    """Return indices of those vertices, [3, N], that a camera sees, and their [n, 2] pixels."""
     width, height = image_size
     # Sums over whole axes: a product of matrices is several times slower where processes share the cores.
     u, v, depth = (
