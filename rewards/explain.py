@@ -74,9 +74,9 @@ def _row(row: Row, top: int) -> list[str]:
     return parts
 
 
-def remark(earned: Score) -> str:
+def remark(scored: Score) -> str:
     """Return the parts in one line."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in earned.parts.items())
+    return ", ".join(f"{name} {value:.2f}" for name, value in scored.parts.items())
 
 
 # ------------------------------------------------------------------------------------------------- examples
@@ -190,17 +190,17 @@ def _explain(options: argparse.Namespace) -> None:
         raise DataError(
             f"{options.trace}: cannot be read ({error})", remedy="name a text file by --trace"
         ) from None
-    ((parsed, earned),) = score_group_with_traces([text], record, options.rubric)
+    ((parsed, scored),) = score_group_with_traces([text], record, options.rubric)
     lines = [
-        f"total {earned.total:.3f}",
-        *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),
+        f"total {scored.total:.3f}",
+        *(f"  {name:<11} {value:.3f}" for name, value in scored.parts.items()),
     ]
-    sys.stdout.write("\n".join([*lines, *(f"- {note}" for note in earned.notes)]) + "\n")
+    sys.stdout.write("\n".join([*lines, *(f"- {note}" for note in scored.notes)]) + "\n")
     if options.picture and record.graph is not None:
         stated = (
             replace(parsed.graph, frame=record.graph.frame) if isinstance(parsed.graph, SceneGraph) else None
         )
-        row = Row(title=record.question, remark=remark(earned), truth=record.graph, stated=stated)
+        row = Row(title=record.question, remark=remark(scored), truth=record.graph, stated=stated)
         write_text(options.picture, picture([row]))
 
 

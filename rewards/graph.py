@@ -56,7 +56,7 @@ class GraphRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphScore:
-    """What a graph earned."""
+    """What a graph scored."""
 
     graph: float
     """Mean over the selected frames of lambda R_n + (1 - lambda) R_e."""
@@ -147,7 +147,7 @@ def reward(graph: SceneGraph | GraphAbsence, target: Target, rule: GraphRule) ->
 def reward_group(
     graphs: Sequence[SceneGraph | GraphAbsence], target: Target, rule: GraphRule
 ) -> list[GraphScore]:
-    """Return node, edge and graph terms of the graphs of a group; a trace without a usable graph earns nothing."""
+    """Return node, edge and graph terms of the graphs of a group; a trace without a usable graph scores 0."""
     notes = [_refusal(graph, target) for graph in graphs]
     usable = [
         graph
@@ -165,7 +165,7 @@ def reward_group(
 
 
 def _refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
-    """Return why a graph earns nothing; None if it can be scored, "" where the trace's problems say it."""
+    """Return why a graph scores 0; None if it can be scored, "" where the trace's problems say it."""
     if isinstance(graph, GraphAbsence):
         return f"graph: {graph.value}" if graph is GraphAbsence.ABSENT else ""
     if graph.unit != target.unit:
@@ -258,9 +258,9 @@ def _node_term(nodes: _Nodes, target: Target) -> Floats:
         if prediction.ambiguous:
             match[g] = nodes.numbers(g, match_by_position(prediction, nodes.of_graph(g), target))
     away = geometry.distance(target.pos, nodes.pos[match]) / target.reach[target.nodes.frame]
-    earned = target.nodes.sum_per_frame(_credit(away))
+    credit = target.nodes.sum_per_frame(_credit(away))
     total = np.array([_label_totals(prediction, target) for prediction in nodes.group])
-    term: Floats = np.where(total > 0, earned / np.maximum(total, 1), 1.0) * nodes.is_stated
+    term: Floats = np.where(total > 0, credit / np.maximum(total, 1), 1.0) * nodes.is_stated
     return term
 
 

@@ -1,7 +1,7 @@
-"""Hacking probes: what shortcuts earn (docs/rewards.md). `python -m rewards.probes [--data DIR]` prints them as a table.
+"""Hacking probes: what shortcuts score (docs/rewards.md). `python -m rewards.probes [--data DIR]` prints them as a table.
 
 In: records with true graphs, those of the tabletop world unless a dataset is named. Out: the mean reward of every probe. A
-graph reward is fit for training when cheap texts, which tell nothing about the scene, earn little.
+graph reward is fit for training when cheap texts, which tell nothing about the scene, score little.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]]
     "(f) the true graph mirrored": _mirrored,
     "(g) the true graph turned by 90 degrees": _rotated,
 }
-"""Graphs made from the true one, written without an answer, so that only the graph is paid."""
+"""Graphs made from the true one, written without an answer, so that only the graph scores."""
 
 
 def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[str, str]:
@@ -192,7 +192,7 @@ def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[
 
 
 def wrong_answer(answer: Answer) -> str:
-    """Return an answer that earns nothing."""
+    """Return an answer that scores 0."""
     if answer.kind is AnswerKind.CHOICE:
         return "B" if answer.value == "A" else "A"
     return "-1e9" if answer.kind is AnswerKind.NUMBER else "none"
@@ -215,8 +215,8 @@ def measure(
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for record, truth in usable:
         texts = probes(record, truth, rng)
-        for name, earned in zip(texts, score_group(list(texts.values()), record, rubric), strict=True):
-            found[name].append({**earned.parts, "total": earned.total})
+        for name, scored in zip(texts, score_group(list(texts.values()), record, rubric), strict=True):
+            found[name].append({**scored.parts, "total": scored.total})
     return {name: {column: _mean(parts, column) for column in COLUMNS} for name, parts in found.items()}
 
 

@@ -93,7 +93,7 @@ def check_rewards(config: Config) -> Iterator[Finding]:
             "start it (python -m rewards.service), or clear reward.endpoint to score by workers of the run",
         )
     else:
-        yield ok("reward service", f"{config.reward.endpoint} answers and pays the same")
+        yield ok("reward service", f"{config.reward.endpoint} scores the same")
 
 
 async def _ask_service(config: Config, rubric: Rubric) -> None:

@@ -168,7 +168,7 @@ def wrap(degrees: _Degrees) -> _Degrees:
 
 
 def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the direction [...] of the mean unit vector of angles [..., K], degrees; 0 below a length of 1e-9; NaN do not count."""
+    """Return the direction [...] of the mean unit vector of angles [..., K], degrees; 0 below a length of 1e-9; NaN left out."""
     radians = np.radians(degrees)
     known = ~np.isnan(radians)
     sine, cosine = (np.sum(part(radians), axis=-1, where=known) for part in (np.sin, np.cos))

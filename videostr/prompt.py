@@ -129,11 +129,11 @@ def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> st
 
 
 def reference_trace(record: Record, *, ends_only: bool = False) -> str:
-    """Return the trace that earns 1 everywhere: the true graph and the true answer.
+    """Return the trace that scores 1 everywhere: the true graph and the true answer.
 
     Args:
         record: what is asked.
-        ends_only: state only the first and the last selected time, which earns less.
+        ends_only: state only the first and the last selected time, which scores less.
     """
     graph = record.graph
     if graph is not None and ends_only and len(graph.frames) > 2:

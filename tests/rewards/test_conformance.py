@@ -96,13 +96,13 @@ def spacer_map(text: str, truth: Map) -> float:
 
 def spacer_label(said: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
     pairs = sorted((math.dist(a, b), i, j) for i, a in enumerate(said) for j, b in enumerate(truth))
-    earned, used_said, used_true = 0.0, set(), set()
+    scored, used_said, used_true = 0.0, set(), set()
     for away, i, j in pairs:
         if i not in used_said and j not in used_true:
             used_said.add(i)
             used_true.add(j)
-            earned += max(0.0, 1 - away / math.hypot(10, 10))
-    return earned / max(len(said), len(truth), 1)
+            scored += max(0.0, 1 - away / math.hypot(10, 10))
+    return scored / max(len(said), len(truth), 1)
 
 
 def pixel_iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -281,7 +281,7 @@ def number_rows() -> list[Row]:
             "SpaceR",
             lambda: vsi_mra(spacer_number("3 or 7"), 3),
             lambda: our_number("3 or 7", 3),
-            "two numbers are no answer: guessing twice must not pay",
+            "two numbers are no answer: guessing twice must not score",
         ),
     ]
 
@@ -298,7 +298,7 @@ def choice_rows() -> list[Row]:
         row("B. right", "SpaceR, Video-R1", exact_letter, "letter and text agree"),
         row("B. right", "VSI-Bench", first_token, "letter and text agree"),
         row("right", "VSI-Bench", first_token, "the text of the option names it"),
-        row("B or C", "VSI-Bench", first_token, "two letters are no answer: guessing twice must not pay"),
+        row("B or C", "VSI-Bench", first_token, "two letters are no answer: guessing twice must not score"),
         row("B. left", "VSI-Bench", first_token, "`left` is the text of A: letter and text disagree"),
         row(
             "B is what I see",
@@ -395,7 +395,7 @@ def region_rows() -> list[Row]:
             "V-STaR",
             lambda: vstar_track({0: [BOX, away]}, {0: BOX}),
             lambda: our_track("0: [0, 0, 10, 10], 0: [50, 50, 60, 60]", (BOX,)),
-            "theirs takes the best; guessing twice must not pay",
+            "theirs takes the best; guessing twice must not score",
         ),
         Row(
             "track: right, and a box at a time not asked for",

@@ -1,7 +1,7 @@
 """What the questions alone are worth: baselines that never see a video.
 
 In: records. Out: accuracy of a guesser of choices, who has learned from the other scenes which options are right for which
-words, beside chance; and for numbers what the best constant earns. A dataset that rewards guessing teaches guessing.
+words, beside chance; and for numbers what the best constant scores. A dataset that rewards guessing teaches guessing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guessing:
-    """What guessing earns in one family of a source."""
+    """What guessing scores in one family of a source."""
 
     source: str
     family: str
     questions: int
-    earned: float
+    score: float
     """Accuracy of the guesser, or mean relative accuracy of the best constant."""
     error: float
-    """Standard error of `earned`: of a mean over videos, since questions about one video share their answers; NaN of one."""
+    """Standard error of `score`: of a mean over videos, since questions about one video share their answers; NaN of one."""
     chance: float | None
     """Accuracy of a coin; None for numbers."""
 
@@ -69,12 +69,10 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
     found = []
     for source, family in sorted({_kind(record) for record in questions}):
         of = [i for i, record in enumerate(questions) if _kind(record) == (source, family)]
-        earned, error = _mean([questions[i] for i in of], right[of])
+        score, error = _mean([questions[i] for i in of], right[of])
         chance = float(np.mean([1 / len(questions[i].options) for i in of]))
         found.append(
-            Guessing(
-                source=source, family=family, questions=len(of), earned=earned, error=error, chance=chance
-            )
+            Guessing(source=source, family=family, questions=len(of), score=score, error=error, chance=chance)
         )
     return found
 
@@ -92,9 +90,9 @@ def numbers(records: Iterable[Record]) -> list[Guessing]:
         constants = {values[round(share * (len(values) - 1) / 10)] for share in range(11)}
         said = [float(f"{constant:g}") for constant in sorted(constants)]
         rewards = [np.array([mean_relative_accuracy(number, truth) for truth in truths]) for number in said]
-        earned, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
+        score, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
         found.append(
-            Guessing(source=source, family=family, questions=len(of), earned=earned, error=error, chance=None)
+            Guessing(source=source, family=family, questions=len(of), score=score, error=error, chance=None)
         )
     return found
 

@@ -92,7 +92,7 @@ def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
-    """Return the counts, with what `guessing` earns."""
+    """Return the counts, with what `guessing` scores."""
     return {
         "records": stats.records,
         "unusable": stats.unusable,
@@ -108,7 +108,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
                 "source": g.source,
                 "family": g.family,
                 "questions": g.questions,
-                "earned": round(g.earned, 3),
+                "score": round(g.score, 3),
                 "error": None if math.isnan(g.error) else round(g.error, 3),
                 "chance": g.chance and round(g.chance, 3),
             }

@@ -29,7 +29,7 @@ SAME_PROPORTIONS = 0.01
 OUTSIDE_PX = 1.0
 """Boxes are rounded."""
 PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
-"""Of which a truth must earn everything."""
+"""A truth must score 1 in each."""
 FULL = 1 - 1e-6
 
 
@@ -72,7 +72,7 @@ def problems(
         if problem := _text_problem(row, processor):
             yield Problem(f"{row.origin}: {problem}", row.origin)
         if problem := truth_problem(row):
-            yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}", row.origin)
+            yield Problem(f"{row.origin}: its own truth does not score full reward: {problem}", row.origin)
         if problem := _outside(row):
             yield Problem(f"{row.origin}: {problem}", row.origin)
     by_id = {record.id: record for record in records}
@@ -89,13 +89,13 @@ def problems(
 
 
 def truth_problem(record: Record) -> str:
-    """Return why the record's own truth, written as a trace, does not earn full reward under some rubric; "" when it does."""
+    """Return why the record's own truth, written as a trace, does not score full reward under some rubric; "" when it does."""
     trace = reference_trace(record)
     for name, rubric in PRESETS.items():
-        earned = score(trace, record, replace(rubric, length="none"))
-        low = {part: value for part, value in earned.parts.items() if part in PARTS and value < FULL}
+        scored = score(trace, record, replace(rubric, length="none"))
+        low = {part: value for part, value in scored.parts.items() if part in PARTS and value < FULL}
         if low:
-            return f"{name}: {low}; {'; '.join(earned.notes)}"
+            return f"{name}: {low}; {'; '.join(scored.notes)}"
     return ""
 
 

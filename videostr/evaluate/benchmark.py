@@ -70,7 +70,7 @@ class QuestionSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one text earned."""
+    """What one text scored."""
 
     extracted: str
     """What the official extraction read as the answer; "" where it read none."""
@@ -111,7 +111,7 @@ class Benchmark(Protocol):
         ...
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """Return what an answer earns. Never raises, whatever the text.
+        """Return what an answer scores. Never raises, whatever the text.
 
         Args:
             question: what was asked.

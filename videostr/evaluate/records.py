@@ -63,10 +63,10 @@ class Records:
         return answer_format(_record(question).answer)
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """Return what an answer alone earns; it has no other part."""
-        earned = score(f"<think></think><answer>{answer}</answer>", _record(question), self._rubric)
+        """Return what an answer alone scores; it has no other part."""
+        scored = score(f"<think></think><answer>{answer}</answer>", _record(question), self._rubric)
         return Verdict(
-            extracted=answer.strip(), scores={"answer": earned.parts["answer"]}, note=_notes(earned, "answer")
+            extracted=answer.strip(), scores={"answer": scored.parts["answer"]}, note=_notes(scored, "answer")
         )
 
     def score_trace(self, question: Question, text: str, mode: Mode) -> Verdict:
@@ -112,11 +112,11 @@ class Records:
         return {name: 100 * value for name, value in found.items()}
 
 
-def verdict_on(answer: str, earned: Score, mode: Mode) -> Verdict:
-    """Return what a trace with this answer earned by a rubric; without the parts of the graph where the mode asks for none."""
+def verdict_on(answer: str, scored: Score, mode: Mode) -> Verdict:
+    """Return what a trace with this answer scored by a rubric; without the parts of the graph where the mode asks for none."""
     wanted = PARTS if mode is Mode.GRAPH else PARTS[:2]
-    parts = {name: earned.parts[name] for name in wanted if name in earned.parts}
-    return Verdict(extracted=answer, scores=parts, note=_notes(earned, *wanted))
+    parts = {name: scored.parts[name] for name in wanted if name in scored.parts}
+    return Verdict(extracted=answer, scores=parts, note=_notes(scored, *wanted))
 
 
 def _question(record: Record) -> Question:
@@ -139,5 +139,5 @@ def _record(question: Question) -> Record:
     return record
 
 
-def _notes(earned: Score, *parts: str) -> str:
-    return "; ".join(note for note in earned.notes if note.split(":")[0] in parts)
+def _notes(scored: Score, *parts: str) -> str:
+    return "; ".join(note for note in scored.notes if note.split(":")[0] in parts)

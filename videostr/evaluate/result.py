@@ -40,7 +40,7 @@ class Evaluated:
     intervals: Mapping[str, Interval]
     """By the figure's name, in the benchmark's order."""
     counts: Mapping[str, int]
-    """`questions`, `answered` (those with a text), and by reason those that earned nothing: the keys of `WHY`, and others.
+    """`questions`, `answered` (those with a text), and by reason those that scored 0: the keys of `WHY`, and others.
 
     `unknown_ids` and `repeated_ids` are predictions, not questions."""
     baselines: Mapping[str, Mapping[str, float]]

@@ -70,7 +70,7 @@ class Row:
     def of(
         cls, question: Question, mode: Mode, text: str | None, verdict: Verdict, problem: str, **rest: Any
     ) -> Row:
-        """Return a question with its text, None for none, and what that earned."""
+        """Return a question with its text, None for none, and its score."""
         facts = {name: value for name, value in question.row.items() if not isinstance(value, Record)}
         return cls(
             id=question.id,

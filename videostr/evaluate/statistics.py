@@ -22,7 +22,7 @@ ROWS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The questions of one run, and what its answers earned."""
+    """The questions of one run, and what its answers scored."""
 
     questions: Sequence[Question]
     """N, ids unique."""

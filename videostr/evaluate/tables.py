@@ -33,7 +33,7 @@ WHY = {
     ),
     "no_answer_read": ("has a text with no answer to be read", "have texts with no answer to be read"),
 }
-"""Key of `Evaluated.counts` -> what is said of one question, and of several, that earned nothing by it."""
+"""Key of `Evaluated.counts` -> what is said of one question, and of several, that scored 0 by it."""
 
 
 # ---------------------------------------------------------------------------------------------------- pages
@@ -153,7 +153,7 @@ class Page:
 
 
 def one(evaluated: Evaluated) -> Page:
-    """Write one run: its figures with their intervals, what guessing earns beside them."""
+    """Write one run: its figures with their intervals, what guessing scores beside them."""
     names = list(evaluated.baselines)
 
     def cells(figure: str) -> tuple[Cell, ...]:
@@ -162,7 +162,7 @@ def one(evaluated: Evaluated) -> Page:
 
     notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
-        notes.append(f"{' and '.join(names)}: what an answer earns without the video.")
+        notes.append(f"{' and '.join(names)}: what an answer scores without the video.")
     return _page(
         [evaluated],
         lines=(_what(evaluated), *_losses(evaluated)),
@@ -265,7 +265,7 @@ def _what(run: Evaluated) -> str:
 
 
 def _losses(run: Evaluated) -> list[str]:
-    """Return a sentence for every reason by which questions earned nothing."""
+    """Return a sentence for every reason by which questions scored 0."""
     total, sentences = run.counts["questions"], []
     for key, count in run.counts.items():
         if key in ("questions", "answered") or not count:

@@ -77,7 +77,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Where the questions of each kind stand, and what their items earned elsewhere."""
+    """Where the questions of each kind stand, and what their items scored elsewhere."""
 
     scores: Mapping[str, np.ndarray]
     is_part: Mapping[str, np.ndarray]

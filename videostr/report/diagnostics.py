@@ -212,7 +212,7 @@ def _zero_variance(figures: Figures) -> Iterator[Diagnostic]:
     yield Diagnostic(
         name="zero-variance-groups",
         title="Most groups have zero variance",
-        text=f"At the end of the run {last / groups:.0%} of the groups have completions that all earn the same: no gradient; "
+        text=f"At the end of the run {last / groups:.0%} of the groups have completions that all score the same: no gradient; "
         f"{cause}, or set sampling.dynamic_sampling=true.",
     )
 

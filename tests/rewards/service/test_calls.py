@@ -35,7 +35,7 @@ from rewards.service.messages import SERVICE, describe, read_scores, request_mes
 from videostr.prompt import reference_trace
 from videostr.types import Completion, FinishReason, Record, Score
 
-# The preset `default` with the probe, which earns 0.5 and weighs 0.
+# The preset `default` with the probe, which scores 0.5 and weighs 0.
 RUBRIC = Rubric(custom="reward_probe:reward", w_custom=0.0)
 RIGHT = "<think>x</think><answer>A</answer>"
 

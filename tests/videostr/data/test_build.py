@@ -311,7 +311,7 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
     stats = json.loads(capsys.readouterr().out)
     assert stats["sources"] == {"kitti": stats["records"]}
     assert {row["family"] for row in stats["guessing"]} <= set(stats["families"])
-    assert any(row["family"] == "size" and 0 < row["earned"] <= 1 for row in stats["guessing"])
+    assert any(row["family"] == "size" and 0 < row["score"] <= 1 for row in stats["guessing"])
 
 
 @pytest.mark.parametrize(
