@@ -55,7 +55,7 @@ def track(answer: str, record: Record) -> tuple[float, str]:
 
     Read are `[[x1, y1, x2, y2], null, ...]`, in the order of the asked times with `null` for "not visible"; and, where
     the record's graph gives the asked times, boxes that follow a time: `{"0.5": [x1, y1, x2, y2], ...}`. A time without
-    a box, or with one that is none, counts 0. More boxes than asked times lower the mean, so naming several never helps.
+    a box, or with anything else, counts 0. More boxes than asked times lower the mean, so naming several never helps.
     """
     truth: tuple[Box, ...] = record.answer.value  # type: ignore[assignment]  # AnswerKind.TRACK promises boxes
     entries = list(_TRACK_ENTRY.finditer(answer))

@@ -128,7 +128,7 @@ _INEXACT = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _SIMPLE = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
-# A number is taken with all that clings to it, and then read or refused: what is left over of "1,2.3" is no number. Possessive,
+# A number is taken with all that clings to it, then read or refused: what is left over of "1,2.3" is not a number. Possessive,
 # so that the search is linear. A unit is a word, with "/", "^" or a raised digit; letters beyond ASCII belong to it.
 _NUMBER = re.compile(
     r"(?<![\w.^])(?:"
@@ -218,7 +218,7 @@ def stated_number(answer: str, unit: str = "") -> float | None:
     Numbers are digits, with commas, apostrophes or thin spaces between thousands, or words; markup says nothing
     (`videostr.markup`). None where there is no number, several without "=" or "is" before one of them, a number that is not
     finite, a fraction, or a unit that does not convert. A number without a unit is in `unit`. A word after the number counts
-    as its unit, unless it is one of ordinary prose (`5 away`); where the truth has no unit, a word that is no unit is what is
+    as its unit, unless it is one of ordinary prose (`5 away`); where the truth has no unit, a word that is not a unit is what is
     counted (`5 cars`).
     """
     if ('"' in answer or "'" in answer) and _INCHES.fullmatch(answer):
@@ -300,7 +300,7 @@ _COORDINATE = re.compile(COORDINATE, re.IGNORECASE | re.ASCII)
 
 
 def stated_box(answer: str) -> Box | None:
-    """Return the four numbers of an answer, in any brackets and with any separators; None if they are no box."""
+    """Return the four numbers of an answer, in any brackets and with any separators; None if they are not a box."""
     numbers = stated_numbers(answer, 4)
     if numbers is None:
         return None

@@ -130,7 +130,7 @@ def to_json(graph: SceneGraph, *, truth: bool = False, decimals: int | None = No
 
 
 def view_of(projection: NDArray[np.float64]) -> tuple[float, ...] | None:
-    """Return `GraphFrame.view` of a [3, 4] projection; None where a number is none that a graph may have."""
+    """Return `GraphFrame.view` of a [3, 4] projection; None where a graph may not have one of the numbers."""
     if not (np.abs(projection) <= MAX_ABS).all():  # also of NaN
         return None
     return tuple(float(f"{x:.7g}") for x in projection.ravel())

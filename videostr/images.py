@@ -37,7 +37,7 @@ class ImageList(msgspec.Struct, frozen=True):
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there, but is no file: reading from a pipe would wait for ever.
+    """Refuse what is there but is not a file: reading from a pipe would wait for ever.
 
     Raises:
         VideoError: names the path.
@@ -62,7 +62,7 @@ def read_list(path: Path) -> ImageList:
         listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
     except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
         raise VideoError(
-            f"{path}: is no list of images ({error})", remedy="build the dataset again"
+            f"{path}: is not a list of images ({error})", remedy="build the dataset again"
         ) from None
     if not listed.frames:
         raise VideoError(f"{path}: lists no image", remedy="drop its rows")

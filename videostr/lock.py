@@ -42,7 +42,7 @@ SILENT_S = 4 * BEAT_S
 SETTLE_S = 1.0
 """Without flock, the last one to write `HOLDER` holds the folder: seconds until all who wrote at once are done."""
 TRIES, PAUSE_S = 5, 0.05
-"""Of flock: a holder that is just ending, or a look of `find_holder`, is no holder."""
+"""Of flock: a holder that is just ending, or a look of `find_holder`, is not a holder."""
 NO_FLOCK = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 

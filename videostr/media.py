@@ -29,7 +29,7 @@ ROUNDING_S = 0.005
 LONGEST_INTERVAL_S = 1.0
 """Frames farther apart than this and a half are pictures that stay on screen, not samples of a motion."""
 JUMP_BACK_S, JUMP_AHEAD_S = 0.1, 10.0
-"""Jumps of a format's clock beyond these are no time that passes, as ffmpeg has it."""
+"""Jumps of a format's clock beyond these are not time that passes, as ffmpeg has it."""
 TAIL_S = (1.0, 10.0, 60.0)
 """How far before its stated end a file is searched for its last frame; reading starts at a keyframe there."""
 

@@ -95,7 +95,7 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`.
 
     Raises:
-        VideoError: the file is missing, or is none.
+        VideoError: the file is missing, or is not a video.
     """
     path = root / spec.video
     try:

@@ -559,7 +559,7 @@ def assert_same(values: Mapping[str, np.ndarray], expected: Mapping[str, np.ndar
 def test_parts_of_an_uneven_cut_make_up_the_parameter(
     numel: int, length: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ZeRO-3 pads a rank's piece with is no part of the parameter."""
+    """What ZeRO-3 pads a rank's piece with is not part of the parameter."""
     layer = torch.nn.Linear(numel, 1, bias=False)
     layer.weight.ds_numel = numel
     optimizer = SimpleNamespace(

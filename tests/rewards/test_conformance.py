@@ -281,7 +281,7 @@ def number_rows() -> list[Row]:
             "SpaceR",
             lambda: vsi_mra(spacer_number("3 or 7"), 3),
             lambda: our_number("3 or 7", 3),
-            "two numbers are no answer: guessing twice must not score",
+            "two numbers are not an answer: guessing twice must not score",
         ),
     ]
 
@@ -298,7 +298,9 @@ def choice_rows() -> list[Row]:
         row("B. right", "SpaceR, Video-R1", exact_letter, "letter and text agree"),
         row("B. right", "VSI-Bench", first_token, "letter and text agree"),
         row("right", "VSI-Bench", first_token, "the text of the option names it"),
-        row("B or C", "VSI-Bench", first_token, "two letters are no answer: guessing twice must not score"),
+        row(
+            "B or C", "VSI-Bench", first_token, "two letters are not an answer: guessing twice must not score"
+        ),
         row("B. left", "VSI-Bench", first_token, "`left` is the text of A: letter and text disagree"),
         row(
             "B is what I see",

@@ -572,7 +572,7 @@ def test_what_is_no_file_is_refused_at_once(suffix: str, folder: Path) -> None:
     for path, reason in (
         (pipe, "is a pipe"),
         (place, "is a folder"),
-        (loop, "cannot be read|is no list|symbolic"),
+        (loop, "cannot be read|is not a list|symbolic"),
     ):
         if suffix == ".png":
             listed = folder / f"of-{path.stem}.frames.json"

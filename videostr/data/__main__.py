@@ -241,7 +241,7 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
     """Return the sources of a recipe; `roots` by name of the source take the place of those in the file.
 
     Raises:
-        ConfigError: the file is no recipe, or `roots` has a name that none of its sources has.
+        ConfigError: the file is not a recipe, or `roots` has a name that none of its sources has.
     """
     try:
         rows: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -266,7 +266,7 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         raise ConfigError(f"{path}: sources: {error}", remedy="correct the recipe") from None
     if unknown:
         raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is no key of a source",
+            f"{path}: sources: {sorted(unknown)[0]} is not a key of a source",
             remedy="see Settings in videostr/data/build/settings.py",
         )
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):

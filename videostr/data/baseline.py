@@ -51,7 +51,7 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
     answer of the question that is guessed.
 
     Args:
-        sets: records that were balanced against each other (`complete_sets`); those that are no choices are passed over.
+        sets: records that were balanced against each other (`complete_sets`); those that are not choices are passed over.
     """
     sets = [found for found in sets if found[0].answer.kind is AnswerKind.CHOICE]
     questions = [record for found in sets for record in found]

@@ -26,7 +26,7 @@ def excluded(source: str, lists: Sequence[Path]) -> frozenset[str]:
     """Return names of the scenes of a source that the lists name: lines without a source, and those with this one, in any case.
 
     Raises:
-        DataError: a list cannot be read, or a line is no scene name; names file and line.
+        DataError: a list cannot be read, or a line is not a scene name; names file and line.
     """
     return _of_source(source, [entry for path in lists for entry in _entries(path)])
 

@@ -313,7 +313,7 @@ def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> st
 
 
 def _finite(values: Any, count: int) -> bool:
-    """Return whether values are so many finite numbers; true and false are none."""
+    """Return whether values are so many finite numbers; true and false are not numbers."""
     return (
         isinstance(values, list)
         and len(values) == count

@@ -50,7 +50,7 @@ class Answers:
         """Open or make it.
 
         Raises:
-            RunFolderError: it is no file of answers.
+            RunFolderError: it is not a file of answers.
             StorageError: it cannot be opened or written.
         """
         self.path = path

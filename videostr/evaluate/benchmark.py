@@ -17,7 +17,7 @@ import numpy as np
 from videostr.graph import MAX_BYTES
 
 LIMIT = MAX_BYTES
-"""Characters; longer texts are no answers to the strict readers, as in traces. The official ones have no limit."""
+"""Characters; longer texts are not answers to the strict readers, as in traces. The official ones have no limit."""
 
 
 class Mode(StrEnum):
@@ -51,7 +51,7 @@ class Question:
     text: str
     """The question as the benchmark's file has it."""
     options: tuple[str, ...] = ()
-    """Texts of options A, B, ...; empty where the answer is no choice."""
+    """Texts of options A, B, ...; empty where the answer is not a choice."""
     truth: Any
     """As the benchmark's scoring wants it: a letter, a number as text, a span, boxes by second."""
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Verdict:
     scores: Mapping[str, float]
     """By column, in [0, 1]: the benchmark's own, and `strict` by our parser. Every question has the columns of its task."""
     note: str = ""
-    """Why it is no answer, in words a user understands; "" where it is one."""
+    """Why it is not an answer, in words a user understands; "" where it is one."""
 
 
 class Benchmark(Protocol):

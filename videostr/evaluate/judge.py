@@ -39,7 +39,7 @@ class EndpointJudge:
         self.template = template
         self.ratings = ratings
         self.unreadable = 0
-        """Ratings that were no number of 0 to 3, since it was last set to 0."""
+        """Ratings that were not a number of 0 to 3, since it was last set to 0."""
         self._client = openai.OpenAI(
             base_url=config.endpoint, api_key=_key(config), timeout=config.timeout_s, max_retries=RETRIES
         )

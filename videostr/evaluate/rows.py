@@ -61,7 +61,7 @@ class Row:
     truth: str
     scores: dict[str, float]
     problem: str
-    """Why there is no text, or why it is no answer; "" where all is well."""
+    """Why there is no text, or why it is not an answer; "" where all is well."""
     answered: bool
     """Whether there is a text at all."""
     key: str = ""

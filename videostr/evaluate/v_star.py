@@ -62,7 +62,7 @@ JUDGE_TEMPLATE = (
 )
 
 Judge = Callable[[str, str, str], int | None]
-"""(question, truth, answer) -> 0 to 3, or None where the judge's text was no rating."""
+"""(question, truth, answer) -> 0 to 3, or None where the judge's text was not a rating."""
 
 
 @dataclass(frozen=True, slots=True)

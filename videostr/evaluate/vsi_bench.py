@@ -121,7 +121,7 @@ class VsiBench:
             return Verdict(
                 extracted=token if is_letter else "",
                 scores={"accuracy": right, "strict": strict},
-                note="" if is_letter else f"{token[:60]!r}, all before the first blank, is no letter",
+                note="" if is_letter else f"{token[:60]!r}, all before the first blank, is not a letter",
             )
         said, truth = _number(token), float(question.truth)
         mra = 0.0 if said is None else float(_relative_accuracy(said, np.array([truth]))[0])
@@ -131,7 +131,7 @@ class VsiBench:
         return Verdict(
             extracted=token[:400] if is_number else "",
             scores={"mra": mra, "strict": strict},
-            note="" if is_number else f"{token[:60]!r}, all before the first blank, is no number",
+            note="" if is_number else f"{token[:60]!r}, all before the first blank, is not a number",
         )
 
     def chance(self, question: Question) -> Mapping[str, float]:

@@ -111,7 +111,7 @@ def diagnose(figures: Figures) -> list[Diagnostic]:
 
 
 def failure_total(failures: Mapping[str, int]) -> int:
-    """Return failures of all kinds; tokens that were sampled again are no failures of their own."""
+    """Return failures of all kinds; tokens that were sampled again are not failures of their own."""
     return sum(count for kind, count in failures.items() if kind != "tokens_sampled_again")
 
 

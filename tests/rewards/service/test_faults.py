@@ -66,7 +66,7 @@ def raw_reply():
     for name in os.listdir("/proc/self/fd"):
         try:
             if int(name) > 2 and "pipe" in os.readlink(f"/proc/self/fd/{name}"):
-                os.write(int(name), b"garbage that is no reply")
+                os.write(int(name), b"garbage that is not a reply")
         except OSError:
             pass
 

@@ -50,7 +50,7 @@ def test_only_the_families_that_are_named_are_asked(street: Path, tmp_path: Path
     build(tmp_path / "set", [settings(street, families=("size", "tracking"), scenes=2)], workers=1)
     records = [row for row in read_records(tmp_path / "set") if isinstance(row, Record)]
     assert {record.family for record in records} == {"size", "tracking"}
-    with pytest.raises(ConfigError, match="families: 'sizes' is none; choose from counting, "):
+    with pytest.raises(ConfigError, match="families: 'sizes' is unknown; choose from counting, "):
         settings(street, families=("size", "sizes"))
     own = ["build", "--source", "tabletop", "--scenes", "1", "--families", "size", "--out", str(tmp_path)]
     assert main(own) == 2

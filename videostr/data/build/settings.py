@@ -53,4 +53,6 @@ class Settings:
                 raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
-                raise ConfigError(f"families: {name!r} is none", remedy=f"choose from {', '.join(FAMILIES)}")
+                raise ConfigError(
+                    f"families: {name!r} is unknown", remedy=f"choose from {', '.join(FAMILIES)}"
+                )

@@ -51,7 +51,7 @@ class Kitti(Source):
 
     `Scene.countable` is None: the labels hold every object of their classes that is near enough to tell. Far crowds and rows
     of cars are only marked as DontCare regions, so whoever counts must leave out what is far away or badly seen.
-    Rows of type DontCare (regions) and Misc (says nothing of the object) are no objects, and no `Skip` either.
+    Rows of type DontCare (regions) and Misc (says nothing of the object) are not objects, and not a `Skip` either.
 
     Only the lines of a calibration file that are needed are looked at: P2, and the transforms where poses come from `oxts`.
     """
@@ -174,7 +174,7 @@ class Kitti(Source):
         poses = _matrices(records.reshape(-1, 3, 4)) if has_poses else _oxts_poses(records, calibration)
         usable = are_rigid(poses)
         for i in np.flatnonzero(np.isfinite(records).all(1) & ~usable).tolist():
-            detail = "is no pose: needs a rotation, or a latitude between -90 and 90"
+            detail = "is not a pose: needs a rotation, or a latitude between -90 and 90"
             skips.append(Skip(file=file, line=i + 1, reason=SkipReason.BAD_LINE, detail=detail))
         poses[~usable] = np.nan
         if len(poses) <= last:

@@ -47,7 +47,7 @@ GRID = (80, 60)
 LEVELS = 3
 """Depth grids, each half as fine as the one before."""
 SPACING_M = 0.03
-"""Vertices of a scan are no farther apart than this: each is drawn in the finest grid whose cells are as large there, since in
+"""Vertices of a scan are not farther apart than this: each is drawn in the finest grid whose cells are as large there, since in
 finer ones a near surface would have holes."""
 TOLERANCE_M, TOLERANCE = 0.1, 0.02
 """A vertex is hidden when it is farther than the nearest one of its cell by more than this, and this share."""
@@ -83,7 +83,7 @@ class ScanNet(Source):
         """
         super().__init__(root, split)
         if split not in SPLITS:
-            raise DataError(f"scannet: split {split!r} is none of {', '.join(SPLITS)}")
+            raise DataError(f"scannet: split {split!r} is not one of {', '.join(SPLITS)}")
         names = sorted(path.name for path in (root / "scans").glob("scene????_??") if path.is_dir())
         if not names:
             raise DataError(
@@ -213,7 +213,7 @@ class ScanNet(Source):
                     raise bad(SkipReason.BAD_LINE, f"{error!s:.80}") from None
                 label = self._label(group.label)
                 if label is None:
-                    rule = f"is no raw_category of {LABEL_TABLE}"
+                    rule = f"is not a raw_category of {LABEL_TABLE}"
                     raise bad(SkipReason.UNKNOWN_CATEGORY, f"label {group.label!r:.40} {rule}")
                 if group.object_id in found:
                     raise bad(SkipReason.BAD_LINE, f"objectId {group.object_id} stands there already")
@@ -315,7 +315,7 @@ def _val_rooms(root: Path, split: str) -> set[str]:
             "there, from Tasks/Benchmark of https://github.com/ScanNet/ScanNet",
         ) from None
     wrong = [
-        f"{line!r:.40} is no sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
+        f"{line!r:.40} is not sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
     ]
     if wrong or not lines:
         raise DataError(f"{path}: {wrong[0] if wrong else 'is empty'}", remedy="download the list again")

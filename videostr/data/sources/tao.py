@@ -350,7 +350,7 @@ def _decode(path: Path) -> _Tables:
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: is no annotation file of TAO ({error})", remedy="download it again"
+            f"{path}: is not an annotation file of TAO ({error})", remedy="download it again"
         ) from None
 
 

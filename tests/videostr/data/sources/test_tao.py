@@ -439,7 +439,7 @@ def test_no_annotations(tmp_path: Path) -> None:
 def test_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(DataError, match=r"train\.json: is no annotation file of TAO .* download"):
+    with pytest.raises(DataError, match=r"train\.json: is not an annotation file of TAO .* download"):
         Tao(tmp_path, "train")
 
 
