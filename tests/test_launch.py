@@ -204,7 +204,7 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
     assert [row["step"] for row in two] == list(range(1, 12))
     times, unread = read_timeline(tmp_path / "cut" / "timeline.jsonl")
     assert ([step.step for step in times], unread) == (list(range(1, 12)), 0)
-    assert any("start" in step.workers["learner-rank-0"] for step in times)  # all ranks anew, within a step
+    assert any("start" in step.workers["learner-rank-0"] for step in times)  # all ranks again, within a step
     for name in (
         "reward/total",
         "reward/graph",

@@ -128,7 +128,7 @@ class Checkpoints:
         if complete:
             raise RunFolderError(
                 f"{self.folder}: all {len(complete)} checkpoints are damaged",
-                remedy="restore one from a copy, or delete the run folder to start anew",
+                remedy="restore one from a copy, or delete the run folder to start from the beginning",
             )
         return None
 
@@ -157,7 +157,7 @@ class Checkpoints:
         """Set checkpoints of later steps aside, damaged ones too, and forget the best if it is one of them.
 
         Args:
-            step: that the run goes on from.
+            step: that the run continues from.
             resume: `run.resume`; a path is noted.
 
         Raises:
@@ -276,7 +276,7 @@ class Checkpoints:
     def _delete(self, checkpoint: Path) -> None:
         """Delete a checkpoint, if there is one; it takes another name first, so that none is ever half there.
 
-        What cannot be deleted is told, and stays.
+        What cannot be deleted is logged, and stays.
         """
         doomed = self.folder / f"{DELETING}{checkpoint.name}"
         shutil.rmtree(doomed, ignore_errors=True)
@@ -309,7 +309,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     if values.get("format") != FORMAT:
         raise RunFolderError(
             f"{checkpoint}: written in format {values.get('format', 'unknown')}, this version of the program reads {FORMAT}",
-            remedy="go on with the version that wrote it, or start a new run from its policy/ (model.path)",
+            remedy="continue with the version that wrote it, or start a new run from its policy/ (model.path)",
         )
     return values
 

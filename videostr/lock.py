@@ -121,7 +121,7 @@ class FolderLock:
         """
         self._is_new = not self.folder.exists()
         make_folder(self.folder)
-        is_told = False
+        is_reported = False
         while (other := self._take()) is not None:
             if not self._wait:
                 stop = f"stop it there (`kill -INT {other.pid}`), " if isinstance(other, Holder) else ""
@@ -129,9 +129,9 @@ class FolderLock:
                     f"{self.folder}: in use by {other}",
                     remedy=f"wait until that ends, {stop}or choose another {self._rename}",
                 )
-            if not is_told:
+            if not is_reported:
                 log.info("waiting for %s: in use by %s", self.folder, other)
-            is_told = True
+            is_reported = True
             time.sleep(1.0)
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self

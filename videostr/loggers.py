@@ -1,7 +1,7 @@
 """Where a step's figures go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Prometheus through Ray.
 
 In: rows of numbers. Out: whatever the logger writes to. Each has a thread of its own, so that a run never waits for a server, and
-fails alone: what it could not log is counted and told once. Their libraries are imported there, and only when asked for.
+fails alone: what it could not log is counted and logged once. Their libraries are imported there, and only when asked for.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Logger(Protocol):
         ...
 
     def close(self, done: bool) -> None:
-        """The run has ended; `done` when it need not be gone on with."""
+        """End the logger with the run; `done` when the run is complete."""
         ...
 
 
 Open = Callable[[int], Logger]
-"""Makes a logger; takes the step after which it goes on."""
+"""Makes a logger; takes the step after which it continues."""
 
 
 class Background:
@@ -65,7 +65,7 @@ class Background:
         Args:
             name: as it stands in the config.
             make: opens the logger; called in the thread, again after a failure.
-            reopens: whether the logger is opened anew when the run goes back to a checkpoint.
+            reopens: whether the logger is opened again when the run goes back to a checkpoint.
         """
         self.name = name
         self.failed = 0
@@ -115,7 +115,7 @@ class Background:
         while (work := self._waiting.get()) is not None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001  # whatever a logger raises, the run goes on
+            except BaseException as error:  # noqa: BLE001  # whatever a logger raises, the run continues
                 self._fail(f"{type(error).__name__}: {error}")
 
     def _rewind(self, step: int) -> None:
@@ -137,7 +137,7 @@ class Background:
         self.failed += 1
         log.log(
             logging.WARNING if self.failed == 1 else logging.DEBUG,
-            "logger %s failed: %s; the run goes on, and failures/logger_%s counts what is not logged",
+            "logger %s failed: %s; the run continues, and failures/logger_%s counts what is not logged",
             self.name,
             " ".join(problem.split()),
             self.name,
@@ -164,7 +164,7 @@ class Loggers:
         return self._all[-1]
 
     def rewind(self, step: int) -> None:
-        """The run goes on after `step`."""
+        """Continue the run after `step`."""
         for logger in self._all:
             logger.rewind(step)
 

@@ -79,7 +79,7 @@ async def train(
     waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
-        StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
+        StorageError: a file of the run cannot be written; says where the run continues, after a last try for a checkpoint.
         RunFolderError: the last checkpoint could not be written.
         LearnerError: a rank was lost; the state after the last checkpoint is lost with it.
         ZeroVarianceError: no group's rewards differ any more.
@@ -200,7 +200,7 @@ def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequ
 
 
 class SideEvaluation:
-    """The evaluation that runs while training goes on: one at a time, cancelled when training ends by an error."""
+    """The evaluation that runs during training: one at a time, cancelled when training ends by an error."""
 
     def __init__(
         self,

@@ -199,7 +199,7 @@ class Video:
                 frames = packet.decode()
             except (
                 av.FFmpegError
-            ):  # decoders have many errors for damaged data; ffmpeg goes on after all of them
+            ):  # decoders have many errors for damaged data; ffmpeg continues after all of them
                 self.damaged += 1
                 continue
             for frame in frames:

@@ -77,7 +77,7 @@ def special_in(record: Record, processor: Any = None) -> list[tuple[str, str]]:
 
 
 def instruction(record: Record) -> str:
-    """Return what the policy is told: the question, the graph's contract for this scene, the form of the answer.
+    """Return the instruction for the policy: the question, the graph's contract for this scene, the form of the answer.
 
     Times are those of the whole video. The contract names those of the frames; without one, `part_shown` does.
     """

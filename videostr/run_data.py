@@ -32,7 +32,7 @@ class RunData:
     metrics: tuple[dict[str, Any], ...]
     """One flat mapping per step, ascending; nested objects are joined with "/"."""
     summary: dict[str, Any] | None
-    """None while the run goes on."""
+    """None during the run."""
     quarantine: tuple[dict[str, Any], ...]
     dumps: tuple[tuple[int, list[TraceRow]], ...]
     """(step, rows) of trace dumps, ascending."""

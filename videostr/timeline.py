@@ -110,7 +110,7 @@ class Timeline:
             self.note(worker, None)
 
     def drain(self, step: int) -> StepTimes:
-        """Return what was done since the last call; what goes on is cut here, and is continued in the next step."""
+        """Return what was done since the last call; what is still in progress is cut here, and is continued in the next step."""
         now = self._clock()
         for worker, (doing, since) in self._current.items():
             if doing is not None:

@@ -33,7 +33,7 @@ METADATA = 3
 LARGE_CLIP_BYTES = 64e6
 """Clips that take more decoded memory than this are warned of: 16 frames of 1280 x 720 take 44 MB."""
 NUMBERING_ERROR_S = 0.02
-"""Largest error of a time that is told as the number of a frame; in milliseconds where the frame rate varies more."""
+"""Largest error of a time that is stated as the number of a frame; in milliseconds where the frame rate varies more."""
 MILLISECONDS = 1000.0
 
 

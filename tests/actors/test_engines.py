@@ -556,7 +556,7 @@ def test_groups_in_flight_survive_a_weight_sync(
 def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
 ) -> None:
-    """The transfer group is formed anew both times."""
+    """The transfer group is formed again both times."""
     learner = Learner(world.config, sender)
     learner.version = 25
     sync = SupervisedSync(world.config, learner, pool)

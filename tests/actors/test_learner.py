@@ -61,7 +61,7 @@ SHAPES = (
 
 
 class Bench(LearnerWorker):
-    """A rank that can be built anew in its process, and shows its gradients."""
+    """A rank that can be built again in its process, and shows its gradients."""
 
     def rebuild(self, config: Config) -> None:
         self.config = config
@@ -781,7 +781,7 @@ def test_groups_that_cannot_be_encoded_are_named_and_left_out_on_all_ranks(
     nothing = run(learner.update(only))
     assert (nothing.version, len(nothing.failures), nothing.metrics) == (1, 4, {})
     assert run(learner.checksums()) == expected
-    assert run(learner.update(stage.batch)).version == 2  # and the ranks go on
+    assert run(learner.update(stage.batch)).version == 2  # and the ranks continue
 
 
 def test_batch_without_completions_is_refused(

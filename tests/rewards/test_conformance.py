@@ -1,6 +1,6 @@
 """Our formulas beside those of others: every table of docs/conformance.md is computed here and compared with its text.
 
-The formulas of others are written anew from their published definitions, as short as they go.
+The formulas of others are written again from their published definitions, as short as they go.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path: Pat
     values = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(values | {"format": 7}))
     with pytest.raises(
-        RunFolderError, match=r"written in format 7, this version of the program reads 3; go on"
+        RunFolderError, match=r"written in format 7, this version of the program reads 3; continue"
     ):
         Checkpoints.state(checkpoint)
 

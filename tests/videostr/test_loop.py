@@ -418,7 +418,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, 
 
     stage.learner.save = full  # type: ignore[method-assign]
     with pytest.raises(
-        RunFolderError, match=r"after step 3 could not be written .*goes on from .*step_000002"
+        RunFolderError, match=r"after step 3 could not be written .*continues from .*step_000002"
     ):
         stage.train()
 
@@ -593,7 +593,7 @@ def test_a_start_that_fails_counts_like_a_loss(
     state = asyncio.run(run)
     assert (state.step, state.ledger.next_position, learner.starts) == (6, 24, 2)
     assert stage.folder.quarantine.counts["learner_lost"] == 2
-    # Three steps, and all after the checkpoint of step 2 anew.
+    # Three steps, and all after the checkpoint of step 2 again.
     order, seen = stage.order(24), [[g.prompt.record_id for g in b.groups] for b in learner.batches]
     assert seen == [order[4 * i : 4 * i + 4] for i in (0, 1, 2, 2, 3, 4, 5)]
 

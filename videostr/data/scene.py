@@ -120,7 +120,7 @@ class Scene:
     countable: frozenset[str] | None
     """Labels of which every instance is annotated; None for all."""
     room_size: float | None = None
-    """Floor area, m^2, where the source tells it."""
+    """Floor area, m^2, where the source states it."""
     skips: tuple[Skip, ...] = ()
     """What was left out of this scene."""
 

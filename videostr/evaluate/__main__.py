@@ -1,10 +1,10 @@
 """`python -m videostr.evaluate`: a policy on a benchmark, the score of existing predictions, or runs side by side.
 
-    --config configs/eval_sti.yaml [key=value ...]                 ask a policy; goes on where it was stopped
+    --config configs/eval_sti.yaml [key=value ...]                 ask a policy; continues where it was stopped
     --predictions FILE.jsonl --benchmark NAME --root DIR           score texts that exist; prints JSON
     --compare DIR DIR ... --out DIR                                results side by side, the first one the base
 
-Each takes its own options only. Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
+Each takes its own options only. Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command continues).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _evaluate(config: EvaluationConfig) -> int:
         try:
             _ask_all(config, folder, answers, processor)
         except KeyboardInterrupt:
-            log.info("stopped; the same command goes on from here")
+            log.info("stopped; the same command continues from here")
             return STOPPED
     log.info("tables: %s", folder)
     return 0

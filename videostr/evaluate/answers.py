@@ -65,7 +65,7 @@ class Answers:
             raise self._problem(error) from error
         except sqlite3.DatabaseError as error:
             raise RunFolderError(
-                f"{path}: holds no answers ({error})", remedy="move it away to ask anew"
+                f"{path}: holds no answers ({error})", remedy="move it away to ask again"
             ) from None
 
     def __enter__(self) -> Self:

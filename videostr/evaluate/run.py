@@ -58,7 +58,7 @@ class PreparedQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedQuestion:
-    """A question that cannot be asked, and why; it counts as wrong, and is told."""
+    """A question that cannot be asked, and why; it counts as wrong, and is logged."""
 
     question: Question
     mode: Mode

@@ -207,7 +207,7 @@ class Engine:
         self._work.wake()
 
     def resume(self, version: int) -> None:
-        """Go on with other weights."""
+        """Continue with other weights."""
         self._is_paused, self.version = False, version
         self._work.wake()
 

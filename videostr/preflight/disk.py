@@ -19,7 +19,7 @@ SPARE = 1.5
 
 
 def check_run(config: Config) -> Finding:
-    """Return whether the run may start in its folder, or go on there: nobody else is at it, and it belongs to this config."""
+    """Return whether the run may start or continue in its folder: no other process uses it, and it belongs to this config."""
     name, folder = "run folder", run_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
     try:
@@ -31,7 +31,9 @@ def check_run(config: Config) -> Finding:
         newest = checkpoints.latest()
     except (RunFolderError, StorageError) as error:
         return from_error(name, error)
-    return ok(name, f"{folder}: " + (f"goes on from {newest.name}" if newest else "starts anew"))
+    return ok(
+        name, f"{folder}: " + (f"continues from {newest.name}" if newest else "starts from the beginning")
+    )
 
 
 def check_disk(config: Config, context: Context) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ SHOWN_LANES = 8
 """Most lanes of one kind of workers: of more, the busiest."""
 STEPS_IN_VIEW = 8
 BREAK_S = 1.0
-"""Time between two steps that is told: the run was started again."""
+"""Time between two steps that is shown: the run was started again."""
 LANE = 24
 GAP, LEFT, TOP, BOTTOM = 10, 4, 22, 22
 VIEW = 1100

@@ -114,7 +114,9 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     build(cut, [settings(street)], workers=2)
     assert digests(cut) == digests(whole)
     assert build(cut, [settings(street)], workers=1).is_done  # nothing is left to do
-    with pytest.raises(DataError, match=r"was begun with seed = 0, now it is 5; go on with the same command"):
+    with pytest.raises(
+        DataError, match=r"was begun with seed = 0, now it is 5; continue with the same command"
+    ):
         build(cut, [settings(street, seed=5)], workers=1)
 
 
@@ -163,7 +165,7 @@ def test_scenes_of_one_name_in_two_roots_keep_their_images(street: Path, tmp_pat
     assert len(find(records, [tmp_path / "list.txt"])) == 40
 
 
-def test_excluded_scenes_and_broken_files_are_told(
+def test_excluded_scenes_and_broken_files_are_reported(
     street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
@@ -219,7 +221,7 @@ def test_a_build_of_nothing_starts_anew_once_the_files_are_mended(street: Path, 
     assert (tmp_path / "out/skipped.jsonl").read_text() == ""
 
 
-def test_a_scene_without_a_question_is_told(street: Path, tmp_path: Path) -> None:
+def test_a_scene_without_a_question_is_reported(street: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(street, root)
     labels = root / "training/label_02/0001.txt"

@@ -94,7 +94,7 @@ def test_faults_of_a_rollout(changes: dict[str, Any], zero_variance: bool, expec
     assert named(faults(trace_row(**changes), zero_variance=zero_variance)) == expected
 
 
-def test_a_group_without_variance_is_told(tmp_path: Path) -> None:
+def test_a_group_without_variance_is_reported(tmp_path: Path) -> None:
     rows = [
         trace_row(rollout=n, record_id=record, total=n * spread)
         for record, spread in (("a", 0), ("b", 1))

@@ -7,7 +7,7 @@ In: what is asked of each source. Out: a folder with
                                source 1 of the recipe has other images of a scene that an earlier one has, too
     skipped.jsonl              everything that was left out, with file, line and reason
     README.md  stats.html      dataset card, plots
-    build.json                 how far it is, and what it was asked for: the same command goes on after an interruption
+    build.json                 how far it is, and what it was asked for: the same command continues after an interruption
 
 The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
 questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
@@ -55,7 +55,7 @@ def build(
     workers: int,
     tell: Callable[[Progress, int], None] = lambda *_: None,
 ) -> Progress:
-    """Build a dataset, or go on with one; returns the counts.
+    """Build a dataset, or continue one; return the counts.
 
     Args:
         out: folder of the dataset.

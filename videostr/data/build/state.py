@@ -56,7 +56,7 @@ def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Pa
     if progress.recipe != wanted:
         raise DataError(
             f"{out}: {_difference(progress.recipe, wanted)}",
-            remedy="go on with the same command, or name another folder",
+            remedy="continue with the same command, or name another folder",
         )
     for shard in out.glob("records-*.parquet"):  # written after the last state was
         if shard >= shard_path(out, progress.shards):

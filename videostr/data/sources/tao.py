@@ -154,7 +154,7 @@ class Tao(Source):
             id=str(number),
             label=self._labels[self._category(self._tracks[number].category_id)],
             frames=np.array(places, dtype=np.int64),
-            visibility=np.ones(len(places)),  # not told
+            visibility=np.ones(len(places)),  # not stated
             boxes=np.array([boxes[place] for place in places]),
         )
 

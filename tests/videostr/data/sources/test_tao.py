@@ -338,7 +338,7 @@ def test_annotation_of_another_category_than_its_track(tmp_path: Path) -> None:
     assert scene.countable == set()
 
 
-def test_annotation_that_cannot_be_told(tmp_path: Path) -> None:
+def test_annotation_that_cannot_be_read(tmp_path: Path) -> None:
     """It may be of any video, so nothing is countable."""
     content = tree()
     content["annotations"].append({"id": 5, "image_id": "x"})
