@@ -239,7 +239,7 @@ class RolloutWorker(Named):
             logprobs=0,
             logit_bias=self._banned,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            # A token's text beside its log-probability, and the text so far, cost a third of this process's time.
+            # A token's text in addition to its log-probability, and the text so far, cost a third of this process's time.
             detokenize=False,
             flat_logprobs=True,
         )

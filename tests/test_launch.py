@@ -81,7 +81,7 @@ def test_run_folder_has_everything(whole: Path) -> None:
         re.findall(r"`([a-z_/*]+)`", "".join(re.findall(r"^\| (.*?) \|", METRICS.read_text(), re.M)))
     )
     assert {key for key in rows[-1] if not any(fnmatch(key, name) for name in documented)} == set()
-    # The policy's tower is trained, nothing failed in every way, and an evaluation beside training does not count for a step.
+    # The policy's tower is trained, nothing failed in every way, and an evaluation during training does not count for a step.
     # There is no KL term, and no importance weight without a correction.
     elsewhere = {
         "reward/*", "failures/*", "vision/hits", "vision/misses", "heldout/greedy_total", "kl", "importance_weight_mean",

@@ -121,7 +121,7 @@ _WORD_NUMBER = (
     f"(?:(?:{_BELOW_100}|an?){_JOIN}dozen|(?:{_BELOW_MILLION}|an?){_JOIN}(?:million|billion)"
     f"(?:(?: and)?{_JOIN}{_BELOW_MILLION})?|{_BELOW_MILLION}|zero)"
 )
-# Fractions, words for many and factors (2\pi): the number beside them is not the one meant.
+# Fractions, words for many and factors (2\pi): the number next to them is not the one meant.
 _INEXACT = re.compile(
     r"\b(?:half|halves|quarters?|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths"
     r"|dozens|hundreds|thousands|millions|billions|trillions?)\b|[\u00bc-\u00be\u2150-\u215e\u2189]|\d ?\\[a-z]",

@@ -240,15 +240,15 @@ def _node(node: Node, view: View) -> str:
 
 
 def _names(nodes: Sequence[Node], view: View) -> list[str]:
-    """Return ids beside their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
+    """Return ids next to their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
     places = [view.place(node.pos)[:2] for node in nodes]
     taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places]
     texts = []
     for node, (x, y) in zip(nodes, places, strict=True):
         name = node.id if len(node.id) <= 18 else node.id[:17] + "…"
         width = LETTER * len(name)
-        beside, middle = RADIUS + 3, -width / 2
-        candidates = [(beside, -4.5), (-beside - width, -4.5), (middle, beside - 1), (middle, -beside - 8)]
+        gap, middle = RADIUS + 3, -width / 2
+        candidates = [(gap, -4.5), (-gap - width, -4.5), (middle, gap - 1), (middle, -gap - 8)]
         for dx, dy in candidates:
             box = (x + dx, y + dy, x + dx + width, y + dy + 9)
             within = min(box) >= 0 and max(box) <= SIDE

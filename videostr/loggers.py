@@ -1,4 +1,4 @@
-"""Where a step's figures go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Prometheus through Ray.
+"""Where a step's figures go in addition to `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Prometheus through Ray.
 
 In: rows of numbers. Out: whatever the logger writes to. Each has a thread of its own, so that a run never waits for a server, and
 fails alone: what it could not log is counted and logged once. Their libraries are imported there, and only when asked for.

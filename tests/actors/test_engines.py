@@ -320,7 +320,7 @@ def _check(completion: Completion, eos: int) -> None:
 
 
 def test_video_matters(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
-    """The tests below could not see a stale vision tower otherwise."""
+    """The tests below could not see a stale vision tower without this."""
     first, _, other = world.prompts
     swapped = replace(first, clip=other.clip)
     sampled = _direct(run, pool, 0, _request(first))

@@ -1,4 +1,4 @@
-"""Our formulas beside those of others: every table of docs/conformance.md is computed here and compared with its text.
+"""Our formulas next to those of others: every table of docs/conformance.md is computed here and compared with its text.
 
 The formulas of others are written again from their published definitions, as short as they go.
 """
@@ -130,7 +130,7 @@ def spacer_format(text: str) -> float:
     return float(bool(re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text, re.DOTALL)))
 
 
-# -------------------------------------------------------------------------------------------------- of ours
+# -------------------------------------------------------------------------------------------------- this project
 
 
 def record(

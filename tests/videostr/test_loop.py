@@ -424,7 +424,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, 
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_evaluation_beside_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+def test_evaluation_during_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=6, max_staleness=staleness)
     stage.config.evaluate.every = 2
     seen: list[tuple[int, set[int], int]] = []

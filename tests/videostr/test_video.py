@@ -172,7 +172,7 @@ def test_missing_truncated_and_foreign_files_are_named(video, tmp_path):
 
 
 def write_images(folder: Path, times: list[float], size: int = 32) -> Path:
-    """Image i has brightness 10 i; the list lies beside them."""
+    """Image i has brightness 10 i; the list lies next to them."""
     (folder / "images").mkdir()
     for index in range(len(times)):
         Image.fromarray(np.full((size, 2 * size, 3), 10 * index, np.uint8)).save(

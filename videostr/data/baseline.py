@@ -1,7 +1,7 @@
 """What the questions alone are worth: baselines that never see a video.
 
 In: records. Out: accuracy of a guesser of choices, who has learned from the other scenes which options are right for which
-words, beside chance; and for numbers what the best constant scores. A dataset that rewards guessing teaches guessing.
+words, next to chance; and for numbers what the best constant scores. A dataset that rewards guessing teaches guessing.
 """
 
 from __future__ import annotations

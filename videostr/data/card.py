@@ -1,6 +1,6 @@
 """What is in a dataset: counts and baselines as JSON, as the dataset card `README.md`, and as `stats.html` with plots.
 
-In: a dataset's folder. Out: `Stats`, and the two files beside the shards.
+In: a dataset's folder. Out: `Stats`, and the two files next to the shards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Record datasets: a folder of Parquet shards `records-*.parquet` beside the videos that they name.
+"""Record datasets: a folder of Parquet shards `records-*.parquet` next to the videos that they name.
 
 In: records from a builder. Out: records in file order, each broken row as a `Failure` that names file, row and rule, and
 a seeded order over them that any process can compute for any position (so that a resumed run continues where it was).

@@ -186,7 +186,7 @@ NEAR_M = 0.1
 def projected_box(corners_camera: Array, projection: Array, image_size: tuple[int, int]) -> Array | None:
     """Return [4] 2-D box around a 3-D box, cut at the image; None where it is behind the camera or outside.
 
-    Edges that cross the plane `NEAR_M` in front of the camera are cut there, so that a box beside the camera keeps its visible
+    Edges that cross the plane `NEAR_M` in front of the camera are cut there, so that a box next to the camera keeps its visible
     part.
     """
     points = [corners_camera[corners_camera[:, 2] >= NEAR_M]]

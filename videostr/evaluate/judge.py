@@ -1,6 +1,6 @@
 """Ratings of open answers by a language model behind an OpenAI-compatible endpoint.
 
-In: question, truth, answer. Out: 0 to 3, or None where the model gave no rating. Ratings are kept beside the answers, so that
+In: question, truth, answer. Out: 0 to 3, or None where the model gave no rating. Ratings are kept next to the answers, so that
 none is asked twice.
 """
 

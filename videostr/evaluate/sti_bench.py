@@ -2,7 +2,7 @@
 
 In: `qa.parquet` of huggingface.co/datasets/MINT-SJTU/STI-Bench; texts of a model. Out: questions, verdicts, and the micro
 accuracy overall, by task, scene and source, as `opensource_test.py` of github.com/MINT-SJTU/STI-Bench at commit 43ddebe computes
-it, with a stricter reading beside it. docs/benchmarks.md has the traps of the original.
+it, with a stricter reading as well. docs/benchmarks.md has the traps of the original.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Page:
 
 
 def one(evaluated: Evaluated) -> Page:
-    """Write one run: its figures with their intervals, what guessing scores beside them."""
+    """Write one run: its figures with their intervals, what guessing scores next to them."""
     names = list(evaluated.baselines)
 
     def cells(figure: str) -> tuple[Cell, ...]:

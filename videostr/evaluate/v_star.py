@@ -2,7 +2,7 @@
 
 In: `V_STaR_test.json` of huggingface.co/datasets/V-STaR-Bench/V-STaR; texts of a model. Out: five questions an item, verdicts,
 and the figures of `eval.py` on answers read as `inference_demo.py` reads them, of github.com/V-STaR-Bench/V-STaR at commit
-1894682, with corrected and stricter ones beside them. docs/benchmarks.md has the traps of the original.
+1894682, with corrected and stricter ones as well. docs/benchmarks.md has the traps of the original.
 
 Chain one asks `what`, `when`, `where`; chain two `what`, `where_2`, `when_2`. `where` names the whole seconds, `when_2` the
 true boxes, as in the original.

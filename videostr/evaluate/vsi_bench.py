@@ -2,7 +2,7 @@
 
 In: `test.jsonl` or `test-*.parquet` of huggingface.co/datasets/nyu-visionx/VSI-Bench; texts of a model. Out: questions, verdicts,
 and the eight task scores with their mean, as `lmms_eval/tasks/vsibench/utils.py` of github.com/vision-x-nyu/thinking-in-space at
-commit 51e089c computes them, with a stricter reading beside them. docs/benchmarks.md has the traps of the original.
+commit 51e089c computes them, with a stricter reading as well. docs/benchmarks.md has the traps of the original.
 """
 
 from __future__ import annotations

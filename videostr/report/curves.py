@@ -1,4 +1,4 @@
-"""Which curves the report draws: of metrics.jsonl, of trace dumps and of evaluations beside training."""
+"""Which curves the report draws: of metrics.jsonl, of trace dumps and of evaluations during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LINES = 8
 """Colour classes of the style sheet."""
 TIMES = {"time/rollout": "rollout", "time/reward": "reward", "time/learn": "learn", "time/sync": "sync"}
 ASYNCHRONOUS_TIMES = {"time/wait": "waiting for rollouts", "time/learn": "learn", "time/sync": "sync"}
-"""Sampling lies beside the step there, and may take longer than it."""
+"""Sampling runs during the step there, and may take longer than it."""
 
 
 class Wanted(NamedTuple):
@@ -183,7 +183,7 @@ def _of_dumps(stats: Sequence[DumpStats]) -> list[Chart | None]:
 
 
 def _heldout(run: RunData) -> Chart | None:
-    """Evaluations beside training; before and after alone stand in the table."""
+    """Evaluations during training; before and after alone stand in the table."""
     if len(run.evaluations) < 3:
         return None
     steps = [step for step, _ in run.evaluations]

@@ -1,4 +1,4 @@
-"""What the page holds of the traces: index, chunks, frames; and the figures beside them."""
+"""What the page holds of the traces: index, chunks, frames; and the figures next to them."""
 
 from __future__ import annotations
 
