@@ -5,7 +5,7 @@ checkpoints/step_000010/learner/    master weights, moments and step of AdamW, v
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
-checkpoints/aside_000015/           a checkpoint of steps that the run went back from; not used, not deleted
+checkpoints/discarded_000015/           a checkpoint of steps that the run went back from; not used, not deleted
 checkpoints/.writing_*, .deleting_* what a kill left half written or half deleted; dropped at the next start
 """
 
@@ -154,7 +154,7 @@ class Checkpoints:
         return final
 
     def rewind(self, step: int, resume: str) -> None:
-        """Set checkpoints of later steps aside, damaged ones too, and forget the best if it is one of them.
+        """Discard checkpoints of later steps (they are renamed), damaged ones too, and forget the best if it is one of them.
 
         Args:
             step: that the run continues from.
@@ -165,7 +165,7 @@ class Checkpoints:
         """
         with storage(self.folder):
             self._sweep()
-            self._set_aside(step)
+            self._discard_after(step)
             best = self.best()
             if best is not None and best[0] > step:
                 (self.folder / BEST).unlink()
@@ -245,14 +245,16 @@ class Checkpoints:
         found = [(path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*")]
         return sorted((int(number), path) for number, path in found if number.isdecimal())
 
-    def _set_aside(self, step: int) -> None:
+    def _discard_after(self, step: int) -> None:
         for number, later in self._all():
             if number > step:
-                aside = self.folder / later.name.replace("step_", "aside_")
-                self._delete(aside)
-                later.replace(aside)
+                discarded = self.folder / later.name.replace("step_", "discarded_")
+                self._delete(discarded)
+                later.replace(discarded)
                 log.warning(
-                    "%s is of a later step: set aside as %s; delete it if it is of no use", later, aside.name
+                    "%s is of a later step: renamed to %s; delete it if you do not need it",
+                    later,
+                    discarded.name,
                 )
 
     def _begin(self, scratch: Path) -> None:

@@ -145,7 +145,7 @@ class RunFolder:
         """File and line, in order."""
 
     def rewind(self, step: int, resume: str = "auto") -> None:
-        """Drop metrics, times, evaluations and traces of steps after `step`, and set their checkpoints aside.
+        """Drop metrics, times, evaluations and traces of steps after `step`, and discard their checkpoints.
 
         `resume` is `run.resume`.
 

@@ -618,9 +618,7 @@ def test_a_stop_while_a_rank_is_lost_does_not_wait_for_its_start(tabletop: Path,
         )
 
 
-def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
-    tabletop: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_back_to_a_checkpoint_once_and_discards_later_ones(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=6)
     stage.config.train.keep_checkpoints = 3
     stage.folder.checkpoints.keep = 3
@@ -643,7 +641,8 @@ def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
     assert go_on(3) == (2, 3)
     assert stage.folder.checkpoints.best() == (2, 0.5)
     assert sorted(path.name for path in checkpoints.iterdir()) == [
-        "aside_000004", "aside_000006", "best.json", "resumed_from.json", "step_000002", "step_000003", "step_000006_copy",
+        "best.json", "discarded_000004", "discarded_000006", "resumed_from.json",
+        "step_000002", "step_000003", "step_000006_copy",
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "r" / "eval").iterdir()] == ["greedy_000002.json"]
     assert go_on(5) == (3, 5)

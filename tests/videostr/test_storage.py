@@ -413,7 +413,7 @@ def test_writing_a_checkpoint_never_blocks_the_loop(
 
 
 @pytest.mark.parametrize("call", ["file_digest", "shutil.rmtree"])
-def test_reading_and_setting_aside_never_block_the_loop(
+def test_reading_and_discarding_never_block_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Stage(tabletop, tmp_path, steps=4, checkpoint_every=2).train()
