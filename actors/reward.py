@@ -109,7 +109,7 @@ def _is_socket(fd: int) -> bool:
 class RayRewardPool:
     """`RewardPool` of Ray actors.
 
-    A worker has one group at a time and idle ones wait in a queue, so that a group goes to whoever is free and its
+    A worker has one group at a time and idle ones wait in a queue, so that a group goes to a free one and its
     deadline starts when a worker takes it. `score` waits for an idle worker, and is unblocked by one that finishes or
     by the replacement of one that was killed.
     """

@@ -143,7 +143,7 @@ class RolloutWorker(Named):
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
         """Sample one group; input that cannot be used comes back as a `Failure`.
 
-        The process ends when the engine has died: a live actor around a dead engine would take retries for ever (ray
+        The process ends when the engine has died: a live actor around a dead engine would take retries forever (ray
         issue 60088).
         """
         from vllm.exceptions import VLLMError

@@ -101,7 +101,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _give_up(stream: TextIO | None) -> None:
-    """Let a stream write to nowhere: what is left in its buffer would fail its end, and that of the process."""
+    """Let a stream discard its output: what is left in its buffer would fail its end, and that of the process."""
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:

@@ -37,7 +37,7 @@ class ImageList(msgspec.Struct, frozen=True):
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but is not a file: reading from a pipe would wait for ever.
+    """Refuse what is there but is not a file: reading from a pipe would wait forever.
 
     Raises:
         VideoError: names the path.

@@ -79,7 +79,7 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=f"logger-{name}", daemon=True)
 
     def rewind(self, step: int) -> None:
-        """What comes next is the step after `step`."""
+        """Take the next figures as those of the step after `step`."""
         self._put(lambda: self._rewind(step))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -148,7 +148,7 @@ class Loggers:
     """All loggers of a run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Those that the config asks for."""
+        """Open the loggers that the config asks for."""
         chosen = config.logging
         self._all: list[Background] = []
         if chosen.tensorboard:

@@ -160,7 +160,7 @@ class RewardClient:
 
         Args:
             groups: completions and record of each; drawn as fast as the service takes them.
-            timeout_s: for the whole stream; None waits for ever.
+            timeout_s: for the whole stream; None waits forever.
 
         Raises:
             RewardServiceError: see the module's docstring.
@@ -228,7 +228,7 @@ class BlockingRewardClient:
     """The same without asyncio; may be shared by threads, but not carried over a fork."""
 
     def __init__(self, endpoint: str, *, token_file: str = "", ca_file: str = "") -> None:
-        """As `RewardClient`."""
+        """See `RewardClient`."""
         self._endpoint = _Endpoint.of(endpoint, token_file, ca_file)
         where, options = self._endpoint.target, self._endpoint.options
         if self._endpoint.credentials is None:

@@ -122,7 +122,7 @@ class WorkerProcess:
         """Send a request and return its reply.
 
         Raises:
-            WorkerLost: the process ended meanwhile, or what it wrote is not a reply; it is then no longer of use.
+            WorkerLost: the process ended meanwhile, or what it wrote is not a reply; it is then of no more use.
         """
         exchange = asyncio.ensure_future(self._exchange(body))
         try:

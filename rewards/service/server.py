@@ -151,7 +151,7 @@ class _Reporter:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report(self, workers: int) -> None:
-        """Called with the number of workers that are up."""
+        """Take the number of workers that are up."""
         self._metrics.workers.set(workers)
         states = health_pb2.HealthCheckResponse
         status = states.SERVING if workers else states.NOT_SERVING

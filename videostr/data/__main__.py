@@ -115,7 +115,7 @@ def _add_tabletop(make: argparse.ArgumentParser) -> None:
 
 def _add_recipe(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_recipe)
-    make.add_argument("--recipe", type=Path, required=True, help="what is asked of each source")
+    make.add_argument("--recipe", type=Path, required=True, help="the sources and what to take from each")
     make.add_argument(
         "--root",
         type=_named_root,

@@ -251,7 +251,7 @@ class ClipView:
 
     @cached_property
     def _nodes(self) -> list[list[Node]]:
-        """[N][F] nodes; those of frames in which a track is not seen are of no use."""
+        """[N][F] nodes; those of frames in which a track is not seen are not used."""
         decimals = 2 if self.is_3d else 0
         positions = np.nan_to_num(self.positions).round(decimals).tolist()
         extents = np.nan_to_num(self._extents()).round(decimals).tolist()

@@ -60,7 +60,7 @@ class _Table:
     def add(
         self, name: str, values: np.ndarray, counted: np.ndarray, divisor: np.ndarray | None = None
     ) -> None:
-        """The mean of [N] values over those counted; NaN values count nowhere. The divisor counts others where it is given."""
+        """The mean of [N] values over those counted; NaN values do not count. The divisor counts others where it is given."""
         there = counted * ~np.isnan(values)
         self._names.append(name)
         self._above.append(np.nan_to_num(values) * there)

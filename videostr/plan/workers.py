@@ -288,10 +288,10 @@ class SimulatedPool(EnginePool):
         handle.die()
 
     def _close_all(self, handles: Sequence[Engine]) -> None:
-        """They end when they are killed."""
+        """Do nothing: they end when they are killed."""
 
     def _release(self, index: int) -> None:
-        """No place is kept for them."""
+        """Do nothing: no place is kept for them."""
 
 
 class SimulatedSync(EngineSync):

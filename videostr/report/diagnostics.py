@@ -1,4 +1,4 @@
-"""Warnings in words: signs that a run learns the wrong thing, or nothing.
+"""Diagnostics: warnings that a run learns the wrong thing, or nothing.
 
 In: curves of a run and figures of its trace dumps. Out: sentences with the numbers they rest on. Pure: the same figures, the
 same warnings. "At the start" and "at the end" are the means over the first and the last quarter of the steps.
@@ -96,7 +96,7 @@ def change_of(values: Curve) -> Change | None:
 
 
 def diagnose(figures: Figures) -> list[Diagnostic]:
-    """Return warnings, gravest kind first; empty when nothing looks wrong."""
+    """Return warnings, most severe kind first; empty when nothing looks wrong."""
     rules = (
         _not_a_number,
         _failures,

@@ -38,7 +38,7 @@ PROCESS_FAILURES = {
     "engine_hung": "an engine missed its health checks; killed and started again",
     "engine_half_updated": "an engine had no usable weights after a broken transfer; started again",
     "engine_did_not_start": "an engine's new process did not come up; started again",
-    "request_late": "a group took longer than rollout.request_timeout_s; asked of an engine again",
+    "request_late": "a group took longer than rollout.request_timeout_s; sent to an engine again",
     "tokens_sampled_again": "tokens of groups that were given up and asked again: no failures, but their cost",
     "reward_worker_died": "a reward worker's process ended; replaced, and its group scored again",
     "reward_worker_timeout": "a reward worker was later than reward.deadline_s; replaced, and its group scored again",

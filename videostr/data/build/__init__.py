@@ -1,6 +1,6 @@
 """Annotated video -> record dataset: scenes of one or more sources, read and asked about in parallel, written in their order.
 
-In: what is asked of each source. Out: a folder with
+In: what each source is to give. Out: a folder with
 
     records-00000.parquet ..   the records
     frames/SCENE.frames.json   the images of every scene as a video (nothing is copied); frames/1/SCENE.frames.json where
@@ -128,7 +128,7 @@ def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tu
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: workers of a build that was killed would wait for ever."""
+    """End this process when its parent is gone: workers of a build that was killed would wait forever."""
 
     def wait() -> None:
         parent = parent_process()

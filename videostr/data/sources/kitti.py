@@ -74,7 +74,7 @@ class Kitti(Source):
         self.names = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
         if not self.names:
             raise DataError(
-                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that training/ lies in"
+                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that contains training/"
             )
         if not (training / "calib").is_dir():
             raise DataError(

@@ -87,7 +87,7 @@ class ScanNet(Source):
         names = sorted(path.name for path in (root / "scans").glob("scene????_??") if path.is_dir())
         if not names:
             raise DataError(
-                f"{root / 'scans'}: has no sceneXXXX_YY/", remedy="name the folder that scans/ lies in"
+                f"{root / 'scans'}: has no sceneXXXX_YY/", remedy="name the folder that contains scans/"
             )
         self._labels = _read_labels(root, self.skips)
         if split != "all":

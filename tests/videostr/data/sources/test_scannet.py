@@ -678,7 +678,7 @@ def test_list_that_is_not_the_official_one(tmp_path: Path, content: str) -> None
 
 
 def test_tree_that_is_not_scannet(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name the folder that scans/ lies in"):
+    with pytest.raises(DataError, match="name the folder that contains scans/"):
         ScanNet(tmp_path, "all")
     write_scans(tmp_path)
     with pytest.raises(DataError, match="test"):
