@@ -14,7 +14,7 @@ from typing import Self
 
 from rewards.rubric import Rubric
 from rewards.service.client import (
-    GroupRefused,
+    GroupRejected,
     RewardClient,
     RewardServiceError,
     ServiceTimeout,
@@ -86,7 +86,7 @@ class RemoteRewardPool:
         async with self._places:
             try:
                 scores = await self._scores(record, completions)
-            except GroupRefused as error:
+            except GroupRejected as error:
                 return Failure(kind=FailureKind.REWARD_ERROR, record_id=record.id, detail=str(error))
             except ServiceTimeout as error:
                 detail = f"{error}, the last of {_TRIES} tries"

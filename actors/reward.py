@@ -63,7 +63,7 @@ class RewardWorker(Named):
         """Return, as a sign that the process lives."""
 
     def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
-        """Trace and score of every completion; raises `RewardError` when a custom reward fails."""
+        """Return the trace and score of every completion; raises `RewardError` when a custom reward fails."""
         try:
             return score_group_with_traces(completions, record, self.rubric)
         except RewardError as error:
@@ -109,7 +109,7 @@ def _is_socket(fd: int) -> bool:
 class RayRewardPool:
     """`RewardPool` of Ray actors.
 
-    A worker has one group at a time and idle ones wait in a queue, so that a group goes to whoever is free and its
+    A worker has one group at a time and idle ones wait in a queue, so that a group goes to a free one and its
     deadline starts when a worker takes it. `score` waits for an idle worker, and is unblocked by one that finishes or
     by the replacement of one that was killed.
     """

@@ -143,7 +143,7 @@ class RolloutWorker(Named):
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
         """Sample one group; input that cannot be used comes back as a `Failure`.
 
-        The process ends when the engine has died: a live actor around a dead engine would take retries for ever (ray
+        The process ends when the engine has died: a live actor around a dead engine would take retries forever (ray
         issue 60088).
         """
         from vllm.exceptions import VLLMError
@@ -205,7 +205,7 @@ class RolloutWorker(Named):
         )
 
     async def _render(self, request: SampleRequest, frames: ClipFrames) -> Any:
-        """Token ids and vision inputs of a prompt, in vLLM's form."""
+        """Return token ids and vision inputs of a prompt, in vLLM's form."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         inputs = self._family.engine_inputs(request.prompt, frames)
@@ -239,7 +239,7 @@ class RolloutWorker(Named):
             logprobs=0,
             logit_bias=self._banned,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            # A token's text beside its log-probability, and the text so far, cost a third of this process's time.
+            # A token's text in addition to its log-probability, and the text so far, cost a third of this process's time.
             detokenize=False,
             flat_logprobs=True,
         )

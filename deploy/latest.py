@@ -19,14 +19,14 @@ CHECKS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
 
 
 def versions(python: str) -> dict[str, str]:
-    """Installed packages and their versions."""
+    """Return installed packages and their versions."""
     command = [python, "-m", "uv", "pip", "list", "--quiet", "--format", "json", "--python", python]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {package["name"]: package["version"] for package in listed}
 
 
 def passes(python: str, *command: str) -> bool:
-    """Whether a module's command ends with status 0; its output goes on to the terminal."""
+    """Return whether a module's command ends with status 0; its output goes on to the terminal."""
     return subprocess.run([python, "-m", *command], check=False).returncode == 0
 
 

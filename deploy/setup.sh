@@ -7,7 +7,7 @@
 #   PYTHON          interpreter that makes the environment (default python3; 3.11 or newer)
 #   VENV            folder of the environment (default .venv in the project)
 #
-# Packages come from where pip is told to look (deploy/packages.sh), and torch for CPU from PyTorch's index, unless a folder
+# Packages come from where pip is set to look (deploy/packages.sh), and torch for CPU from PyTorch's index, unless a folder
 # of PIP_FIND_LINKS or UV_FIND_LINKS holds it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,4 @@
-"""Lets a CUDA build of torchvision be imported beside a CPU build of torch.
+"""Lets a CUDA build of torchvision be imported next to a CPU build of torch.
 
 Such a torchvision cannot load its C++ operators, and its import then fails with "operator torchvision::nms does not
 exist", because it registers fake kernels for operators that nobody defined. `deploy/setup.sh` copies this module and

@@ -10,7 +10,7 @@ from videostr.types import Record
 
 
 def reward(answer: str, record: Record) -> tuple[float, str]:
-    """1 if the answer names the true option, else 0; with why it is 0."""
+    """Return 1 if the answer names the true option, else 0; with why it is 0."""
     letter = chosen_letter(answer, record.options)
     if letter is None:
         return 0.0, f"answer: {answer!r:.60} does not name exactly one option"

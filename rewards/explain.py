@@ -49,7 +49,7 @@ class Row:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """SVG: for every trace its title and, at every selected time, the view from above; hollow circles are the truth."""
+    """Return an SVG: for every trace its title and, at every selected time, the view from above; hollow circles are the truth."""
     columns = max(len(row.truth.frames) for row in rows)
     width, height = GAP + columns * (SIDE + GAP), len(rows) * (TITLE + SIDE + GAP)
     parts = [part for k, row in enumerate(rows) for part in _row(row, k * (TITLE + SIDE + GAP))]
@@ -74,9 +74,9 @@ def _row(row: Row, top: int) -> list[str]:
     return parts
 
 
-def remark(earned: Score) -> str:
-    """The parts in one line."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in earned.parts.items())
+def remark(scored: Score) -> str:
+    """Return the parts in one line."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in scored.parts.items())
 
 
 # ------------------------------------------------------------------------------------------------- examples
@@ -113,13 +113,13 @@ EXAMPLE = Record(
 
 
 def _about_middle(move: Floats, pos: Floats) -> Floats:
-    """Positions under a linear map about (4.5, 4.5)."""
+    """Return positions under a linear map about (4.5, 4.5)."""
     changed: Floats = (pos - 4.5) @ move.T + 4.5
     return changed
 
 
 def examples() -> list[tuple[str, SceneGraph]]:
-    """Five traces of `EXAMPLE`: what is wrong with each, and its graph."""
+    """Return five traces of `EXAMPLE`: what is wrong with each, and its graph."""
     truth = EXAMPLE.graph
     assert truth is not None
     shift = np.array([[0.6, -0.5], [-0.7, 0.4], [0.3, 0.8]])
@@ -136,7 +136,7 @@ def examples() -> list[tuple[str, SceneGraph]]:
 
 
 def example_rows() -> tuple[str, str]:
-    """Picture (SVG) and Markdown table of the five examples."""
+    """Return the picture (SVG) and Markdown table of the five examples."""
     assert EXAMPLE.graph is not None
     rows, lines = [], ["| trace | graph_node | graph_edge | graph |", "| --- | ---: | ---: | ---: |"]
     for title, graph in examples():
@@ -190,17 +190,17 @@ def _explain(options: argparse.Namespace) -> None:
         raise DataError(
             f"{options.trace}: cannot be read ({error})", remedy="name a text file by --trace"
         ) from None
-    ((parsed, earned),) = score_group_with_traces([text], record, options.rubric)
+    ((parsed, scored),) = score_group_with_traces([text], record, options.rubric)
     lines = [
-        f"total {earned.total:.3f}",
-        *(f"  {name:<11} {value:.3f}" for name, value in earned.parts.items()),
+        f"total {scored.total:.3f}",
+        *(f"  {name:<11} {value:.3f}" for name, value in scored.parts.items()),
     ]
-    sys.stdout.write("\n".join([*lines, *(f"- {note}" for note in earned.notes)]) + "\n")
+    sys.stdout.write("\n".join([*lines, *(f"- {note}" for note in scored.notes)]) + "\n")
     if options.picture and record.graph is not None:
         stated = (
             replace(parsed.graph, frame=record.graph.frame) if isinstance(parsed.graph, SceneGraph) else None
         )
-        row = Row(title=record.question, remark=remark(earned), truth=record.graph, stated=stated)
+        row = Row(title=record.question, remark=remark(scored), truth=record.graph, stated=stated)
         write_text(options.picture, picture([row]))
 
 

@@ -6,5 +6,5 @@ from videostr.types import Trace
 
 
 def reward(trace: Trace) -> float:
-    """1 if the text matches the trace format exactly (method, section 1), else 0."""
+    """Return 1 if the text matches the trace format exactly (method, section 1), else 0."""
     return float(trace.well_formed)

@@ -56,7 +56,7 @@ class GraphRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphScore:
-    """What a graph earned."""
+    """What a graph scored."""
 
     graph: float
     """Mean over the selected frames of lambda R_n + (1 - lambda) R_e."""
@@ -113,7 +113,7 @@ def _repeats(frames: Sequence[GraphFrame]) -> Floats:
 
 
 def _scene_sizes(frames: Sequence[GraphFrame], pos: Floats, nodes: Subsets) -> Floats:
-    """[F] max(rms distance of the nodes to their centroid, mean extent of nodes of known size, 1e-6)."""
+    """Return [F] max(rms distance of the nodes to their centroid, mean extent of nodes of known size, 1e-6)."""
     count = np.maximum(nodes.count, 1)
     centroid = nodes.sum_per_frame(pos.T) / count
     squared = ((pos - centroid.T[nodes.frame]) ** 2).sum(axis=1)
@@ -125,7 +125,7 @@ def _scene_sizes(frames: Sequence[GraphFrame], pos: Floats, nodes: Subsets) -> F
 
 
 def _between(a: Floats, b: Floats, frame: str) -> tuple[Floats, Floats, Floats]:
-    """Distance, bearing (degrees) and distance in the ground plane from positions [..., D] to others, each [...]."""
+    """Return the distance, bearing (degrees) and distance in the ground plane from positions [..., D] to others, each [...]."""
     x, y = geometry.ground_axes(frame)
     difference = b - a
     right, forward = difference[..., x], difference[..., y]
@@ -140,14 +140,14 @@ def _between(a: Floats, b: Floats, frame: str) -> tuple[Floats, Floats, Floats]:
 
 
 def reward(graph: SceneGraph | GraphAbsence, target: Target, rule: GraphRule) -> GraphScore:
-    """Node, edge and graph term of one predicted graph."""
+    """Return node, edge and graph term of one predicted graph."""
     return reward_group([graph], target, rule)[0]
 
 
 def reward_group(
     graphs: Sequence[SceneGraph | GraphAbsence], target: Target, rule: GraphRule
 ) -> list[GraphScore]:
-    """Node, edge and graph terms of the graphs of a group; a trace without a usable graph earns nothing."""
+    """Return node, edge and graph terms of the graphs of a group; a trace without a usable graph scores 0."""
     notes = [_refusal(graph, target) for graph in graphs]
     usable = [
         graph
@@ -165,7 +165,7 @@ def reward_group(
 
 
 def _refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
-    """Why a graph earns nothing; None if it can be scored, "" where the trace's problems say it."""
+    """Return why a graph scores 0; None if it can be scored, "" where the trace's problems say it."""
     if isinstance(graph, GraphAbsence):
         return f"graph: {graph.value}" if graph is GraphAbsence.ABSENT else ""
     if graph.unit != target.unit:
@@ -228,15 +228,15 @@ class _Nodes:
         return len(self.pos) - 1
 
     def of_graph(self, g: int) -> Floats:
-        """[M_g, D] positions of one graph."""
+        """Return [M_g, D] positions of one graph."""
         return self.pos[self.first[g] : self.first[g + 1]]
 
     def numbers(self, g: int, match: Ints) -> Ints:
-        """Matches [..., N] of one graph's nodes in the numbers of the group."""
+        """Return matches [..., N] of one graph's nodes in the numbers of the group."""
         return np.where(match >= 0, match + self.first[g], self.none)
 
     def unique_match(self) -> Ints:
-        """[G, N] the matches that names alone settle."""
+        """Return [G, N] the matches that names alone settle."""
         match = np.array([prediction.unique_match for prediction in self.group], dtype=np.intp).reshape(
             len(self.group), -1
         )
@@ -244,7 +244,7 @@ class _Nodes:
 
 
 def _credit(error: Floats) -> Floats:
-    """1 without error, 0 from an error of 1 on, and 0 for what is not stated (NaN)."""
+    """Return 1 without error, 0 from an error of 1 on, and 0 for what is not stated (NaN)."""
     return np.where(error < 1.0, 1.0 - error, 0.0)
 
 
@@ -252,20 +252,20 @@ def _credit(error: Floats) -> Floats:
 
 
 def _node_term(nodes: _Nodes, target: Target) -> Floats:
-    """R_n per graph and selected frame [G, F]; 0 where the trace does not state the frame."""
+    """Return R_n per graph and selected frame [G, F]; 0 where the trace does not state the frame."""
     match = nodes.unique_match()
     for g, prediction in enumerate(nodes.group):
         if prediction.ambiguous:
             match[g] = nodes.numbers(g, match_by_position(prediction, nodes.of_graph(g), target))
     away = geometry.distance(target.pos, nodes.pos[match]) / target.reach[target.nodes.frame]
-    earned = target.nodes.sum_per_frame(_credit(away))
+    credit = target.nodes.sum_per_frame(_credit(away))
     total = np.array([_label_totals(prediction, target) for prediction in nodes.group])
-    term: Floats = np.where(total > 0, earned / np.maximum(total, 1), 1.0) * nodes.is_stated
+    term: Floats = np.where(total > 0, credit / np.maximum(total, 1), 1.0) * nodes.is_stated
     return term
 
 
 def _label_totals(prediction: Prediction, target: Target) -> list[int]:
-    """[F] sum over the labels of either side of the larger number of nodes."""
+    """Return [F] sum over the labels of either side of the larger number of nodes."""
     if prediction.is_exact:
         return [len(true) for true in target.members]
     return [
@@ -279,7 +279,7 @@ def _label_totals(prediction: Prediction, target: Target) -> list[int]:
 
 
 def _edge_term(nodes: _Nodes, target: Target, rule: GraphRule) -> Floats:
-    """R_e per graph and selected frame [G, F]; 0 where there is no pair or the trace does not state the frame."""
+    """Return R_e per graph and selected frame [G, F]; 0 where there is no pair or the trace does not state the frame."""
     best = np.zeros((len(nodes.group), len(target.times)))
     if not len(target.pairs) or nodes.none == 0:
         return best
@@ -299,7 +299,7 @@ def _edge_term(nodes: _Nodes, target: Target, rule: GraphRule) -> Floats:
 
 
 def _rows(nodes: _Nodes, target: Target, rule: GraphRule) -> tuple[Ints, Ints]:
-    """All matches to be tried [R, N], and which graph each belongs to [R]."""
+    """Return all matches to try [R, N], and which graph each belongs to [R]."""
     unique_match = nodes.unique_match()
     rows: list[Ints] = []
     owners: list[int] = []
@@ -318,7 +318,7 @@ def _rows(nodes: _Nodes, target: Target, rule: GraphRule) -> tuple[Ints, Ints]:
 def _edge_credit(
     rows: Ints, owners: Ints, nodes: _Nodes, said: _Said | None, target: Target, rule: GraphRule
 ) -> Floats:
-    """R_e per match and selected frame [R, F]."""
+    """Return R_e per match and selected frame [R, F]."""
     a, b = rows[:, target.pairs.members[:, 0]], rows[:, target.pairs.members[:, 1]]
     dist, bearing = _relations(a, b, nodes, said, target, rule)
     distance_credit = _distance_credit(dist, target, rule)
@@ -349,7 +349,7 @@ def _common_turn(delta: Floats) -> Floats:
 def _relations(
     a: Ints, b: Ints, nodes: _Nodes, said: _Said | None, target: Target, rule: GraphRule
 ) -> tuple[Floats, Floats]:
-    """Distance and bearing of pairs of stated nodes [R, K]; NaN where there is none."""
+    """Return the distance and bearing of pairs of stated nodes [R, K]; NaN where there is none."""
     if rule.edges == "stated":
         dist, bearing = np.full(a.shape, np.nan), np.full(a.shape, np.nan)
     else:
@@ -365,7 +365,7 @@ def _relations(
 
 
 def _distance_credit(dist: Floats, target: Target, rule: GraphRule) -> Floats:
-    """e_d of distances [R, K]."""
+    """Return e_d of distances [R, K]."""
     true = np.broadcast_to(target.dist, dist.shape)
     if rule.scale == "relative":
         known = ~np.isnan(dist)
@@ -374,14 +374,14 @@ def _distance_credit(dist: Floats, target: Target, rule: GraphRule) -> Floats:
 
 
 def _relative(dist: Floats, known: np.ndarray) -> Floats:
-    """Distances [R, K] divided by the mean of those that are known."""
+    """Return distances [R, K] divided by the mean of those that are known."""
     mean = np.where(known, dist, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
     relative: Floats = dist / np.maximum(mean, 1e-6)[:, None]
     return relative
 
 
 def _stated_pairs(nodes: _Nodes, rule: GraphRule) -> Ints:
-    """[G, F] pairs that each graph relates: its edges where only stated ones count, else all pairs of its nodes."""
+    """Return [G, F] pairs that each graph relates: its edges where only stated ones count, else all pairs of its nodes."""
     if rule.edges == "stated":
         return np.array(
             [[len(item.edges) if item else 0 for item in prediction.frames] for prediction in nodes.group]
@@ -403,7 +403,7 @@ class _Said:
     """[2 E] degrees, NaN where not stated."""
 
     def between(self, a: Ints, b: Ints) -> tuple[Floats, Floats]:
-        """Distance and bearing that are said of pairs of nodes; NaN where nothing is."""
+        """Return the distance and bearing that are said of pairs of nodes; NaN where nothing is."""
         wanted = a * self.ends + b
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         hit = self.keys[place] == wanted
@@ -435,7 +435,7 @@ def _said_edges(nodes: _Nodes) -> _Said | None:
 
 
 def _notes(prediction: Prediction, target: Target) -> Iterator[str]:
-    """What is missing from the prediction and what is too much."""
+    """Yield what is missing from the prediction and what is too much."""
     if prediction.is_exact:
         return
     unstated = [f"{t:g}" for t, item in zip(target.times, prediction.frames, strict=True) if item is None]

@@ -23,9 +23,9 @@ _Point = tuple[float, float]
 
 
 def map_score(predicted: SceneGraph, truth: SceneGraph) -> float:
-    """Mean over the selected frames of the frame's score; a frame that the prediction does not state earns 0.
+    """Return the mean over the selected frames of the frame's score; a frame that the prediction does not state scores 0.
 
-    A graph in another unit, or with another number of coordinates than the truth, earns 0.
+    A graph in another unit, or with another number of coordinates than the truth, scores 0.
 
     Args:
         predicted: the graph of a trace.
@@ -47,17 +47,17 @@ def map_score(predicted: SceneGraph, truth: SceneGraph) -> float:
 def frame_score(predicted: dict[str, list[_Point]], truth: dict[str, list[_Point]]) -> float:
     """Score of one map: label -> positions on the grid, on both sides.
 
-    Per label pairs are formed greedily, nearest first; a pair earns `max(0, 1 - d / (10 sqrt 2))`, and the label their sum
+    Per label pairs are formed greedily, nearest first; a pair scores `max(0, 1 - d / (10 sqrt 2))`, and the label their sum
     over max(n_true, n_predicted). Labels are averaged with weight n_true, so that invented labels cost nothing. Both
     maps empty: 1; only the true one empty: 0.
     """
     total = sum(map(len, truth.values()))
     if total == 0:
         return 0.0 if any(predicted.values()) else 1.0
-    earned = sum(
+    credit = sum(
         len(places) * _label_score(predicted.get(label, []), places) for label, places in truth.items()
     )
-    return earned / total
+    return credit / total
 
 
 def _label_score(predicted: list[_Point], truth: list[_Point]) -> float:
@@ -70,13 +70,13 @@ def _label_score(predicted: list[_Point], truth: list[_Point]) -> float:
     )
     used_predicted: set[int] = set()
     used_true: set[int] = set()
-    earned = 0.0
+    credit = 0.0
     for away, _, _, i, j in pairs:
         if i not in used_predicted and j not in used_true:
             used_predicted.add(i)
             used_true.add(j)
-            earned += max(0.0, 1.0 - away / _DIAGONAL)
-    return earned / max(len(predicted), len(truth))
+            credit += max(0.0, 1.0 - away / _DIAGONAL)
+    return credit / max(len(predicted), len(truth))
 
 
 def _positions(item: GraphFrame, frame: str, cells: float) -> dict[str, list[_Point]]:
@@ -101,7 +101,7 @@ def _cells_per_unit(truth: SceneGraph) -> float:
 
 
 def _same_space(predicted: SceneGraph, truth: SceneGraph) -> bool:
-    """Whether all positions have the same number of coordinates, and those of the ground plane among them."""
+    """Return whether all positions have the same number of coordinates, and those of the ground plane among them."""
     nodes = [node for graph in (predicted, truth) for item in graph.frames for node in item.nodes]
     dimensions = {len(node.pos) for node in nodes}
     return len(dimensions) <= 1 and all(n > max(ground_axes(truth.frame)) for n in dimensions)

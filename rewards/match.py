@@ -54,7 +54,7 @@ class Subsets:
         return len(self.frame)
 
     def sum_per_frame(self, values: Floats) -> Floats:
-        """[..., F] sums of values [..., S].
+        """Return [..., F] sums of values [..., S].
 
         Not a matrix product: BLAS adds in another order for another number of rows, and then a score would depend, in its
         last bit, on what else is in the group.
@@ -67,7 +67,7 @@ class Subsets:
 
 @functools.lru_cache(maxsize=16)  # scenes of equal numbers of nodes share them
 def subsets(nodes_per_frame: tuple[int, ...], size: int) -> Subsets:
-    """Subsets of nodes that are numbered through the frames."""
+    """Return subsets of nodes that are numbered through the frames."""
     starts = itertools.accumulate(nodes_per_frame, initial=0)
     found = [
         [*itertools.combinations(range(start, start + n), size)]
@@ -172,7 +172,7 @@ def select(graph: SceneGraph, target: Target) -> Prediction:
 
 
 def frames_at(graph: SceneGraph, times: tuple[float, ...]) -> list[GraphFrame | None]:
-    """[F] the stated frame nearest to each selected time; a frame serves one time, at most half their spacing away."""
+    """Return [F] the stated frame nearest to each selected time; a frame serves one time, at most half their spacing away."""
     frames: list[GraphFrame | None] = [None] * len(times)
     reach = (times[-1] - times[0]) / (len(times) - 1) / 2 if len(times) > 1 else math.inf
     nearest = [reach + 1e-6] * len(times)
@@ -233,12 +233,12 @@ def stacked(prediction: Prediction) -> Iterator[tuple[Ints, Ints, Ints]]:
 
 
 def pairwise_distance(a: Floats, b: Floats) -> Floats:
-    """Distances [..., A, B] of positions [..., A, D] and [..., B, D]."""
+    """Return distances [..., A, B] of positions [..., A, D] and [..., B, D]."""
     return geometry.distance(a[..., :, None, :], b[..., None, :, :])
 
 
 def assign(cost: Floats) -> Ints:
-    """[..., n] the column given to every row of cost matrices [..., n, m] at least total cost, -1 for rows left over."""
+    """Return [..., n] the column given to every row of cost matrices [..., n, m] at least total cost, -1 for rows left over."""
     n, m = cost.shape[-2:]
     if max(n, m) > _MAX_ENUMERATED:
         flat = cost.reshape(-1, n, m)
@@ -255,7 +255,7 @@ def assign(cost: Floats) -> Ints:
 
 
 def _ways(n: int, m: int) -> Ints:
-    """[W, n] all ways of giving rows different columns, as many as there are; -1 for a row without one."""
+    """Return [W, n] all ways of giving rows different columns, as many as there are; -1 for a row without one."""
     if n <= m:
         return np.array(list(itertools.permutations(range(m), n)), dtype=np.intp)
     found = itertools.permutations([*range(m), *[-1] * (n - m)], n)

@@ -10,7 +10,7 @@ from videostr.types import Record
 
 
 def reward(answer: str, record: Record) -> tuple[float, str]:
-    """`mean_theta [ |p - y| / |y| <= 1 - theta ]` over ten theta (VSI-Bench, arXiv 2412.14171); with why it is low."""
+    """Return `mean_theta [ |p - y| / |y| <= 1 - theta ]` over ten theta (VSI-Bench, arXiv 2412.14171); with why it is low."""
     truth = float(record.answer.value)  # type: ignore[arg-type]  # AnswerKind.NUMBER promises a float
     unit = record.answer.unit
     said = stated_number(answer, unit)

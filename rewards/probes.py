@@ -1,7 +1,7 @@
-"""Hacking probes: what shortcuts earn (docs/rewards.md). `python -m rewards.probes [--data DIR]` prints them as a table.
+"""Hacking probes: what shortcuts score (docs/rewards.md). `python -m rewards.probes [--data DIR]` prints them as a table.
 
 In: records with true graphs, those of the tabletop world unless a dataset is named. Out: the mean reward of every probe. A
-graph reward is fit for training when cheap texts, which tell nothing about the scene, earn little.
+graph reward is fit for training when cheap texts, which tell nothing about the scene, score little.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ CROWDS = (2, 5, 12, 20, 60)
 
 
 def trace(graph: str, answer: str) -> str:
-    """A trace around the JSON of a graph."""
+    """Return a trace around the JSON of a graph."""
     return f"<think>I look at the frames. <graph>{graph}</graph></think>\n<answer>{answer}</answer>"
 
 
 def moved(truth: SceneGraph, move: _Move) -> SceneGraph:
-    """The truth with other positions: `move` maps a frame and its positions [N, D] to new ones."""
+    """Return the truth with other positions: `move` maps a frame and its positions [N, D] to new ones."""
     frames = []
     for item in truth.frames:
         pos = np.array([node.pos for node in item.nodes], dtype=np.float64)
@@ -74,7 +74,7 @@ def _at_random(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
 
 
 def _held_still(truth: SceneGraph, rng: np.random.Generator) -> SceneGraph:
-    """Every object at one random place for the whole clip."""
+    """Return every object at one random place for the whole clip."""
     low, high = _bounds(truth)
     place = {name: rng.uniform(low, high) for name in _object_ids(truth)}
     return moved(truth, lambda item, _: np.array([place[node.id] for node in item.nodes]))
@@ -169,11 +169,11 @@ GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]]
     "(f) the true graph mirrored": _mirrored,
     "(g) the true graph turned by 90 degrees": _rotated,
 }
-"""Graphs made from the true one, written without an answer, so that only the graph is paid."""
+"""Graphs made from the true one, written without an answer, so that only the graph scores."""
 
 
 def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[str, str]:
-    """Text of every probe for a record and its true graph."""
+    """Return the text of every probe for a record and its true graph."""
     answer, fixed = answer_text(record.answer), FIXED_TEXTS.get(truth.unit)
     return {
         "(a) empty text": "",
@@ -192,7 +192,7 @@ def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[
 
 
 def wrong_answer(answer: Answer) -> str:
-    """An answer that earns nothing."""
+    """Return an answer that scores 0."""
     if answer.kind is AnswerKind.CHOICE:
         return "B" if answer.value == "A" else "A"
     return "-1e9" if answer.kind is AnswerKind.NUMBER else "none"
@@ -201,7 +201,7 @@ def wrong_answer(answer: Answer) -> str:
 def measure(
     records: Iterable[Record], rubric: Rubric | str = "default", seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Mean of every part over the records, by probe; records without a graph are passed over.
+    """Return the mean of every part over the records, by probe; records without a graph are passed over.
 
     Raises:
         DataError: no record has a graph with a node.
@@ -215,8 +215,8 @@ def measure(
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for record, truth in usable:
         texts = probes(record, truth, rng)
-        for name, earned in zip(texts, score_group(list(texts.values()), record, rubric), strict=True):
-            found[name].append({**earned.parts, "total": earned.total})
+        for name, scored in zip(texts, score_group(list(texts.values()), record, rubric), strict=True):
+            found[name].append({**scored.parts, "total": scored.total})
     return {name: {column: _mean(parts, column) for column in COLUMNS} for name, parts in found.items()}
 
 
@@ -242,7 +242,7 @@ def crowds(scenes: int = 24, seed: int = 0) -> dict[str, dict[str, float]]:
 
 
 def _crowd(rng: np.random.Generator, count: int) -> SceneGraph:
-    """`count` objects of one label at random places, at four times."""
+    """Return `count` objects of one label at random places, at four times."""
     nodes = tuple(
         Node(id=f"person.{k}", label="person", pos=tuple(place))
         for k, place in enumerate(rng.uniform(0, 10, (count, 2)).tolist(), start=1)

@@ -23,7 +23,7 @@ _TRACK_ENTRY = re.compile(
 
 
 def box2d(answer: str, record: Record) -> tuple[float, str]:
-    """IoU of the stated box [x1, y1, x2, y2] with the true one; with why it is low."""
+    """Return the IoU of the stated box [x1, y1, x2, y2] with the true one; with why it is low."""
     box = stated_box(answer)
     if box is None:
         return 0.0, f"answer: {answer!r:.60} is not a box [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
@@ -32,7 +32,7 @@ def box2d(answer: str, record: Record) -> tuple[float, str]:
 
 
 def box3d(answer: str, record: Record) -> tuple[float, str]:
-    """IoU of the stated box [x, y, z, dx, dy, dz, yaw] with the true one; with why it is low."""
+    """Return the IoU of the stated box [x, y, z, dx, dy, dz, yaw] with the true one; with why it is low."""
     numbers = stated_numbers(answer, 7)
     if numbers is None or min(numbers[3:6]) <= 0:
         return 0.0, f"answer: {answer!r:.60} is not a box [x, y, z, dx, dy, dz, yaw] with sizes above 0"
@@ -42,7 +42,7 @@ def box3d(answer: str, record: Record) -> tuple[float, str]:
 
 
 def span(answer: str, record: Record) -> tuple[float, str]:
-    """IoU of the stated span [start, end] in seconds with the true one; with why it is low."""
+    """Return the IoU of the stated span [start, end] in seconds with the true one; with why it is low."""
     numbers = stated_numbers(answer, 2)
     if numbers is None or numbers[0] >= numbers[1]:
         return 0.0, f"answer: {answer!r:.60} is not a span [start, end] in seconds with start < end"
@@ -51,11 +51,11 @@ def span(answer: str, record: Record) -> tuple[float, str]:
 
 
 def track(answer: str, record: Record) -> tuple[float, str]:
-    """Mean IoU of the stated boxes with the true ones, one per asked time; with why it is low.
+    """Return the mean IoU of the stated boxes with the true ones, one per asked time; with why it is low.
 
     Read are `[[x1, y1, x2, y2], null, ...]`, in the order of the asked times with `null` for "not visible"; and, where
     the record's graph gives the asked times, boxes that follow a time: `{"0.5": [x1, y1, x2, y2], ...}`. A time without
-    a box, or with one that is none, counts 0. More boxes than asked times lower the mean, so naming several never helps.
+    a box, or with anything else, counts 0. More boxes than asked times lower the mean, so naming several never helps.
     """
     truth: tuple[Box, ...] = record.answer.value  # type: ignore[assignment]  # AnswerKind.TRACK promises boxes
     entries = list(_TRACK_ENTRY.finditer(answer))
@@ -75,7 +75,7 @@ def track(answer: str, record: Record) -> tuple[float, str]:
 
 
 def _asked_times(record: Record, count: int) -> tuple[float, ...] | None:
-    """The times of the true boxes: those of the graph, if it has as many frames."""
+    """Return the times of the true boxes: those of the graph, if it has as many frames."""
     if record.graph is None or len(record.graph.frames) != count:
         return None
     return tuple(frame.t for frame in record.graph.frames)

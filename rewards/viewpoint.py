@@ -1,4 +1,4 @@
-"""Matching for the edge term: which predicted node stands for which true one, from whatever viewpoint the scene is told.
+"""Matching for the edge term: which predicted node stands for which true one, from whatever viewpoint the scene is stated.
 
 In: a `Target` and a `Prediction` with labels that occur several times. Out: candidate matches, of which the one with the highest
 edge term counts. The prediction is laid onto the truth: an anchor (two true nodes) and two predicted nodes of the same labels

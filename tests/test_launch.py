@@ -80,7 +80,7 @@ def test_run_folder_has_everything(whole: Path) -> None:
     (table,) = re.findall(r"<!-- metrics -->\n(.*?)<!-- end -->", METRICS.read_text(), re.DOTALL)
     documented = set(re.findall(r"`([a-z_/*]+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M))))
     assert {key for key in rows[-1] if not any(fnmatch(key, name) for name in documented)} == set()
-    # The policy's tower is trained, nothing failed in every way, and an evaluation beside training is no step's.
+    # The policy's tower is trained, nothing failed in every way, and an evaluation during training does not count for a step.
     # There is no KL term, and no importance weight without a correction.
     elsewhere = {
         "reward/*", "failures/*", "vision/hits", "vision/misses", "heldout/greedy_total", "kl", "importance_weight_mean",
@@ -203,7 +203,7 @@ def test_a_run_that_loses_workers_and_is_interrupted_ends_with_the_same_bits(
     assert [row["step"] for row in two] == list(range(1, 12))
     times, unread = read_timeline(tmp_path / "cut" / "timeline.jsonl")
     assert ([step.step for step in times], unread) == (list(range(1, 12)), 0)
-    assert any("start" in step.workers["learner-rank-0"] for step in times)  # all ranks anew, within a step
+    assert any("start" in step.workers["learner-rank-0"] for step in times)  # all ranks again, within a step
     for name in (
         "reward/total",
         "reward/graph",

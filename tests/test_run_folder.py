@@ -100,7 +100,7 @@ def test_the_same_run_started_twice(
 def test_a_disk_that_fills_up_between_checkpoints(
     tabletop: Path, small_run, start_launch, tmp_path: Path
 ) -> None:
-    """One line with path and remedy; with room again, the same command goes on and has every step."""
+    """One line with path and remedy; with room again, the same command continues and has every step."""
     disk, log = tmp_path / "disk", tmp_path / "log"
     with mounted(disk, "-o", "size=64m"):
         arguments = [
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_between_checkpoints(
         (line,) = [line for line in text.splitlines() if "error: " in line]
         assert f"{disk}/full/" in line
         assert "No space left on device; free space there" in line
-        assert "then the same command goes on from" in line
+        assert "then the same command continues from" in line
         filler.unlink()  # the disk has room for two checkpoints of 12 MB and the traces
         again = start_launch(arguments, tmp_path / "again")
         assert again.wait(LIMIT_S) == 0, (tmp_path / "again").read_text()

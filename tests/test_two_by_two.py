@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoProcessor
 
-from videostr.checkpoint import Draws, Ledger
+from videostr.checkpoint import DataCursor, Ledger
 from videostr.config.load import load
 from videostr.data.prompts import RecordSource
 from videostr.launch import cluster
@@ -34,10 +34,10 @@ def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
             return await _steps(ports)
 
     async def _steps(ports: Ports) -> list[float]:
-        draws = Draws(Ledger(seed=0, records=len(source.records)))
+        cursor = DataCursor(Ledger(seed=0, records=len(source.records)))
         differences = []
         for version in range(4):
-            found = await collect(config, source, ports, folder, draws)
+            found = await collect(config, source, ports, folder, cursor)
             versions = {
                 s.version for g in found.groups for r in g.rollouts for s in r.completion.weight_versions
             }

@@ -61,7 +61,7 @@ def chosen_letter(answer: str, options: tuple[str, ...]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _texts(options: tuple[str, ...]) -> dict[str, str | None]:
-    """Letters by the texts of the options, None where two share a text; blank options have none."""
+    """Return letters by the texts of the options, None where two share a text; blank options have none."""
     found: dict[str, str | None] = {}
     for letter, option in zip(_letters(options), options, strict=True):
         text = _folded(plain(option))
@@ -75,7 +75,7 @@ def _letters(options: tuple[str, ...]) -> list[str]:
 
 
 def _is_own(text: str, letter: str, options: tuple[str, ...]) -> bool:
-    """Whether a text is that of the letter's option; another may have the same."""
+    """Return whether a text is that of the letter's option; another may have the same."""
     return text == _folded(plain(options[ord(letter) - ord("A")]))
 
 
@@ -121,14 +121,14 @@ _WORD_NUMBER = (
     f"(?:(?:{_BELOW_100}|an?){_JOIN}dozen|(?:{_BELOW_MILLION}|an?){_JOIN}(?:million|billion)"
     f"(?:(?: and)?{_JOIN}{_BELOW_MILLION})?|{_BELOW_MILLION}|zero)"
 )
-# Fractions, words for many and factors (2\pi): the number beside them is not the one meant.
+# Fractions, words for many and factors (2\pi): the number next to them is not the one meant.
 _INEXACT = re.compile(
     r"\b(?:half|halves|quarters?|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths"
     r"|dozens|hundreds|thousands|millions|billions|trillions?)\b|[\u00bc-\u00be\u2150-\u215e\u2189]|\d ?\\[a-z]",
     re.IGNORECASE | re.ASCII,
 )
 _SIMPLE = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
-# A number is taken with all that clings to it, and then read or refused: what is left over of "1,2.3" is no number. Possessive,
+# A number is taken with all that clings to it, then read or refused: what is left over of "1,2.3" is not a number. Possessive,
 # so that the search is linear. A unit is a word, with "/", "^" or a raised digit; letters beyond ASCII belong to it.
 _NUMBER = re.compile(
     r"(?<![\w.^])(?:"
@@ -218,7 +218,7 @@ def stated_number(answer: str, unit: str = "") -> float | None:
     Numbers are digits, with commas, apostrophes or thin spaces between thousands, or words; markup says nothing
     (`videostr.markup`). None where there is no number, several without "=" or "is" before one of them, a number that is not
     finite, a fraction, or a unit that does not convert. A number without a unit is in `unit`. A word after the number counts
-    as its unit, unless it is one of ordinary prose (`5 away`); where the truth has no unit, a word that is no unit is what is
+    as its unit, unless it is one of ordinary prose (`5 away`); where the truth has no unit, a word that is not a unit is what is
     counted (`5 cars`).
     """
     if ('"' in answer or "'" in answer) and _INCHES.fullmatch(answer):
@@ -249,7 +249,7 @@ def _with_units(text: str) -> str:
 
 
 def _value(match: re.Match[str]) -> float:
-    """The number; NaN where it is not well formed."""
+    """Return the number; NaN where it is not well formed."""
     if match["bad"]:
         return math.nan
     sign = -1.0 if match["minus"] else 1.0
@@ -275,7 +275,7 @@ def _value_of_words(text: str) -> float:
 
 
 def _conversion(match: re.Match[str], wanted: str) -> float:
-    """Factor from the unit said to the unit wanted; NaN where there is none."""
+    """Return the factor from the unit said to the unit wanted; NaN where there is none."""
     said, wanted = (match["unit"] or "").lower(), wanted.lower().replace("²", "^2").replace("³", "^3")
     following = match.string[match.end() : match.end() + 2]
     if said in _NO_UNIT or (said and following[:1].isalnum()):  # "one two", "2 million"; "0x10", "5 m4"
@@ -300,7 +300,7 @@ _COORDINATE = re.compile(COORDINATE, re.IGNORECASE | re.ASCII)
 
 
 def stated_box(answer: str) -> Box | None:
-    """Return the four numbers of an answer, in any brackets and with any separators; None if they are no box."""
+    """Return the four numbers of an answer, in any brackets and with any separators; None if they are not a box."""
     numbers = stated_numbers(answer, 4)
     if numbers is None:
         return None

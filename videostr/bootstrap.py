@@ -25,7 +25,7 @@ class Interval:
 
     @classmethod
     def of(cls, value: float, draws: np.ndarray, weights: np.ndarray) -> Interval:
-        """The percentile interval: from the 2.5th to the 97.5th percentile of the draws that are not NaN.
+        """Return the percentile interval: from the 2.5th to the 97.5th percentile of the draws that are not NaN.
 
         A figure of one cluster is the same in every draw that has it, and says nothing about other clusters: no interval.
         Draws of several clusters that are all equal (all right) give one without width: too little data, not certainty.
@@ -48,7 +48,7 @@ class Interval:
 
 
 def bootstrap_weights(clusters: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """How often each question counts in each resample: its cluster's number of draws, of C clusters with replacement.
+    """Return how often each question counts in each resample: its cluster's number of draws, of C clusters with replacement.
 
     With a cluster for each question this is the plain bootstrap.
 
@@ -71,5 +71,5 @@ def bootstrap_weights(clusters: Sequence[str], resamples: int, seed: int) -> np.
 
 
 def _of_one_cluster(value: float, draws: np.ndarray, weights: np.ndarray) -> bool:
-    """Whether all draws that have a figure drew the same cluster, and gave what the figure itself is."""
+    """Return whether all draws that have a figure drew the same cluster, and gave what the figure itself is."""
     return bool(np.allclose(draws, value) and (weights > 0).all(axis=0).any())

@@ -42,7 +42,7 @@ class Chart:
 
 
 def line_chart(title: str, unit: str, steps: Sequence[int], series: Sequence[Series]) -> Chart | None:
-    """Curves over steps, long noisy ones with their smoothed course on top; None when no series has a value."""
+    """Return curves over steps, long noisy ones with their smoothed course on top; None when no series has a value."""
     steps, series = _thin(steps, [one for one in series if any(v is not None for v in one.values)])
     values = [v for one in series for v in one.values if v is not None]
     if not values:
@@ -84,7 +84,7 @@ def share_chart(title: str, unit: str, steps: Sequence[int], series: Sequence[Se
 
 
 def interval(mean: float, low: float, high: float, reach: float) -> Markup:
-    """A mean with its confidence interval about a zero line; `reach` is the value at the right border."""
+    """Return a mean with its confidence interval about a zero line; `reach` is the value at the right border."""
 
     def x(value: float) -> float:
         return round(70 + 64 * max(-1.0, min(1.0, value / (reach or 1.0))), 1)
@@ -99,7 +99,7 @@ def interval(mean: float, low: float, high: float, reach: float) -> Markup:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """3 to 6 round numbers that enclose [low, high]."""
+    """Return 3 to 6 round numbers that enclose [low, high]."""
     if high - low <= 1e-4 * max(abs(low), abs(high)):  # finer differences are rounding
         pad = abs(high) / 2 or 0.5
         low, high = low - pad, high + pad
@@ -111,7 +111,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def smoothed(values: Sequence[float | None]) -> list[float | None]:
-    """Mean over the neighbours within a twentieth of the curve on either side; gaps stay gaps."""
+    """Return the mean over the neighbours within a twentieth of the curve on either side; gaps stay gaps."""
     reach = max(1, len(values) // 20)
     return [
         None if value is None else _mean(values[max(0, i - reach) : i + reach + 1])
@@ -120,7 +120,7 @@ def smoothed(values: Sequence[float | None]) -> list[float | None]:
 
 
 def short(value: float | None) -> str:
-    """A number for people: three significant digits, thousands as k."""
+    """Return a number for people: three significant digits, thousands as k."""
     if value is None:
         return "–"
     if value and not 1e-4 <= abs(value) < 1e7:
@@ -152,7 +152,7 @@ class _Scale:
 
 
 def _thin(steps: Sequence[int], series: Sequence[Series]) -> tuple[Sequence[int], list[Series]]:
-    """At most MAX_POINTS points: means over equal runs of steps."""
+    """Return at most MAX_POINTS points: means over equal runs of steps."""
     size = math.ceil(len(steps) / MAX_POINTS)
     if size <= 1:
         return steps, list(series)

@@ -61,7 +61,7 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
 
 
 def check_loss(config: Config) -> Iterator[Finding]:
-    """Whether a loss of the user's works on five tokens, and the correction suits the staleness."""
+    """Check whether a loss of the user's works on five tokens, and the correction suits the staleness."""
     if warning := staleness_warning(config):
         yield warn("loss", warning.message, warning.remedy)
     if not config.loss.custom:
@@ -75,7 +75,7 @@ def check_loss(config: Config) -> Iterator[Finding]:
 
 
 def check_rewards(config: Config) -> Iterator[Finding]:
-    """Whether the reward can be imported, and its service answers and pays as this run does."""
+    """Check whether the reward can be imported, and its service scores as this run does."""
     try:
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
     except ConfigError as error:
@@ -93,7 +93,7 @@ def check_rewards(config: Config) -> Iterator[Finding]:
             "start it (python -m rewards.service), or clear reward.endpoint to score by workers of the run",
         )
     else:
-        yield ok("reward service", f"{config.reward.endpoint} answers and pays the same")
+        yield ok("reward service", f"{config.reward.endpoint} scores the same")
 
 
 async def _ask_service(config: Config, rubric: Rubric) -> None:
@@ -102,7 +102,7 @@ async def _ask_service(config: Config, rubric: Rubric) -> None:
 
 
 def check_memory(config: Config, cluster: Cluster) -> list[Finding]:
-    """Whether a learner rank and an engine fit the smallest GPU."""
+    """Return whether a learner rank and an engine fit the smallest GPU."""
     sizes = [gpu.total_gib for machine in cluster.machines for gpu in machine.gpus]
     on_gpu = config.rollout.num_gpus > 0
     if on_gpu and not sizes:

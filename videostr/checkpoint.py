@@ -5,7 +5,7 @@ checkpoints/step_000010/learner/    master weights, moments and step of AdamW, v
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
-checkpoints/aside_000015/           a checkpoint of steps that the run went back from; not used, not deleted
+checkpoints/discarded_000015/           a checkpoint of steps that the run went back from; not used, not deleted
 checkpoints/.writing_*, .deleting_* what a kill left half written or half deleted; dropped at the next start
 """
 
@@ -27,7 +27,7 @@ from videostr.files import storage, sync_to_disk, write_json
 from videostr.tasks import FileThread
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
 WRITING, DELETING = ".writing_", ".deleting_"
@@ -35,7 +35,7 @@ WRITING, DELETING = ".writing_", ".deleting_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Which positions of the seeded order are consumed: all below `next_position` but those `open`, each exactly once."""
+    """Which positions of the seeded order are consumed: all below `next_position` but those `in_flight`, each exactly once."""
 
     seed: int
     """Seed of the order."""
@@ -43,7 +43,7 @@ class Ledger:
     """Records in one epoch."""
     next_position: int = 0
     """First position never drawn."""
-    open: tuple[int, ...] = ()
+    in_flight: tuple[int, ...] = ()
     """Drawn for a batch that was not learned from yet; drawn again on resume, before any other."""
     learned: int = 0
     """Positions whose group was learned from, or had zero variance."""
@@ -51,16 +51,16 @@ class Ledger:
     """Positions whose record or group failed, and was replaced by a later position."""
 
 
-class Draws:
-    """Hands out positions to the batches under way, and settles the ledger when one was learned from."""
+class DataCursor:
+    """Hands out positions to the batches in flight, and commits those of a batch to the ledger when it was learned from."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._next = ledger.next_position
-        self._again = deque(ledger.open)
-        self._open = set(ledger.open)
+        self._again = deque(ledger.in_flight)
+        self._in_flight = set(ledger.in_flight)
 
     def take(self, count: int) -> list[int]:
-        """The next positions: those that a resumed run left open first."""
+        """Return the next positions: first those that were in flight when the run was stopped."""
         taken = []
         for _ in range(count):
             if self._again:
@@ -68,16 +68,16 @@ class Draws:
             else:
                 taken.append(self._next)
                 self._next += 1
-        self._open.update(taken)
+        self._in_flight.update(taken)
         return taken
 
-    def settle(self, ledger: Ledger, positions: Sequence[int], learned: int) -> Ledger:
-        """The ledger after a batch that drew `positions`, `learned` of which were used."""
-        self._open.difference_update(positions)
+    def commit(self, ledger: Ledger, positions: Sequence[int], learned: int) -> Ledger:
+        """Return the ledger after a batch that drew `positions`, `learned` of which were used."""
+        self._in_flight.difference_update(positions)
         return replace(
             ledger,
             next_position=self._next,
-            open=tuple(sorted(self._open)),
+            in_flight=tuple(sorted(self._in_flight)),
             learned=ledger.learned + learned,
             failed=ledger.failed + len(positions) - learned,
         )
@@ -107,12 +107,12 @@ class Checkpoints:
         """Does all file work in order: the next checkpoint waits for what is still hashed or deleted of the one before."""
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint; not looked into."""
+        """Return the newest complete checkpoint; not looked into."""
         complete = self._complete()
         return complete[-1] if complete else None
 
     def latest_intact(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
+        """Return the newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
 
         Raises:
             RunFolderError: there are checkpoints, and all are damaged.
@@ -128,7 +128,7 @@ class Checkpoints:
         if complete:
             raise RunFolderError(
                 f"{self.folder}: all {len(complete)} checkpoints are damaged",
-                remedy="restore one from a copy, or delete the run folder to start anew",
+                remedy="restore one from a copy, or delete the run folder to start from the beginning",
             )
         return None
 
@@ -154,10 +154,10 @@ class Checkpoints:
         return final
 
     def rewind(self, step: int, resume: str) -> None:
-        """Set checkpoints of later steps aside, damaged ones too, and forget the best if it is one of them.
+        """Discard checkpoints of later steps (they are renamed), damaged ones too, and forget the best if it is one of them.
 
         Args:
-            step: that the run goes on from.
+            step: that the run continues from.
             resume: `run.resume`; a path is noted.
 
         Raises:
@@ -165,7 +165,7 @@ class Checkpoints:
         """
         with storage(self.folder):
             self._sweep()
-            self._set_aside(step)
+            self._discard_after(step)
             best = self.best()
             if best is not None and best[0] > step:
                 (self.folder / BEST).unlink()
@@ -175,7 +175,7 @@ class Checkpoints:
                 write_json(self.folder / RESUMED, {"resume": resume, "step": step})
 
     def resumed_from(self, resume: str) -> int | None:
-        """The step that the run last went back to by this path of `run.resume`; None where it did not."""
+        """Return the step that the run last went back to by this path of `run.resume`; None where it did not."""
         try:
             values = json.loads((self.folder / RESUMED).read_text(encoding="utf-8"))
             step: int = values["step"]
@@ -209,7 +209,7 @@ class Checkpoints:
         """
         values = _read_state(checkpoint)
         try:
-            ledger = {**values["ledger"], "open": tuple(values["ledger"]["open"])}
+            ledger = {**values["ledger"], "in_flight": tuple(values["ledger"]["in_flight"])}
             return RunState(step=values["step"], version=values["version"], ledger=Ledger(**ledger))
         except (KeyError, TypeError) as error:
             raise _damaged(checkpoint, f"{STATE} lacks {error}") from None
@@ -245,14 +245,16 @@ class Checkpoints:
         found = [(path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*")]
         return sorted((int(number), path) for number, path in found if number.isdecimal())
 
-    def _set_aside(self, step: int) -> None:
+    def _discard_after(self, step: int) -> None:
         for number, later in self._all():
             if number > step:
-                aside = self.folder / later.name.replace("step_", "aside_")
-                self._delete(aside)
-                later.replace(aside)
+                discarded = self.folder / later.name.replace("step_", "discarded_")
+                self._delete(discarded)
+                later.replace(discarded)
                 log.warning(
-                    "%s is of a later step: set aside as %s; delete it if it is of no use", later, aside.name
+                    "%s is of a later step: renamed to %s; delete it if you do not need it",
+                    later,
+                    discarded.name,
                 )
 
     def _begin(self, scratch: Path) -> None:
@@ -276,7 +278,7 @@ class Checkpoints:
     def _delete(self, checkpoint: Path) -> None:
         """Delete a checkpoint, if there is one; it takes another name first, so that none is ever half there.
 
-        What cannot be deleted is told, and stays.
+        What cannot be deleted is logged, and stays.
         """
         doomed = self.folder / f"{DELETING}{checkpoint.name}"
         shutil.rmtree(doomed, ignore_errors=True)
@@ -309,7 +311,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     if values.get("format") != FORMAT:
         raise RunFolderError(
             f"{checkpoint}: written in format {values.get('format', 'unknown')}, this version of the program reads {FORMAT}",
-            remedy="go on with the version that wrote it, or start a new run from its policy/ (model.path)",
+            remedy="continue with the version that wrote it, or start a new run from its policy/ (model.path)",
         )
     return values
 
@@ -322,7 +324,7 @@ def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
 
 
 def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of every file below a folder, each forced to disk."""
+    """Return the size and digest of every file below a folder, each forced to disk."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         sync_to_disk(path)

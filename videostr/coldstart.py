@@ -67,7 +67,7 @@ class Examples:
         self.model_config = model_config
 
     def batch(self, records: Sequence[Record], traces: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs and labels [B, T]; only the trace and its end token have labels."""
+        """Return model inputs and labels [B, T]; only the trace and its end token have labels."""
         tokenizer = self.processor.tokenizer
         clips = [name_clip(record.clip, self.folder) for record in records]
         prompts = [render(record, clip, self.processor) for record, clip in zip(records, clips, strict=True)]
@@ -105,7 +105,7 @@ class Examples:
 
 
 def _can_be_asked(record: Record, processor: Any) -> bool:
-    """Whether the text of a record can be made a prompt; says why where it cannot."""
+    """Return whether the text of a record can be made a prompt; says why where it cannot."""
     try:
         prompt_text(record, processor)
     except PromptError as error:
@@ -153,7 +153,7 @@ def train(config: ColdStartConfig) -> Accuracy | None:
 
 @torch.no_grad()
 def measure(model: Any, examples: Examples, records: Sequence[Record], config: ColdStartConfig) -> Accuracy:
-    """Teacher-forced accuracy on `records`."""
+    """Return teacher-forced accuracy on `records`."""
     vocabulary = examples.processor.tokenizer.get_vocab()
     digit_ids = torch.tensor([vocabulary[str(d)] for d in range(10) if str(d) in vocabulary])
     right = total = digits_right = digits = 0
@@ -197,7 +197,7 @@ def _fit(model: Any, examples: Examples, config: ColdStartConfig) -> None:
 
 
 def _computing(config: ColdStartConfig) -> torch.autocast:
-    """Matrix products in `dtype`."""
+    """Compute matrix products in `dtype`."""
     dtype = getattr(torch, config.model.dtype)
     return torch.autocast(torch.device(config.device).type, dtype, enabled=dtype != torch.float32)
 

@@ -43,7 +43,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
             show_any_character(stream)
         try:
             return main(arguments)
-        except SystemExit as end:  # of argparse, which has told its message
+        except SystemExit as end:  # of argparse, which has written its message
             return end.code if isinstance(end.code, int) else 1
         except VideoStrError as error:
             return _end(error)

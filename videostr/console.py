@@ -47,7 +47,7 @@ def log_to_file(path: Path) -> None:
     A thread of its own writes them, so that nothing waits for a disk.
 
     Raises:
-        StorageError: it cannot be written now; if that happens later, it is told once, and the run goes on.
+        StorageError: it cannot be written now; if that happens later, it is reported once, and the run continues.
     """
     with storage(path):
         file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
@@ -61,7 +61,7 @@ def log_to_file(path: Path) -> None:
 
 
 def _log_thread(args: threading.ExceptHookArgs) -> None:
-    """Log what ended a thread, such as TensorBoard's writer on a full disk: who waits for the thread is told as well."""
+    """Log what ended a thread, such as TensorBoard's writer on a full disk: who waits for the thread gets the error as well."""
     name = args.thread.name if args.thread is not None else "?"
     logging.getLogger("threads").error("thread %s ended", name, exc_info=args.exc_value)
 
@@ -74,10 +74,10 @@ def _end(listener: logging.handlers.QueueListener) -> None:
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Goes on on standard error where standard output is a file on a full disk, or was closed."""
+    """Continues on standard error where standard output is a file on a full disk, or was closed."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # its name in logging
-        """Leave a stream that cannot be written; a mistake in a record is told as usual."""
+        """Leave a stream that cannot be written; a mistake in a record is reported as usual."""
         if not (isinstance(sys.exc_info()[1], OSError) or self.stream.closed):
             super().handleError(record)
             return
@@ -101,7 +101,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _give_up(stream: TextIO | None) -> None:
-    """Let a stream write to nowhere: what is left in its buffer would fail its end, and that of the process."""
+    """Let a stream discard its output: what is left in its buffer would fail its end, and that of the process."""
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:

@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from videostr.graph import GraphRefused, from_json, ground_axes
+from videostr.graph import InvalidGraph, from_json, ground_axes
 from videostr.types import GraphFrame, Node, SceneGraph
 
 SIDE = 170
@@ -64,13 +64,13 @@ class View:
     """Whether the forward coordinate grows towards the bottom, as in images."""
 
     def place(self, pos: Sequence[float]) -> tuple[float, float, bool]:
-        """Where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
+        """Return where a position is drawn, and whether it lies within the view; outside it is drawn on the border."""
         x, y, inside = self.share(pos)
         side = SIDE - 2 * MARGIN
         return round(MARGIN + side * x, 1), round(MARGIN + side * y, 1), inside
 
     def share(self, pos: Sequence[float]) -> tuple[float, float, bool]:
-        """The same as shares of the side, from the left and from the top, in [0, 1]."""
+        """Return the place as shares of the side, from the left and from the top, in [0, 1]."""
         x = (pos[self.axes[0]] - self.right) / self.extent
         y = (pos[self.axes[1]] - self.forward) / self.extent
         inside = -0.01 <= x <= 1.01 and -0.01 <= y <= 1.01
@@ -84,7 +84,7 @@ def read_graph(text: str, reference: str) -> SceneGraph | None:
         return None
     try:
         return from_json(text, frame=reference, truth=True)
-    except GraphRefused:
+    except InvalidGraph:
         return None
 
 
@@ -240,15 +240,15 @@ def _node(node: Node, view: View) -> str:
 
 
 def _names(nodes: Sequence[Node], view: View) -> list[str]:
-    """Ids beside their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
+    """Return ids next to their nodes, each where it covers neither a node nor another id; crowded ones are left out."""
     places = [view.place(node.pos)[:2] for node in nodes]
     taken = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places]
     texts = []
     for node, (x, y) in zip(nodes, places, strict=True):
         name = node.id if len(node.id) <= 18 else node.id[:17] + "…"
         width = LETTER * len(name)
-        beside, middle = RADIUS + 3, -width / 2
-        candidates = [(beside, -4.5), (-beside - width, -4.5), (middle, beside - 1), (middle, -beside - 8)]
+        gap, middle = RADIUS + 3, -width / 2
+        candidates = [(gap, -4.5), (-gap - width, -4.5), (middle, gap - 1), (middle, -gap - 8)]
         for dx, dy in candidates:
             box = (x + dx, y + dy, x + dx + width, y + dy + 9)
             within = min(box) >= 0 and max(box) <= SIDE

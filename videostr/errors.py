@@ -16,7 +16,7 @@
      +- TransferError        weights did not reach the engines
      +- LearnerError         a learner rank failed
      +- GradientError        gradients are NaN or infinite, step after step
-     +- CheckpointError      a checkpoint could not be written; the learner goes on
+     +- CheckpointError      a checkpoint could not be written; the learner continues
      +- ZeroVarianceError    no group's rewards differ any more: there is nothing to learn from
 
 A message names the value and the rule that it breaks; `remedy` says what to do. `str` of an error has both. All errors survive
@@ -126,7 +126,7 @@ class GradientError(VideoStrError):
 
 
 class CheckpointError(VideoStrError):
-    """A checkpoint could not be written; the learner goes on."""
+    """A checkpoint could not be written; the learner continues."""
 
 
 class ZeroVarianceError(VideoStrError):
@@ -138,7 +138,7 @@ BAD_INPUT = (ConfigError, DataError, ModelError, PlacementError, RunFolderError,
 
 
 def exit_status_of(error: VideoStrError) -> int:
-    """What a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
+    """Return what a command that ends by an error returns: 2 for bad input, 1 for what failed on the way."""
     return 2 if isinstance(error, BAD_INPUT) else 1
 
 

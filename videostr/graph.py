@@ -1,6 +1,6 @@
 """Scene graphs: the JSON contract (version 1) and the geometry of nodes and edges.
 
-In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `GraphRefused` with the reason. The way back is
+In: JSON text of a trace or of a dataset row. Out: `SceneGraph`, or `InvalidGraph` with the reason. The way back is
 `to_json`. Positions are [N, D] with D = 2 or 3, in the unit and frame of reference of the graph.
 """
 
@@ -30,7 +30,7 @@ MAX_ABS = 1e6
 _BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
-class GraphRefused(DataError):
+class InvalidGraph(DataError):
     """A graph breaks the contract."""
 
     def __init__(self, reason: GraphAbsence, detail: str) -> None:
@@ -49,10 +49,10 @@ def from_json(text: str, *, frame: str = "", truth: bool = False) -> SceneGraph:
         truth: read the nodes' `size` and the frames' `view`, which only true graphs have, beyond the contract.
 
     Raises:
-        GraphRefused: with the reason and the first offence found.
+        InvalidGraph: with the reason and the first offence found.
     """
     if size_in_bytes(text) > MAX_BYTES:
-        raise GraphRefused(
+        raise InvalidGraph(
             GraphAbsence.TOO_LARGE, f"{size_in_bytes(text)} bytes of JSON, at most {MAX_BYTES}"
         )
     graph = None if truth or frame else _read_plain(text)
@@ -63,18 +63,18 @@ def _read_fully(text: str, frame: str, truth: bool) -> SceneGraph:
     try:
         # Integers are read as floats: int() of thousands of digits raises, and takes quadratic time.
         graph = from_value(json.loads(text, parse_int=float), frame=frame, truth=truth)
-    except (ValueError, RecursionError, GraphRefused) as error:
+    except (ValueError, RecursionError, InvalidGraph) as error:
         _check_depth(text)
-        if isinstance(error, GraphRefused):
+        if isinstance(error, InvalidGraph):
             raise
-        raise GraphRefused(GraphAbsence.BAD_JSON, str(error)) from None
+        raise InvalidGraph(GraphAbsence.BAD_JSON, str(error)) from None
     if text.count("[") + text.count("{") != _brackets(graph):  # there is more in it than the contract names
         _check_depth(text)
     return graph
 
 
 def from_value(value: object, *, frame: str = "", truth: bool = False) -> SceneGraph:
-    """As `from_json`, for JSON that is already decoded into dicts, lists, strings and numbers."""
+    """Do as `from_json`, for JSON that is already decoded into dicts, lists, strings and numbers."""
     if not isinstance(value, dict):
         raise _bad(f"the graph is {_brief(value)}, must be an object with unit and frames")
     if frame and frame not in FRAMES_OF_REFERENCE:
@@ -92,7 +92,7 @@ def from_value(value: object, *, frame: str = "", truth: bool = False) -> SceneG
 
 
 def to_json(graph: SceneGraph, *, truth: bool = False, decimals: int | None = None) -> str:
-    """Compact JSON of a graph: same graph, same text.
+    """Return compact JSON of a graph: same graph, same text.
 
     Args:
         graph: what to write; edges are written where the graph has them, the frame of reference never is.
@@ -130,31 +130,31 @@ def to_json(graph: SceneGraph, *, truth: bool = False, decimals: int | None = No
 
 
 def view_of(projection: NDArray[np.float64]) -> tuple[float, ...] | None:
-    """`GraphFrame.view` of a [3, 4] projection; None where a number is none that a graph may have."""
+    """Return `GraphFrame.view` of a [3, 4] projection; None where a graph may not have one of the numbers."""
     if not (np.abs(projection) <= MAX_ABS).all():  # also of NaN
         return None
     return tuple(float(f"{x:.7g}") for x in projection.ravel())
 
 
 def ground_axes(frame: str) -> tuple[int, int]:
-    """Indices of the right and the forward coordinate: (x, z) in camera0, (x, y) otherwise."""
+    """Return indices of the right and the forward coordinate: (x, z) in camera0, (x, y) otherwise."""
     return (0, 2) if frame == "camera0" else (0, 1)
 
 
 def ground(positions: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
-    """Ground-plane coordinates (right, forward) of positions [..., D], as [..., 2]."""
+    """Return ground-plane coordinates (right, forward) of positions [..., D], as [..., 2]."""
     return positions[..., list(ground_axes(frame))]
 
 
 def distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Euclidean distance over all coordinates of positions [..., D], as [...]."""
+    """Return the euclidean distance over all coordinates of positions [..., D], as [...]."""
     difference = b - a
     length: NDArray[np.float64] = np.sqrt(np.einsum("...d,...d->...", difference, difference))
     return length
 
 
 def bearing(a: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
-    """Bearing a -> b: atan2(forward difference, right difference), degrees in (-180, 180]; 0 where both coincide."""
+    """Return the bearing a -> b: atan2(forward difference, right difference), degrees in (-180, 180]; 0 where both coincide."""
     right, forward = ground_axes(frame)
     return wrap(np.degrees(np.arctan2(b[..., forward] - a[..., forward], b[..., right] - a[..., right])))
 
@@ -163,12 +163,12 @@ _Degrees = TypeVar("_Degrees", float, NDArray[np.float64])
 
 
 def wrap(degrees: _Degrees) -> _Degrees:
-    """The same direction in (-180, 180]."""
+    """Return the same direction in (-180, 180]."""
     return 180.0 - (180.0 - degrees) % 360.0
 
 
 def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Direction [...] of the mean unit vector of angles [..., K] that are not NaN, degrees; 0 where its length is below 1e-9."""
+    """Return the direction [...] of the mean unit vector of angles [..., K], degrees; 0 below a length of 1e-9; NaN left out."""
     radians = np.radians(degrees)
     known = ~np.isnan(radians)
     sine, cosine = (np.sum(part(radians), axis=-1, where=known) for part in (np.sin, np.cos))
@@ -208,7 +208,7 @@ _PLAIN = msgspec.json.Decoder(_PlainGraph)
 
 
 def _read_plain(text: str) -> SceneGraph | None:
-    """The graph of a trace that keeps the contract word for word, read by msgspec; None leaves it to the full reader.
+    """Return the graph of a trace that keeps the contract word for word, read by msgspec; None leaves it to the full reader.
 
     What this takes the full reader takes too, with the same result (tests/videostr/test_trace.py); only that one says what is
     wrong with the rest.
@@ -253,16 +253,16 @@ def _plain_edges(edges: list[_PlainEdge], ids: set[str]) -> tuple[Edge, ...] | N
 
 
 def size_in_bytes(text: str) -> int:
-    """Length of the text in UTF-8; lone surrogates, which a tokenizer may produce, count three bytes."""
+    """Return the length of the text in UTF-8; lone surrogates, which a tokenizer may produce, count three bytes."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _bad(detail: str) -> GraphRefused:
-    return GraphRefused(GraphAbsence.BAD_SCHEMA, detail)
+def _bad(detail: str) -> InvalidGraph:
+    return InvalidGraph(GraphAbsence.BAD_SCHEMA, detail)
 
 
 def _brief(value: object) -> str:
-    """A value for a message: containers by type, so that a large one costs nothing."""
+    """Return a value for a message: containers by type, so that a large one costs nothing."""
     if value is None:
         return "missing"
     return f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"of type {type(value).__name__}"
@@ -273,7 +273,7 @@ def _time(item: GraphFrame) -> float:
 
 
 def _brackets(graph: SceneGraph) -> int:
-    """How many objects and lists the contract needs for a graph: no more, and nothing is nested deeper than it allows."""
+    """Return how many objects and lists the contract needs for a graph: no more, and nothing is nested deeper than it allows."""
     return 2 + sum(2 + 2 * len(item.nodes) + bool(item.edges) + len(item.edges) for item in graph.frames)
 
 
@@ -283,7 +283,7 @@ def _check_depth(text: str) -> None:
         if token in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise GraphRefused(GraphAbsence.TOO_LARGE, f"JSON nested deeper than {MAX_DEPTH}")
+                raise InvalidGraph(GraphAbsence.TOO_LARGE, f"JSON nested deeper than {MAX_DEPTH}")
         elif token in "]}":
             depth -= 1
 
@@ -292,12 +292,12 @@ def _items(value: object, name: str, limit: int) -> list[Any]:
     if not isinstance(value, list):
         raise _bad(f"{name} is {_brief(value)}, must be a list")
     if len(value) > limit:
-        raise GraphRefused(GraphAbsence.TOO_LARGE, f"{len(value)} {name}, at most {limit}")
+        raise InvalidGraph(GraphAbsence.TOO_LARGE, f"{len(value)} {name}, at most {limit}")
     return value
 
 
 def _frame_values(value: dict[str, Any]) -> list[Any]:
-    """The frames, or the one frame whose nodes and edges stand at top level; its `t` is then optional."""
+    """Return the frames, or the one frame whose nodes and edges stand at top level; its `t` is then optional."""
     if "frames" not in value:
         return [{"t": 0.0} | value]
     frames = _items(value["frames"], "frames", MAX_FRAMES)
@@ -314,7 +314,7 @@ def _frame(value: object, truth: bool) -> GraphFrame:
     ids = {node.id for node in nodes}
     if len(ids) < len(nodes):
         twice = next(node.id for i, node in enumerate(nodes) if node.id in {other.id for other in nodes[:i]})
-        raise GraphRefused(
+        raise InvalidGraph(
             GraphAbsence.DUPLICATE_ID, f"{_brief(twice)} stands twice in the frame at t = {t:g}"
         )
     view = _view(value["view"]) if truth and value.get("view") is not None else None
@@ -341,7 +341,7 @@ def _node(value: object, truth: bool) -> Node:
 
 
 def _label(name: str) -> str:
-    """The label of a node's id, "" where it has none."""
+    """Return the label of a node's id, "" where it has none."""
     label, _, number = name.rpartition(".")
     return label if number.isdigit() and number.isascii() and name.isprintable() else ""
 
@@ -370,7 +370,7 @@ def _edge(value: object, ids: set[str]) -> Edge:
         raise _bad(f"an edge joins {_brief(a)} and {_brief(b)}, must be two node ids")
     for name in (a, b):
         if name not in ids:
-            raise GraphRefused(GraphAbsence.UNKNOWN_ID, f"an edge names {_brief(name)}")
+            raise InvalidGraph(GraphAbsence.UNKNOWN_ID, f"an edge names {_brief(name)}")
     if a == b:
         raise _bad(f"an edge joins {_brief(a)} with itself")
     dist, angle = value.get("dist"), value.get("angle")
@@ -393,5 +393,5 @@ def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _bad(f"{name} is {_brief(value)}, must be a number")
     if not -MAX_ABS <= value <= MAX_ABS:  # also False for NaN
-        raise GraphRefused(GraphAbsence.NON_FINITE, f"{name} is {float(value):g}")
+        raise InvalidGraph(GraphAbsence.NON_FINITE, f"{name} is {float(value):g}")
     return float(value)

@@ -20,7 +20,7 @@ import numpy as np
 from videostr.asking import ask
 from videostr.bootstrap import Interval, bootstrap_weights
 from videostr.config.schema import Config
-from videostr.data.prompts import Drawn
+from videostr.data.prompts import PromptItem
 from videostr.files import write_json
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, Rollout
@@ -59,7 +59,7 @@ class Evaluation:
 
 async def evaluate(
     config: Config,
-    heldout: Sequence[Drawn | Failure],
+    heldout: Sequence[PromptItem | Failure],
     ports: Ports,
     version: int,
     *,
@@ -69,9 +69,11 @@ async def evaluate(
     ways = {GREEDY: (1, 0.0)}
     if not greedy_only:
         ways = {SAMPLED: (config.evaluate.samples, config.sampling.temperature), **ways}
-    drawn = {d.record.id: d for d in heldout if isinstance(d, Drawn)}
+    items = {item.record.id: item for item in heldout if isinstance(item, PromptItem)}
     requests = {
-        (record_id, way): _request(config, d, *ways[way]) for record_id, d in drawn.items() for way in ways
+        (record_id, way): _request(config, item, *ways[way])
+        for record_id, item in items.items()
+        for way in ways
     }
     scores: dict[tuple[str, str], dict[str, float]] = {}
 
@@ -83,7 +85,7 @@ async def evaluate(
                 record_id=name[0],
                 detail=f"sampled from versions {sorted(versions)}, version {version} is evaluated",
             )
-        rollouts = await ports.rewards.score(drawn[name[0]].record, sampled.completions)
+        rollouts = await ports.rewards.score(items[name[0]].record, sampled.completions)
         if isinstance(rollouts, Failure):
             return rollouts
         scores[name] = _mean_of(rollouts)
@@ -94,7 +96,7 @@ async def evaluate(
         log.warning("%s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)
     refused = await ask(requests, ports.rollouts, score, at_once=len(requests))
     lost = {record_id: failure for (record_id, _), failure in refused.items()}
-    whole = sorted(drawn.keys() - lost.keys())
+    whole = sorted(items.keys() - lost.keys())
     return Evaluation(
         version=version,
         sampled={} if greedy_only else {record_id: scores[record_id, SAMPLED] for record_id in whole},
@@ -170,17 +172,17 @@ def table(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _request(config: Config, drawn: Drawn, n: int, temperature: float) -> SampleRequest:
+def _request(config: Config, item: PromptItem, n: int, temperature: float) -> SampleRequest:
     return SampleRequest(
-        prompt=drawn.prompt,
+        prompt=item.prompt,
         n=n,
         temperature=temperature,
         max_tokens=config.sampling.max_tokens,
-        seed=int(np.random.SeedSequence([config.run.seed, 1, drawn.position]).generate_state(1)[0]),
+        seed=int(np.random.SeedSequence([config.run.seed, 1, item.position]).generate_state(1)[0]),
     )
 
 
 def _mean_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Part -> mean over the completions of a prompt."""
+    """Return by part the mean over the completions of a prompt."""
     rows = [{"total": rollout.score.total, **rollout.score.parts} for rollout in rollouts]
     return {part: float(np.mean([row[part] for row in rows])) for part in PARTS if part in rows[0]}

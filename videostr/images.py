@@ -37,7 +37,7 @@ class ImageList(msgspec.Struct, frozen=True):
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there, but is no file: reading from a pipe would wait for ever.
+    """Refuse what is there but is not a file: reading from a pipe would wait forever.
 
     Raises:
         VideoError: names the path.
@@ -62,7 +62,7 @@ def read_list(path: Path) -> ImageList:
         listed = msgspec.json.decode(json_content(path.read_bytes()), type=ImageList)
     except (OSError, ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
         raise VideoError(
-            f"{path}: is no list of images ({error})", remedy="build the dataset again"
+            f"{path}: is not a list of images ({error})", remedy="build the dataset again"
         ) from None
     if not listed.frames:
         raise VideoError(f"{path}: lists no image", remedy="drop its rows")
@@ -77,7 +77,7 @@ def read_list(path: Path) -> ImageList:
 
 
 def read_image(path: Path, height: int | None, width: int | None) -> np.ndarray:
-    """[H, W, 3] uint8 of an image, resized where a height or a width is given.
+    """Return [H, W, 3] uint8 of an image, resized where a height or a width is given.
 
     Raises:
         VideoError: the file is missing, damaged or of a depth whose range is not known.
@@ -96,7 +96,7 @@ def read_image(path: Path, height: int | None, width: int | None) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as it is shown, without decoding it; raises `VideoError` as `read_image` does."""
+    """Return the width and height of an image as it is shown, without decoding it; raises `VideoError` as `read_image` does."""
     check_regular(path)
     try:
         with Image.open(path) as image:
@@ -106,7 +106,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the image is to be turned, 1 to 8; 1 where its EXIF cannot be read or says something else, as in viewers."""
+    """Return how the image is to be turned, 1 to 8; 1 where its EXIF cannot be read or says something else, as in viewers."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except (*BROKEN_IMAGE, struct.error, KeyError, TypeError):

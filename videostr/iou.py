@@ -68,14 +68,14 @@ def _overlap(a_start: float, a_end: float, b_start: float, b_end: float) -> floa
 
 
 def _ratio(intersection: float, a: float, b: float) -> float:
-    """Intersection over union; 0 where one of both is empty, too small for a float or inverted."""
+    """Return the intersection over union; 0 where one of both is empty, too small for a float or inverted."""
     if not (a > 0 and b > 0 and intersection > 0):
         return 0.0
     return min(1.0, intersection / (a + b - intersection))
 
 
 def _rectangle(width: float, depth: float) -> _Points:
-    """Corners around the origin, counterclockwise."""
+    """Return corners around the origin, counterclockwise."""
     u, v = width / 2, depth / 2
     return [(-u, -v), (u, -v), (u, v), (-u, v)]
 
@@ -86,7 +86,7 @@ def _turned(points: _Points, angle: float) -> _Points:
 
 
 def _clipped(points: _Points, half_width: float, half_depth: float) -> _Points:
-    """The part of a convex polygon inside |u| <= half_width, |v| <= half_depth (Sutherland and Hodgman)."""
+    """Return the part of a convex polygon inside |u| <= half_width, |v| <= half_depth (Sutherland and Hodgman)."""
     for axis, limit in ((0, half_width), (1, half_depth)):
         for sign in (1.0, -1.0):
             points = _cut(points, axis, sign, limit)
@@ -94,7 +94,7 @@ def _clipped(points: _Points, half_width: float, half_depth: float) -> _Points:
 
 
 def _cut(points: _Points, axis: int, sign: float, limit: float) -> _Points:
-    """The part of a convex polygon where sign * (coordinate `axis`) <= limit."""
+    """Return the part of a convex polygon where sign * (coordinate `axis`) <= limit."""
     kept: _Points = []
     for last, point in zip(points[-1:] + points[:-1], points, strict=True):
         before, after = limit - sign * last[axis], limit - sign * point[axis]
@@ -107,6 +107,6 @@ def _cut(points: _Points, axis: int, sign: float, limit: float) -> _Points:
 
 
 def _area(points: _Points) -> float:
-    """Area of a polygon whose corners go round counterclockwise."""
+    """Return the area of a polygon whose corners go round counterclockwise."""
     pairs = zip(points, points[1:] + points[:1], strict=True)
     return sum(u * next_v - next_u * v for (u, v), (next_u, next_v) in pairs) / 2

@@ -86,7 +86,7 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[str, bytes]]:
 
 
 def json_lines(path: Path, what: str) -> Iterator[Line]:
-    """As `json_rows`, of JSON lines only, which can be read again from their offsets; a JSON array is refused."""
+    """Read JSON lines as `json_rows` does; they can be read again from their offsets; a JSON array is refused."""
     lines = _lines(path, what)
     first = next(lines, None)
     if first is not None and _ARRAY.match(first.content):
@@ -116,7 +116,7 @@ def _lines(path: Path, what: str) -> Iterator[Line]:
 
 
 def _checked(path: Path, what: str, first: Line, rest: Iterator[Line]) -> Iterator[Line]:
-    """The lines, where at least one of several is an object: else the file is in another form, not its rows broken."""
+    """Yield the lines, where at least one of several is an object: else the file is in another form, not its rows broken."""
     tried = [first]
     while not _is_object(tried[-1].content):
         line = next(rest, None)

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             build_missing(config)
             return asyncio.run(launch(config, lock, processor))
         except (Stopped, KeyboardInterrupt):
-            log.info("stopped; the same command goes on from here")
+            log.info("stopped; the same command continues from here")
             return STOPPED
         except asyncio.CancelledError:
             if not lock.is_lost:

@@ -42,7 +42,7 @@ SILENT_S = 4 * BEAT_S
 SETTLE_S = 1.0
 """Without flock, the last one to write `HOLDER` holds the folder: seconds until all who wrote at once are done."""
 TRIES, PAUSE_S = 5, 0.05
-"""Of flock: a holder that is just ending, or a look of `find_holder`, is no holder."""
+"""Of flock: a holder that is just ending, or a look of `find_holder`, is not a holder."""
 NO_FLOCK = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 
@@ -82,7 +82,7 @@ class Holder:
         )
 
     def __str__(self) -> str:
-        """Who and since when."""
+        """Return who and since when."""
         inside = self.machine == _machine() and self.namespace != _namespace()
         return f"process {self.pid}{' of a container' * inside} on {self.host} (since {self.since})"
 
@@ -121,7 +121,7 @@ class FolderLock:
         """
         self._is_new = not self.folder.exists()
         make_folder(self.folder)
-        is_told = False
+        is_reported = False
         while (other := self._take()) is not None:
             if not self._wait:
                 stop = f"stop it there (`kill -INT {other.pid}`), " if isinstance(other, Holder) else ""
@@ -129,9 +129,9 @@ class FolderLock:
                     f"{self.folder}: in use by {other}",
                     remedy=f"wait until that ends, {stop}or choose another {self._rename}",
                 )
-            if not is_told:
+            if not is_reported:
                 log.info("waiting for %s: in use by %s", self.folder, other)
-            is_told = True
+            is_reported = True
             time.sleep(1.0)
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self
@@ -258,7 +258,7 @@ def _alive(folder: Path, *, has_flock: bool) -> Holder | None:
 
 
 def _beats(folder: Path, holder: Holder) -> bool:
-    """Whether a process that cannot be seen from here still touches its file."""
+    """Return whether a process that cannot be seen from here still touches its file."""
     path = folder / HOLDER
     try:
         seen = path.stat().st_mtime_ns
@@ -304,7 +304,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started; "" where there is none."""
+    """Return when a process started; "" where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

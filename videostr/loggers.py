@@ -1,7 +1,7 @@
-"""Where a step's figures go beside `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Prometheus through Ray.
+"""Where a step's figures go in addition to `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Prometheus through Ray.
 
 In: rows of numbers. Out: whatever the logger writes to. Each has a thread of its own, so that a run never waits for a server, and
-fails alone: what it could not log is counted and told once. Their libraries are imported there, and only when asked for.
+fails alone: what it could not log is counted and logged once. Their libraries are imported there, and only when asked for.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Logger(Protocol):
         ...
 
     def close(self, done: bool) -> None:
-        """The run has ended; `done` when it need not be gone on with."""
+        """End the logger with the run; `done` when the run is complete."""
         ...
 
 
 Open = Callable[[int], Logger]
-"""Makes a logger; takes the step after which it goes on."""
+"""Makes a logger; takes the step after which it continues."""
 
 
 class Background:
@@ -65,7 +65,7 @@ class Background:
         Args:
             name: as it stands in the config.
             make: opens the logger; called in the thread, again after a failure.
-            reopens: whether the logger is opened anew when the run goes back to a checkpoint.
+            reopens: whether the logger is opened again when the run goes back to a checkpoint.
         """
         self.name = name
         self.failed = 0
@@ -79,7 +79,7 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=f"logger-{name}", daemon=True)
 
     def rewind(self, step: int) -> None:
-        """What comes next is the step after `step`."""
+        """Take the next figures as those of the step after `step`."""
         self._put(lambda: self._rewind(step))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -115,7 +115,7 @@ class Background:
         while (work := self._waiting.get()) is not None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001  # whatever a logger raises, the run goes on
+            except BaseException as error:  # noqa: BLE001  # whatever a logger raises, the run continues
                 self._fail(f"{type(error).__name__}: {error}")
 
     def _rewind(self, step: int) -> None:
@@ -137,7 +137,7 @@ class Background:
         self.failed += 1
         log.log(
             logging.WARNING if self.failed == 1 else logging.DEBUG,
-            "logger %s failed: %s; the run goes on, and failures/logger_%s counts what is not logged",
+            "logger %s failed: %s; the run continues, and failures/logger_%s counts what is not logged",
             self.name,
             " ".join(problem.split()),
             self.name,
@@ -148,7 +148,7 @@ class Loggers:
     """All loggers of a run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Those that the config asks for."""
+        """Open the loggers that the config asks for."""
         chosen = config.logging
         self._all: list[Background] = []
         if chosen.tensorboard:
@@ -159,12 +159,12 @@ class Loggers:
             self.add("mlflow", lambda _: Mlflow(chosen.mlflow, folder, config))
 
     def add(self, name: str, make: Open, *, reopens: bool = False) -> Background:
-        """One more, as for `Background`; it may be closed before the others."""
+        """Add one more, as for `Background`; it may be closed before the others."""
         self._all.append(Background(name, make, reopens=reopens))
         return self._all[-1]
 
     def rewind(self, step: int) -> None:
-        """The run goes on after `step`."""
+        """Continue the run after `step`."""
         for logger in self._all:
             logger.rewind(step)
 
@@ -174,7 +174,7 @@ class Loggers:
             logger.log(values, step)
 
     def failures(self) -> Counter[str]:
-        """`logger_NAME`: rows that were not logged."""
+        """Return `logger_NAME`: rows that were not logged."""
         return Counter({f"logger_{logger.name}": logger.failed for logger in self._all if logger.failed})
 
     def close(self, done: bool) -> None:
@@ -321,7 +321,7 @@ def require(config: LoggingConfig) -> None:
 
 
 def kept_id(path: Path, make: Callable[[], str]) -> str:
-    """The id in a file, made and written where there is none."""
+    """Return the id in a file, made and written where there is none."""
     if not path.exists():
         write_text(path, make() + "\n")
     return path.read_text(encoding="utf-8").strip()

@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from videostr.checkpoint import Draws, RunState
+from videostr.checkpoint import DataCursor, RunState
 from videostr.config.schema import Config
-from videostr.data.prompts import Drawn, RecordSource
-from videostr.grpo.advantage import advantages, is_flat
+from videostr.data.prompts import PromptItem, RecordSource
+from videostr.grpo.advantage import advantages, has_zero_variance
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
@@ -44,7 +44,7 @@ class Collected:
     """By id."""
     positions: tuple[int, ...]
     """All that were drawn for it."""
-    refilled: int
+    replaced: int
     """Zero-variance groups that were replaced."""
     rollout_s: float
     """Seconds until the last group was sampled."""
@@ -79,7 +79,7 @@ async def train(
     waits for it, so that it sees one version. What a killed run did not finish of it is done first.
 
     Raises:
-        StorageError: a file of the run cannot be written; says where the run goes on, after a last try for a checkpoint.
+        StorageError: a file of the run cannot be written; says where the run continues, after a last try for a checkpoint.
         RunFolderError: the last checkpoint could not be written.
         LearnerError: a rank was lost; the state after the last checkpoint is lost with it.
         ZeroVarianceError: no group's rewards differ any more.
@@ -87,10 +87,10 @@ async def train(
     progress, signal = Progress(config.train.steps, state.step), Signal(config.train.max_zero_variance_steps)
     saver = Saver(config, folder, ports, state)
     evaluation = SideEvaluation(config, evaluator, state)
-    draws = Draws(state.ledger)
+    cursor = DataCursor(state.ledger)
     now = asyncio.get_running_loop().time  # a plan runs this loop in virtual time
     window = Window(
-        lambda _: collect(config, source, ports, folder, draws),
+        lambda _: collect(config, source, ports, folder, cursor),
         max_staleness=config.train.max_staleness,
         first=state.step,
         last=config.train.steps,
@@ -109,7 +109,7 @@ async def train(
             learned = await learn(ports, folder, batch, state.version, evaluation, stop)
             step_s = now() - started
             usable = len(collected.groups) - len(learned.update.failures)
-            ledger = draws.settle(state.ledger, collected.positions, usable + collected.refilled)
+            ledger = cursor.commit(state.ledger, collected.positions, usable + collected.replaced)
             state = RunState(step=state.step + 1, version=learned.update.version, ledger=ledger)
             saver.reached(state)
             metrics = step_row(state, collected, learned, failures(ports, folder), wait_s, step_s)
@@ -180,7 +180,7 @@ def step_row(
         "time/sync": learned.sync_s,
         "time/step": step_s,
         "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
-        "refilled_groups": collected.refilled,
+        "replaced_groups": collected.replaced,
         "dropped_fraction": 1 - usable / len(collected.positions),
     }
 
@@ -200,7 +200,7 @@ def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequ
 
 
 class SideEvaluation:
-    """The evaluation that runs while training goes on: one at a time, cancelled when training ends by an error."""
+    """The evaluation that runs during training: one at a time, cancelled when training ends by an error."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class SideEvaluation:
         self._task: asyncio.Task[None] | None = None
 
     def is_due(self, state: RunState) -> bool:
-        """Whether the state is to be evaluated, and so to have a checkpoint."""
+        """Return whether the state is to be evaluated, and so to have a checkpoint."""
         return state.step > 0 and is_due(state.step, self._every)
 
     def begin(self, state: RunState) -> None:
@@ -241,7 +241,7 @@ class SideEvaluation:
 
 
 async def collect(
-    config: Config, source: RecordSource, ports: Ports, folder: RunFolder, draws: Draws
+    config: Config, source: RecordSource, ports: Ports, folder: RunFolder, cursor: DataCursor
 ) -> Collected:
     """Sample and score `train.prompts_per_step` groups, in rounds.
 
@@ -251,51 +251,51 @@ async def collect(
     now = asyncio.get_running_loop().time
     started = sampled_at = now()
 
-    async def one(drawn: Drawn) -> RolloutGroup | Failure:
+    async def one(item: PromptItem) -> RolloutGroup | Failure:
         nonlocal sampled_at
-        sampled = await ports.rollouts.sample(_request(config, drawn))
+        sampled = await ports.rollouts.sample(_request(config, item))
         sampled_at = now()
-        return sampled if isinstance(sampled, Failure) else await score(ports, drawn, sampled)
+        return sampled if isinstance(sampled, Failure) else await score(ports, item, sampled)
 
     wanted = config.train.prompts_per_step
     kept: list[tuple[Record, RolloutGroup]] = []
-    flat: list[tuple[Record, RolloutGroup]] = []
+    zero_variance: list[tuple[Record, RolloutGroup]] = []
     positions: list[int] = []
     while (missing := wanted - len(kept)) > 0:
-        refilling = (
+        replacing = (
             config.sampling.dynamic_sampling
-            and len(kept) + len(flat) < wanted * config.sampling.dynamic_sampling_limit
+            and len(kept) + len(zero_variance) < wanted * config.sampling.dynamic_sampling_limit
         )
-        if not refilling:
-            kept, flat = kept + flat[:missing], flat[missing:]
+        if not replacing:
+            kept, zero_variance = kept + zero_variance[:missing], zero_variance[missing:]
             if (missing := wanted - len(kept)) == 0:
                 break
-        taken = draws.take(missing)
+        taken = cursor.take(missing)
         positions += taken
-        drawn = await folder.thread(_draw, source, folder, taken)  # looks at the files of the videos
-        for d, result in zip(drawn, await gather_or_cancel(one(d) for d in drawn), strict=True):
+        items = await folder.thread(_draw, source, folder, taken)  # looks at the files of the videos
+        for item, result in zip(items, await gather_or_cancel(one(item) for item in items), strict=True):
             if isinstance(result, Failure):
                 await folder.thread(folder.quarantine.add, result)
-            elif refilling and is_flat([rollout.score.total for rollout in result.rollouts]):
-                flat.append((d.record, result))
+            elif replacing and has_zero_variance([rollout.score.total for rollout in result.rollouts]):
+                zero_variance.append((item.record, result))
             else:
-                kept.append((d.record, result))
+                kept.append((item.record, result))
     return Collected(
         groups=tuple(group for _, group in kept),
         records={record.id: record for record, _ in kept},
         positions=tuple(positions),
-        refilled=len(flat),
+        replaced=len(zero_variance),
         rollout_s=sampled_at - started,
         reward_s=now() - sampled_at,
     )
 
 
-async def score(ports: Ports, drawn: Drawn, sampled: Sampled) -> RolloutGroup | Failure:
+async def score(ports: Ports, item: PromptItem, sampled: Sampled) -> RolloutGroup | Failure:
     """Score a sampled group."""
-    rollouts = await ports.rewards.score(drawn.record, sampled.completions)
+    rollouts = await ports.rewards.score(item.record, sampled.completions)
     if isinstance(rollouts, Failure):
         return rollouts
-    return RolloutGroup(prompt=drawn.prompt, prompt_token_ids=sampled.prompt_token_ids, rollouts=rollouts)
+    return RolloutGroup(prompt=item.prompt, prompt_token_ids=sampled.prompt_token_ids, rollouts=rollouts)
 
 
 def group_advantages(config: Config, group: RolloutGroup) -> np.ndarray:
@@ -323,25 +323,27 @@ def learner_batch(
 
 
 def _has_tokens(config: Config, group: RolloutGroup) -> bool:
-    """Whether a completion of the group takes part in the loss."""
+    """Return whether a completion of the group takes part in the loss."""
     completions = [rollout.completion for rollout in group.rollouts]
     lengths = [len(completion.token_ids) for completion in completions]
     cut = [completion.finish_reason is FinishReason.LENGTH for completion in completions]
     return any(completion_lengths([lengths], [cut], config.loss)[0])
 
 
-def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[Drawn]:
+def _draw(source: RecordSource, folder: RunFolder, positions: Sequence[int]) -> list[PromptItem]:
     found = [source.draw(position) for position in positions]
     for failure in found:
         if isinstance(failure, Failure):
             folder.quarantine.add(failure)
-    return [d for d in found if isinstance(d, Drawn) and d.record.id not in folder.quarantine]
+    return [
+        item for item in found if isinstance(item, PromptItem) and item.record.id not in folder.quarantine
+    ]
 
 
-def _request(config: Config, drawn: Drawn) -> SampleRequest:
-    seed = np.random.SeedSequence([config.run.seed, drawn.position]).generate_state(1)[0]
+def _request(config: Config, item: PromptItem) -> SampleRequest:
+    seed = np.random.SeedSequence([config.run.seed, item.position]).generate_state(1)[0]
     return SampleRequest(
-        prompt=drawn.prompt,
+        prompt=item.prompt,
         n=config.sampling.group_size,
         temperature=config.sampling.temperature,
         max_tokens=config.sampling.max_tokens,

@@ -43,7 +43,7 @@ def _same(letters: str, meaning: str) -> dict[int, str]:
 
 
 def _wide(first: int, last: int) -> dict[int, str]:
-    """Letters and digits in another width or style."""
+    """Return letters and digits in another width or style."""
     return {code: unicodedata.normalize("NFKC", chr(code)) for code in range(first, last + 1)}
 
 

@@ -29,7 +29,7 @@ ROUNDING_S = 0.005
 LONGEST_INTERVAL_S = 1.0
 """Frames farther apart than this and a half are pictures that stay on screen, not samples of a motion."""
 JUMP_BACK_S, JUMP_AHEAD_S = 0.1, 10.0
-"""Jumps of a format's clock beyond these are no time that passes, as ffmpeg has it."""
+"""Jumps of a format's clock beyond these are not time that passes, as ffmpeg has it."""
 TAIL_S = (1.0, 10.0, 60.0)
 """How far before its stated end a file is searched for its last frame; reading starts at a keyframe there."""
 
@@ -65,7 +65,7 @@ class Video:
         self._container.close()
 
     def _seconds(self, ticks: float) -> float:
-        """Seconds from the first frame of a time in the stream's time base."""
+        """Return seconds from the first frame of a time in the stream's time base."""
         return ticks * self._time_base.numerator / self._time_base.denominator - self._origin
 
     # -------------------------------------------------------------------------------------------------- end
@@ -122,7 +122,7 @@ class Video:
         return _Joint(self._time_base, round(1 / self.rate / self._time_base))
 
     def _read_end(self) -> tuple[float, float] | None:
-        """`last_and_end` of the packets that follow; None where there is none."""
+        """Return `last_and_end` of the packets that follow; None where there is none."""
         last, end, count, step = -math.inf, 0.0, 0, 1 / self.rate
         for packet in self._packets():
             if packet.size == 0 or packet.is_discard:
@@ -135,7 +135,7 @@ class Video:
         return (self._on_grid(last), end) if count else None
 
     def _on_grid(self, t: float) -> float:
-        """A time as a multiple of the frame interval where it is one but for the rounding of the file's clock."""
+        """Return a time as a multiple of the frame interval where it is one but for the rounding of the file's clock."""
         even = round(t * self.rate) / self.rate
         return even if abs(even - t) <= 2 * self._half_tick else t
 
@@ -171,13 +171,13 @@ class Video:
             yield shown
 
     def _takes_over(self, time: float, shown: float, following: float) -> bool:
-        """Whether the following frame counts at a time that is not before the one shown."""
+        """Return whether the following frame counts at a time that is not before the one shown."""
         ahead = following - time
         is_even = following - shown <= 1.5 * min(1 / self.rate, LONGEST_INTERVAL_S)
         return ahead < time - shown and (is_even or ahead <= ROUNDING_S)
 
     def _frames(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Frames as they are shown, with their times; the first is on screen at `start`, or before."""
+        """Yield frames as they are shown, with their times; the first is on screen at `start`, or before."""
         sought = not self._is_joined and self._seek_keyframe(start)
         if not sought:
             self._reopen()
@@ -192,14 +192,14 @@ class Video:
             yield from frames
 
     def _decoded(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Frames of the packets that follow, their times ascending."""
+        """Yield frames of the packets that follow, their times ascending."""
         clock, last = _Clock(0.5 / self.rate / self._half_tick), -math.inf
         for packet in self._packets():
             try:
                 frames = packet.decode()
             except (
                 av.FFmpegError
-            ):  # decoders have many errors for damaged data; ffmpeg goes on after all of them
+            ):  # decoders have many errors for damaged data; ffmpeg continues after all of them
                 self.damaged += 1
                 continue
             for frame in frames:
@@ -212,7 +212,7 @@ class Video:
                 yield t, frame
 
     def to_rgb(self, frame: av.VideoFrame, height: int | None, width: int | None) -> np.ndarray:
-        """[H, W, 3] uint8 of a frame as a player turns it; `height` and `width` are of the turned one, None keeps its own.
+        """Return [H, W, 3] uint8 of a frame as a player turns it; `height` and `width` are of the turned one, None keeps its own.
 
         Raises:
             VideoError: the frame is to be turned by another angle than a multiple of 90 degrees.
@@ -228,7 +228,7 @@ class Video:
     # -------------------------------------------------------------------------------------------- positions
 
     def _packets(self) -> Iterator[av.Packet[av.VideoStream]]:
-        """Packets of the stream from here on, as far as the file can be read; the last is empty, for the decoder's delay."""
+        """Yield the packets from here on, as far as the file can be read; the last is empty, for the decoder's delay."""
         if self._ahead is not None:
             yield self._ahead
             self._ahead = None
@@ -323,7 +323,7 @@ class _Clock:
         """Of presentation times, less those of decoding times."""
 
     def ticks(self, frame: av.VideoFrame) -> float:
-        """Time of the next frame, in the stream's time base."""
+        """Return the time of the next frame, in the stream's time base."""
         if frame.dts is not None:
             self._faults -= frame.dts <= self._dts
             self._dts = frame.dts
@@ -337,7 +337,7 @@ class _Clock:
 
 
 def _main_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
-    """The stream that ffmpeg takes: the default one, of those the largest; never a cover picture."""
+    """Return the stream that ffmpeg takes: the default one, of those the largest; never a cover picture."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams and is_cut_off(Path(path)):
         raise unreadable(Path(path), "no video stream is found")
@@ -347,7 +347,7 @@ def _main_stream(container: av.container.InputContainer, path: str) -> av.VideoS
 
 
 def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The display matrix ((a, b), (c, d)), of -1, 0 and 1: column x, row y is shown at column a x + c y, row b x + d y."""
+    """Return the display matrix ((a, b), (c, d)), of -1, 0 and 1: column x, row y is shown at column a x + c y, row b x + d y."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return (1, 0), (0, 1)
@@ -369,7 +369,7 @@ def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, 
 
 
 def unreadable(path: Path, reason: object) -> VideoError:
-    """What is wrong with a file that cannot be read, and what to do."""
+    """Return what is wrong with a file that cannot be read, and what to do."""
     if path.is_file() and path.stat().st_size == 0:
         return VideoError(f"{path}: the file is empty", remedy="restore it or drop its rows")
     if path.is_file() and is_cut_off(path):
@@ -380,7 +380,7 @@ def unreadable(path: Path, reason: object) -> VideoError:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a file is shorter than the parts that it says it has: MP4 and MOV, Matroska and WebM, AVI. False for others."""
+    """Return whether an MP4, MOV, Matroska, WebM or AVI file is shorter than the parts that it says it has; False for others."""
     size = path.stat().st_size
     with path.open("rb") as file, contextlib.suppress(IndexError):
         head = file.read(64)
@@ -394,7 +394,7 @@ def is_cut_off(path: Path) -> bool:
 
 
 def _mp4_length(file: BinaryIO, size: int) -> int:
-    """Where the last of the boxes ends; each begins with its length and its name."""
+    """Return where the last of the boxes ends; each begins with its length and its name."""
     place = 0
     while place < size:
         file.seek(place)
@@ -409,7 +409,7 @@ def _mp4_length(file: BinaryIO, size: int) -> int:
 
 
 def _matroska_length(head: bytes) -> int:
-    """Where the segment ends, 0 where it does not say; it follows the header, each with a name and a length."""
+    """Return where the segment ends, 0 where it does not say; it follows the header, each with a name and a length."""
     length, place = _matroska_number(head, 4)
     place += length
     if head[place : place + 4] != b"\x18\x53\x80\x67":
@@ -420,7 +420,7 @@ def _matroska_length(head: bytes) -> int:
 
 
 def _matroska_number(data: bytes, place: int) -> tuple[int, int]:
-    """A number whose first byte has as many leading zeros as bytes follow, and the place after it."""
+    """Return a number whose first byte has as many leading zeros as bytes follow, and the place after it."""
     count = 9 - data[place].bit_length()
     value = int.from_bytes(data[place : place + count]) & ((1 << 7 * count) - 1)
     return value, place + count

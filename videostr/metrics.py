@@ -11,7 +11,7 @@ import numpy as np
 
 from videostr.checkpoint import RunState
 from videostr.errors import ZeroVarianceError
-from videostr.grpo.advantage import is_flat
+from videostr.grpo.advantage import has_zero_variance
 from videostr.types import FinishReason, RolloutGroup, Update
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def step_metrics(
     state: RunState, groups: Sequence[RolloutGroup], update: Update, failures: Counter[str]
 ) -> dict[str, float]:
-    """The metrics of a step, times and sync left out; `failures` are counted since the process started."""
+    """Return the metrics of a step, times and sync left out; `failures` are counted since the process started."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = {"reward/total": float(np.mean([r.score.total for r in rollouts]))}
     for name in sorted({name for r in rollouts for name in r.score.parts}):
@@ -40,7 +40,9 @@ def step_metrics(
         "truncated_fraction": float(
             np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])
         ),
-        "zero_variance_groups": sum(is_flat([r.score.total for r in group.rollouts]) for group in groups),
+        "zero_variance_groups": sum(
+            has_zero_variance([r.score.total for r in group.rollouts]) for group in groups
+        ),
         "staleness/mean": float(np.mean([before - version for version in oldest])),
         "staleness/max": max(before - version for version in oldest),
         **{f"failures/{kind}": count for kind, count in sorted(failures.items())},
@@ -48,7 +50,7 @@ def step_metrics(
 
 
 def completion_tokens(groups: Sequence[RolloutGroup]) -> int:
-    """Sampled tokens of all completions."""
+    """Return sampled tokens of all completions."""
     return sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
 
 
@@ -125,7 +127,7 @@ def _likely_cause(parts: Mapping[str, float], truncated: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "1 h 05 min", "3 min 20 s" or "12 s"."""
+    """Return a text such as "1 h 05 min", "3 min 20 s" or "12 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

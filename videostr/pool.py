@@ -46,7 +46,7 @@ class EnginePool(EngineSupervisor):
 
         Raises:
             RolloutError: no engine is left.
-            LearnerError: the learner was lost, so that engines started meanwhile would wait for weights for ever.
+            LearnerError: the learner was lost, so that engines started meanwhile would wait for weights forever.
         """
         problem = ""
         for attempt in range(TRIES):

@@ -22,7 +22,7 @@ AXES = {
     "camera0": "x right, y down, z forward, seen from the camera at the first time",
     "image": "x right, y down, in the image",
 }
-ASKS = {
+ANSWER_FORMATS = {
     AnswerKind.CHOICE: "the letter of the right option",
     AnswerKind.NUMBER: "a number",
     AnswerKind.BOX2D: "a box [x1,y1,x2,y2] in px, 0 to 1000 of the image's width and height",
@@ -77,47 +77,47 @@ def special_in(record: Record, processor: Any = None) -> list[tuple[str, str]]:
 
 
 def instruction(record: Record) -> str:
-    """What the policy is told: the question, the graph's contract for this scene, the form of the answer.
+    """Return the instruction for the policy: the question, the graph's contract for this scene, the form of the answer.
 
     Times are those of the whole video. The contract names those of the frames; without one, `part_shown` does.
     """
     contract = ""
-    question = asked(record.question, record.options)
+    question = format_question(record.question, record.options)
     if record.graph is not None:
         times = [frame.t for frame in record.graph.frames]
         contract = graph_contract(record.graph, times, f"Labels: {', '.join(record.labels)}.")
     else:
         question = part_shown(record.clip) + question
-    return reasoned(question, contract, form_of(record.answer))
+    return reasoning_prompt(question, contract, answer_format(record.answer))
 
 
 def part_shown(clip: ClipSpec) -> str:
-    """A line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
+    """Return a line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
     if not clip.start_s:
         return ""
     end = "on" if clip.end_s is None else f"to {clip.end_s:g} s"
     return f"The video is shown from {clip.start_s:g} s {end}; times count from its beginning, which is not shown.\n"
 
 
-def asked(question: str, options: Sequence[str]) -> str:
+def format_question(question: str, options: Sequence[str]) -> str:
     """Return a question with its options under letters."""
     return "\n".join([question, *lettered(options)])
 
 
-def form_of(answer: Answer) -> str:
-    """What an answer has to be, in words."""
+def answer_format(answer: Answer) -> str:
+    """Return what an answer has to be, in words."""
     unit = f" in {answer.unit}" if answer.kind is AnswerKind.NUMBER and answer.unit else ""
-    return f"{ASKS[answer.kind]}{unit}"
+    return f"{ANSWER_FORMATS[answer.kind]}{unit}"
 
 
-def reasoned(question: str, contract: str, form: str) -> str:
-    """The instruction to reason first; with a graph where there is a `graph_contract`."""
+def reasoning_prompt(question: str, contract: str, form: str) -> str:
+    """Return the instruction to reason first; with a graph where there is a `graph_contract`."""
     think = contract or "Reason inside <think></think>."
     return f"{question}\n{think}\nThen write {form} inside <answer></answer>."
 
 
 def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> str:
-    """How to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
+    """Return how to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
     return "\n".join(
         [
             "Inside <think></think>, draw the scene as JSON inside <graph></graph>, then reason.",
@@ -129,11 +129,11 @@ def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> st
 
 
 def reference_trace(record: Record, *, ends_only: bool = False) -> str:
-    """The trace that earns 1 everywhere: the true graph and the true answer.
+    """Return the trace that scores 1 everywhere: the true graph and the true answer.
 
     Args:
         record: what is asked.
-        ends_only: state only the first and the last selected time, which earns less.
+        ends_only: state only the first and the last selected time, which scores less.
     """
     graph = record.graph
     if graph is not None and ends_only and len(graph.frames) > 2:
@@ -143,7 +143,7 @@ def reference_trace(record: Record, *, ends_only: bool = False) -> str:
 
 
 def answer_text(answer: Answer) -> str:
-    """The true answer as a policy would write it."""
+    """Return the true answer as a policy would write it."""
     if isinstance(answer.value, str):
         return answer.value
     if isinstance(answer.value, float):
@@ -158,7 +158,7 @@ def _brackets(value: Sequence[Any] | float) -> str:
 
 
 def _example(graph: SceneGraph) -> str:
-    """A graph of a scene that does not exist, in the unit and the dimensions asked for."""
+    """Return a graph of a scene that does not exist, in the unit and the dimensions asked for."""
     unknown = (0,) * (3 if graph.frame == "camera0" else 2)
     dimensions = len(next((node.pos for frame in graph.frames for node in frame.nodes), unknown))
     nodes = (

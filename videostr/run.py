@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config.schema import Config
-from videostr.data.prompts import Drawn, RecordSource
+from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.heldout import Evaluation, evaluate, means
 from videostr.lock import FolderLock
@@ -78,7 +78,7 @@ async def run(
     state = await train_with_restarts(config, source, ports, folder, state, stop, evaluator)
     seconds["train"] = time.monotonic() - started
     if stop.is_set():
-        log.info("stopped after step %d with a checkpoint; the same command goes on from here", state.step)
+        log.info("stopped after step %d with a checkpoint; the same command continues from here", state.step)
         return None
 
     started = time.monotonic()
@@ -146,7 +146,7 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
 def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     """Return the checkpoint that `run.resume` names: the newest intact one, or the one at a path.
 
-    A run goes back to a path once: when it was killed after that, the same command goes on from its newest.
+    A run goes back to a path once: when it was killed after that, the same command continues from its newest.
     """
     if config.run.resume in {"auto", "never"}:
         return folder.checkpoints.latest_intact()
@@ -154,7 +154,7 @@ def _checkpoint(config: Config, folder: RunFolder) -> Path | None:
     newest = None if reached is None else folder.checkpoints.latest_intact()
     if reached is not None and newest is not None and folder.checkpoints.state(newest).step >= reached:
         log.info(
-            "this run went back to %s before, and goes on from its newest checkpoint; to go back once more, delete %s",
+            "this run went back to %s before, and continues from its newest checkpoint; to go back once more, delete %s",
             config.run.resume,
             folder.checkpoints.folder / RESUMED,
         )
@@ -231,7 +231,7 @@ class HeldOut:
         self._source = source
         self._ports = ports
         self._folder = folder
-        self._prompts: list[Drawn | Failure] = []
+        self._prompts: list[PromptItem | Failure] = []
         if config.evaluate.every:
             folder.timeline.note("evaluation", None)
 
@@ -252,7 +252,7 @@ class HeldOut:
         return found
 
     async def evaluate_greedily(self, state: RunState) -> None:
-        """Evaluate after a step, while training goes on; note the best checkpoint."""
+        """Evaluate after a step, during training; note the best checkpoint."""
         folder, checkpoints = self._folder, self._folder.checkpoints
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
         known = await folder.thread(_read, path)
@@ -274,7 +274,7 @@ class HeldOut:
         folder.scalar("heldout/greedy_total", reward, state.step)
         log.info("held-out after step %d: greedy total %.3f, best %.3f", state.step, reward, best)
 
-    async def _first_prompts(self) -> list[Drawn | Failure]:
+    async def _first_prompts(self) -> list[PromptItem | Failure]:
         if not self._prompts:
             self._prompts = await self._folder.thread(self._source.first, self._config.evaluate.prompts)
         return self._prompts

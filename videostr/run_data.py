@@ -32,7 +32,7 @@ class RunData:
     metrics: tuple[dict[str, Any], ...]
     """One flat mapping per step, ascending; nested objects are joined with "/"."""
     summary: dict[str, Any] | None
-    """None while the run goes on."""
+    """None during the run."""
     quarantine: tuple[dict[str, Any], ...]
     dumps: tuple[tuple[int, list[TraceRow]], ...]
     """(step, rows) of trace dumps, ascending."""
@@ -59,11 +59,11 @@ class RunData:
         return self.config is not None and self.config.train.max_staleness > 0
 
     def series(self, key: str) -> list[float | None]:
-        """A metric per step; None where it is absent or not finite."""
+        """Return a metric per step; None where it is absent or not finite."""
         return [_finite(row.get(key)) for row in self.metrics]
 
     def not_finite(self) -> dict[str, int]:
-        """Steps in which a metric is NaN or infinite, by its key; metrics that always are finite left out."""
+        """Return steps in which a metric is NaN or infinite, by its key; metrics that always are finite left out."""
         return dict(
             Counter(
                 key
@@ -74,12 +74,12 @@ class RunData:
         )
 
     def failures(self) -> list[tuple[str, int]]:
-        """Failures of the whole run by kind, most frequent first."""
+        """Return failures of the whole run by kind, most frequent first."""
         counts = Counter({kind: int(sum(new)) for kind, new in self.failures_by_step().items()})
         return [(kind, count) for kind, count in counts.most_common() if count]
 
     def failures_by_step(self) -> dict[str, list[float]]:
-        """New failures of every step by kind.
+        """Return new failures of every step by kind.
 
         The metrics count them since the process started: a count below the one before it is that of a new process.
         """

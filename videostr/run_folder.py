@@ -1,6 +1,6 @@
 """The folder of one run: resolved config, metrics, traces, quarantine, evaluations, logs.
 
-In: what the loop reports. Out: files that `python -m videostr.report` and people read, written as the run goes on.
+In: what the loop reports. Out: files that `python -m videostr.report` and people read, written during the run.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Quarantine:
             )
 
     def __contains__(self, record_id: str) -> bool:
-        """Whether the record itself is known to be unusable."""
+        """Return whether the record itself is known to be unusable."""
         return any((record_id, kind.name) in self._known for kind in PERMANENT)
 
 
@@ -145,7 +145,7 @@ class RunFolder:
         """File and line, in order."""
 
     def rewind(self, step: int, resume: str = "auto") -> None:
-        """Drop metrics, times, evaluations and traces of steps after `step`, and set their checkpoints aside.
+        """Drop metrics, times, evaluations and traces of steps after `step`, and discard their checkpoints.
 
         `resume` is `run.resume`.
 
@@ -228,7 +228,7 @@ def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
         raise RunFolderError(
             f"{folder}: written by another version of this program: its config.yaml has keys that this one does "
             f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'})",
-            remedy=f"go on with the "
+            remedy=f"continue with the "
             f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}",
         )
     differing = [

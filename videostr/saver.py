@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps, never for 0, is done after this one."""
+    """Return whether something that is done every so many steps, never for 0, is done after this one."""
     return every > 0 and step % every == 0
 
 
@@ -37,7 +37,7 @@ class Saver:
         self._every, self._last = config.train.checkpoint_every, config.train.steps
 
     def is_due(self, state: RunState) -> bool:
-        """Whether the state is to have a checkpoint, whatever is evaluated."""
+        """Return whether the state is to have a checkpoint, whatever is evaluated."""
         return state.step == self._last or is_due(state.step, self._every)
 
     def reached(self, state: RunState) -> None:
@@ -46,7 +46,7 @@ class Saver:
         self.is_updating = False
 
     async def save(self) -> Exception | None:
-        """Write a checkpoint; where that fails the run goes on, and the failure is counted, told and returned.
+        """Write a checkpoint; where that fails the run continues, and the failure is counted, logged and returned.
 
         Raises:
             LearnerError: a rank was lost.
@@ -74,7 +74,7 @@ class Saver:
         if self._saved != self._state.step and (problem := await self.save()):
             raise RunFolderError(
                 f"the state after step {self._state.step} could not be written ({problem})",
-                remedy=f"make room, and run the same command again: it goes on from {await self._latest()}",
+                remedy=f"make room, and run the same command again: it continues from {await self._latest()}",
             )
 
     async def __aenter__(self) -> Self:
@@ -88,7 +88,7 @@ class Saver:
             raise StorageError(f"{error}", remedy=f"{await self._last_try()}") from error
 
     async def _last_try(self) -> str:
-        """What the same command goes on from; a checkpoint may free the room that the lines in front of it lacked."""
+        """Return what the same command continues from; a checkpoint may free the room that the lines in front of it lacked."""
         step, folder = self._state.step, self._folder
         try:
             if not self.is_updating and self._saved != step:
@@ -98,7 +98,7 @@ class Saver:
             log.warning("%s", error)
         lacking = f" ({', '.join(names)} lack the last step)" if (names := folder.unwritten()) else ""
         lost = "" if self._saved == step else f", and computes steps {self._saved + 1} to {step} again"
-        return f"then the same command goes on from {await self._latest()}{lost}{lacking}"
+        return f"then the same command continues from {await self._latest()}{lost}{lacking}"
 
     async def _latest(self) -> str:
         checkpoints = self._folder.checkpoints

@@ -1,4 +1,4 @@
-"""Change the number of rollout workers of a run while it goes on: `python -m videostr.scale RUN_DIR --rollout-workers N`.
+"""Change the number of rollout workers of a run while it runs: `python -m videostr.scale RUN_DIR --rollout-workers N`.
 
 The request is stored in the run folder, where the driver finds it within seconds (`actors/scaling.py`), also after a
 restart. Workers beyond `rollout.num_workers` wait until the cluster has room for them.

@@ -239,7 +239,7 @@ class EngineSupervisor(ABC):
         log.info("engine %d was taken out", engine.index)
 
     async def _check_health(self) -> None:
-        """Check every engine that is up, for ever."""
+        """Check every engine that is up, forever."""
         while True:
             await asyncio.sleep(self.config.rollout.health_check_s)
             await asyncio.gather(*(self._check(engine) for engine in self._up()))

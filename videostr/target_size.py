@@ -1,4 +1,4 @@
-"""`scale.json` of a run folder: the number of rollout workers that a user requested while the run goes on.
+"""`scale.json` of a run folder: the number of rollout workers that a user requested during the run.
 
 Written by `python -m videostr.scale`; the driver reads it every few seconds, and after a restart.
 """

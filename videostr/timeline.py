@@ -53,7 +53,7 @@ class StepTimes:
 
     @classmethod
     def of(cls, line: str) -> Self:
-        """What `line` wrote.
+        """Read what `line` wrote.
 
         Raises:
             ValueError: it is not such a line.
@@ -110,7 +110,7 @@ class Timeline:
             self.note(worker, None)
 
     def drain(self, step: int) -> StepTimes:
-        """What was done since the last call; what goes on is cut here, and is continued in the next step."""
+        """Return what was done since the last call; what is still in progress is cut here, and is continued in the next step."""
         now = self._clock()
         for worker, (doing, since) in self._current.items():
             if doing is not None:
@@ -165,7 +165,7 @@ class _Spans:
 
 
 def read_timeline(path: Path) -> tuple[list[StepTimes], int]:
-    """Steps in ascending order, and how many lines are not readable; nothing where there is no such file.
+    """Return steps in ascending order, and how many lines are not readable; nothing where there is no such file.
 
     The last line may be half written.
     """

@@ -83,7 +83,7 @@ def _graph(text: str, tags: _Tags) -> tuple[SceneGraph | GraphAbsence, list[str]
         return GraphAbsence.BAD_JSON, ["graph: <graph> is never closed"]
     try:
         return graphs.from_json(text[start:stop]), []
-    except graphs.GraphRefused as refused:
+    except graphs.InvalidGraph as refused:
         return refused.reason, [f"graph: {refused}"]
 
 

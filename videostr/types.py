@@ -240,7 +240,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a completion earned."""
+    """What a completion scored."""
 
     total: float
     """The scalar that the advantage is computed from."""

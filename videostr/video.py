@@ -33,7 +33,7 @@ METADATA = 3
 LARGE_CLIP_BYTES = 64e6
 """Clips that take more decoded memory than this are warned of: 16 frames of 1280 x 720 take 44 MB."""
 NUMBERING_ERROR_S = 0.02
-"""Largest error of a time that is told as the number of a frame; in milliseconds where the frame rate varies more."""
+"""Largest error of a time that is stated as the number of a frame; in milliseconds where the frame rate varies more."""
 MILLISECONDS = 1000.0
 
 
@@ -95,7 +95,7 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`.
 
     Raises:
-        VideoError: the file is missing, or is none.
+        VideoError: the file is missing, or is not a video.
     """
     path = root / spec.video
     try:
@@ -121,7 +121,7 @@ class FrameStore:
         make_folder(self.folder)
 
     def frames(self, clip: Clip) -> ClipFrames:
-        """The frames of a clip, decoded when no process did so before; what is remarkable about them is then logged.
+        """Return the frames of a clip, decoded when no process did so before; what is remarkable about them is then logged.
 
         Raises:
             VideoError: the video is missing, truncated or cannot be decoded.
@@ -183,7 +183,7 @@ class VideoShape:
 
 
 def probe(path: Path) -> VideoShape:
-    """Length and size of a video, of which one frame is decoded; raises `VideoError` as `decode` does."""
+    """Return the length and size of a video, of which one frame is decoded; raises `VideoError` as `decode` does."""
     if path.name.endswith(LIST_SUFFIX):
         listed = read_list(path)
         width, height = image_size(path.parent / listed.root / listed.frames[0][1])
@@ -198,7 +198,7 @@ def probe(path: Path) -> VideoShape:
 
 
 def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
-    """[F] equally spaced times, first and last of the interval included."""
+    """Return [F] equally spaced times, first and last of the interval included."""
     return np.linspace(start_s, end_s, count)
 
 
@@ -262,13 +262,13 @@ def _select(video: Video, spec: ClipSpec) -> ClipFrames:
 
 
 def _counting_rate(times: Sequence[float], rate: float) -> float:
-    """Rate at which the times of frames can be told as numbers of frames: that of the video, else milliseconds."""
+    """Return the rate at which the times of frames can be told as numbers of frames: that of the video, else milliseconds."""
     is_counted = all(abs(round(t * rate) / rate - t) <= NUMBERING_ERROR_S for t in times)
     return rate if is_counted else MILLISECONDS
 
 
 def _targets(video: Video, spec: ClipSpec) -> np.ndarray:
-    """[F] times in the video at which frames are wanted."""
+    """Return [F] times in the video at which frames are wanted."""
     last, end = video.last_and_end
     if (spec.end_s is None or spec.end_s > end) and video.is_truncated:
         raise unreadable(Path(spec.video), f"its frames end at {end:.2f} s")

@@ -1,4 +1,4 @@
-"""The optimizer's state on disk, whole: any number of ranks and any ZeRO stage can go on from it.
+"""The optimizer's state on disk, whole: any number of ranks and any ZeRO stage can continue from it.
 
 learner/state.json                weight version, optimizer steps done, names of the shards; written last
 learner/shard_00001.safetensors   `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, float32; NAME is Hugging Face's

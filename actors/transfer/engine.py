@@ -28,7 +28,7 @@ def prepare_process() -> None:
     register_gloo()
     if (
         multiprocessing.parent_process() is not None
-    ):  # an engine process; actors are no children of multiprocessing
+    ):  # an engine process; actors are not children of multiprocessing
         _end_with_parent()
         _keep_videos()
 

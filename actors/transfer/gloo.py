@@ -207,7 +207,7 @@ def _meet(remote: Callable[[], None], local: Callable[[], T]) -> T:
     """Run the engines' half of a collective in a thread while the sender's runs here.
 
     When the sender's fails, the engines may hang in theirs: their call gets `GRACE_S` to say why, and is then left to its own
-    deadline; joining it could take for ever.
+    deadline; joining it could take forever.
     """
     executor = ThreadPoolExecutor(max_workers=1)
     call: Future[None] = executor.submit(remote)

@@ -28,7 +28,7 @@ class LearnerWeights(WeightSource):
         self._pass: Iterator[tuple[str, Tensor]] | None = None
 
     def metadata(self) -> list[ParamMeta]:
-        """Name, dtype and whole shape of every parameter, without gathering."""
+        """Return the name, dtype and whole shape of every parameter, without gathering."""
         return [ParamMeta(name, p.dtype, tuple(whole_shape(p))) for name, p in self.parameters]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, name: str) -> Address:
-    """`host:port`, an IPv6 host in brackets.
+    """Return `host:port`, an IPv6 host in brackets.
 
     Args:
         text: the address.
@@ -48,7 +48,7 @@ def parse_address(text: str, name: str) -> Address:
 
 
 def read_token(path: str) -> str:
-    """The bearer token that stands in a file.
+    """Return the bearer token that stands in a file.
 
     Raises:
         ConfigError: the file cannot be read, or holds no usable token; the message does not repeat it.
@@ -68,7 +68,7 @@ def read_token(path: str) -> str:
 
 
 def read_pem(path: str) -> bytes:
-    """Certificates or a key; raises ConfigError when the file cannot be read."""
+    """Return certificates or a key; raises ConfigError when the file cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:

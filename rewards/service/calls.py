@@ -120,7 +120,7 @@ class RewardService:
         await self._all_closed.wait()
 
     async def _serve_stream(self, context: Context) -> tuple[grpc.StatusCode, str] | None:
-        """Answer the groups of a stream; returns what ended it, if that was not the caller."""
+        """Answer the groups of a stream; return what ended it, if that was not the caller."""
         window, writing = asyncio.Semaphore(self._window), asyncio.Lock()
         until = _until(context)
 
@@ -182,7 +182,7 @@ class RewardService:
         return request if isinstance(request, bytes) else None
 
     async def _requests(self, context: Context) -> AsyncGenerator[bytes, None]:
-        """What the caller sends, until its end or draining."""
+        """Yield what the caller sends, until its end or draining."""
         draining = asyncio.create_task(self._draining.wait())
         reading: asyncio.Future[bytes] | None = None
         try:
@@ -235,7 +235,7 @@ class _Group:
 
 
 def _until(context: Context) -> float | None:
-    """The caller's deadline on the monotonic clock."""
+    """Return the deadline of the caller on the monotonic clock."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
 

@@ -3,7 +3,7 @@
 In: completions and their record. Out: what `rewards.score_group` gives in this process, or one of
 
     RewardServiceError       the call cannot succeed: wrong token, wrong service, message too long
-     +- GroupRefused         the group cannot be scored; the same again would end the same
+     +- GroupRejected         the group cannot be scored; the same again would end the same
      +- TlsError             no connection can be made: certificate, authority or TLS itself are not those of the service
      +- ServiceTimeout       no answer within the caller's time
      +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
@@ -47,7 +47,7 @@ class RewardServiceError(RewardError):
     """The call cannot succeed."""
 
 
-class GroupRefused(RewardServiceError):
+class GroupRejected(RewardServiceError):
     """The group cannot be scored."""
 
 
@@ -137,7 +137,7 @@ class RewardClient:
     async def score_group(
         self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
     ) -> list[Score]:
-        """Scores of the completions of one record, in their order.
+        """Return scores of the completions of one record, in their order.
 
         Args:
             completions: [G]; a text alone has no length term.
@@ -153,14 +153,14 @@ class RewardClient:
 
     async def score_groups(
         self, groups: Iterable[Group], *, timeout_s: float | None = None
-    ) -> AsyncIterator[tuple[int, list[Score] | GroupRefused | ServiceTimeout]]:
-        """Scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
+    ) -> AsyncIterator[tuple[int, list[Score] | GroupRejected | ServiceTimeout]]:
+        """Yield scores of many groups over one stream, as they are ready: (index in `groups`, scores or why there are none).
 
         The stream is not tried again: what was not answered when it broke is the caller's to send once more.
 
         Args:
             groups: completions and record of each; drawn as fast as the service takes them.
-            timeout_s: for the whole stream; None waits for ever.
+            timeout_s: for the whole stream; None waits forever.
 
         Raises:
             RewardServiceError: see the module's docstring.
@@ -182,7 +182,7 @@ class RewardClient:
             call.cancel()
 
     async def info(self, *, timeout_s: float = 10.0) -> pb.InfoResponse:
-        """Rubric and limits of the service; raises as `score_group` does."""
+        """Return the rubric and limits of the service; raises as `score_group` does."""
         return pb.InfoResponse.FromString(await self._call("Info", b"", timeout_s))
 
     async def close(self) -> None:
@@ -228,7 +228,7 @@ class BlockingRewardClient:
     """The same without asyncio; may be shared by threads, but not carried over a fork."""
 
     def __init__(self, endpoint: str, *, token_file: str = "", ca_file: str = "") -> None:
-        """As `RewardClient`."""
+        """See `RewardClient`."""
         self._endpoint = _Endpoint.of(endpoint, token_file, ca_file)
         where, options = self._endpoint.target, self._endpoint.options
         if self._endpoint.credentials is None:
@@ -239,7 +239,7 @@ class BlockingRewardClient:
     def score_group(
         self, completions: Sequence[Completion | str], record: Record, *, timeout_s: float = 60.0
     ) -> list[Score]:
-        """As `RewardClient.score_group`."""
+        """See `RewardClient.score_group`."""
         request = request_message(completions, record).SerializeToString()
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/ScoreGroup")
         tries = _Tries(self._endpoint.target, timeout_s)
@@ -254,7 +254,7 @@ class BlockingRewardClient:
                 time.sleep(tries.wait_after(error))
 
     def _longest_message(self) -> float:
-        """As `RewardClient._longest_message`."""
+        """See `RewardClient._longest_message`."""
         try:
             info: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{SERVICE}/Info")
             body = info(b"", timeout=_PROBE_S, metadata=self._endpoint.metadata)
@@ -286,7 +286,7 @@ class _Tries:
         return max(0.0, self._until - time.monotonic())
 
     def wait_after(self, error: Any) -> float:
-        """Seconds to wait before the next try; raises what the error means when there must be none."""
+        """Return seconds to wait before the next try; raises what the error means when there must be none."""
         passing = error.code() is grpc.StatusCode.UNAVAILABLE or _is_overload(error)
         wait_s = random.uniform(0.0, self._bound_s)
         remaining_s = self.remaining_s
@@ -305,7 +305,7 @@ def _check_timeout(timeout_s: float) -> None:
 
 
 def _is_pushed_back(error: Any) -> bool:
-    """Whether the service itself refused the call for now."""
+    """Return whether the service itself refused the call for now."""
     return any(key == "grpc-retry-pushback-ms" for key, _ in error.trailing_metadata() or ())
 
 
@@ -314,7 +314,7 @@ def _is_overload(error: Any) -> bool:
 
 
 def _may_be_too_long(error: Any) -> bool:
-    """Whether gRPC refused a call in place of the service: too many of them, or too long a message."""
+    """Return whether gRPC refused a call in place of the service: too many of them, or too long a message."""
     return _is_overload(error) and not _is_pushed_back(error)
 
 
@@ -327,7 +327,7 @@ def _too_long(request: bytes, target: str) -> RewardServiceError:
 
 
 def _translate(error: Any, target: str) -> RewardServiceError:
-    """The exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
+    """Return the exception for a status; `error` is any of gRPC's, which share no base class with `code`."""
     code, detail = error.code().name, error.details()
     if detail.startswith(_CUT):
         return ServiceUnavailable(
@@ -335,7 +335,7 @@ def _translate(error: Any, target: str) -> RewardServiceError:
             "what was not answered once more"
         )
     if code in _REFUSED:
-        return GroupRefused(detail)
+        return GroupRejected(detail)
     if code == "DEADLINE_EXCEEDED":
         return ServiceTimeout(f"the reward service at {target} gave no score in time: {detail}")
     if code == "UNAVAILABLE":
@@ -356,8 +356,8 @@ def _requests(groups: Iterable[Group]) -> Iterator[bytes]:
         yield request_message(completions, record, index).SerializeToString()
 
 
-def _outcome(response: pb.ScoreGroupResponse) -> list[Score] | GroupRefused | ServiceTimeout:
+def _outcome(response: pb.ScoreGroupResponse) -> list[Score] | GroupRejected | ServiceTimeout:
     if not response.HasField("error"):
         return read_scores(response)
-    kind = ServiceTimeout if response.error.code == Code.DEADLINE_EXCEEDED else GroupRefused
+    kind = ServiceTimeout if response.error.code == Code.DEADLINE_EXCEEDED else GroupRejected
     return kind(response.error.message)

@@ -42,7 +42,7 @@ class Code(IntEnum):
 def request_message(
     completions: Sequence[Completion | str], record: Record, group_id: int = 0
 ) -> pb.ScoreGroupRequest:
-    """The request that asks for scores of `completions`; the clip stays at home."""
+    """Return the request that asks for scores of `completions`; the clip stays at home."""
     row = record_to_row(record)
     del row["clip"]
     return pb.ScoreGroupRequest(
@@ -53,7 +53,7 @@ def request_message(
 
 
 def read_record(request: pb.ScoreGroupRequest) -> Record:
-    """The record of a request.
+    """Return the record of a request.
 
     Raises:
         RecordError: it is missing or breaks the record schema; names record, field and rule.
@@ -76,7 +76,7 @@ def read_record(request: pb.ScoreGroupRequest) -> Record:
 
 
 def read_completions(request: pb.ScoreGroupRequest) -> list[Completion | str]:
-    """The completions of a request; one without a number of tokens is its text.
+    """Return the completions of a request; one without a number of tokens is its text.
 
     Raises:
         RecordError: there are none, too many, or one is too long.
@@ -90,7 +90,7 @@ def read_completions(request: pb.ScoreGroupRequest) -> list[Completion | str]:
 
 
 def response_message(scores: Sequence[Score], group_id: int) -> pb.ScoreGroupResponse:
-    """The answer to a request."""
+    """Return the answer to a request."""
     return pb.ScoreGroupResponse(
         id=group_id,
         scores=[
@@ -105,12 +105,12 @@ def response_message(scores: Sequence[Score], group_id: int) -> pb.ScoreGroupRes
 
 
 def read_scores(response: pb.ScoreGroupResponse) -> list[Score]:
-    """The scores of an answer; equal to what scoring in this process gives."""
+    """Return the scores of an answer; equal to what scoring in this process gives."""
     return [Score(total=s.total, parts=dict(s.parts), notes=tuple(s.notes)) for s in response.scores]
 
 
 def describe(rubric: Rubric) -> str:
-    """All fields of a rubric as JSON with sorted keys: equal exactly when the rubrics score alike."""
+    """Return all fields of a rubric as JSON with sorted keys: equal exactly when the rubrics score alike."""
     return json.dumps(dataclasses.asdict(rubric), sort_keys=True)
 
 

@@ -114,7 +114,7 @@ class WorkerPool:
         return worker
 
     async def _attempt(self, worker: WorkerProcess, request: bytes, until: float | None) -> Answer | None:
-        """One group on one worker, which is idle or ended afterwards; None when it was lost."""
+        """Score one group on one worker, which is idle or ended afterwards; return None when it was lost."""
         wanted_s = self._deadline_s if until is None else max(_LEAST_S, until - time.monotonic())
         limit_s = min(self._deadline_s, wanted_s)
         try:

@@ -19,7 +19,7 @@ from rewards.service.messages import Code
 from rewards.service.orphans import MARK, end_group, end_marked
 from rewards.service.worker import REPLY_HEADER, REQUEST_HEADER
 
-_MAX_REPLY = 64 << 20  # bytes; what says that it is longer is no reply
+_MAX_REPLY = 64 << 20  # bytes; anything that says it is longer is not a reply
 _BUFFER = 1 << 16
 _END_S = 2.0
 
@@ -32,7 +32,7 @@ _FATES = {
 
 
 class WorkerLost(Exception):
-    """The process ended, or wrote bytes that are no reply."""
+    """The process ended, or wrote bytes that are not a reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class WorkerProcess:
         """Send a request and return its reply.
 
         Raises:
-            WorkerLost: the process ended meanwhile, or what it wrote is no reply; it is then no longer of use.
+            WorkerLost: the process ended meanwhile, or what it wrote is not a reply; it is then of no more use.
         """
         exchange = asyncio.ensure_future(self._exchange(body))
         try:

@@ -151,7 +151,7 @@ class _Reporter:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def report(self, workers: int) -> None:
-        """Called with the number of workers that are up."""
+        """Take the number of workers that are up."""
         self._metrics.workers.set(workers)
         states = health_pb2.HealthCheckResponse
         status = states.SERVING if workers else states.NOT_SERVING
@@ -175,7 +175,7 @@ class _RequireToken(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of the call, or one that refuses it."""
+        """Return the handler of the call, or one that refuses it."""
         if handler_call_details.method.startswith(_OPEN) or self._shows_token(handler_call_details):
             return await continuation(handler_call_details)
         return self._refusal

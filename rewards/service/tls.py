@@ -1,4 +1,4 @@
-"""TLS of server and clients: files are checked at the start, and a connection that fails is told why.
+"""TLS of server and clients: files are checked at the start, and a connection that fails says why.
 
 gRPC tries a connection again whatever it fails by, and has no reason but its words. So a client whose call could not be
 delivered makes one handshake of its own here and reads the reason from Python's `ssl`.

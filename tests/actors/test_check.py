@@ -91,13 +91,13 @@ def test_the_demo_passes_on_this_machine(
 
 
 def test_the_run_folder_is_looked_at_and_not_touched(config: Config, tmp_path: Path) -> None:
-    assert check_run(config) == ok("run folder", f"{tmp_path / config.run.name}: starts anew")
+    assert check_run(config) == ok("run folder", f"{tmp_path / config.run.name}: starts from the beginning")
     assert list(tmp_path.iterdir()) == []
     folder = RunFolder(config)
     (folder.path / "checkpoints" / "step_000003").mkdir()
     (folder.path / "checkpoints" / "step_000003" / "state.json").touch()
     before = sorted(tmp_path.rglob("*"))
-    assert check_run(config).found == f"{folder.path}: goes on from step_000003"
+    assert check_run(config).found == f"{folder.path}: continues from step_000003"
     config.learner.lr *= 2
     assert check_run(config).severity is Severity.FAIL
     assert "learner.lr was" in check_run(config).found

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from actors import encoding
 from actors.encoding import PromptEncoder
-from videostr.data.prompts import Drawn, RecordSource
+from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import LearnerError
 from videostr.models.base import family_of
 from videostr.types import FailureKind, RolloutGroup
@@ -40,12 +40,12 @@ def encoder(processor: Any, config: Any, tmp_path: Path) -> PromptEncoder:
 
 @pytest.fixture
 def group(processor: Any, config: Any, tabletop: Path, tmp_path: Path) -> RolloutGroup:
-    drawn = RecordSource(str(tabletop / "train"), processor, seed=0).draw(0)
-    assert isinstance(drawn, Drawn)
-    frames = FrameStore(tmp_path).frames(drawn.prompt.clip)
-    (inputs,) = family_of(config).encode([drawn.prompt], [frames], processor, config)
+    item = RecordSource(str(tabletop / "train"), processor, seed=0).draw(0)
+    assert isinstance(item, PromptItem)
+    frames = FrameStore(tmp_path).frames(item.prompt.clip)
+    (inputs,) = family_of(config).encode([item.prompt], [frames], processor, config)
     ids = inputs.input_ids.numpy().astype(np.int32)
-    return RolloutGroup(prompt=drawn.prompt, prompt_token_ids=ids, rollouts=())
+    return RolloutGroup(prompt=item.prompt, prompt_token_ids=ids, rollouts=())
 
 
 def text(change: Callable[[str], str]) -> Change:

@@ -320,7 +320,7 @@ def _check(completion: Completion, eos: int) -> None:
 
 
 def test_video_matters(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
-    """The tests below could not see a stale vision tower otherwise."""
+    """The tests below could not see a stale vision tower without this."""
     first, _, other = world.prompts
     swapped = replace(first, clip=other.clip)
     sampled = _direct(run, pool, 0, _request(first))
@@ -556,7 +556,7 @@ def test_groups_in_flight_survive_a_weight_sync(
 def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
 ) -> None:
-    """The transfer group is formed anew both times."""
+    """The transfer group is formed again both times."""
     learner = Learner(world.config, sender)
     learner.version = 25
     sync = SupervisedSync(world.config, learner, pool)

@@ -61,7 +61,7 @@ SHAPES = (
 
 
 class Bench(LearnerWorker):
-    """A rank that can be built anew in its process, and shows its gradients."""
+    """A rank that can be built again in its process, and shows its gradients."""
 
     def rebuild(self, config: Config) -> None:
         self.config = config
@@ -559,7 +559,7 @@ def assert_same(values: Mapping[str, np.ndarray], expected: Mapping[str, np.ndar
 def test_parts_of_an_uneven_cut_make_up_the_parameter(
     numel: int, length: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ZeRO-3 pads a rank's piece with is no part of the parameter."""
+    """What ZeRO-3 pads a rank's piece with is not part of the parameter."""
     layer = torch.nn.Linear(numel, 1, bias=False)
     layer.weight.ds_numel = numel
     optimizer = SimpleNamespace(
@@ -781,7 +781,7 @@ def test_groups_that_cannot_be_encoded_are_named_and_left_out_on_all_ranks(
     nothing = run(learner.update(only))
     assert (nothing.version, len(nothing.failures), nothing.metrics) == (1, 4, {})
     assert run(learner.checksums()) == expected
-    assert run(learner.update(stage.batch)).version == 2  # and the ranks go on
+    assert run(learner.update(stage.batch)).version == 2  # and the ranks continue
 
 
 def test_batch_without_completions_is_refused(

@@ -92,7 +92,7 @@ REQUEST = SampleRequest(
 
 
 class Learner:
-    """Sends nothing; fails as often as it is told."""
+    """Sends nothing; fails a given number of times."""
 
     def __init__(self, broken: int = 0) -> None:
         self.broken = broken

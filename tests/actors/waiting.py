@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 
 
 async def ended(actor: Any) -> None:
-    """Return when an actor's process has ended: `ray.kill` returns before. Runs for ever where it does not."""
+    """Return when an actor's process has ended: `ray.kill` returns before. Runs forever where it does not."""
     try:
         while True:
             await actor.ping.remote()

@@ -18,7 +18,7 @@ from tests.benchmarks.measure import report, spread
 
 PROMPTS, COMPLETION = 16, 80
 STEPS = 12
-"""Of a turn; the first two fill the window and are left out, and the last has nothing sampled beside it."""
+"""Of a turn; the first two fill the window and are left out, and the last has nothing sampled meanwhile."""
 TURNS = 3
 
 

@@ -1,4 +1,4 @@
-"""The data engine from label files alone, by its command: records a second, memory, what guessing earns. One JSON object a line.
+"""The data engine from label files alone, by its command: records a second, memory, what guessing scores. One JSON object a line.
 
 `BENCH_DATA_SCALE=2` doubles streets and records: memory must stay what it is.
 """
@@ -33,7 +33,7 @@ RECORDS = 205_000 * SCALE
 """As many as the paper's set has."""
 CLIPS, QUESTIONS = 80, 12
 PLAIN = 60
-"""Streets that are asked about without balancing, to show what a guesser would earn there."""
+"""Streets that are asked about without balancing, to show what a guesser would score there."""
 SIZES = {"Car": (1.5, 1.7, 4.2), "Van": (2.1, 1.9, 5.0), "Cyclist": (1.7, 0.6, 1.8), "Pedestrian": (1.7, 0.6, 0.8),
          "Truck": (3.2, 2.5, 9.0)}  # fmt: skip
 HABITS = {
@@ -184,7 +184,7 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shape=f"{built['records']} records of {built['scenes']} streets of {FRAMES} frames, 4 to 14 objects, 8 frames a clip",
         seconds={"build": round(watched.build_s, 1), "with_card": round(watched.seconds, 1)},
         memory_mib=watched.memory(),
-        over_chance={row["family"]: [round(row["earned"] - row["chance"], 3), row["error"], row["questions"]] for row in guessed},
+        over_chance={row["family"]: [round(row["score"] - row["chance"], 3), row["error"], row["questions"]] for row in guessed},
         over_chance_unbalanced=_unbalanced(root),
         left_out=built["unbalanced"],
         cores=workers,
@@ -209,7 +209,7 @@ def test_guessing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     guessed = [row for row in json.loads(told.stdout)["guessing"] if row["chance"] is not None]
     over = {
-        row["family"]: [round(row["earned"] - row["chance"], 3), row["error"], row["questions"]]
+        row["family"]: [round(row["score"] - row["chance"], 3), row["error"], row["questions"]]
         for row in guessed
     }
     report(
@@ -228,13 +228,13 @@ def test_guessing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _unbalanced(root: Path) -> dict[str, list[float]]:
-    """What the guesser earns over chance, and its error, where every question passes that is asked."""
+    """What the guesser scores over chance, and its error, where every question passes that is asked."""
     settings = Settings(source="kitti", root=str(root), clips=CLIPS, questions=QUESTIONS)
     source = open_source(settings)
     scenes = [scene for name in source.names[:PLAIN] if isinstance(scene := source.read(name), Scene)]
     records = [record for scene in scenes for record, _ in scene_records(settings, scene)]
     alone = [[record] for record in records if record.options]  # a set of one is always whole
     return {
-        each.family: [round(each.earned - (each.chance or 0.0), 3), round(each.error, 3)]
+        each.family: [round(each.score - (each.chance or 0.0), 3), round(each.error, 3)]
         for each in baseline.choices(alone)
     }

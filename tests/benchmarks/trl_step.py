@@ -139,7 +139,7 @@ def settings(job: Job, folder: str) -> GRPOConfig:
 def main() -> None:
     """Train as the job says."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print is not an answer
     job = Job(**json.loads(Path(sys.argv[1]).read_text()))
     torch.set_num_threads(job.threads)
     data, records = examples(job)

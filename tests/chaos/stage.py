@@ -100,14 +100,14 @@ class Stage:
     # --------------------------------------------------------------------------------------------------- run
 
     def launch(self) -> None:
-        """Start the run, or go on with it: it is the same command."""
+        """Start or continue the run: it is the same command."""
         self.starts += 1
         self.driver = self._start(
             [sys.executable, "-m", "videostr.launch", *self.arguments], self.folder / f"run_{self.starts}.log"
         )
 
     def log(self) -> str:
-        """What the run has told its user so far."""
+        """Return the log of the run so far."""
         return "".join(
             (self.folder / f"run_{n}.log").read_text(errors="replace") for n in range(1, self.starts + 1)
         )

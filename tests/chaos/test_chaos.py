@@ -133,12 +133,12 @@ class Monkey:
         said = self.stage.log().count("no checkpoint after step")
         filler = self.disk / "filler"
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             with filler.open("ab") as file:  # again and again: a checkpoint may have been dropped meanwhile
                 file.write(bytes(max(0, psutil.disk_usage(str(self.disk)).free - 4 * 2**20)))
             return self.stage.log().count("no checkpoint after step") > said
 
-        self.stage.wait(is_told, "a checkpoint that fails")
+        self.stage.wait(is_reported, "a checkpoint that fails")
         filler.unlink()
 
 

@@ -150,7 +150,7 @@ def pods_of(item: Object) -> Iterator[tuple[str, Object]]:
 
 
 def wrong_version(item: Object) -> Iterator[str]:
-    """Whether the cluster is told another Ray than the image has."""
+    """Whether the cluster has another Ray than the image has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (pin,) = [
         d.split("==")[1] for d in project["optional-dependencies"]["train"] if d.startswith("ray[default]==")

@@ -1,4 +1,4 @@
-"""Graph reward: golden values by hand, the invariances of method section 3, and what shortcuts earn."""
+"""Graph reward: golden values by hand, the invariances of method section 3, and what shortcuts score."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ def test_shortcuts_score_little_and_the_documented_table_says_so(difficulty: Dif
     in_docs = documented(marker)
     assert list(in_docs) == list(rows)
     for name, values in rows_of(table(rows)).items():
-        assert in_docs[name] == pytest.approx(values, abs=0.011), f"{name}: make the table anew with {marker}"
+        assert in_docs[name] == pytest.approx(values, abs=0.011), (
+            f"{name}: make the table again with {marker}"
+        )
 
 
 def test_crowds_are_reported_in_the_documented_table() -> None:

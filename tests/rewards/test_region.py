@@ -193,8 +193,8 @@ def test_box3d_is_unchanged_by_a_common_turn_about_the_vertical_and_a_shift(
     ],
 )
 def test_span(answer: str, value: float) -> None:
-    earned, note = region.span(answer, record(AnswerKind.SPAN, (2.0, 6.0)))
-    assert earned == pytest.approx(value)
+    scored, note = region.span(answer, record(AnswerKind.SPAN, (2.0, 6.0)))
+    assert scored == pytest.approx(value)
     assert bool(note) == (value < 1)
 
 
@@ -231,8 +231,8 @@ TRUE_TRACK = ((0.0, 0.0, 100.0, 100.0), (100.0, 0.0, 200.0, 100.0), (200.0, 0.0,
 )
 def test_track(answer: str, value: float) -> None:
     asked = replace(record(AnswerKind.TRACK, TRUE_TRACK), graph=scene("image", 0.0, 1.0, 2.0))
-    earned, note = region.track(answer, asked)
-    assert earned == pytest.approx(value)
+    scored, note = region.track(answer, asked)
+    assert scored == pytest.approx(value)
     assert bool(note) == (value < 1)
 
 

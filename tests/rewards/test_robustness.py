@@ -99,13 +99,13 @@ def trace(graph: str, answer: str = "B") -> str:
 
 def judged(text: str, asked: Record | None = None, rubric: Rubric | None = None) -> Score:
     """The score, checked for everything that holds of every score."""
-    earned = score(completion(text), asked or record(), rubric or RUBRICS["default"])
-    for name, value in earned.parts.items():
+    scored = score(completion(text), asked or record(), rubric or RUBRICS["default"])
+    for name, value in scored.parts.items():
         low = -1.0 if name == "length" else 0.0
         assert low <= value <= 1.0, f"{name} = {value}"
-    assert math.isfinite(earned.total)
-    assert all(isinstance(note, str) and note.isprintable() and len(note) < 1000 for note in earned.notes)
-    return earned
+    assert math.isfinite(scored.total)
+    assert all(isinstance(note, str) and note.isprintable() and len(note) < 1000 for note in scored.notes)
+    return scored
 
 
 GRAPH = to_json(SCENE)
@@ -265,8 +265,8 @@ HOSTILE: dict[str, Callable[[], str]] = {
 def test_hostile_text_costs_little_and_earns_less_than_the_truth(text: Callable[[], str]) -> None:
     hostile, whole = text(), judged(TRUE_TRACE).total
     for kind in TRUTH:
-        earned, seconds, peak = measured(hostile, record(kind))
-        assert earned.total < whole
+        scored, seconds, peak = measured(hostile, record(kind))
+        assert scored.total < whole
         assert seconds < MAX_SECONDS
         assert peak < MAX_BYTES
 
@@ -286,12 +286,12 @@ def test_the_largest_graphs_within_the_contract_cost_little() -> None:
     # 16 frames of 64 nodes of one label: the matching is at its worst. The text stays below 64 KiB.
     worst = scene(frames=16, labels=1, instances=64)
     text = trace(to_json(worst, decimals=1))
-    earned, seconds, peak = measured(text, record(graph=worst))
-    assert earned.parts["graph_node"] > 0.9
+    scored, seconds, peak = measured(text, record(graph=worst))
+    assert scored.parts["graph_node"] > 0.9
     assert seconds < 6 * MAX_SECONDS
     assert peak < 4 * MAX_BYTES
-    earned, seconds, peak = measured(text, record(graph=worst), RUBRICS["spacer"])
-    assert earned.parts["map"] > 0.9
+    scored, seconds, peak = measured(text, record(graph=worst), RUBRICS["spacer"])
+    assert scored.parts["map"] > 0.9
     assert seconds < 6 * MAX_SECONDS
     assert peak < 4 * MAX_BYTES
 
@@ -301,8 +301,8 @@ def measured(text: str, asked: Record, rubric: Rubric | None = None) -> tuple[Sc
     tracemalloc.start()
     try:
         start = time.process_time()
-        earned = judged(text, asked, rubric)
-        return earned, time.process_time() - start, tracemalloc.get_traced_memory()[1]
+        scored = judged(text, asked, rubric)
+        return scored, time.process_time() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""Rubric: totals and parts by hand, presets, and what shortcuts earn in total."""
+"""Rubric: totals and parts by hand, presets, and what shortcuts score in total."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def total(text: str, rubric: Rubric | None = None) -> float:
     [
         ("", 0.0),  # empty text
         ("<think></think><answer></answer>", 0.2),  # format only
-        ("<think>B B B B</think><answer>B</answer>", 1.2),  # the letter as thinking: no graph is paid
+        ("<think>B B B B</think><answer>B</answer>", 1.2),  # the letter as thinking: no graph scores
         (f"<think>{STATED}</think><answer>A</answer>", 1.2),  # truth, wrong answer
         (RIGHT, 2.2),
         (RIGHT + " so there", 0.0),  # the gate: nothing without the format
@@ -114,7 +114,7 @@ MAP_MOVED = (1 + 1 - 2.5 / (10 * 2**0.5)) / 2
         ("paper", RIGHT + " so there", 2.0),  # no gate
         ("spacer", RIGHT, 3.0),
         ("spacer", MOVED, 2.0 + MAP_MOVED),
-        ("spacer", MOVED.replace(">B<", ">A<"), 1.0),  # wrong: the map is not paid
+        ("spacer", MOVED.replace(">B<", ">A<"), 1.0),  # wrong: the map does not count
         ("spacer", "<think></think><answer>B</answer>", 2.0),  # no map: the plain answer reward
         (
             "spacer",
@@ -137,19 +137,19 @@ def test_a_half_right_number_earns_no_map() -> None:
 def test_the_band_pays_right_answers_of_a_wanted_length_if_there_are_two() -> None:
     wrong = RIGHT.replace(">B<", ">A<")
     group = [completion(RIGHT, 320), completion(RIGHT, 512), completion(RIGHT, 319), completion(wrong, 400)]
-    parts = [earned.parts["length"] for earned in score_group(group, record(), "paper")]
+    parts = [scored.parts["length"] for scored in score_group(group, record(), "paper")]
     assert parts == [0.2, 0.2, 0.0, 0.0]
     alone = score_group([group[0], group[3]], record(), "paper")
-    assert [earned.parts["length"] for earned in alone] == [0.0, 0.0]
-    assert [earned.total for earned in score_group(group, record(), "paper")] == pytest.approx(
+    assert [scored.parts["length"] for scored in alone] == [0.0, 0.0]
+    assert [scored.total for scored in score_group(group, record(), "paper")] == pytest.approx(
         [3.2, 3.2, 3.0, 2.0]
     )
 
 
 def test_a_text_without_tokens_has_no_length_term() -> None:
-    earned = score(RIGHT, record(), "paper")
-    assert "length" not in earned.parts
-    assert earned.notes == ("length: not judged, the completion came without its tokens",)
+    scored = score(RIGHT, record(), "paper")
+    assert "length" not in scored.parts
+    assert scored.notes == ("length: not judged, the completion came without its tokens",)
 
 
 def test_the_config_sets_weights_angle_and_length() -> None:
@@ -181,9 +181,9 @@ def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_custom_reward_is_paid_behind_the_gate(custom: str) -> None:
     rubric = Rubric.from_config(RewardConfig(custom=f"{custom}:says_wall", w_custom=0.5), max_tokens=100)
     wall = RIGHT.replace("<think>", "<think>by the wall ")
-    earned = score_group([wall, RIGHT, wall + " so there"], record(), rubric)
-    assert [one.parts["custom"] for one in earned] == [1.0, 0.0, 1.0]
-    assert [one.total for one in earned] == pytest.approx([2.7, 2.2, 0.0])
+    scored = score_group([wall, RIGHT, wall + " so there"], record(), rubric)
+    assert [one.parts["custom"] for one in scored] == [1.0, 0.0, 1.0]
+    assert [one.total for one in scored] == pytest.approx([2.7, 2.2, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_a_custom_reward_that_does_not_import_is_refused_at_start(
 
 def test_answer_only_reports_the_graph_and_does_not_pay_it() -> None:
     rubric = Rubric.from_config(RewardConfig(rubric="answer_only"), max_tokens=100)
-    earned = score(completion(RIGHT), record(), rubric)
-    assert earned.total == pytest.approx(1.2)
-    assert earned.parts["graph"] == 1.0
+    scored = score(completion(RIGHT), record(), rubric)
+    assert scored.total == pytest.approx(1.2)
+    assert scored.parts["graph"] == 1.0
 
 
 def test_without_a_gate_parts_are_paid_whatever_the_format() -> None:
@@ -231,8 +231,8 @@ def test_the_config_sets_tolerances_and_the_length_penalty() -> None:
     config = RewardConfig(node_tolerance=2.0, node_weight=1.0, overlong_buffer=20)
     rubric = Rubric.from_config(config, max_tokens=100)
     # tau = 4: node term (1 + 0.75) / 2 and nothing else; 85 tokens: -0.25
-    earned = score(completion(RIGHT.replace("[4,0]", "[3,0]"), tokens=85), record(), rubric)
-    assert earned.parts == pytest.approx(
+    scored = score(completion(RIGHT.replace("[4,0]", "[3,0]"), tokens=85), record(), rubric)
+    assert scored.parts == pytest.approx(
         {
             "format": 1.0,
             "answer": 1.0,
@@ -242,8 +242,8 @@ def test_the_config_sets_tolerances_and_the_length_penalty() -> None:
             "length": -0.25,
         }
     )
-    assert earned.total == pytest.approx(0.2 + 1 + 0.875 - 0.25)
-    assert "length: close to the token limit, or cut off by it" in earned.notes
+    assert scored.total == pytest.approx(0.2 + 1 + 0.875 - 0.25)
+    assert "length: close to the token limit, or cut off by it" in scored.notes
 
 
 def test_parts_that_the_record_does_not_have_are_left_out() -> None:
@@ -265,8 +265,8 @@ def test_a_group_keeps_its_order_and_gives_the_traces() -> None:
     group = [completion(text) for text in texts]
     judged = score_group_with_traces(group, record(), Rubric())
     assert [trace.answer for trace, _ in judged] == ["B", "", "A"]
-    assert [earned for _, earned in judged] == score_group(group, record(), Rubric())
-    assert [earned.total for _, earned in judged] == pytest.approx([2.2, 0.0, 1.2])
+    assert [scored for _, scored in judged] == score_group(group, record(), Rubric())
+    assert [scored.total for _, scored in judged] == pytest.approx([2.2, 0.0, 1.2])
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,14 @@ def test_a_group_keeps_its_order_and_gives_the_traces() -> None:
 def test_every_kind_of_answer_is_judged(kind: AnswerKind, value: Any, right: str) -> None:
     asked = replace(record(), answer=Answer(kind=kind, value=value))
     right_one, wrong_one = (f"<think></think><answer>{text}</answer>" for text in (right, "no"))
-    parts = [earned.parts["answer"] for earned in score_group([right_one, wrong_one], asked)]
+    parts = [scored.parts["answer"] for scored in score_group([right_one, wrong_one], asked)]
     assert parts == pytest.approx([1.0, 0.0])
 
 
 def test_an_endless_answer_is_not_read() -> None:
-    earned = score(completion(f"<think></think><answer>{'1,111' * 5000}</answer>"), record(), Rubric())
-    assert earned.parts["answer"] == 0.0
-    assert earned.notes[0].startswith("answer: 25000 characters long")
+    scored = score(completion(f"<think></think><answer>{'1,111' * 5000}</answer>"), record(), Rubric())
+    assert scored.parts["answer"] == 0.0
+    assert scored.notes[0].startswith("answer: 25000 characters long")
 
 
 @given(st.text(), st.sampled_from([AnswerKind.CHOICE, AnswerKind.NUMBER, AnswerKind.BOX2D]))
@@ -307,5 +307,5 @@ def test_no_answer_raises(text: str, kind: AnswerKind) -> None:
         labels=(),
         graph=None,
     )
-    earned = score(completion(f"<think></think><answer>{text}</answer>"), asked, Rubric())
-    assert 0 <= earned.parts["answer"] <= 1
+    scored = score(completion(f"<think></think><answer>{text}</answer>"), asked, Rubric())
+    assert 0 <= scored.parts["answer"] <= 1

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, verified, the newest and the best kept; positions handed out and settled."""
+"""Checkpoints: atomic, verified, the newest and the best kept; positions handed out and committed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from videostr.checkpoint import Checkpoints, Draws, Ledger, RunState
+from videostr.checkpoint import Checkpoints, DataCursor, Ledger, RunState
 from videostr.errors import RunFolderError
 
 
 def state(step: int) -> RunState:
-    ledger = Ledger(seed=1, records=9, next_position=4 * step, open=(3, 7), learned=4 * step, failed=0)
+    ledger = Ledger(seed=1, records=9, next_position=4 * step, in_flight=(3, 7), learned=4 * step, failed=0)
     return RunState(step=step, version=step, ledger=ledger)
 
 
@@ -69,7 +69,7 @@ def test_copies_under_other_names_are_neither_used_nor_dropped(tmp_path: Path) -
             "shard_00001.safetensors is missing",
         ),
         (lambda c: (c / "state.json").write_text('{"step": 2'), "state.json is not readable"),
-        (lambda c: (c / "state.json").write_text('{"format": 2, "step": 2}'), "state.json lists no files"),
+        (lambda c: (c / "state.json").write_text('{"format": 3, "step": 2}'), "state.json lists no files"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path: Pat
     values = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(values | {"format": 7}))
     with pytest.raises(
-        RunFolderError, match=r"written in format 7, this version of the program reads 2; go on"
+        RunFolderError, match=r"written in format 7, this version of the program reads 3; continue"
     ):
         Checkpoints.state(checkpoint)
 
@@ -118,17 +118,17 @@ def test_a_folder_without_state_is_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints.latest() == first
 
 
-def test_every_position_is_settled_once() -> None:
+def test_every_position_is_committed_once() -> None:
     ledger = Ledger(seed=0, records=10)
-    draws = Draws(ledger)
-    one, two = draws.take(3), draws.take(2)
-    one += draws.take(1)  # a replacement
-    ledger = draws.settle(ledger, one, learned=3)
-    assert ledger == Ledger(seed=0, records=10, next_position=6, open=(3, 4), learned=3, failed=1)
-    resumed = Draws(ledger)
+    cursor = DataCursor(ledger)
+    one, two = cursor.take(3), cursor.take(2)
+    one += cursor.take(1)  # a replacement
+    ledger = cursor.commit(ledger, one, learned=3)
+    assert ledger == Ledger(seed=0, records=10, next_position=6, in_flight=(3, 4), learned=3, failed=1)
+    resumed = DataCursor(ledger)
     again = resumed.take(3)
     assert again == [3, 4, 6]
-    assert resumed.settle(ledger, again, learned=3) == Ledger(
-        seed=0, records=10, next_position=7, open=(), learned=6, failed=1
+    assert resumed.commit(ledger, again, learned=3) == Ledger(
+        seed=0, records=10, next_position=7, in_flight=(), learned=6, failed=1
     )
     assert two == [3, 4]

@@ -1,4 +1,4 @@
-"""Held-out evaluation: what is asked and earned, as when a policy is evaluated alone; means, paired bootstrap, the file's shape.
+"""Held-out evaluation: prompts and scores as when a policy is evaluated alone; means, paired bootstrap, the file's shape.
 
 Engines and reward workers are stand-ins; tests/test_launch.py has real ones.
 """
@@ -25,7 +25,7 @@ from videostr.config.schema import (
     EvaluationSampling,
 )
 from videostr.config.sections import EvaluateConfig, Run, Sampling
-from videostr.data.prompts import Drawn, RecordSource
+from videostr.data.prompts import PromptItem, RecordSource
 from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import Records
@@ -149,72 +149,72 @@ def ports(rollouts: Rollouts, workers: Workers | None = None) -> Ports:
 
 
 @pytest.fixture(scope="module")
-def drawn(tabletop: Path) -> list[Drawn]:
+def items(tabletop: Path) -> list[PromptItem]:
     source = RecordSource(str(tabletop / "heldout"), AutoProcessor.from_pretrained(POLICY), seed=0)
-    return [d for d in source.first(8) if isinstance(d, Drawn)]
+    return [item for item in source.first(8) if isinstance(item, PromptItem)]
 
 
-def texts(drawn: Sequence[Drawn]) -> dict[str, Sequence[str]]:
+def texts(items: Sequence[PromptItem]) -> dict[str, Sequence[str]]:
     """The true trace, one with another answer, and none; another one first for every third record."""
     found: dict[str, Sequence[str]] = {}
-    for place, d in enumerate(drawn):
-        true = reference_trace(d.record)
+    for place, item in enumerate(items):
+        true = reference_trace(item.record)
         several = [true, true.split("<answer>")[0] + "<answer>no</answer>", "nothing"]
-        found[d.record.id] = several[place % 3 :] + several[: place % 3]
+        found[item.record.id] = several[place % 3 :] + several[: place % 3]
     return found
 
 
-def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(drawn: list[Drawn]) -> None:
-    rollouts = Rollouts(texts(drawn), version=4)
-    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4))
+def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(items: list[PromptItem]) -> None:
+    rollouts = Rollouts(texts(items), version=4)
+    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4))
     assert found.version == 4
-    assert list(found.sampled) == list(found.greedy) == sorted(d.record.id for d in drawn)
+    assert list(found.sampled) == list(found.greedy) == sorted(item.record.id for item in items)
     ways = Counter((r.n, r.temperature, r.max_tokens) for r in rollouts.asked)
     assert ways == {(3, 0.7, 160): 8, (1, 0.0, 160): 8}
     assert len({r.seed for r in rollouts.asked}) == 8  # one a prompt
     # One of three has the true answer, two are well-formed: format 0.2, answer 1, graph 1.
-    for d in drawn:
-        assert found.sampled[d.record.id]["answer"] == pytest.approx(1 / 3)
-        assert found.sampled[d.record.id]["format"] == pytest.approx(2 / 3)
-        assert found.sampled[d.record.id]["total"] == pytest.approx((2 * 0.2 + 1 + 2) / 3)
-    assert {found.greedy[d.record.id]["answer"] for d in drawn[::3]} == {1.0}
-    assert {found.greedy[d.record.id]["answer"] for d in drawn[1::3]} == {0.0}
-    again = Rollouts(texts(drawn), version=4)
-    assert asyncio.run(evaluate(CONFIG, drawn, ports(again), 4)) == found
+    for item in items:
+        assert found.sampled[item.record.id]["answer"] == pytest.approx(1 / 3)
+        assert found.sampled[item.record.id]["format"] == pytest.approx(2 / 3)
+        assert found.sampled[item.record.id]["total"] == pytest.approx((2 * 0.2 + 1 + 2) / 3)
+    assert {found.greedy[item.record.id]["answer"] for item in items[::3]} == {1.0}
+    assert {found.greedy[item.record.id]["answer"] for item in items[1::3]} == {0.0}
+    again = Rollouts(texts(items), version=4)
+    assert asyncio.run(evaluate(CONFIG, items, ports(again), 4)) == found
     assert again.asked == rollouts.asked
 
 
-def test_beside_training_only_greedy_requests_are_made(drawn: list[Drawn]) -> None:
-    rollouts = Rollouts(texts(drawn), version=4)
-    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4, greedy_only=True))
+def test_during_training_only_greedy_requests_are_made(items: list[PromptItem]) -> None:
+    rollouts = Rollouts(texts(items), version=4)
+    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4, greedy_only=True))
     assert {(r.n, r.temperature) for r in rollouts.asked} == {(1, 0.0)}
     assert found.sampled == {}
     assert len(found.greedy) == 8
 
 
-def test_a_prompt_that_fails_in_one_way_is_counted_and_left_out_of_both(drawn: list[Drawn]) -> None:
-    names = [d.record.id for d in drawn]
-    rollouts = Rollouts(texts(drawn), refuse={names[1]})
+def test_a_prompt_that_fails_in_one_way_is_counted_and_left_out_of_both(items: list[PromptItem]) -> None:
+    names = [item.record.id for item in items]
+    rollouts = Rollouts(texts(items), refuse={names[1]})
     broken = Failure(kind=FailureKind.BAD_VIDEO, record_id="gone", detail="missing")
     found = asyncio.run(
-        evaluate(CONFIG, [broken, *drawn], ports(rollouts, Workers(fail={names[2], names[3]})), 0)
+        evaluate(CONFIG, [broken, *items], ports(rollouts, Workers(fail={names[2], names[3]})), 0)
     )
     assert found.failures == {"bad_video": 1, "engine": 1, "reward_timeout": 2}
     assert list(found.sampled) == list(found.greedy) == sorted({*names} - {*names[1:4]})
     assert asyncio.run(evaluate(CONFIG, [broken], ports(rollouts), 0)).failures == {"bad_video": 1}
 
 
-def test_what_an_engine_with_other_weights_sampled_is_left_out(drawn: list[Drawn]) -> None:
-    rollouts = Rollouts(texts(drawn), version=5)
-    found = asyncio.run(evaluate(CONFIG, drawn, ports(rollouts), 4, greedy_only=True))
+def test_what_an_engine_with_other_weights_sampled_is_left_out(items: list[PromptItem]) -> None:
+    rollouts = Rollouts(texts(items), version=5)
+    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4, greedy_only=True))
     assert (found.greedy, found.failures) == ({}, {"other_weights": 8})
 
 
-def test_alone_and_beside_training_the_same_is_asked_and_earned(
-    drawn: list[Drawn], tabletop: Path, tmp_path: Path
+def test_evaluation_alone_and_during_training_agree(
+    items: list[PromptItem], tabletop: Path, tmp_path: Path
 ) -> None:
-    beside = Rollouts(texts(drawn))
-    trained = asyncio.run(evaluate(CONFIG, drawn, ports(beside), 0, greedy_only=True))
+    during = Rollouts(texts(items))
+    trained = asyncio.run(evaluate(CONFIG, items, ports(during), 0, greedy_only=True))
 
     root = tabletop / "heldout"
     config = EvaluationConfig(
@@ -224,18 +224,18 @@ def test_alone_and_beside_training_the_same_is_asked_and_earned(
     )
     benchmark = Records(Rubric.preset("default"))
     asker = Asker(config, benchmark, AutoProcessor.from_pretrained(POLICY), "digest")
-    items = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]
-    alone = Rollouts(texts(drawn))
+    prepared = [asker.prepare(question, Mode.GRAPH) for question in benchmark.read(root).questions]
+    alone = Rollouts(texts(items))
     with Answers(tmp_path / "answers.sqlite") as answers:
-        asked = [item for item in items if isinstance(item, PreparedQuestion)]
+        asked = [item for item in prepared if isinstance(item, PreparedQuestion)]
         refused = asyncio.run(ask_new(asked, alone, answers, at_once=2))
-        rows = tally(items, answers, refused, asker)
+        rows = tally(prepared, answers, refused, asker)
 
     def what(rollouts: Rollouts) -> list[object]:
         return [(r.prompt, r.n, r.temperature, r.max_tokens) for r in rollouts.asked]
 
     assert len(alone.asked) == 8
-    assert what(alone) == what(beside)
+    assert what(alone) == what(during)
     parts = ("format", "answer", "graph")
     assert {row.id: {part: row.scores[part] for part in parts} for row in rows} == {
         name: {part: scores[part] for part in parts} for name, scores in trained.greedy.items()

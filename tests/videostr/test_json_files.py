@@ -244,5 +244,5 @@ def test_a_list_of_images_with_a_mark(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"a\.png: image cannot be read"):
         decode(ClipSpec(video=str(path), num_frames=1))
     path.write_bytes(gzip.compress(listed, mtime=0))
-    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images \(is compressed"):
+    with pytest.raises(VideoError, match=r"v\.frames\.json: is not a list of images \(is compressed"):
         decode(ClipSpec(video=str(path), num_frames=1))

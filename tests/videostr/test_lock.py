@@ -290,7 +290,7 @@ def test_a_damaged_file_is_no_holder(content: str, tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(StorageError, match="a file has the name of a folder"),
@@ -309,7 +309,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("name", [LOCK, HOLDER])
-def test_a_folder_with_the_name_of_the_lock_is_told(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_the_lock_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(StorageError, match=r"Is a directory; a folder has the name of a file"):
         FolderLock(tmp_path, "run.name").__enter__()

@@ -1,4 +1,4 @@
-"""Loggers: what the real libraries wrote is read back, a resumed run goes on in the same one, and none can stop a run."""
+"""Loggers: what the real libraries wrote is read back, a resumed run continues in the same one, and none can stop a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(folder: Path, **logging_: Any) -> Config:
 
 
 def play(config: Config, step: int, rows: list[dict[str, float]], done: bool) -> RunFolder:
-    """One start of a run that goes on after `step`."""
+    """One start of a run that continues after `step`."""
     folder = RunFolder(config)
     folder.rewind(step)
     for row in rows:
@@ -238,7 +238,7 @@ def test_a_logger_that_fails_is_told_once_and_counted(
     assert (broken.closed, whole.closed, whole.rows) == ([True], [True], [{"a": 1.0}])
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert told.startswith(
-        f"logger broken failed: {type(error).__name__}: {' '.join(str(error).split())}; the run goes on"
+        f"logger broken failed: {type(error).__name__}: {' '.join(str(error).split())}; the run continues"
     )
     assert "failures/logger_broken" in told
 

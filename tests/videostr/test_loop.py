@@ -50,9 +50,6 @@ from videostr.types import (
     VersionSpan,
 )
 
-FLAT = "flat"
-"""Marks completions that all earn the same."""
-
 
 class Rollouts:
     """Samples texts that say who was asked; fails for some records."""
@@ -80,17 +77,23 @@ class Rollouts:
 
 
 class Rewards:
-    """Pays 0, 1, ...; nothing for the records in `flat`, True for all."""
+    """Scores 0, 1, ...; 0 for the records in `zero_variance`, True for all."""
 
-    def __init__(self, flat: Collection[str] | bool) -> None:
+    def __init__(self, zero_variance: Collection[str] | bool) -> None:
         self.failures: Counter[str] = Counter()
-        self.flat = flat
+        self.zero_variance = zero_variance
 
     async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
-        flat = self.flat if isinstance(self.flat, bool) else record.id in self.flat
+        zero_variance = (
+            self.zero_variance if isinstance(self.zero_variance, bool) else record.id in self.zero_variance
+        )
         trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
         return tuple(
-            Rollout(completion=c, trace=trace, score=Score(total=0.0 if flat else i, parts={"format": 1.0}))
+            Rollout(
+                completion=c,
+                trace=trace,
+                score=Score(total=0.0 if zero_variance else i, parts={"format": 1.0}),
+            )
             for i, c in enumerate(completions)
         )
 
@@ -135,7 +138,7 @@ class Stage:
         *,
         steps: int = 3,
         bad: float = 0.5,
-        flat: Collection[str] | bool = False,
+        zero_variance: Collection[str] | bool = False,
         sampling: Sampling | None = None,
         **train: Any,
     ) -> None:
@@ -161,7 +164,10 @@ class Stage:
         self.rollouts = Rollouts({})
         self.learner = Learner(self.rollouts)
         self.ports = Ports(
-            rollouts=self.rollouts, rewards=Rewards(flat), learner=self.learner, sync=Sync(self.rollouts)
+            rollouts=self.rollouts,
+            rewards=Rewards(zero_variance),
+            learner=self.learner,
+            sync=Sync(self.rollouts),
         )
         self.stop = asyncio.Event()
 
@@ -265,7 +271,7 @@ def test_groups_that_the_learner_cannot_encode_are_quarantined_and_the_step_coun
 
 
 def test_groups_without_variance_are_counted_and_not_learned_from(tabletop: Path, tmp_path: Path) -> None:
-    stage = Stage(tabletop, tmp_path, steps=1, flat=True)
+    stage = Stage(tabletop, tmp_path, steps=1, zero_variance=True)
     state = stage.train()
     assert stage.learner.batches == []
     assert (state.step, state.version) == (1, 0)
@@ -305,7 +311,7 @@ def test_batches_are_sampled_ahead_and_never_too_old(staleness: int, tabletop: P
     state = stage.train()
     order = stage.order(32)
     assert stage.learned() == [order[place : place + 4] for place in range(0, 32, 4)]
-    assert (state.ledger.next_position, state.ledger.open) == (32, ())
+    assert (state.ledger.next_position, state.ledger.in_flight) == (32, ())
     assert ahead == [*[staleness] * (8 - staleness), *range(staleness - 1, -1, -1)]
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["staleness/max"] for row in rows] == [min(step, staleness) for step in range(8)]
@@ -325,7 +331,7 @@ def test_a_stopped_asynchronous_run_draws_what_it_left_open_first(tabletop: Path
     first = stage.train()
     # Three batches of four were begun at once, position 2 failed and was replaced by 12; two batches were learned from.
     assert (first.step, first.ledger.learned, first.ledger.failed) == (2, 8, 1)
-    assert set(first.ledger.open) == {8, 9, 10, 11} | set(range(13, first.ledger.next_position))
+    assert set(first.ledger.in_flight) == {8, 9, 10, 11} | set(range(13, first.ledger.next_position))
 
     again = Stage(tabletop, tmp_path, steps=6, max_staleness=2)
     again.rollouts.failing, again.rollouts.version = stage.rollouts.failing, first.version
@@ -333,25 +339,25 @@ def test_a_stopped_asynchronous_run_draws_what_it_left_open_first(tabletop: Path
     learned = [record for batch in stage.learned() + again.learned() for record in batch]
     order = stage.order(25)
     assert sorted(learned) == sorted(set(order) - {order[2]})
-    assert (last.ledger.learned, last.ledger.failed, last.ledger.open) == (24, 1, ())
+    assert (last.ledger.learned, last.ledger.failed, last.ledger.in_flight) == (24, 1, ())
 
 
-def test_groups_without_variance_are_refilled(tabletop: Path, tmp_path: Path) -> None:
+def test_groups_without_variance_are_replaced(tabletop: Path, tmp_path: Path) -> None:
     sampling = Sampling(group_size=2, dynamic_sampling=True, dynamic_sampling_limit=2.0)
     order = Stage(tabletop, tmp_path / "x").order(20)
-    stage = Stage(tabletop, tmp_path, steps=2, sampling=sampling, flat={*order[1:3], *order[8:16]})
+    stage = Stage(tabletop, tmp_path, steps=2, sampling=sampling, zero_variance={*order[1:3], *order[8:16]})
     state = stage.train()
-    # Step 1: 0..3, two of them flat, replaced by 4 and 5. Step 2: 6..9, of which 8 and 9 are flat, as are 10 to 13 in their
-    # place: 8 groups were sampled, twice as many as needed, so two flat ones fill the batch, and carry no gradient.
+    # Step 1: 0..3, two of them of zero variance, replaced by 4 and 5. Step 2: 6..9; 8 and 9 have zero variance, as have 10 to 13
+    # in their place: 8 groups were sampled, twice as many as needed, so two of those fill the batch, and carry no gradient.
     assert stage.learned() == [[order[0], *order[3:6]], order[6:8]]
     assert (state.ledger.next_position, state.ledger.learned, state.ledger.failed) == (14, 14, 0)
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["refilled_groups"], row["zero_variance_groups"]) for row in rows] == [(2, 0), (4, 2)]
+    assert [(row["replaced_groups"], row["zero_variance_groups"]) for row in rows] == [(2, 0), (4, 2)]
     assert [row["dropped_fraction"] for row in rows] == pytest.approx([2 / 6, 4 / 8])
 
 
 def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp_path: Path) -> None:
-    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_zero_variance_steps=3)
+    stage = Stage(tabletop, tmp_path, steps=9, zero_variance=True, max_zero_variance_steps=3)
     with pytest.raises(
         ZeroVarianceError, match=r"3 steps in a row had no group.*format 1.000.*raise sampling.temperature"
     ):
@@ -412,13 +418,13 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, 
 
     stage.learner.save = full  # type: ignore[method-assign]
     with pytest.raises(
-        RunFolderError, match=r"after step 3 could not be written .*goes on from .*step_000002"
+        RunFolderError, match=r"after step 3 could not be written .*continues from .*step_000002"
     ):
         stage.train()
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_evaluation_beside_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+def test_evaluation_during_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=6, max_staleness=staleness)
     stage.config.evaluate.every = 2
     seen: list[tuple[int, set[int], int]] = []
@@ -540,7 +546,7 @@ def test_what_the_loss_masks_out_is_not_learned_from(kl: float, tabletop: Path, 
 
 
 def test_a_kl_term_is_no_signal(tabletop: Path, tmp_path: Path) -> None:
-    stage = Stage(tabletop, tmp_path, steps=9, flat=True, max_zero_variance_steps=3)
+    stage = Stage(tabletop, tmp_path, steps=9, zero_variance=True, max_zero_variance_steps=3)
     stage.config.loss.kl_coef = 0.1
     with pytest.raises(ZeroVarianceError, match=r"3 steps in a row had no group"):
         stage.train()
@@ -587,7 +593,7 @@ def test_a_start_that_fails_counts_like_a_loss(
     state = asyncio.run(run)
     assert (state.step, state.ledger.next_position, learner.starts) == (6, 24, 2)
     assert stage.folder.quarantine.counts["learner_lost"] == 2
-    # Three steps, and all after the checkpoint of step 2 anew.
+    # Three steps, and all after the checkpoint of step 2 again.
     order, seen = stage.order(24), [[g.prompt.record_id for g in b.groups] for b in learner.batches]
     assert seen == [order[4 * i : 4 * i + 4] for i in (0, 1, 2, 2, 3, 4, 5)]
 
@@ -612,9 +618,7 @@ def test_a_stop_while_a_rank_is_lost_does_not_wait_for_its_start(tabletop: Path,
         )
 
 
-def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
-    tabletop: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_back_to_a_checkpoint_once_and_discards_later_ones(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=6)
     stage.config.train.keep_checkpoints = 3
     stage.folder.checkpoints.keep = 3
@@ -637,7 +641,8 @@ def test_a_run_goes_back_to_a_checkpoint_once_and_sets_later_ones_aside(
     assert go_on(3) == (2, 3)
     assert stage.folder.checkpoints.best() == (2, 0.5)
     assert sorted(path.name for path in checkpoints.iterdir()) == [
-        "aside_000004", "aside_000006", "best.json", "resumed_from.json", "step_000002", "step_000003", "step_000006_copy",
+        "best.json", "discarded_000004", "discarded_000006", "resumed_from.json",
+        "step_000002", "step_000003", "step_000006_copy",
     ]  # fmt: skip
     assert [path.name for path in (tmp_path / "r" / "eval").iterdir()] == ["greedy_000002.json"]
     assert go_on(5) == (3, 5)

@@ -6,7 +6,7 @@ import pytest
 
 from videostr.answers import chosen_letter
 from videostr.options import lettered, option_texts
-from videostr.prompt import asked
+from videostr.prompt import format_question
 
 STYLES = (
     "{}: {}", "({}) {}", "{}.{}", "{}. {}", "{}) {}", "{}){}", "{} - {}", "{} \u2013 {}", "[{}] {}", "Option {}: {}",
@@ -22,7 +22,7 @@ def test_letters_in_every_style_are_not_written_twice(style: str, lower: bool) -
     texts = ("3.5 m", "B-side", "left of A: it")
     options = tuple(style.format(letter, text) for letter, text in zip(letters, texts, strict=True))
     assert option_texts(options) == texts
-    assert asked("Which?", options) == "Which?\nA) 3.5 m\nB) B-side\nC) left of A: it"
+    assert format_question("Which?", options) == "Which?\nA) 3.5 m\nB) B-side\nC) left of A: it"
     for index, (written, text) in enumerate(zip(options, texts, strict=True)):
         for answer in (written.strip(), text, "ABC"[index], f"{'ABC'[index]}) {text}"):
             assert chosen_letter(answer, options) == "ABC"[index], answer

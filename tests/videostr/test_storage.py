@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_with_path_and_remedy(write: Write, small_disk: Path
 
 
 @pytest.mark.parametrize("write", [WRITES["json"], WRITES["line"]], ids=["json", "line"])
-def test_a_limit_on_the_size_of_files_is_told(write: Write, tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_is_reported(write: Write, tmp_path: Path) -> None:
     with (
         limited(1000),
         pytest.raises(StorageError, match=r"File too large; raise the limit on the size of a file"),
@@ -132,7 +132,7 @@ def test_a_limit_on_the_size_of_files_is_told(write: Write, tmp_path: Path) -> N
         write(tmp_path / "file")
 
 
-def test_a_read_only_disk_is_told(small_disk: Path) -> None:
+def test_a_read_only_disk_is_reported(small_disk: Path) -> None:
     write_json(small_disk / "old.json", 1)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for work in (
@@ -211,7 +211,7 @@ def test_a_terminal_that_was_closed_is_left_for_standard_error(capsys: pytest.Ca
 
 
 class _Full:
-    """Lets appends fail as on a full disk, from the step on that it is told, for the file that it is told."""
+    """Lets appends fail as on a full disk, from a given step on, for a given file."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, name: str, step: int, number: int = errno.ENOSPC
@@ -245,7 +245,7 @@ def test_a_step_that_cannot_be_noted_ends_the_run_after_a_checkpoint(
     words = str(found.value)
     assert words.startswith(f"{path / name}: {os.strerror(number)}; ")
     assert words.endswith(
-        f"then the same command goes on from {path}/checkpoints/step_000003 ({name} lack the last step)"
+        f"then the same command continues from {path}/checkpoints/step_000003 ({name} lack the last step)"
     )
     assert "\n" not in words
     disk.is_full = False
@@ -277,7 +277,7 @@ def test_a_run_folder_that_is_deleted_meanwhile_ends_the_run_after_a_checkpoint(
         stage.train()
     words = str(found.value)
     assert words.startswith(f"{path / 'metrics.jsonl'}: its folder is gone: it was deleted or renamed")
-    assert words.endswith(f"then the same command goes on from {path}/checkpoints/step_000003")
+    assert words.endswith(f"then the same command continues from {path}/checkpoints/step_000003")
     assert rows(path) == [3]
     assert rows(tmp_path / "elsewhere") == [1, 2]
 
@@ -293,7 +293,7 @@ def test_what_lacked_room_is_noted_when_the_last_checkpoint_has_made_some(
         disk.is_full = len(stage.learner.batches) < 3
 
     stage.learner.save = save  # type: ignore[method-assign]
-    with pytest.raises(StorageError, match=r"goes on from \S+/step_000003$"):
+    with pytest.raises(StorageError, match=r"continues from \S+/step_000003$"):
         stage.train()
     assert rows(stage.folder.path) == [1, 2, 3]
 
@@ -312,7 +312,7 @@ def test_steps_that_are_lost_are_named(
     stage.learner.save = save  # type: ignore[method-assign]
     with pytest.raises(
         StorageError,
-        match=r"goes on from \S+/step_000002, and computes steps 3 to 4 again \(metrics.jsonl lack",
+        match=r"continues from \S+/step_000002, and computes steps 3 to 4 again \(metrics.jsonl lack",
     ):
         stage.train()
     assert stage.folder.quarantine.counts["checkpoint"] == 1
@@ -349,7 +349,7 @@ def test_no_checkpoint_is_tried_while_the_learner_is_ahead_of_the_last_step(
         return await Learner.update(stage.learner, batch)
 
     stage.learner.update = update  # type: ignore[method-assign]
-    with pytest.raises(StorageError, match=r"^/frames: .*goes on from \S+/step_000002$"):
+    with pytest.raises(StorageError, match=r"^/frames: .*continues from \S+/step_000002$"):
         stage.train()
 
 
@@ -416,7 +416,7 @@ def test_writing_a_checkpoint_never_blocks_the_loop(
 
 
 @pytest.mark.parametrize("call", ["file_digest", "shutil.rmtree"])
-def test_reading_and_setting_aside_never_block_the_loop(
+def test_reading_and_discarding_never_block_the_loop(
     call: str, tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Stage(tabletop, tmp_path, steps=4, checkpoint_every=2).train()

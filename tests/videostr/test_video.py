@@ -79,7 +79,7 @@ EIGHT = tuple(range(8))
         # Whole videos, those of the tabletop: n frames of N count as n / N of the rate, though they lie (N - 1) / (n - 1) apart.
         ((0.0, 1.0, 2.0, 3.0), 4.0, 13, 1.625),
         (tuple(float(i) for i in EIGHT), 8.0, 57, 1.78125),
-        # Parts are no different: 36 frames of a long video are as 36 of 36.
+        # Parts are the same: 36 frames of a long video are as 36 of 36.
         (tuple(0.5 * i for i in EIGHT), 10.0, 36, 0.9),
         (tuple(0.5 * i for i in EIGHT), 10.0, 1059, 0.9),
         (tuple(20.3 + 0.5 * i for i in EIGHT), 10.0, 1059, 0.9),
@@ -172,7 +172,7 @@ def test_missing_truncated_and_foreign_files_are_named(video, tmp_path):
 
 
 def write_images(folder: Path, times: list[float], size: int = 32) -> Path:
-    """Image i has brightness 10 i; the list lies beside them."""
+    """Image i has brightness 10 i; the list lies next to them."""
     (folder / "images").mkdir()
     for index in range(len(times)):
         Image.fromarray(np.full((size, 2 * size, 3), 10 * index, np.uint8)).save(
@@ -211,13 +211,17 @@ def test_broken_lists_of_images_are_named(tmp_path):
     with pytest.raises(VideoError, match=r"v\.frames\.json: its images differ in size"):
         decode(spec)
     path.write_text('{"root": "images", "fps": 10}')
-    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images .*build the dataset again"):
+    with pytest.raises(
+        VideoError, match=r"v\.frames\.json: is not a list of images .*build the dataset again"
+    ):
         decode(spec)
     path.write_text('{"root": "images", "fps": 10, "frames": []}')
     with pytest.raises(VideoError, match=r"lists no image"):
         decode(spec)
     path.write_bytes(b'{"root": "\xff", "fps": 10, "frames": [[0, "0.png"]]}')
-    with pytest.raises(VideoError, match=r"v\.frames\.json: is no list of images .*build the dataset again"):
+    with pytest.raises(
+        VideoError, match=r"v\.frames\.json: is not a list of images .*build the dataset again"
+    ):
         decode(spec)
 
 

@@ -545,7 +545,7 @@ def test_damaged_packets_are_skipped_and_told(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", ["ts", "mpg"])
 @pytest.mark.parametrize("start", [0.0, 100.0])
 def test_joined_recordings_are_read_to_their_end(suffix: str, start: float, folder: Path) -> None:
-    # The clock of the second begins anew, or is far ahead: its 40 frames follow the 40 of the first, at 4 s and later.
+    # The clock of the second begins again, or is far ahead: its 40 frames follow the 40 of the first, at 4 s and later.
     codec, options = (
         ("libx264", {"bf": "2"}) if suffix == "ts" else ("mpeg2video", {"qmin": "1", "qmax": "1"})
     )
@@ -572,7 +572,7 @@ def test_what_is_no_file_is_refused_at_once(suffix: str, folder: Path) -> None:
     for path, reason in (
         (pipe, "is a pipe"),
         (place, "is a folder"),
-        (loop, "cannot be read|is no list|symbolic"),
+        (loop, "cannot be read|is not a list|symbolic"),
     ):
         if suffix == ".png":
             listed = folder / f"of-{path.stem}.frames.json"

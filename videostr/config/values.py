@@ -77,7 +77,7 @@ def value_of(value: Any, annotation: Any) -> Any:
     """Return a value in the type of its field.
 
     Raises:
-        msgspec.ValidationError: it is none; the text is what it must be.
+        msgspec.ValidationError: it is not a value of the type; the text says what it must be.
     """
     kind = inspect.type_info(annotation)
     if isinstance(kind, inspect.StrType):

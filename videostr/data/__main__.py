@@ -115,7 +115,7 @@ def _add_tabletop(make: argparse.ArgumentParser) -> None:
 
 def _add_recipe(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_recipe)
-    make.add_argument("--recipe", type=Path, required=True, help="what is asked of each source")
+    make.add_argument("--recipe", type=Path, required=True, help="the sources and what to take from each")
     make.add_argument(
         "--root",
         type=_named_root,
@@ -238,10 +238,10 @@ def _build_tabletop(options: argparse.Namespace) -> int:
 
 
 def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
-    """The sources of a recipe; `roots` by name of the source take the place of those in the file.
+    """Return the sources of a recipe; `roots` by name of the source take the place of those in the file.
 
     Raises:
-        ConfigError: the file is no recipe, or `roots` has a name that none of its sources has.
+        ConfigError: the file is not a recipe, or `roots` has a name that none of its sources has.
     """
     try:
         rows: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -266,7 +266,7 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         raise ConfigError(f"{path}: sources: {error}", remedy="correct the recipe") from None
     if unknown:
         raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is no key of a source",
+            f"{path}: sources: {sorted(unknown)[0]} is not a key of a source",
             remedy="see Settings in videostr/data/build/settings.py",
         )
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):
@@ -383,7 +383,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _large_clips(records: Sequence[Record]) -> str:
-    """What is said of large clips among some of the records, those left out whose video cannot be read."""
+    """Return what is said of large clips among some of the records, those left out whose video cannot be read."""
     by_video = {record.clip.video: record.clip for record in records}
     some = [list(by_video.values())[i] for i in range(0, len(by_video), max(1, len(by_video) // PROBED))]
     shapes = []

@@ -34,7 +34,7 @@ class Balancer(Generic[Item]):
     """Questions that had a value which too many of their kind had, or were of a kind that had to make room."""
 
     def add(self, item: Item, balance: Balance | None) -> list[Item]:
-        """What can be released now; nothing, the item itself, or a complete set."""
+        """Return what can be released now; nothing, the item itself, or a complete set."""
         if balance is None:
             return [item]
         by_value = self.waiting.pop(balance.key, {})
@@ -61,7 +61,7 @@ class Balancer(Generic[Item]):
         return found
 
     def state(self) -> list[tuple[str, str, Item]]:
-        """(key, value, item) of all that wait, so that `restore` gives the same."""
+        """Return (key, value, item) of all that wait, so that `restore` gives the same."""
         return [
             (key, value, item)
             for key, by_value in self.waiting.items()

@@ -1,7 +1,7 @@
 """What the questions alone are worth: baselines that never see a video.
 
 In: records. Out: accuracy of a guesser of choices, who has learned from the other scenes which options are right for which
-words, beside chance; and for numbers what the best constant earns. A dataset that rewards guessing teaches guessing.
+words, next to chance; and for numbers what the best constant scores. A dataset that rewards guessing teaches guessing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guessing:
-    """What guessing earns in one family of a source."""
+    """What guessing scores in one family of a source."""
 
     source: str
     family: str
     questions: int
-    earned: float
+    score: float
     """Accuracy of the guesser, or mean relative accuracy of the best constant."""
     error: float
-    """Standard error of `earned`: of a mean over videos, since questions about one video share their answers; NaN of one."""
+    """Standard error of `score`: of a mean over videos, since questions about one video share their answers; NaN of one."""
     chance: float | None
     """Accuracy of a coin; None for numbers."""
 
@@ -51,7 +51,7 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
     answer of the question that is guessed.
 
     Args:
-        sets: records that were balanced against each other (`complete_sets`); those that are no choices are passed over.
+        sets: records that were balanced against each other (`complete_sets`); those that are not choices are passed over.
     """
     sets = [found for found in sets if found[0].answer.kind is AnswerKind.CHOICE]
     questions = [record for found in sets for record in found]
@@ -69,18 +69,16 @@ def choices(sets: Iterable[Sequence[Record]]) -> list[Guessing]:
     found = []
     for source, family in sorted({_kind(record) for record in questions}):
         of = [i for i, record in enumerate(questions) if _kind(record) == (source, family)]
-        earned, error = _mean([questions[i] for i in of], right[of])
+        score, error = _mean([questions[i] for i in of], right[of])
         chance = float(np.mean([1 / len(questions[i].options) for i in of]))
         found.append(
-            Guessing(
-                source=source, family=family, questions=len(of), earned=earned, error=error, chance=chance
-            )
+            Guessing(source=source, family=family, questions=len(of), score=score, error=error, chance=chance)
         )
     return found
 
 
 def numbers(records: Iterable[Record]) -> list[Guessing]:
-    """The best of the deciles of the true values, for each source, family and unit, on the same records."""
+    """Return the best of the deciles of the true values, for each source, family and unit, on the same records."""
     by_kind: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.answer.kind is AnswerKind.NUMBER:
@@ -92,15 +90,15 @@ def numbers(records: Iterable[Record]) -> list[Guessing]:
         constants = {values[round(share * (len(values) - 1) / 10)] for share in range(11)}
         said = [float(f"{constant:g}") for constant in sorted(constants)]
         rewards = [np.array([mean_relative_accuracy(number, truth) for truth in truths]) for number in said]
-        earned, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
+        score, error = _mean(of, max(rewards, key=lambda each: float(each.mean())))
         found.append(
-            Guessing(source=source, family=family, questions=len(of), earned=earned, error=error, chance=None)
+            Guessing(source=source, family=family, questions=len(of), score=score, error=error, chance=None)
         )
     return found
 
 
 def complete_sets(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Choices that were balanced against each other, which stand together in a dataset; other records alone."""
+    """Yield choices that were balanced against each other, which stand together in a dataset; other records alone."""
     waiting: list[Record] = []
     for record in records:
         if waiting and _set(record) != _set(waiting[0]):
@@ -119,12 +117,12 @@ def _kind(record: Record) -> tuple[str, str]:
 
 
 def _set(record: Record) -> tuple[tuple[str, str], int]:
-    """Kind, and how many make a set: one for each answer that there is."""
+    """Return the kind, and how many make a set: one for each answer that there is."""
     return _kind(record), max(1, len(record.options))
 
 
 def _mean(records: Sequence[Record], values: Array) -> tuple[float, float]:
-    """Mean of [N] values, one a record, and its standard error with videos as the independent draws; NaN of one video."""
+    """Return mean and standard error of [N] values, one a record, with videos as the independent draws; NaN of one video."""
     mean = float(values.mean())
     _, video = np.unique([record.clip.video for record in records], return_inverse=True)
     off = np.bincount(video, values - mean)
@@ -169,7 +167,7 @@ class _Guesser:
         self._chance = chance
 
     def guess(self, learned: np.ndarray) -> np.ndarray:
-        """[N] guessed options of all questions, having learned from those that [N] `learned` marks."""
+        """Return [N] guessed options of all questions, having learned from those that [N] `learned` marks."""
         use = learned[self._question]
         shown = np.bincount(self._feature[use], minlength=len(self._chance))
         right = np.bincount(self._feature[use & self._is_right], minlength=len(self._chance))
@@ -180,7 +178,7 @@ class _Guesser:
 
 
 def _features(record: Record, index: int) -> Iterator[str]:
-    """What an option looks like, and what stands beside it; a number by its size and its place among the four."""
+    """Yield what an option looks like, and what stands next to it; a number by its size and its place among the four."""
     option, place = record.options[index], chr(ord("A") + index)
     kind = f"{record.source}|{record.family}|{len(record.options)}"
     if number := _NUMBER.match(option):
@@ -195,5 +193,5 @@ def _features(record: Record, index: int) -> Iterator[str]:
 
 
 def _fold(record: Record, repeat: int) -> int:
-    """All records of a video are in one fold."""
+    """Return the fold of a record; all records of a video are in one."""
     return int(digest(f"{repeat}|{record.clip.video}")[:2], 16) % FOLDS

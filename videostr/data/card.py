@@ -1,6 +1,6 @@
 """What is in a dataset: counts and baselines as JSON, as the dataset card `README.md`, and as `stats.html` with plots.
 
-In: a dataset's folder. Out: `Stats`, and the two files beside the shards.
+In: a dataset's folder. Out: `Stats`, and the two files next to the shards.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def collect(folder: Path) -> Stats:
 
 
 def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
-    """The usable records, each counted when it is taken."""
+    """Yield the usable records, each counted when it is taken."""
     for row in read_records(folder):
         if isinstance(row, Failure):
             stats.unusable += row.records
@@ -92,7 +92,7 @@ def _counted(folder: Path, stats: Stats, videos: set[str]) -> Iterator[Record]:
 
 
 def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
-    """The counts, with what `guessing` earns."""
+    """Return the counts, with what `guessing` scores."""
     return {
         "records": stats.records,
         "unusable": stats.unusable,
@@ -108,7 +108,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
                 "source": g.source,
                 "family": g.family,
                 "questions": g.questions,
-                "earned": round(g.earned, 3),
+                "score": round(g.score, 3),
                 "error": None if math.isnan(g.error) else round(g.error, 3),
                 "chance": g.chance and round(g.chance, 3),
             }
@@ -118,7 +118,7 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
 
 
 def guessing(stats: Stats) -> list[Guessing]:
-    """What the questions of the sample are worth without their videos."""
+    """Return what the questions of the sample are worth without their videos."""
     return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample)
 
 

@@ -29,7 +29,7 @@ SAME_PROPORTIONS = 0.01
 OUTSIDE_PX = 1.0
 """Boxes are rounded."""
 PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
-"""Of which a truth must earn everything."""
+"""A truth must score 1 in each."""
 FULL = 1 - 1e-6
 
 
@@ -52,7 +52,7 @@ def problems(
     seed: int = 0,
     processor: Any = None,
 ) -> Iterator[Problem | int]:
-    """Problems as they are found; at the end the number of all rows.
+    """Yield problems as they are found; at the end the number of all rows.
 
     Args:
         folder: of the dataset.
@@ -72,7 +72,7 @@ def problems(
         if problem := _text_problem(row, processor):
             yield Problem(f"{row.origin}: {problem}", row.origin)
         if problem := truth_problem(row):
-            yield Problem(f"{row.origin}: its own truth does not earn full reward: {problem}", row.origin)
+            yield Problem(f"{row.origin}: its own truth does not score full reward: {problem}", row.origin)
         if problem := _outside(row):
             yield Problem(f"{row.origin}: {problem}", row.origin)
     by_id = {record.id: record for record in records}
@@ -89,13 +89,13 @@ def problems(
 
 
 def truth_problem(record: Record) -> str:
-    """Return why the record's own truth, written as a trace, does not earn full reward under some rubric; "" when it does."""
+    """Return why the record's own truth, written as a trace, does not score full reward under some rubric; "" when it does."""
     trace = reference_trace(record)
     for name, rubric in PRESETS.items():
-        earned = score(trace, record, replace(rubric, length="none"))
-        low = {part: value for part, value in earned.parts.items() if part in PARTS and value < FULL}
+        scored = score(trace, record, replace(rubric, length="none"))
+        low = {part: value for part, value in scored.parts.items() if part in PARTS and value < FULL}
         if low:
-            return f"{name}: {low}; {'; '.join(earned.notes)}"
+            return f"{name}: {low}; {'; '.join(scored.notes)}"
     return ""
 
 
@@ -163,7 +163,7 @@ def _of_videos(folder: Path, records: Sequence[Record], count: int | None, seed:
 
 
 def _shown(clip: Clip) -> _Shown | str:
-    """A decoded clip, or why it cannot be."""
+    """Return a decoded clip, or why it cannot be."""
     try:
         frames, shape = decode(clip.spec), probe(Path(clip.spec.video))
     except VideoError as error:
@@ -172,7 +172,7 @@ def _shown(clip: Clip) -> _Shown | str:
 
 
 def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
-    """Whether the video has the size that the boxes were drawn on; boxes are shares of it, so its proportions matter."""
+    """Check whether the video has the size that the boxes were drawn on; boxes are shares of it, so its proportions matter."""
     if record.image_size is None or record.image_size == shown.size:
         return
     (width, height), (shown_width, shown_height) = record.image_size, shown.size
@@ -190,7 +190,7 @@ def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
 
 
 def large_clips(shapes: Sequence[tuple[int, ...]], of: int) -> str:
-    """What is said of clips, [F, H, W, 3] each, that take more than `LARGE_CLIP_BYTES`."""
+    """Return what is said of clips, [F, H, W, 3] each, that take more than `LARGE_CLIP_BYTES`."""
     frames, height, width, _ = worst = max(shapes, key=math.prod)
     return (
         f"{len(shapes)} of {of} clips take more than {LARGE_CLIP_BYTES / 1e6:.0f} MB, up to {math.prod(worst) / 1e6:.0f} MB "
@@ -200,7 +200,7 @@ def large_clips(shapes: Sequence[tuple[int, ...]], of: int) -> str:
 
 
 def _outside(record: Record) -> str:
-    """The first box or position, in px of 0 to 1000 of the frame, that lies outside the frame."""
+    """Return the first box or position, in px of 0 to 1000 of the frame, that lies outside the frame."""
     boxes: list[Any] = [box for _, box in named_boxes(record.question)]
     if record.answer.kind is AnswerKind.BOX2D:
         boxes.append(record.answer.value)
@@ -215,7 +215,7 @@ def _outside(record: Record) -> str:
 
 
 def _off(record: Record, times: Sequence[float]) -> str:
-    """Whether the frames that are shown are those that the graph speaks of."""
+    """Return whether the frames that are shown are those that the graph speaks of."""
     assert record.graph is not None
     stated = [frame.t for frame in record.graph.frames]
     if len(stated) != len(times):

@@ -151,7 +151,7 @@ class ClipView:
         return turned
 
     def in_camera(self, frame: int) -> Array:
-        """[N, 3] centres as the camera of selected frame `frame` sees them."""
+        """Return [N, 3] centres as the camera of selected frame `frame` sees them."""
         return to_camera(self._centers[:, frame], self._poses[frame])
 
     @cached_property
@@ -165,7 +165,7 @@ class ClipView:
         return tuple(track.label for track in self.scene.tracks)
 
     def camera_path(self, first: int, last: int) -> float:
-        """Metres that the camera goes from one selected frame to another, through all annotated frames between."""
+        """Return metres that the camera goes from one selected frame to another, through all annotated frames between."""
         poses = [
             frame.camera_to_world for frame in self.scene.frames[self.frames[first] : self.frames[last] + 1]
         ]
@@ -228,7 +228,7 @@ class ClipView:
         return np.stack([self.scene.frames[i].camera_to_world for i in self.frames])  # type: ignore[misc]
 
     def graph(self, labels: frozenset[str]) -> SceneGraph:
-        """The true graph of the objects that bear one of these labels."""
+        """Return the true graph of the objects that bear one of these labels."""
         chosen = [n for n, label in enumerate(self.labels) if label in labels]
         frames = tuple(
             GraphFrame(
@@ -251,7 +251,7 @@ class ClipView:
 
     @cached_property
     def _nodes(self) -> list[list[Node]]:
-        """[N][F] nodes; those of frames in which a track is not seen are of no use."""
+        """[N][F] nodes; those of frames in which a track is not seen are not used."""
         decimals = 2 if self.is_3d else 0
         positions = np.nan_to_num(self.positions).round(decimals).tolist()
         extents = np.nan_to_num(self._extents()).round(decimals).tolist()
@@ -269,7 +269,7 @@ class ClipView:
         return nodes
 
     def _extents(self) -> Array:
-        """[N, F, 3] or [N, F, 2] extents along the graph's axes."""
+        """Return [N, F, 3] or [N, F, 2] extents along the graph's axes."""
         if not self.is_3d:
             return self.boxes[..., 2:] - self.boxes[..., :2]
         along = self.headings
@@ -279,7 +279,7 @@ class ClipView:
         return extents
 
     def graph_labels(self, needed: frozenset[str], rng: np.random.Generator) -> frozenset[str] | None:
-        """The needed labels and as many others as `MAX_NODES` allows; None when the needed ones alone are too many."""
+        """Return the needed labels and as many others as `MAX_NODES` allows; None when the needed ones alone are too many."""
         counts = {
             label: self.seen[[other == label for other in self.labels]].sum(0) for label in set(self.labels)
         }
@@ -294,14 +294,14 @@ class ClipView:
         return frozenset(chosen)
 
     def _seen(self, share: float) -> np.ndarray:
-        """[M, F]"""
+        """Return [M, F]"""
         seen: np.ndarray = self.all_visibility >= share
         if self.is_3d:
             seen &= self.all_distances <= RANGE_M
         return seen
 
     def _at_frames(self, tracks: Sequence[Track], name: str, missing: float) -> Array:
-        """[N, F, ...] values of the tracks at the selected frames; a scalar becomes [N, F, 1]."""
+        """Return [N, F, ...] values of the tracks at the selected frames; a scalar becomes [N, F, 1]."""
         rows = []
         wanted = np.asarray(self.frames)
         for track in tracks:
@@ -341,7 +341,7 @@ def clips(scene: Scene, *, count: int, num_frames: int, rng: np.random.Generator
 
 
 def _nearest(times: Array, start: float, end: float, count: int) -> tuple[int, ...] | None:
-    """Frames nearest to equally spaced times; None where the annotated frames have a gap."""
+    """Return frames nearest to equally spaced times; None where the annotated frames have a gap."""
     targets = target_times(start, end, count)
     chosen = np.abs(times[:, None] - targets).argmin(0)
     off = np.abs(times[chosen] - targets).max()

@@ -157,7 +157,7 @@ def _path(record: Record, root: Path) -> str:
 
 
 def _text(answer: Answer) -> str:
-    """The answer; a number with all its digits."""
+    """Return the answer; a number with all its digits."""
     if isinstance(answer.value, float):
         return str(int(answer.value)) if answer.value.is_integer() else repr(answer.value)
     return answer_text(answer)
@@ -197,7 +197,7 @@ class _EasyR1(msgspec.Struct):
 def import_video_r1(
     in_jsonl: Path, *, num_frames: int = NUM_FRAMES, unit: str = "", source: str = "video-r1"
 ) -> Iterator[Record | Failure]:
-    """Records of rows about videos whose answer is a choice or a number; a `Failure` for every other row.
+    """Yield records of rows about videos whose answer is a choice or a number; a `Failure` for every other row.
 
     The id is the problem's where that is a text, else SOURCE/VIDEO/PROBLEM; the family is the type of the problem.
 
@@ -238,7 +238,7 @@ def import_video_r1(
 def import_easyr1(
     in_parquet: Path, *, num_frames: int = NUM_FRAMES, unit: str = "", source: str = "easyr1"
 ) -> Iterator[Record | Failure]:
-    """Records of rows with one video whose answer is a choice or a number; a `Failure` for every other row.
+    """Yield records of rows with one video whose answer is a choice or a number; a `Failure` for every other row.
 
     The answer is a choice where the question ends in lines "A) ..", "B) .." or "A. ..", "B. ..". From the first line with
     `<think>` on, its very first apart, a problem is taken as instruction. The id is SOURCE/VIDEO/ROW, the family "unknown".
@@ -279,7 +279,7 @@ Row = TypeVar("Row")
 def _records(
     rows: Iterable[tuple[str, Raw]], parse: Callable[[Raw, str], Record]
 ) -> Iterator[Record | Failure]:
-    """Rows with their origins, parsed."""
+    """Yield rows with their origins, parsed."""
     seen: set[str] = set()
     for origin, row in rows:
         try:
@@ -337,7 +337,7 @@ def _kind(row: _VideoR1, origin: str) -> AnswerKind:
 def _record(
     origin: str, about: dict[str, str], *, options: list[str], answer: dict[str, str], clip: tuple[str, int]
 ) -> Record:
-    """A record whose row is checked as every other."""
+    """Return a record whose row is checked as every other."""
     video, num_frames = clip
     shown = {"video": video, "num_frames": num_frames}
     unknown = dict.fromkeys(("start_s", "end_s", "height", "width"))
@@ -346,7 +346,7 @@ def _record(
 
 
 def _answer(kind: AnswerKind, text: str, unit: str, origin: str) -> dict[str, str]:
-    """The column `answer` of `records.SCHEMA`."""
+    """Return the column `answer` of `records.SCHEMA`."""
     text = text.strip()
     if kind is AnswerKind.CHOICE:
         return {"kind": kind, "value": json.dumps(text), "unit": ""}
@@ -360,13 +360,13 @@ NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+|(?=\.\d))(\.\d*)?([eE][-+]?\d+)
 
 
 def _unit_taken_off(problem: str) -> tuple[str, str]:
-    """Question and unit of a problem as `export_video_r1` writes it."""
+    """Return the question and unit of a problem as `export_video_r1` writes it."""
     told = re.fullmatch(r"(.*\S) Answer in ([^\s.]+)\.", problem, re.DOTALL)
     return (told[1], told[2]) if told else (problem, "")
 
 
 def _taken_apart(problem: str) -> tuple[str, list[str], str]:
-    """Question, options and unit, "" where none is named, of an EasyR1 problem."""
+    """Return the question, options and unit, "" where none is named, of an EasyR1 problem."""
     every = problem.replace(PLACEHOLDER, "", 1).strip().split("\n")
     end = next((i for i, line in enumerate(every) if i and "<think>" in line), len(every))
     lines, told = every[:end], "\n".join(every[end:])
@@ -386,7 +386,7 @@ OPTION = re.compile(r"[A-Z][.)] ")
 
 
 def _unlettered(options: list[str], origin: str) -> list[str]:
-    """Texts of options that bear their letters or none."""
+    """Return texts of options that bear their letters or none."""
     if not any(OPTION.match(option) for option in options):
         return options
     if all(OPTION.match(option) and option[0] == letter for letter, option in _lettered(options)):
@@ -399,7 +399,7 @@ def _unlettered(options: list[str], origin: str) -> list[str]:
 
 
 def _lettered(options: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Options with their letters."""
+    """Yield options with their letters."""
     return ((letter_of(place), option) for place, option in enumerate(options))
 
 

@@ -23,16 +23,16 @@ from videostr.types import Record
 
 
 def excluded(source: str, lists: Sequence[Path]) -> frozenset[str]:
-    """Names of the scenes of a source that the lists name: lines without a source, and those with this one, in any case.
+    """Return names of the scenes of a source that the lists name: lines without a source, and those with this one, in any case.
 
     Raises:
-        DataError: a list cannot be read, or a line is no scene name; names file and line.
+        DataError: a list cannot be read, or a line is not a scene name; names file and line.
     """
     return _of_source(source, [entry for path in lists for entry in _entries(path)])
 
 
 def find(records: Iterable[Record], lists: Sequence[Path]) -> list[tuple[str, str]]:
-    """(id, origin) of the records whose scene or video is in the lists.
+    """Return (id, origin) of the records whose scene or video is in the lists.
 
     The scene is what an id of the form SOURCE/SCENE/... says, the video is the file's name without its ending, with any of
     the folders above it: `data/scene0011_00.mp4` is listed by `scene0011_00` as well as by `data/scene0011_00`.
@@ -52,7 +52,7 @@ def find(records: Iterable[Record], lists: Sequence[Path]) -> list[tuple[str, st
 
 
 def duplicates(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """(id of the first, id of a later) record that asks the same question of the same stretch of the same video.
+    """Return (id of the first, id of a later) record that asks the same question of the same stretch of the same video.
 
     Neither case, white space nor the order of the options tells questions apart. The same words about another stretch of the
     video are another question.
@@ -75,7 +75,7 @@ def _of_source(source: str, entries: Iterable[tuple[str, str]]) -> frozenset[str
 
 
 def _entries(path: Path) -> list[tuple[str, str]]:
-    """Source, "" for any, and scene of every line."""
+    """Return the source, "" for any, and scene of every line."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -102,7 +102,7 @@ def _entries(path: Path) -> list[tuple[str, str]]:
 
 
 def _names(record: Record) -> set[str]:
-    """All that a list may call the record's scene; the parts of a name may be joined by slashes."""
+    """Return all that a list may call the record's scene; the parts of a name may be joined by slashes."""
     *parts, _ = record.id.removeprefix(f"{record.source}/").split("/")
     folders = re.sub(rf"({re.escape(LIST_SUFFIX)}|\.\w+)$", "", record.clip.video).split("/")
     return {

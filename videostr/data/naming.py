@@ -22,7 +22,7 @@ AMBIGUITY_MARGIN_M = 0.5
 
 
 def name_of(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
-    """What to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
+    """Return what to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
     label = plain(view.labels[n])
     if is_unique(view, n) and not by_box:
         return f"the {label}"
@@ -31,7 +31,7 @@ def name_of(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
 
 
 def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> str | None:
-    """What to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
+    """Return what to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
 
     Args:
         view: the clip.
@@ -58,37 +58,37 @@ _TIME = re.compile(r"([\d.]*\d) s\b")
 
 
 def named_boxes(text: str) -> list[tuple[float, tuple[float, ...]]]:
-    """(seconds, box) of the objects that a question names by their boxes."""
+    """Return (seconds, box) of the objects that a question names by their boxes."""
     return [(float(t), tuple(float(v) for v in box.split(","))) for box, t in _NAMED_BOX.findall(text)]
 
 
 def asked_times(text: str) -> list[float]:
-    """Times in a question, in its order; those of named boxes left out."""
+    """Return times in a question, in its order; those of named boxes left out."""
     return [float(t) for t in _TIME.findall(_NAMED_BOX.sub("", text))]
 
 
 def plain(label: str) -> str:
-    """The label as words."""
+    """Return the label as words."""
     return label.replace("_", " ")
 
 
 def is_countable(view: ClipView, label: str) -> bool:
-    """Whether the source annotates every instance of the label."""
+    """Return whether the source annotates every instance of the label."""
     return view.scene.countable is None or label in view.scene.countable
 
 
 def is_unique(view: ClipView, n: int) -> bool:
-    """Whether the scene has no second one of the label in any annotated frame of the clip, and none could be missing."""
+    """Return whether the scene has no second one of the label in any annotated frame of the clip, and none could be missing."""
     return is_countable(view, view.labels[n]) and view.in_clip[view.labels[n]] == 1
 
 
 def is_unique_at(view: ClipView, n: int, f: int) -> bool:
-    """Whether no second one of the label is annotated at a selected frame, and none could be missing."""
+    """Return whether no second one of the label is annotated at a selected frame, and none could be missing."""
     return is_countable(view, view.labels[n]) and bool(view.depth_margin[n, f] == np.inf)
 
 
 def is_nameable(view: ClipView, n: int, f: int) -> bool:
-    """Whether it is the only one of its label, or large enough at a selected frame for its box to tell it."""
+    """Return whether it is the only one of its label, or large enough at a selected frame for its box to tell it."""
     return is_unique(view, n) or bool(view.large[n, f])
 
 
@@ -108,10 +108,10 @@ def pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, str] |
 
 
 def labels_of(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
-    """Labels of tracks."""
+    """Return labels of tracks."""
     return frozenset(view.labels[n] for n in tracks)
 
 
 def ordered_labels(view: ClipView, tracks: Sequence[int]) -> tuple[str, ...]:
-    """Labels of tracks in the order of the question."""
+    """Return labels of tracks in the order of the question."""
     return tuple(view.labels[n] for n in tracks)

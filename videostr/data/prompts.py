@@ -1,6 +1,6 @@
 """The records of a run as prompts, by position in the seeded order.
 
-In: a record dataset. Out: `Drawn` (record and prompt) for any position, or the `Failure` that keeps it from being used.
+In: a record dataset. Out: `PromptItem` (record and prompt) for any position, or the `Failure` that keeps it from being used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from videostr.video import name_clip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class PromptItem:
     """A record, ready to be asked."""
 
     position: int
@@ -41,19 +41,19 @@ class RecordSource:
             reasons = "; ".join(failure.detail for failure in self.failures[:3])
             raise DataError(f"{folder}: has no usable record: {reasons}")
 
-    def draw(self, position: int) -> Drawn | Failure:
-        """The record at a position of the endless seeded order; every epoch is a new permutation."""
+    def draw(self, position: int) -> PromptItem | Failure:
+        """Return the record at a position of the endless seeded order; every epoch is a new permutation."""
         return self._ask(position, self.records[index_at(position, len(self.records), self.seed)])
 
-    def first(self, count: int) -> list[Drawn | Failure]:
-        """The first `count` records in file order."""
+    def first(self, count: int) -> list[PromptItem | Failure]:
+        """Return the first `count` records in file order."""
         return [self._ask(place, record) for place, record in enumerate(self.records[:count])]
 
-    def _ask(self, position: int, record: Record) -> Drawn | Failure:
+    def _ask(self, position: int, record: Record) -> PromptItem | Failure:
         try:
             clip = name_clip(record.clip, self.folder)
             prompt = render(record, clip, self.processor)
         except (VideoError, PromptError) as error:
             kind = FailureKind.BAD_VIDEO if isinstance(error, VideoError) else FailureKind.BAD_PROMPT
             return Failure(kind=kind, record_id=record.id, detail=f"{record.origin}: {error}")
-        return Drawn(position=position, record=record, prompt=prompt)
+        return PromptItem(position=position, record=record, prompt=prompt)

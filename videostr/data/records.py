@@ -1,4 +1,4 @@
-"""Record datasets: a folder of Parquet shards `records-*.parquet` beside the videos that they name.
+"""Record datasets: a folder of Parquet shards `records-*.parquet` next to the videos that they name.
 
 In: records from a builder. Out: records in file order, each broken row as a `Failure` that names file, row and rule, and
 a seeded order over them that any process can compute for any position (so that a resumed run continues where it was).
@@ -88,7 +88,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Failure]:
-    """Rows of all shards in order of name; a row that breaks the schema is a `Failure`, an unreadable shard is one too.
+    """Yield rows of all shards in order of name; a row that breaks the schema is a `Failure`, an unreadable shard is one too.
 
     An unreadable shard stands for the rows that its footer promises and that were not read; where the footer itself is lost,
     for as many as the other shards hold on average.
@@ -141,7 +141,7 @@ def read_records(folder: str | Path) -> Iterator[Record | Failure]:
 
 
 def usable_records(folder: str | Path) -> Iterator[Record]:
-    """The records of `read_records`; at the end the log says how many rows could not be used, and why the first could not."""
+    """Yield the records of `read_records`; at the end log how many rows could not be used, and why the first could not."""
     lost, first = 0, ""
     for row in read_records(folder):
         if isinstance(row, Record):
@@ -160,7 +160,7 @@ def _name(value: Any, origin: str) -> str:
 
 
 def index_at(position: int, count: int, seed: int) -> int:
-    """Index of the record at a position of the seeded order; every epoch of `count` positions is a new permutation."""
+    """Return the index of the record at a position of the seeded order; every epoch of `count` positions is a new permutation."""
     epoch, offset = divmod(position, count)
     return int(_permutation(epoch, count, seed)[offset])
 
@@ -171,7 +171,7 @@ def _permutation(epoch: int, count: int, seed: int) -> np.ndarray:
 
 
 def _promised_rows(shard: Path) -> int | None:
-    """Rows according to the footer; None where it cannot be read."""
+    """Return the number of rows by the footer; None where it cannot be read."""
     try:
         return int(pq.read_metadata(shard).num_rows)
     except (pa.ArrowException, OSError):
@@ -179,7 +179,7 @@ def _promised_rows(shard: Path) -> int | None:
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
-    """The rows; where reading them fails, the error in place of the rest, a `RecordError` for columns of wrong types."""
+    """Yield the rows; where reading them fails, the error in place of the rest, a `RecordError` for columns of wrong types."""
     try:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             schema = file.schema_arrow
@@ -208,7 +208,7 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
 
 
 def plain_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
-    """Rows as plain values; text that is not UTF-8, which Arrow does not look for, stays bytes."""
+    """Return rows as plain values; text that is not UTF-8, which Arrow does not look for, stays bytes."""
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError:
@@ -231,7 +231,7 @@ def _plain(value: pa.Scalar) -> Any:
 
 
 def record_to_row(record: Record) -> dict[str, Any]:
-    """A record as a row of `SCHEMA`, in values that JSON has too."""
+    """Return a record as a row of `SCHEMA`, in values that JSON has too."""
     return {
         "id": record.id,
         "source": record.source,
@@ -252,7 +252,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
 
 
 def record_from_row(row: dict[str, Any], origin: str) -> Record:
-    """The record of a row, as `record_to_row` wrote it.
+    """Return the record of a row, as `record_to_row` wrote it.
 
     Raises:
         RecordError: the row breaks the schema; names `origin`, column and rule.
@@ -313,7 +313,7 @@ def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> st
 
 
 def _finite(values: Any, count: int) -> bool:
-    """Whether values are so many finite numbers; true and false are none."""
+    """Return whether values are so many finite numbers; true and false are not numbers."""
     return (
         isinstance(values, list)
         and len(values) == count
@@ -328,7 +328,7 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
         raise RecordError(f"{origin}: graph_frame is missing", remedy="a graph needs its frame of reference")
     try:
         graph = graphs.from_json(row.graph, frame=row.graph_frame, truth=True)
-    except graphs.GraphRefused as error:
+    except graphs.InvalidGraph as error:
         raise RecordError(f"{origin}: graph: {error}") from None
     unknown = {node.label for frame in graph.frames for node in frame.nodes} - set(row.labels)
     if unknown:

@@ -151,7 +151,7 @@ def _type_problems(path: str, found: pa.DataType, wanted: pa.DataType) -> Iterat
 
 
 def _plain(found: pa.DataType) -> pa.DataType:
-    """The type of the values, whatever they are wrapped in."""
+    """Return the type of the values, whatever they are wrapped in."""
     if pa.types.is_dictionary(found):
         return _plain(found.value_type)
     return found.storage_type if isinstance(found, pa.JsonType) else found

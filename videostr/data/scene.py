@@ -120,7 +120,7 @@ class Scene:
     countable: frozenset[str] | None
     """Labels of which every instance is annotated; None for all."""
     room_size: float | None = None
-    """Floor area, m^2, where the source tells it."""
+    """Floor area, m^2, where the source states it."""
     skips: tuple[Skip, ...] = ()
     """What was left out of this scene."""
 
@@ -132,7 +132,7 @@ class Scene:
 
 
 def ground_axes(up: Sequence[float]) -> tuple[Array, Array]:
-    """(e1, e2) of the ground plane such that (e1, e2, up) is right-handed.
+    """Return (e1, e2) of the ground plane such that (e1, e2, up) is right-handed.
 
     e1 is the world's x axis made level (its y axis where x is vertical): for z up (x, y), for y down (x, z).
     """
@@ -144,7 +144,7 @@ def ground_axes(up: Sequence[float]) -> tuple[Array, Array]:
 
 
 def corners(center: Array, size: Array, yaw: float, up: Sequence[float]) -> Array:
-    """[8, 3] corners of a 3-D box, world."""
+    """Return [8, 3] corners of a 3-D box, world."""
     e1, e2 = ground_axes(up)
     along = np.cos(yaw) * e1 + np.sin(yaw) * e2
     across = np.cos(yaw) * e2 - np.sin(yaw) * e1
@@ -155,7 +155,7 @@ def corners(center: Array, size: Array, yaw: float, up: Sequence[float]) -> Arra
 
 
 def are_rigid(matrices: Array, tolerance: float = 1e-3) -> NDArray[np.bool_]:
-    """[N] whether each of [N, 3 or 4, 3 or 4] is finite, its 3 x 3 part a rotation, a fourth row 0, 0, 0, 1."""
+    """Return [N] whether each of [N, 3 or 4, 3 or 4] is finite, its 3 x 3 part a rotation, a fourth row 0, 0, 0, 1."""
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(matrices).all((1, 2)))
     turns = np.where(finite[:, None, None], matrices, 0.0)[:, :3, :3]
     off = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
@@ -166,13 +166,13 @@ def are_rigid(matrices: Array, tolerance: float = 1e-3) -> NDArray[np.bool_]:
 
 
 def to_camera(points: Array, camera_to_world: Array) -> Array:
-    """[N, 3] world points in the camera's frame."""
+    """Return [N, 3] world points in the camera's frame."""
     turned: Array = (points - camera_to_world[:3, 3]) @ camera_to_world[:3, :3]
     return turned
 
 
 def project(points: Array, projection: Array) -> Array:
-    """[N, 2] pixels of camera points; NaN behind the camera."""
+    """Return [N, 2] pixels of camera points; NaN behind the camera."""
     homogeneous = points @ projection[:, :3].T + projection[:, 3]
     depth = np.where(homogeneous[:, 2:] > 1e-6, homogeneous[:, 2:], np.nan)
     pixels: Array = homogeneous[:, :2] / depth
@@ -184,9 +184,9 @@ NEAR_M = 0.1
 
 
 def projected_box(corners_camera: Array, projection: Array, image_size: tuple[int, int]) -> Array | None:
-    """[4] 2-D box around a 3-D box, cut at the image; None where it is behind the camera or outside.
+    """Return [4] 2-D box around a 3-D box, cut at the image; None where it is behind the camera or outside.
 
-    Edges that cross the plane `NEAR_M` in front of the camera are cut there, so that a box beside the camera keeps its visible
+    Edges that cross the plane `NEAR_M` in front of the camera are cut there, so that a box next to the camera keeps its visible
     part.
     """
     points = [corners_camera[corners_camera[:, 2] >= NEAR_M]]
@@ -203,7 +203,7 @@ def projected_box(corners_camera: Array, projection: Array, image_size: tuple[in
 
 
 def cut(box: Array, image_size: tuple[int, int]) -> Array | None:
-    """[4] the part of a 2-D box inside the image; None where there is none."""
+    """Return [4] the part of a 2-D box inside the image; None where there is none."""
     width, height = image_size
     inside = np.clip(box, 0.0, (width, height, width, height))
     return inside if (inside[2:] > inside[:2]).all() else None

@@ -93,7 +93,7 @@ def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | N
 
 
 def _boxes(record: Record, t: float) -> list[Sequence[float]]:
-    """Boxes that belong to a time: of the answer, and of objects that the question names by them."""
+    """Return boxes that belong to a time: of the answer, and of objects that the question names by them."""
     found: list[tuple[float, Sequence[float]]] = [*named_boxes(record.question)]
     times, value = asked_times(record.question), record.answer.value
     if record.answer.kind is AnswerKind.BOX2D and isinstance(value, tuple):

@@ -1,10 +1,10 @@
 """`python -m videostr.evaluate`: a policy on a benchmark, the score of existing predictions, or runs side by side.
 
-    --config configs/eval_sti.yaml [key=value ...]                 ask a policy; goes on where it was stopped
+    --config configs/eval_sti.yaml [key=value ...]                 ask a policy; continues where it was stopped
     --predictions FILE.jsonl --benchmark NAME --root DIR           score texts that exist; prints JSON
     --compare DIR DIR ... --out DIR                                results side by side, the first one the base
 
-Each takes its own options only. Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command goes on).
+Each takes its own options only. Exit status: 0 done, 1 the engines failed, 2 bad input, 130 stopped (the same command continues).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _evaluate(config: EvaluationConfig) -> int:
         try:
             _ask_all(config, folder, answers, processor)
         except KeyboardInterrupt:
-            log.info("stopped; the same command goes on from here")
+            log.info("stopped; the same command continues from here")
             return STOPPED
     log.info("tables: %s", folder)
     return 0
@@ -264,7 +264,7 @@ def _evaluated(
 
 
 def _shown(rows: Sequence[Row]) -> dict[str, str]:
-    """Frames and pixels, as they were."""
+    """Return frames and pixels, as they were."""
     shown = [row for row in rows if row.frames]
     frames, sizes = {row.frames for row in shown}, {(row.width, row.height) for row in shown}
     return {
@@ -278,7 +278,7 @@ def _span(values: Sequence[str]) -> str:
 
 
 def _short(model: str) -> str:
-    """A policy's name for folders and tables: of a checkpoint, the run's and the step's too."""
+    """Return a policy's name for folders and tables: of a checkpoint, the run's and the step's too."""
     parts = [part for part in Path(model).parts if part not in {"/", "..", ".", "checkpoints", "policy"}]
     return "-".join(parts[-2:]).lower() or "model"
 
@@ -379,7 +379,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.Page:
-    """Results side by side, the first one the base.
+    """Return results side by side, the first one the base.
 
     Raises:
         DataError: a folder has no result, or they are of different benchmarks or question files.

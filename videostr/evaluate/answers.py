@@ -34,12 +34,12 @@ class Answer:
 
 
 def key_of(**parts: Any) -> str:
-    """Digest of everything that determines an answer, hex."""
+    """Return the digest of everything that determines an answer, hex."""
     return json_digest(parts)
 
 
 def writable(text: str) -> str:
-    """A text as UTF-8 can hold it: each lone surrogate, which JSON may bring, becomes U+FFFD."""
+    """Return a text as UTF-8 can hold it: each lone surrogate, which JSON may bring, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -50,7 +50,7 @@ class Answers:
         """Open or make it.
 
         Raises:
-            RunFolderError: it is no file of answers.
+            RunFolderError: it is not a file of answers.
             StorageError: it cannot be opened or written.
         """
         self.path = path
@@ -65,7 +65,7 @@ class Answers:
             raise self._problem(error) from error
         except sqlite3.DatabaseError as error:
             raise RunFolderError(
-                f"{path}: holds no answers ({error})", remedy="move it away to ask anew"
+                f"{path}: holds no answers ({error})", remedy="move it away to ask again"
             ) from None
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Answers:
         return int(count)
 
     def get(self, key: str) -> Answer | None:
-        """The answer of a key, or None."""
+        """Return the answer of a key, or None."""
         row = self._db.execute(
             "select text, finish_reason, prompt_tokens, completion_tokens from answers where key = ?", (key,)
         ).fetchone()

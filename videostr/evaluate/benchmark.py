@@ -17,7 +17,7 @@ import numpy as np
 from videostr.graph import MAX_BYTES
 
 LIMIT = MAX_BYTES
-"""Characters; longer texts are no answers to the strict readers, as in traces. The official ones have no limit."""
+"""Characters; longer texts are not answers to the strict readers, as in traces. The official ones have no limit."""
 
 
 class Mode(StrEnum):
@@ -51,7 +51,7 @@ class Question:
     text: str
     """The question as the benchmark's file has it."""
     options: tuple[str, ...] = ()
-    """Texts of options A, B, ...; empty where the answer is no choice."""
+    """Texts of options A, B, ...; empty where the answer is not a choice."""
     truth: Any
     """As the benchmark's scoring wants it: a letter, a number as text, a span, boxes by second."""
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -70,14 +70,14 @@ class QuestionSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one text earned."""
+    """What one text scored."""
 
     extracted: str
     """What the official extraction read as the answer; "" where it read none."""
     scores: Mapping[str, float]
     """By column, in [0, 1]: the benchmark's own, and `strict` by our parser. Every question has the columns of its task."""
     note: str = ""
-    """Why it is no answer, in words a user understands; "" where it is one."""
+    """Why it is not an answer, in words a user understands; "" where it is one."""
 
 
 class Benchmark(Protocol):
@@ -89,7 +89,7 @@ class Benchmark(Protocol):
     """Columns that `Verdict.scores` may have."""
 
     def read(self, root: Path) -> QuestionSet:
-        """All questions.
+        """Return all questions.
 
         Raises:
             DataError: a file is missing or not in the official form, or an id is there twice; names file, row and field.
@@ -97,7 +97,7 @@ class Benchmark(Protocol):
         ...
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """The official user text for `Mode.DIRECT`, video not included.
+        """Return the official user text for `Mode.DIRECT`, video not included.
 
         Args:
             question: what is asked.
@@ -107,11 +107,11 @@ class Benchmark(Protocol):
         ...
 
     def asks(self, question: Question) -> str:
-        """What the answer has to be, for `Mode.THINK` and `Mode.GRAPH`, as in "Then write ... inside <answer></answer>."."""
+        """Return what the answer has to be, for "Then write ... inside <answer></answer>." of `Mode.THINK` and `Mode.GRAPH`."""
         ...
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """What an answer earns. Never raises, whatever the text.
+        """Return what an answer scores. Never raises, whatever the text.
 
         Args:
             question: what was asked.
@@ -121,17 +121,17 @@ class Benchmark(Protocol):
         ...
 
     def chance(self, question: Question) -> Mapping[str, float]:
-        """Expected scores of an answer drawn at random, where that is defined; {} where it is not."""
+        """Return the expected scores of an answer drawn at random, where that is defined; {} where it is not."""
         ...
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
-        """Question id -> the answer of a model that has seen the answers' distribution and no video."""
+        """Return by question id the answer of a model that has seen the answers' distribution and no video."""
         ...
 
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """The benchmark's figures, in its own order, for many weightings of the questions at once.
+        """Return the benchmark's figures, in its own order, for many weightings of the questions at once.
 
         Args:
             questions: N of them.
@@ -146,7 +146,7 @@ class Benchmark(Protocol):
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[B] weighted means of [N] values, those that are NaN left out; NaN without any."""
+    """Return [B] weighted means of [N] values, those that are NaN left out; NaN without any."""
     there = ~np.isnan(values)
     total = weights[:, there].sum(axis=1)
     means: np.ndarray = np.full(len(weights), np.nan)

@@ -22,7 +22,7 @@ BAND = 13
 
 
 def number_text(value: float, sign: str = "") -> str:
-    """One decimal; adding 0.0 makes a rounded -0.0 a 0.0."""
+    """Round to one decimal; adding 0.0 makes a rounded -0.0 a 0.0."""
     return NONE if math.isnan(value) else f"{round(value, 1) + 0.0:{sign}.1f}"
 
 
@@ -55,7 +55,7 @@ class Chart:
         return f"{2 + 96 * (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0]):.2f}%"
 
     def row(self, figure: str) -> Markup:
-        """One figure of all runs, one below the other, over the baselines of the first."""
+        """Write one figure of all runs, one below the other, over the baselines of the first."""
         height = BAND * len(self.runs) + 5
         parts = [self._upright("grid", tick, height) for tick in self.ticks]
         for index, guesses in enumerate(self.runs[0].baselines.values()):
@@ -71,7 +71,7 @@ class Chart:
         )
 
     def axis(self) -> Markup:
-        """The scale's numbers."""
+        """Return the numbers of the scale."""
         texts = "".join(
             f'<text class="tick" x="{self.x(tick)}" y="12" text-anchor="middle">{short(tick)}</text>'
             for tick in self.ticks

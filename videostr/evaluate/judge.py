@@ -1,6 +1,6 @@
 """Ratings of open answers by a language model behind an OpenAI-compatible endpoint.
 
-In: question, truth, answer. Out: 0 to 3, or None where the model gave no rating. Ratings are kept beside the answers, so that
+In: question, truth, answer. Out: 0 to 3, or None where the model gave no rating. Ratings are kept next to the answers, so that
 none is asked twice.
 """
 
@@ -39,7 +39,7 @@ class EndpointJudge:
         self.template = template
         self.ratings = ratings
         self.unreadable = 0
-        """Ratings that were no number of 0 to 3, since it was last set to 0."""
+        """Ratings that were not a number of 0 to 3, since it was last set to 0."""
         self._client = openai.OpenAI(
             base_url=config.endpoint, api_key=_key(config), timeout=config.timeout_s, max_retries=RETRIES
         )
@@ -50,7 +50,7 @@ class EndpointJudge:
         return f"{self.config.model} at {self.config.endpoint}"
 
     def __call__(self, question: str, truth: str, answer: str) -> int | None:
-        """A rating.
+        """Return a rating.
 
         Raises:
             ConfigError: the endpoint does not answer, three times.

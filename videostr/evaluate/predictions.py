@@ -46,7 +46,7 @@ class Predictions:
     """Ids that are there again with the same text; they count once."""
 
     def problems(self) -> list[str]:
-        """What does not fit, in words."""
+        """Return what does not fit, in words."""
         told = (
             (self.missing, "questions without a prediction, which count as wrong"),
             (self.unknown, "ids that are of no question, which are left out"),
@@ -96,7 +96,7 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
 
 
 def _short(place: str, path: Path) -> str:
-    """A place of this file, without its path: "line 3", or "item [2]" of an array."""
+    """Return a place of this file, without its path: "line 3", or "item [2]" of an array."""
     rest = place.removeprefix(str(path))
     return f"line {rest[1:]}" if rest.startswith(":") else f"item {rest}"
 

@@ -18,7 +18,7 @@ from videostr.data.records import read_records
 from videostr.digests import folder_digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Mode, Question, QuestionSet, Verdict, mean
-from videostr.prompt import answer_text, asked, form_of, instruction, part_shown
+from videostr.prompt import answer_format, answer_text, format_question, instruction, part_shown
 from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
 
@@ -35,7 +35,7 @@ class Records:
         self._rubric = rubric
 
     def read(self, root: Path) -> QuestionSet:
-        """All records.
+        """Return all records.
 
         Raises:
             DataError: there are none, or one breaks the schema (`python -m videostr.data check` names all).
@@ -48,33 +48,33 @@ class Records:
         return QuestionSet(questions=tuple(questions), digest=folder_digest(root))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """The question and the form of its answer."""
+        """Return the question and the form of its answer."""
         record = _record(question)
-        text = part_shown(record.clip) + asked(record.question, record.options)
-        return f"{text}\nAnswer with {form_of(record.answer)} only."
+        text = part_shown(record.clip) + format_question(record.question, record.options)
+        return f"{text}\nAnswer with {answer_format(record.answer)} only."
 
     def instruction(self, question: Question, mode: Mode) -> str:
-        """The instruction of training; without the graph in `Mode.THINK`."""
+        """Return the instruction of training; without the graph in `Mode.THINK`."""
         record = _record(question)
         return instruction(record if mode is Mode.GRAPH else replace(record, graph=None))
 
     def asks(self, question: Question) -> str:
-        """The form of the answer."""
-        return form_of(_record(question).answer)
+        """Return the form of the answer."""
+        return answer_format(_record(question).answer)
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """What an answer alone earns; it has no other part."""
-        earned = score(f"<think></think><answer>{answer}</answer>", _record(question), self._rubric)
+        """Return what an answer alone scores; it has no other part."""
+        scored = score(f"<think></think><answer>{answer}</answer>", _record(question), self._rubric)
         return Verdict(
-            extracted=answer.strip(), scores={"answer": earned.parts["answer"]}, note=_notes(earned, "answer")
+            extracted=answer.strip(), scores={"answer": scored.parts["answer"]}, note=_notes(scored, "answer")
         )
 
     def score_trace(self, question: Question, text: str, mode: Mode) -> Verdict:
-        """The rubric's parts of a whole text; without those of the graph where the mode asks for none."""
+        """Return the rubric's parts of a whole text; without those of the graph where the mode asks for none."""
         return verdict_on(parse(text).answer, score(text, _record(question), self._rubric), mode)
 
     def chance(self, question: Question) -> Mapping[str, float]:
-        """1 over the number of options."""
+        """Return 1 divided by the number of options."""
         return {"answer": 1 / len(question.options)} if question.options else {}
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
@@ -99,7 +99,7 @@ class Records:
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """`overall` (the answer), the other parts, then the answer by family and by source; percent."""
+        """Return `overall` (the answer), the other parts, then the answer by family and by source; percent."""
         answer = scores["answer"]
         found = {"overall": mean(answer, weights)}
         for name in PARTS[1:]:
@@ -112,11 +112,11 @@ class Records:
         return {name: 100 * value for name, value in found.items()}
 
 
-def verdict_on(answer: str, earned: Score, mode: Mode) -> Verdict:
-    """What a trace with this answer earned by a rubric; without the parts of the graph where the mode asks for none."""
+def verdict_on(answer: str, scored: Score, mode: Mode) -> Verdict:
+    """Return what a trace with this answer scored by a rubric; without the parts of the graph where the mode asks for none."""
     wanted = PARTS if mode is Mode.GRAPH else PARTS[:2]
-    parts = {name: earned.parts[name] for name in wanted if name in earned.parts}
-    return Verdict(extracted=answer, scores=parts, note=_notes(earned, *wanted))
+    parts = {name: scored.parts[name] for name in wanted if name in scored.parts}
+    return Verdict(extracted=answer, scores=parts, note=_notes(scored, *wanted))
 
 
 def _question(record: Record) -> Question:
@@ -139,5 +139,5 @@ def _record(question: Question) -> Record:
     return record
 
 
-def _notes(earned: Score, *parts: str) -> str:
-    return "; ".join(note for note in earned.notes if note.split(":")[0] in parts)
+def _notes(scored: Score, *parts: str) -> str:
+    return "; ".join(note for note in scored.notes if note.split(":")[0] in parts)

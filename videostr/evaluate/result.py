@@ -40,7 +40,7 @@ class Evaluated:
     intervals: Mapping[str, Interval]
     """By the figure's name, in the benchmark's order."""
     counts: Mapping[str, int]
-    """`questions`, `answered` (those with a text), and by reason those that earned nothing: the keys of `WHY`, and others.
+    """`questions`, `answered` (those with a text), and by reason those that scored 0: the keys of `WHY`, and others.
 
     `unknown_ids` and `repeated_ids` are predictions, not questions."""
     baselines: Mapping[str, Mapping[str, float]]
@@ -100,7 +100,7 @@ def _nulls(value: Any) -> Any:
 
 
 def _nans(value: Any) -> Any:
-    """The inverse of `_nulls`."""
+    """Return the inverse of `_nulls`."""
     if isinstance(value, dict):
         return {key: _nans(one) for key, one in value.items()}
     return math.nan if value is None else value

@@ -61,7 +61,7 @@ class Row:
     truth: str
     scores: dict[str, float]
     problem: str
-    """Why there is no text, or why it is no answer; "" where all is well."""
+    """Why there is no text, or why it is not an answer; "" where all is well."""
     answered: bool
     """Whether there is a text at all."""
     key: str = ""
@@ -70,7 +70,7 @@ class Row:
     def of(
         cls, question: Question, mode: Mode, text: str | None, verdict: Verdict, problem: str, **rest: Any
     ) -> Row:
-        """A question with its text, None for none, and what that earned."""
+        """Return a question with its text, None for none, and its score."""
         facts = {name: value for name, value in question.row.items() if not isinstance(value, Record)}
         return cls(
             id=question.id,
@@ -133,7 +133,7 @@ def verdict_of(
 
 
 def scores_of(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Column -> [N] scores, NaN where a question does not have the column; columns that no question has are left out."""
+    """Return [N] scores by column, NaN where a question does not have it; columns that no question has are left out."""
     found = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in columns}
     return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
@@ -151,7 +151,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Scored:
-    """What `write_rows` wrote, as the statistics take it.
+    """Return what `write_rows` wrote, as the statistics take it.
 
     Raises:
         DataError: the file is missing or no such table.
@@ -177,7 +177,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Scored:
 
 
 def baselines(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """`chance` and `constant` -> figure -> value; figures with questions that a baseline does not answer are left out."""
+    """Return `chance` and `constant` -> figure -> value; figures with questions that a baseline does not answer are left out."""
     constant = benchmark.constant(questions)
     ways: dict[str, Callable[[Question], Mapping[str, float]]] = {
         "chance": benchmark.chance,
@@ -205,7 +205,7 @@ def baselines(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, 
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """`questions`, `answered`, and what kept others from it, by kind."""
+    """Return `questions`, `answered`, and what kept others from it, by kind."""
     kinds = Counter(
         "truncated" if row.finish_reason == "LENGTH" else "no_answer_read"
         for row in rows
@@ -221,7 +221,7 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _asking(item: PreparedQuestion | SkippedQuestion, answer: Answer | None, asker: Asker) -> dict[str, Any]:
-    """Fields of a `Row` that say how a question was asked."""
+    """Return fields of a `Row` that say how a question was asked."""
     config = asker.config
     found: dict[str, Any] = {
         "model": config.model.path,

@@ -24,7 +24,7 @@ from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet
 from videostr.evaluate.records import Records
 from videostr.models.base import family_of
 from videostr.ports import RolloutPool, Sampled, SampleRequest
-from videostr.prompt import asked, graph_contract, reasoned
+from videostr.prompt import format_question, graph_contract, reasoning_prompt
 from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
 from videostr.video import METADATA, VideoShape, name_clip, probe, target_times
 
@@ -58,7 +58,7 @@ class PreparedQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedQuestion:
-    """A question that cannot be asked, and why; it counts as wrong, and is told."""
+    """A question that cannot be asked, and why; it counts as wrong, and is logged."""
 
     question: Question
     mode: Mode
@@ -82,7 +82,7 @@ class Asker:
         """By video: its shape, or why it has none."""
 
     def prepare(self, question: Question, mode: Mode) -> PreparedQuestion | SkippedQuestion:
-        """What this question shows and asks."""
+        """Return what this question shows and asks."""
         shape = self._shape(question.video)
         if isinstance(shape, str):
             return SkippedQuestion(question=question, mode=mode, problem=shape)
@@ -169,7 +169,7 @@ class Asker:
                 contract = graph_contract(
                     OPEN_SCENE, list(dict.fromkeys(some)), "Labels: names of the objects that matter."
                 )
-            text = reasoned(_told(question), contract, benchmark.asks(question))
+            text = reasoning_prompt(_question_text(question), contract, benchmark.asks(question))
         return Prompt(record_id=question.id, text=chat_text(text, self.processor), clip=clip)
 
 
@@ -215,12 +215,12 @@ def log_skipped(items: Sequence[PreparedQuestion | SkippedQuestion]) -> None:
 
 
 def limited(read: QuestionSet, limit: int) -> QuestionSet:
-    """The first `limit` questions; all for 0."""
+    """Return the first `limit` questions; all for 0."""
     return replace(read, questions=read.questions[:limit]) if limit else read
 
 
-def _told(question: Question) -> str:
-    text = asked(question.text, question.options)
+def _question_text(question: Question) -> str:
+    text = format_question(question.text, question.options)
     if question.end_s is None:
         return text
     return f"From {question.start_s:g} s to {question.end_s:g} s: {text}"

@@ -22,7 +22,7 @@ ROWS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The questions of one run, and what its answers earned."""
+    """The questions of one run, and what its answers scored."""
 
     questions: Sequence[Question]
     """N, ids unique."""
@@ -30,7 +30,7 @@ class Scored:
     """Column -> [N] float64, NaN where a question does not have the column."""
 
     def only(self, ids: Sequence[str]) -> Scored:
-        """The questions with these ids, in this order."""
+        """Return the questions with these ids, in this order."""
         place = {question.id: i for i, question in enumerate(self.questions)}
         where = [place[one] for one in ids]
         return Scored(
@@ -65,7 +65,7 @@ class Comparison:
 def figure_values(
     benchmark: Benchmark, questions: Sequence[Question], scores: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """The benchmark's figures, each question counting once."""
+    """Return the benchmark's figures, each question counting once."""
     found = benchmark.figures(questions, scores, np.ones((1, len(questions))))
     return {name: float(values[0]) for name, values in found.items()}
 
@@ -77,7 +77,7 @@ def intervals(
     resamples: int,
     seed: int,
 ) -> dict[str, Interval]:
-    """Every figure with its 95 % interval.
+    """Return every figure with its 95 % interval.
 
     Args:
         benchmark: whose figures.
@@ -96,7 +96,7 @@ def intervals(
 
 
 def common(a: Scored, b: Scored) -> tuple[Scored, Scored]:
-    """Both runs, cut to the questions that both have, in a's order.
+    """Return both runs, cut to the questions that both have, in a's order.
 
     Raises:
         DataError: there are none.
@@ -115,7 +115,7 @@ def common(a: Scored, b: Scored) -> tuple[Scored, Scored]:
 def comparisons(
     benchmark: Benchmark, a: Scored, b: Scored, resamples: int, seed: int, *, binary: str = ""
 ) -> dict[str, Comparison]:
-    """Every figure of two runs over the questions that both have, and their difference with its 95 % interval.
+    """Return every figure of two runs over the questions that both have, and their difference with its 95 % interval.
 
     Both are weighted by the same draws, so what makes a video hard for both does not widen the interval.
 
@@ -155,7 +155,7 @@ def comparisons(
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
-    """Whether two runs differ on the same questions: the exact form of McNemar's test.
+    """Return whether two runs differ on the same questions: the exact form of McNemar's test.
 
     Of the questions that exactly one run has right, each run would have half where neither is better: a two-sided binomial
     test. Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
@@ -178,7 +178,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
 
 
 def mcnemar_by_task(a: Scored, b: Scored, column: str) -> dict[str, McNemar]:
-    """The test on a column of zeros and ones over the questions that both have: "overall", and "task/..." of every task.
+    """Return the test on a column of zeros and ones over the questions that both have: "overall", and "task/..." of every task.
 
     Empty where no question has the column.
 
@@ -194,7 +194,7 @@ def mcnemar_by_task(a: Scored, b: Scored, column: str) -> dict[str, McNemar]:
 
 
 def _groups(run: Scored, column: str) -> dict[str, np.ndarray]:
-    """Places of the questions that have a column: "overall", and "task/..." of every task."""
+    """Return places of the questions that have a column: "overall", and "task/..." of every task."""
     if column not in run.scores:
         return {}
     has = np.flatnonzero(~np.isnan(run.scores[column]))
@@ -216,7 +216,7 @@ def _draws(
     scores: Mapping[str, np.ndarray],
     weights: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Figure -> [B], computed by `ROWS` weightings at a time."""
+    """Return [B] values by figure, computed by `ROWS` weightings at a time."""
     parts = [
         benchmark.figures(questions, scores, weights[start : start + ROWS])
         for start in range(0, len(weights), ROWS)

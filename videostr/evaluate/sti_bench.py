@@ -2,7 +2,7 @@
 
 In: `qa.parquet` of huggingface.co/datasets/MINT-SJTU/STI-Bench; texts of a model. Out: questions, verdicts, and the micro
 accuracy overall, by task, scene and source, as `opensource_test.py` of github.com/MINT-SJTU/STI-Bench at commit 43ddebe computes
-it, with a stricter reading beside it. docs/evaluation.md has the traps of the original.
+it, with a stricter reading as well. docs/evaluation.md has the traps of the original.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StiBench:
     columns: tuple[str, ...] = ("accuracy", "strict")
 
     def read(self, root: Path) -> QuestionSet:
-        """All questions, in the order of `qa.parquet`.
+        """Return all questions, in the order of `qa.parquet`.
 
         An id is `Video|ID|time_start|time_end`, which the official script calls a record's key; the plain `ID` where that is
         unique in the file. Videos are looked for in `video/`, or in `videos/` if only that is there.
@@ -88,17 +88,17 @@ class StiBench:
         return QuestionSet(questions=questions, digest=digest(content))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """The text of `opensource_test.py`, which stands after the video; times as the file has them."""
+        """Return the text of `opensource_test.py`, which stands after the video; times as the file has them."""
         options = "\n".join(f"({letter}) {text}" for letter, text in question.row["candidates"].items())
         start, end = question.row["times"]
         return f"From {start} s to {end} s. {question.text}\n{options}\nPlease output only the option letter!"
 
     def asks(self, question: Question) -> str:
-        """A letter."""
+        """Return a letter."""
         return "the letter of the right option"
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """`accuracy` by the official patterns, else by the last character; `strict` by `chosen_letter`."""
+        """Return `accuracy` by the official patterns, else by the last character; `strict` by `chosen_letter`."""
         read = extract(answer)
         strict = _strict_letter(answer, question.options)
         return Verdict(
@@ -110,11 +110,11 @@ class StiBench:
         )
 
     def chance(self, question: Question) -> Mapping[str, float]:
-        """1 over the number of options."""
+        """Return 1 divided by the number of options."""
         return dict.fromkeys(self.columns, 1 / len(question.options))
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
-        """The most frequent letter of the question's task, the first in the alphabet of several."""
+        """Return the most frequent letter of the question's task, the first in the alphabet of several."""
         tasks: dict[str, Counter[str]] = defaultdict(Counter)
         for question in questions:
             tasks[question.task][question.truth] += 1
@@ -124,7 +124,7 @@ class StiBench:
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Micro accuracy in percent: `overall`, `task/...`, `scene/...`, `source/...`, then the same below `strict/`."""
+        """Return micro accuracies, percent: `overall`, `task/...`, `scene/...`, `source/...`, then the same below `strict/`."""
         groups: dict[str, np.ndarray] = {"overall": np.ones(len(questions), dtype=bool)}
         for prefix, of in (
             ("task", [q.task for q in questions]),
@@ -141,7 +141,7 @@ class StiBench:
 
 
 def extract(answer: str) -> str:
-    """The letter that the official script reads, "" for none. Linear in the length of the text."""
+    """Return the letter that the official script reads, "" for none. Linear in the length of the text."""
     for pattern in _PATTERNS:
         match = pattern.search(answer)
         if match:
@@ -171,7 +171,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _record(place: str, row: dict[str, Any]) -> _Record:
-    """A row in the official form.
+    """Return a row in the official form.
 
     Raises:
         DataError: it is not; starts with `place`.
@@ -232,7 +232,7 @@ def _question(key: str, folder: str, record: _Record) -> Question:
 
 
 def _scene(video: str) -> str:
-    """Kind of scene by the official rule on names: Waymo's cameras, ScanNet's scenes, Omni6DPose's six digits."""
+    """Return the kind of scene by the official rule on names: Waymo's cameras, ScanNet's scenes, Omni6DPose's six digits."""
     stem = video.split(".")[0]
     if "camera" in video:
         return "outdoor"

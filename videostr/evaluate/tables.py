@@ -33,7 +33,7 @@ WHY = {
     ),
     "no_answer_read": ("has a text with no answer to be read", "have texts with no answer to be read"),
 }
-"""Key of `Evaluated.counts` -> what is said of one question, and of several, that earned nothing by it."""
+"""Key of `Evaluated.counts` -> what is said of one question, and of several, that scored 0 by it."""
 
 
 # ---------------------------------------------------------------------------------------------------- pages
@@ -142,7 +142,7 @@ class Page:
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
-        """The whole file."""
+        """Return the whole file."""
         environment = Environment(
             loader=PackageLoader("videostr.evaluate", "."),
             autoescape=True,
@@ -153,7 +153,7 @@ class Page:
 
 
 def one(evaluated: Evaluated) -> Page:
-    """One run: its figures with their intervals, what guessing earns beside them."""
+    """Write one run: its figures with their intervals, what guessing scores next to them."""
     names = list(evaluated.baselines)
 
     def cells(figure: str) -> tuple[Cell, ...]:
@@ -162,7 +162,7 @@ def one(evaluated: Evaluated) -> Page:
 
     notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
-        notes.append(f"{' and '.join(names)}: what an answer earns without the video.")
+        notes.append(f"{' and '.join(names)}: what an answer scores without the video.")
     return _page(
         [evaluated],
         lines=(_what(evaluated), *_losses(evaluated)),
@@ -265,7 +265,7 @@ def _what(run: Evaluated) -> str:
 
 
 def _losses(run: Evaluated) -> list[str]:
-    """A sentence for every reason by which questions earned nothing."""
+    """Return a sentence for every reason by which questions scored 0."""
     total, sentences = run.counts["questions"], []
     for key, count in run.counts.items():
         if key in ("questions", "answered") or not count:
@@ -285,7 +285,7 @@ def _losses(run: Evaluated) -> list[str]:
 
 
 def _settings(runs: Sequence[Evaluated]) -> tuple[Setting, ...]:
-    """Those that differ first."""
+    """Return the values, those that differ first."""
     each: list[Mapping[str, str]] = [{"model": run.model, "mode": run.mode, **run.settings} for run in runs]
     names = dict.fromkeys(name for one in each for name in one)
     found = [Setting(name=name, values=tuple(one.get(name, NONE) for one in each)) for name in names]
@@ -301,7 +301,7 @@ def _how_they_differ(runs: Sequence[Evaluated]) -> str:
 
 
 def _without(found: Iterable[Interval]) -> list[str]:
-    """A note where a figure has no interval."""
+    """Return a note where a figure has no interval."""
     is_there = any(math.isnan(one.low) and not math.isnan(one.value) for one in found)
     return ["No interval: of one video alone, which says nothing about others."] if is_there else []
 
@@ -329,7 +329,7 @@ def _p_value(comparison: Comparison | None) -> Cell:
 
 
 def _column(title: str, cells: Sequence[Cell]) -> list[str]:
-    """Title and cells in one width, figures below figures and intervals below intervals."""
+    """Return the title and cells in one width, figures below figures and intervals below intervals."""
     width = max((len(cell.main) for cell in cells), default=0)
     texts = _padded([f"{cell.main:>{width}} {cell.rest}".rstrip() for cell in cells])
     if any(cell.sign for cell in cells):

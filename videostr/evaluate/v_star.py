@@ -2,9 +2,9 @@
 
 In: `V_STaR_test.json` of huggingface.co/datasets/V-STaR-Bench/V-STaR; texts of a model. Out: five questions an item, verdicts,
 and the figures of `eval.py` on answers read as `inference_demo.py` reads them, of github.com/V-STaR-Bench/V-STaR at commit
-1894682, with corrected and stricter ones beside them. docs/evaluation.md has the traps of the original.
+1894682, with corrected and stricter ones as well. docs/evaluation.md has the traps of the original.
 
-Chain one asks `what`, `when`, `where`; chain two `what`, `where_2`, `when_2`. `where` is told the whole seconds, `when_2` the
+Chain one asks `what`, `when`, `where`; chain two `what`, `where_2`, `when_2`. `where` names the whole seconds, `when_2` the
 true boxes, as in the original.
 """
 
@@ -62,7 +62,7 @@ JUDGE_TEMPLATE = (
 )
 
 Judge = Callable[[str, str, str], int | None]
-"""(question, truth, answer) -> 0 to 3, or None where the judge's text was no rating."""
+"""(question, truth, answer) -> 0 to 3, or None where the judge's text was not a rating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class VStar:
         )
 
     def read(self, root: Path) -> QuestionSet:
-        """Five questions an item, `INDEX/what` and so on, INDEX counting the file's items from 0.
+        """Return five questions an item, `INDEX/what` and so on, INDEX counting the file's items from 0.
 
         A video is where below `root` a file `VID.mp4` is; `videos/VID.mp4` where there is none.
 
@@ -126,11 +126,11 @@ class VStar:
         return QuestionSet(questions=tuple(questions), digest=digest(content))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """The text of `inference_demo.py`, which stands before the video; length and resolution as the file has them."""
+        """Return the text of `inference_demo.py`, which stands before the video; length and resolution as the file has them."""
         return _PROMPTS[question.task](question)
 
     def asks(self, question: Question) -> str:
-        """Words, two times, or boxes by second in pixels of the frames shown."""
+        """Return words, two times, or boxes by second in pixels of the frames shown."""
         if question.task == "what":
             return "the answer in a few words"
         if question.task == "when":
@@ -142,7 +142,7 @@ class VStar:
         return f'a JSON object with {seconds} as keys and boxes in pixels as values, {{"0": [x1, y1, x2, y2], ...}},'
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """`what`: rating by the judge, `correct` from 2 on. `when`: `tiou`. `where`: `viou` and `ap@...` of boxes as they stand.
+        """Score `what` by rating (`correct` from 2 on), `when` by `tiou`, `where` by `viou` and `ap@...` of boxes as they stand.
 
         `scaled_...` are those of boxes that are first scaled from `size` to the video's pixels and cut to integers.
         `strict` is, of `what`, the same as `correct`; else the IoU of what a stricter reader accepts, see `strict_span` and
@@ -159,7 +159,7 @@ class VStar:
         return {}
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
-        """The whole video, the whole frame at every second, and the most frequent true answer to `what`."""
+        """Return the whole video, the whole frame at every second, and the most frequent true answer to `what`."""
         answers = Counter(question.truth for question in questions if question.task == "what")
         said: dict[str, str] = {}
         for question in questions:
@@ -277,7 +277,7 @@ class _Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _item(place: str, raw: msgspec.Raw) -> _Item:
-    """An item in the official form.
+    """Return an item in the official form.
 
     Raises:
         DataError: it is not; starts with `place`.
@@ -360,7 +360,7 @@ def _ask_when_2(question: Question) -> str:
 
 
 def _as_tuple(text: str) -> str:
-    """A comma after the prompt makes it a tuple in `inference_demo.py`; the chat template shows the model its repr."""
+    """Return the repr of a tuple: a comma in `inference_demo.py` makes the prompt one, and the chat template shows that."""
     return str((text,))
 
 

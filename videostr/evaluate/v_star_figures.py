@@ -60,14 +60,14 @@ class _Table:
     def add(
         self, name: str, values: np.ndarray, counted: np.ndarray, divisor: np.ndarray | None = None
     ) -> None:
-        """The mean of [N] values over those counted; NaN values count nowhere. The divisor counts others where it is given."""
+        """The mean of [N] values over those counted; NaN values do not count. The divisor counts others where it is given."""
         there = counted * ~np.isnan(values)
         self._names.append(name)
         self._above.append(np.nan_to_num(values) * there)
         self._below.append(there if divisor is None else divisor)
 
     def ratios(self) -> dict[str, np.ndarray]:
-        """[B] by name."""
+        """Return [B] by name."""
         above = self._weights @ np.stack(self._above, axis=1)
         below = self._weights @ np.stack(self._below, axis=1)
         found: np.ndarray = np.full(above.shape, np.nan)
@@ -77,7 +77,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Where the questions of each kind stand, and what their items earned elsewhere."""
+    """Where the questions of each kind stand, and what their items scored elsewhere."""
 
     scores: Mapping[str, np.ndarray]
     is_part: Mapping[str, np.ndarray]
@@ -94,7 +94,7 @@ class _Layout:
         place = {(item, task): n for n, (item, task) in enumerate(zip(items, tasks, strict=True))}
 
         def elsewhere(part: str, values: np.ndarray, missing: float) -> np.ndarray:
-            """[N] value of the item's question of that part."""
+            """Return [N] value of the item's question of that part."""
             places = [place.get((item, part), -1) for item in items]
             found = np.where(np.array(places) < 0, missing, values[places])
             return np.where(np.isnan(found), missing, found)
@@ -165,12 +165,12 @@ def _whole(table: _Table, prefix: str, layout: _Layout, columns: tuple[str, str,
 
 
 def _from(values: np.ndarray, bound: float) -> np.ndarray:
-    """[N] whether a value is at least the bound, NaN where it is NaN."""
+    """Return [N] whether a value is at least the bound, NaN where it is NaN."""
     return np.where(np.isnan(values), np.nan, values >= bound)
 
 
 def _with_means(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """AM and LGM of each chain and their means put before the figures of each group; all in percent but the ratings."""
+    """Return AM and LGM of each chain and their means put before the figures of each group; all in percent but the ratings."""
     everything: dict[str, np.ndarray] = {}
     percent = {name: value if "rating" in name else 100 * value for name, value in found.items()}
     for name, value in percent.items():
@@ -189,7 +189,7 @@ def _with_means(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _means(found: Mapping[str, np.ndarray], prefix: str, chain: str) -> tuple[np.ndarray, np.ndarray]:
-    """Arithmetic and logarithmic geometric mean of a chain's three figures, fractions."""
+    """Return the arithmetic and logarithmic geometric mean of a chain's three figures, fractions."""
     parts = np.stack(
         [
             found[f"{prefix}what/accuracy"],

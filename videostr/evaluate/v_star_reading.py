@@ -17,7 +17,7 @@ from videostr.iou import Box, box_iou
 
 
 def lexical_rating(_question: str, truth: str, answer: str) -> int:
-    """0 to 3 by the F1 of words: from 0.9 on 3, from 0.5 on 2, from 0.2 on 1. Not the official judge, and not comparable with it.
+    """Return a rating by the F1 of words: from 0.9 on 3, from 0.5 on 2, from 0.2 on 1, else 0; not comparable with a judge.
 
     Case, punctuation and articles do not count.
     """
@@ -32,7 +32,7 @@ def _words(text: str) -> Counter[str]:
 
 
 def timestamps(answer: str) -> tuple[float, float] | None:
-    """The span that the official code reads: the numbers of a text, if it has exactly two.
+    """Return the span that the official code reads: the numbers of a text, if it has exactly two.
 
     A number is digits between word boundaries, so that "-3" is 3, "12.5s" is 12, "3s" is none and "00:12" is two.
     """
@@ -41,7 +41,7 @@ def timestamps(answer: str) -> tuple[float, float] | None:
 
 
 def strict_span(answer: str) -> tuple[float, float] | None:
-    """The numbers of a text, if it has exactly two, in order; a sign and a unit that follows belong to a number."""
+    """Return the numbers of a text, if it has exactly two, in order; a sign and a unit that follows belong to a number."""
     found = re.findall(r"(?<![\w.:])-?\d+(?:\.\d+)?(?![\d:])", answer)
     if len(found) != 2:
         return None
@@ -50,7 +50,7 @@ def strict_span(answer: str) -> tuple[float, float] | None:
 
 
 def block(answer: str) -> str:
-    """The text that the official code takes for JSON, "" for none.
+    """Return the text that the official code takes for JSON, "" for none.
 
     That is what a fence "```json" encloses; else all from the first "[" or "{" that is closed anywhere to the last bracket of its
     kind. The official patterns find it in quadratic time, this does in linear time.
@@ -70,7 +70,7 @@ def block(answer: str) -> str:
 
 
 def boxes(answer: str) -> Any:
-    """What the official code reads: an object by second, a list that matches no second, or None.
+    """Return what the official code reads: an object by second, a list that matches no second, or None.
 
     A list of objects is merged, a list of [second, box] becomes an object. What does not parse, or is a list of neither, is
     parsed again with as many brackets added at its ends as are missing.
@@ -108,7 +108,7 @@ def _balanced(text: str) -> str:
 
 
 def best_iou(true: Box, said: Any) -> float:
-    """IoU of a true box and what stands at its second: a box, or several of which the best counts; 0 of anything else."""
+    """Return the IoU of a true box with what stands at its second: a box, or the best of several; 0 of anything else."""
     try:
         if not said:
             return 0.0
@@ -119,7 +119,7 @@ def best_iou(true: Box, said: Any) -> float:
 
 
 def scaled(value: Any, shown: tuple[int, int], video: tuple[int, int]) -> Any:
-    """A box, or several, in pixels of the frames shown -> in those of the video, cut to integers; else the value itself.
+    """Return a box, or several, in pixels of the frames shown -> in those of the video, cut to integers; else the value itself.
 
     This is what `inference_demo.py` has a function for that it never calls; it also takes [box] and [name, box] for a box.
     """
@@ -140,7 +140,7 @@ def _scaled_box(value: Any, shown: tuple[int, int], video: tuple[int, int]) -> A
 
 
 def strict_boxes(answer: str) -> dict[str, list[float]]:
-    """Boxes of an answer that is one JSON object, fenced or not: those that are 4 finite numbers with x1 < x2 and y1 < y2."""
+    """Return the boxes of an answer that is one JSON object, fenced or not: 4 finite numbers each, x1 < x2 and y1 < y2."""
     text = re.sub(r"\A\s*```(?:json)?|```\s*\Z", "", answer)
     try:
         value = json.loads(text)

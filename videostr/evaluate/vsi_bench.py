@@ -2,7 +2,7 @@
 
 In: `test.jsonl` or `test-*.parquet` of huggingface.co/datasets/nyu-visionx/VSI-Bench; texts of a model. Out: questions, verdicts,
 and the eight task scores with their mean, as `lmms_eval/tasks/vsibench/utils.py` of github.com/vision-x-nyu/thinking-in-space at
-commit 51e089c computes them, with a stricter reading beside them. docs/evaluation.md has the traps of the original.
+commit 51e089c computes them, with a stricter reading as well. docs/evaluation.md has the traps of the original.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class VsiBench:
     columns: tuple[str, ...] = ("accuracy", "mra", "strict")
 
     def read(self, root: Path) -> QuestionSet:
-        """All questions, in the order of the file; `test.jsonl` is read where both forms are there. Ids are the file's.
+        """Return all questions, in the order of the file; `test.jsonl` is read where both forms are there. Ids are the file's.
 
         Raises:
             DataError: no file is there, or a row breaks the official form; names file, row, field and rule.
@@ -90,7 +90,7 @@ class VsiBench:
         return QuestionSet(questions=tuple(questions.values()), digest=digest(b"".join(contents)))
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """The text of `lmms_eval_specific_kwargs: default`."""
+        """Return the text of `lmms_eval_specific_kwargs: default`."""
         options = question.row["options"]
         if options is None:
             lines = (question.text, "Please answer the question using a single word or phrase.")
@@ -104,14 +104,14 @@ class VsiBench:
         return "\n".join(("These are frames of a video.", *lines))
 
     def asks(self, question: Question) -> str:
-        """A letter or a number."""
+        """Return a letter or a number."""
         if question.options:
             return "the letter of the right option"
         unit = UNITS[question.row["question_type"]]
         return f"one number in {unit}" if unit else "one number"
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
-        """`accuracy` or `mra` of the official first token; `strict` by `chosen_letter` or `stated_number`."""
+        """Return `accuracy` or `mra` of the official first token; `strict` by `chosen_letter` or `stated_number`."""
         token = first_token(answer)
         plain = " ".join(answer.split()) if len(answer) <= LIMIT else ""
         if question.options:
@@ -121,7 +121,7 @@ class VsiBench:
             return Verdict(
                 extracted=token if is_letter else "",
                 scores={"accuracy": right, "strict": strict},
-                note="" if is_letter else f"{token[:60]!r}, all before the first blank, is no letter",
+                note="" if is_letter else f"{token[:60]!r}, all before the first blank, is not a letter",
             )
         said, truth = _number(token), float(question.truth)
         mra = 0.0 if said is None else float(_relative_accuracy(said, np.array([truth]))[0])
@@ -131,17 +131,17 @@ class VsiBench:
         return Verdict(
             extracted=token[:400] if is_number else "",
             scores={"mra": mra, "strict": strict},
-            note="" if is_number else f"{token[:60]!r}, all before the first blank, is no number",
+            note="" if is_number else f"{token[:60]!r}, all before the first blank, is not a number",
         )
 
     def chance(self, question: Question) -> Mapping[str, float]:
-        """1 over the number of options; not defined for numbers."""
+        """Return 1 divided by the number of options; not defined for numbers."""
         if not question.options:
             return {}
         return {"accuracy": 1 / len(question.options), "strict": 1 / len(question.options)}
 
     def constant(self, questions: Sequence[Question]) -> Mapping[str, str]:
-        """The best single answer to each question type: the paper's "chance level (frequency)".
+        """Return the best single answer to each question type: the paper's "chance level (frequency)".
 
         Of numbers, the true one that scores most over all questions of the type. Of choices, one letter or one option text,
         whichever is right more often; a question without that text gets the text, which is wrong. Of several that are equally
@@ -184,7 +184,7 @@ def _figures(
 
 
 def _mean_of_present(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[B] means of several [B], without those that are NaN; NaN where all are."""
+    """Return [B] means of several [B], without those that are NaN; NaN where all are."""
     stacked = np.stack(list(parts.values()))
     there = ~np.isnan(stacked)
     means: np.ndarray = np.full(stacked.shape[1], np.nan)
@@ -193,7 +193,7 @@ def _mean_of_present(parts: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _best_answers(questions: Sequence[Question]) -> list[str]:
-    """The answers of the best constant policy to questions of one type."""
+    """Return the answers of the best constant policy to questions of one type."""
     if not questions[0].options:
         truths = np.array([float(question.truth) for question in questions])
         texts = list(dict.fromkeys(question.truth for question in questions))
@@ -214,13 +214,13 @@ def _true_text(question: Question) -> str:
 
 
 def _relative_accuracy(said: float, truths: np.ndarray) -> np.ndarray:
-    """[N] official scores of one number for N truths above 0."""
+    """Return [N] official scores of one number for N truths above 0."""
     accuracy: np.ndarray = ((np.abs(said - truths) / truths)[:, None] <= _ALLOWED).mean(axis=1)
     return accuracy
 
 
 def first_token(answer: str) -> str:
-    """What the official code reads: the text before the first blank, without full stops at its end and white space."""
+    """Return what the official code reads: the text before the first blank, without full stops at its end and white space."""
     return answer.split(" ", 1)[0].rstrip(".").strip()
 
 
@@ -244,7 +244,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Place and content of each row of a file."""
+    """Yield place and content of each row of a file."""
     if path.suffix == ".parquet":
         try:
             table = pq.read_table(pa.BufferReader(content))
@@ -262,7 +262,7 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _question(place: str, row: Any) -> Question:
-    """A row in the official form.
+    """Return a row in the official form.
 
     Raises:
         DataError: it is not; starts with `place`.
@@ -309,7 +309,7 @@ def _question(place: str, row: Any) -> Question:
 
 
 def _options(place: str, record: _Record) -> tuple[str, ...]:
-    """Texts of the options, without "A. "."""
+    """Return texts of the options, without "A. "."""
     matches = [_OPTION.fullmatch(option) for option in record.options or ()]
     texts = [match.group(2) for match in matches if match]
     letters = "".join(match.group(1) for match in matches if match)

@@ -11,23 +11,23 @@ from videostr.errors import LearnerError
 
 STD_EPSILON = 1e-4
 """Added to the group's standard deviation."""
-FLAT_RANGE = 1e-6
+ZERO_VARIANCE_RANGE = 1e-6
 """A group whose rewards span less than this carries no gradient; above it, rounding noise would be scaled up."""
 
 
-def is_flat(rewards: Sequence[float] | np.ndarray) -> bool:
-    """Whether a group has zero variance and so teaches nothing."""
-    return float(np.ptp(np.asarray(rewards, dtype=np.float64))) < FLAT_RANGE
+def has_zero_variance(rewards: Sequence[float] | np.ndarray) -> bool:
+    """Return whether a group has zero variance, and so no gradient."""
+    return float(np.ptp(np.asarray(rewards, dtype=np.float64))) < ZERO_VARIANCE_RANGE
 
 
 def advantages(
     rewards: Sequence[float] | np.ndarray, kind: Literal["grpo", "dr_grpo"] = "grpo"
 ) -> np.ndarray:
-    """Advantages [G] float32 of a group's rewards [G].
+    """Return the advantages [G] float32 of a group's rewards [G].
 
     grpo: `A = (r - mean) / (std + 1e-4)` (arXiv 2402.03300), std the sample standard deviation (divisor G - 1).
     dr_grpo: `A = r - mean` (arXiv 2503.20783).
-    A flat group gets exact zeros.
+    A zero-variance group gets exact zeros.
 
     Raises:
         LearnerError: fewer than two rewards, for a group of one has no baseline.
@@ -38,7 +38,7 @@ def advantages(
             f"a group of {r.size} rollout has no group-relative advantage, it needs 2 or more",
             remedy="set sampling.group_size to 2 or more",
         )
-    if is_flat(r):
+    if has_zero_variance(r):
         return np.zeros(r.size, dtype=np.float32)
     centred = r - r.mean()
     scale = 1.0 if kind == "dr_grpo" else float(r.std(ddof=1)) + STD_EPSILON

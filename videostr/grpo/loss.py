@@ -91,7 +91,7 @@ def completion_lengths(
 
 
 def count(lengths: Sequence[Sequence[int]]) -> Counts:
-    """Counts of a batch with completions of these lengths [P][G]."""
+    """Return counts of a batch with completions of these lengths [P][G]."""
     flat = [length for group in lengths for length in group if length > 0]
     return Counts(tokens=sum(flat), sequences=len(flat))
 
@@ -177,7 +177,7 @@ def _sums(
 
 
 def _token_weights(row: Row, config: LossConfig, counts: Counts) -> Tensor:
-    """Weight [N] of each token in the global loss."""
+    """Return the weight [N] of each token in the global loss."""
     aggregation: Literal["token", "sequence", "constant"] = config.aggregation
     if aggregation == "token":
         return torch.full_like(row.behaviour_logprobs, 1.0 / counts.tokens)
@@ -188,5 +188,5 @@ def _token_weights(row: Row, config: LossConfig, counts: Counts) -> Tensor:
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
-    """exp(d) - d - 1: unbiased and never negative where d = log q - log p and tokens come from p."""
+    """Return exp(d) - d - 1: unbiased and never negative where d = log q - log p and tokens come from p."""
     return log_ratio.exp() - log_ratio - 1.0

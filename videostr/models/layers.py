@@ -25,7 +25,7 @@ class FusedRMSNorm(nn.Module):
         self.eps = norm.variance_epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D] of [..., D]."""
+        """Map [..., D] to [..., D]."""
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
@@ -40,6 +40,6 @@ class PaddedLinear(nn.Module):
         self.inputs = -linear.in_features % ALIGNMENT
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., O + padding] of [..., I + padding]."""
+        """Map [..., I + padding] to [..., O + padding]."""
         weight = F.pad(self.weight, (0, self.inputs, 0, self.outputs))
         return F.linear(hidden, weight, F.pad(self.bias, (0, self.outputs)))

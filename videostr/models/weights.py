@@ -153,7 +153,7 @@ def _safe_numbers(file: Path) -> int:
 
 
 def _pickled_numbers(file: Path) -> int:
-    # Files of before PyTorch 1.6 are no archives, and are read whole
+    # Files of before PyTorch 1.6 are not archives, and are read whole
     mapped = zipfile.is_zipfile(file)
     tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):

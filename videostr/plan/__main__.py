@@ -135,7 +135,7 @@ def _whole(cluster: Mapping[str, str], key: str, default: int) -> int:
 def _scenario(
     config: Config, options: argparse.Namespace, calibration: Calibration | None, hardware: Hardware
 ) -> tuple[Scenario, list[str]]:
-    """What to simulate, and what to say of it."""
+    """Return what to simulate, and what to say of it."""
     shapes = shapes_of(config.model.path)
     lengths, workload, notes = _workload(config, options, calibration)
     factors = Factors()

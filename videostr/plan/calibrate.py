@@ -136,7 +136,7 @@ def _zero_variance(rows: Sequence[Mapping[str, Any]], config: Config) -> float:
     """Return the share of the sampled groups that are not learned from: none when there is a KL term."""
     if config.loss.kl_coef > 0:
         return 0.0
-    replaced = sum(row.get("refilled_groups", 0) for row in rows)
+    replaced = sum(row.get("replaced_groups", 0) for row in rows)
     kept = sum(row.get("zero_variance_groups", 0) for row in rows)
     return float(min((kept + replaced) / (config.train.prompts_per_step * len(rows) + replaced), 0.99))
 

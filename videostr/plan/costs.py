@@ -77,7 +77,7 @@ class Workload:
     completion_tokens: float
     """Mean length of a completion."""
     zero_variance: float = 0.0
-    """Share of groups whose completions all earn the same."""
+    """Share of groups whose completions all score the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ class Lengths(Protocol):
         """Mean length, tokens."""
 
     def group(self, rng: np.random.Generator, size: int) -> list[int]:
-        """[G] lengths of the completions of one group, tokens, each at least 1."""
+        """Return [G] lengths of the completions of one group, tokens, each at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

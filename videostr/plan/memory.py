@@ -120,7 +120,7 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
 
 
 def _activations(config: Config, shapes: Shapes) -> float:
-    """Elements that are held for the backward pass of the longest row."""
+    """Return elements that are held for the backward pass of the longest row."""
     tokens = config.rollout.max_model_len  # one completion alone may exceed max_row_tokens
     if config.learner.packing != "none":
         tokens = max(tokens, config.learner.max_row_tokens)

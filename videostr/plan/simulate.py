@@ -1,7 +1,7 @@
 """A training run in virtual time: a config, its costs and completion lengths in, an `Outcome` out.
 
 What runs is `videostr.loop.train` with its window, and the pool and weight sync of videostr/pool.py and videostr/sync.py: they
-admit, refill, resubmit, pause and restart as in a run. Only what they call is simulated (videostr/plan/workers.py).
+admit, sample dynamically, resubmit, pause and restart as in a run. Only what they call is simulated (videostr/plan/workers.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from videostr.checkpoint import Ledger, RunState
 from videostr.config.schema import Config
-from videostr.data.prompts import Drawn
+from videostr.data.prompts import PromptItem
 from videostr.errors import ConfigError, RolloutError, TransferError
 from videostr.loop import train
 from videostr.plan.clock import run_virtual
@@ -174,14 +174,14 @@ class _MeasuredAll(Exception):
 class _Source:
     """Endless records that say nothing, in place of a `RecordSource`."""
 
-    def draw(self, position: int) -> Drawn:
+    def draw(self, position: int) -> PromptItem:
         name, spec = str(position), ClipSpec(video="", num_frames=1)
         record = Record(
             id=name, source="", family="", question="", options=(), answer=Answer(kind=AnswerKind.CHOICE, value="A"),
             clip=spec, labels=(), graph=None,
         )  # fmt: skip
         prompt = Prompt(record_id=name, text="", clip=Clip(digest="", spec=spec))
-        return Drawn(position=position, record=record, prompt=prompt)
+        return PromptItem(position=position, record=record, prompt=prompt)
 
 
 class _Folder:

@@ -207,7 +207,7 @@ class Engine:
         self._work.wake()
 
     def resume(self, version: int) -> None:
-        """Go on with other weights."""
+        """Continue with other weights."""
         self._is_paused, self.version = False, version
         self._work.wake()
 
@@ -288,10 +288,10 @@ class SimulatedPool(EnginePool):
         handle.die()
 
     def _close_all(self, handles: Sequence[Engine]) -> None:
-        """They end when they are killed."""
+        """Do nothing: they end when they are killed."""
 
     def _release(self, index: int) -> None:
-        """No place is kept for them."""
+        """Do nothing: no place is kept for them."""
 
 
 class SimulatedSync(EngineSync):

@@ -24,7 +24,7 @@ SAMPLED_ROWS = 256
 
 
 def check_data(config: Config, context: Context) -> Iterator[Finding]:
-    """Whether rows can be read, a video decodes and its prompt fits; notes how much room decoded frames take."""
+    """Check whether rows can be read, a video decodes and its prompt fits; notes how much room decoded frames take."""
     tabletop = config.data.tabletop
     datasets = [("data.train", config.data.train, tabletop.train_scenes)]
     if config.data.heldout and config.evaluate.prompts:
@@ -69,7 +69,7 @@ def _check_dataset(config: Config, key: str, folder: str, context: Context) -> I
 def _check_rows(
     config: Config, key: str, folder: str, rows: Sequence[Record | Failure], total: int
 ) -> Finding:
-    """Whether enough of the first rows, of `total`, can be used."""
+    """Return whether enough of the first rows, of `total`, can be used."""
     broken = [row for row in rows if isinstance(row, Failure)]
     lost, usable = sum(row.records for row in broken), len(rows) - len(broken)
     if not usable or lost > config.data.max_bad_fraction * (lost + usable):
@@ -86,7 +86,7 @@ def _check_rows(
 
 
 def _check_video(name: str, folder: str, clip: Clip, frames: ClipFrames) -> Finding:
-    """Whether a decoded video is as it should be, and small enough for a frame store."""
+    """Return whether a decoded video is as it should be, and small enough for a frame store."""
     count, height, width, _ = frames.pixels.shape
     found = f"{clip.spec.video}: decodes, {count} frames of {width} x {height}"
     if frames.pixels.nbytes > LARGE_CLIP_BYTES:
@@ -115,7 +115,7 @@ def _rows(folder: str) -> int:
 
 
 def _special_tokens(key: str, records: Sequence[Record], processor: Any) -> Finding:
-    """Whether texts of the first records hold special tokens of the policy's tokenizer."""
+    """Return whether texts of the first records hold special tokens of the policy's tokenizer."""
     name = f"{key} text"
     found = [(record.origin, tokens) for record in records if (tokens := special_in(record, processor))]
     if not found:
@@ -133,7 +133,7 @@ def _special_tokens(key: str, records: Sequence[Record], processor: Any) -> Find
 def _prompt(
     config: Config, name: str, record: Record, clip: Clip, frames: ClipFrames, context: Context
 ) -> Finding:
-    """Whether the largest of the first prompts can be encoded, and leaves room for a completion."""
+    """Return whether the largest of the first prompts can be encoded, and leaves room for a completion."""
     try:
         prompt = render(record, clip, context.processor)
         family = family_of(context.model_config)

@@ -19,7 +19,7 @@ SPARE = 1.5
 
 
 def check_run(config: Config) -> Finding:
-    """Whether the run may start in its folder, or go on there: nobody else is at it, and it belongs to this config."""
+    """Return whether the run may start or continue in its folder: no other process uses it, and it belongs to this config."""
     name, folder = "run folder", run_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
     try:
@@ -31,11 +31,13 @@ def check_run(config: Config) -> Finding:
         newest = checkpoints.latest()
     except (RunFolderError, StorageError) as error:
         return from_error(name, error)
-    return ok(name, f"{folder}: " + (f"goes on from {newest.name}" if newest else "starts anew"))
+    return ok(
+        name, f"{folder}: " + (f"continues from {newest.name}" if newest else "starts from the beginning")
+    )
 
 
 def check_disk(config: Config, context: Context) -> Iterator[Finding]:
-    """Whether checkpoints and decoded frames fit where they are written, together where that is one file system."""
+    """Check whether checkpoints and decoded frames fit where they are written, together where that is one file system."""
     runs = existing(run_folder(config))
     frames = existing(Path(config.data.frame_store)) if config.data.frame_store else runs
     together = runs.stat().st_dev == frames.stat().st_dev
@@ -56,7 +58,7 @@ def check_disk(config: Config, context: Context) -> Iterator[Finding]:
 
 
 def checkpoint_bytes(config: Config, parameters: int, vision_parameters: int) -> float:
-    """One checkpoint: weights in the config's type; for what is trained, master weights and two moments in float32."""
+    """Return one checkpoint: weights in the config's type; for what is trained, master weights and two moments in float32."""
     trained = parameters - (vision_parameters if config.model.freeze_vision else 0)
     return parameters * (2 if config.model.dtype == "bfloat16" else 4) + trained * 3 * 4
 
@@ -67,7 +69,7 @@ def kept(config: Config) -> int:
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """Return the path, or the nearest folder above it that is there."""
     path = path.resolve()
     while not path.is_dir():
         path = path.parent

@@ -140,7 +140,7 @@ def _nccl() -> str:
 
 
 def _interface(wanted: str) -> str:
-    """NCCL's rule: a list of prefixes, `=` before it for exact names, `^` for those not to be used."""
+    """Apply NCCL's rule: a list of prefixes, `=` before it for exact names, `^` for those not to be used."""
     if not wanted or wanted.startswith("^"):
         return ""
     exact = wanted.startswith("=")
@@ -165,7 +165,7 @@ def _port() -> str:
 
 
 def check_machine(config: Config, machine: Machine, nodes: int) -> Iterator[Finding]:
-    """GPUs, packages, NCCL, shared memory, ports, codecs and paths of one of `nodes` machines that would compute."""
+    """Check GPUs, packages, NCCL, shared memory, ports, codecs and paths of one of `nodes` machines that would compute."""
     where = f" on {machine.name}" if nodes > 1 else ""
     on_gpu = config.rollout.num_gpus > 0 and machine.serves_gpus
     if on_gpu:
@@ -205,7 +205,7 @@ def check_machine(config: Config, machine: Machine, nodes: int) -> Iterator[Find
 
 
 def check_gpus(config: Config, machine: Machine, where: str = "") -> Finding:
-    """Whether a machine's GPUs can be used by torch, in the config's type, with the memory that the engine takes."""
+    """Return whether a machine's GPUs can be used by torch, in the config's type, with the memory that the engine takes."""
     name, share = f"gpus{where}", config.rollout.gpu_memory_utilization
     if not machine.cuda or "cpu" in machine.engine:
         return fail(
@@ -250,7 +250,7 @@ def check_gpus(config: Config, machine: Machine, where: str = "") -> Finding:
 
 
 def check_nccl(machine: Machine, where: str = "", nodes: int = 1) -> Finding:
-    """Whether ranks and engines can exchange weights and gradients, and over what."""
+    """Return whether ranks and engines can exchange weights and gradients, and over what."""
     name = f"nccl{where}"
     if not machine.nccl:
         return fail(
@@ -270,7 +270,7 @@ def check_nccl(machine: Machine, where: str = "", nodes: int = 1) -> Finding:
 
 
 def check_shm(machine: Machine, where: str, on_gpu: bool) -> Finding:
-    """Whether /dev/shm has room for NCCL, tensor-parallel engines and Ray's objects."""
+    """Return whether /dev/shm has room for NCCL, tensor-parallel engines and Ray's objects."""
     name, size = f"shm{where}", machine.shm_gib
     if size >= (LEAST_SHM_GIB if on_gpu else 1.0):
         return ok(name, f"{size:.0f} GiB")

@@ -14,7 +14,7 @@ from videostr.preflight.findings import Context, Finding, from_error, ok, warn
 
 
 def check_policy(config: Config, context: Context) -> Iterator[Finding]:
-    """Whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
+    """Check whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
     path = config.model.path
     try:
         context.model_config = described = check_model(path, cpu=config.rollout.num_gpus == 0)

@@ -1,4 +1,4 @@
-"""`python -m videostr.report RUN_DIR` (re)writes RUN_DIR/report.html, also while the run goes on."""
+"""`python -m videostr.report RUN_DIR` (re)writes RUN_DIR/report.html, also during the run."""
 
 from __future__ import annotations
 

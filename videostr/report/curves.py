@@ -1,4 +1,4 @@
-"""Which curves the report draws: of metrics.jsonl, of trace dumps and of evaluations beside training."""
+"""Which curves the report draws: of metrics.jsonl, of trace dumps and of evaluations during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LINES = 8
 """Colour classes of the style sheet."""
 TIMES = {"time/rollout": "rollout", "time/reward": "reward", "time/learn": "learn", "time/sync": "sync"}
 ASYNCHRONOUS_TIMES = {"time/wait": "waiting for rollouts", "time/learn": "learn", "time/sync": "sync"}
-"""Sampling lies beside the step there, and may take longer than it."""
+"""Sampling runs during the step there, and may take longer than it."""
 
 
 class Wanted(NamedTuple):
@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
 _WEIGHTS = {"importance_weight_mean": "mean, as applied", "importance_weight_max": "greatest, before the cap"}
 _PARTS = {"reward/answer": "answer", "reward/graph": "graph", "reward/format": "format"}
-_ZERO_VARIANCE = {"zero_variance_groups": "all rewards equal", "refilled_groups": "replaced"}
+_ZERO_VARIANCE = {"zero_variance_groups": "all rewards equal", "replaced_groups": "replaced"}
 LINE_CHARTS = [
     Wanted("Reward", "total", {"reward/total": "total"}),
     Wanted("Reward parts", "0 to 1", _PARTS),
@@ -68,7 +68,7 @@ class Curves:
 
 
 def curves(run: RunData, stats: Sequence[DumpStats]) -> Curves:
-    """All charts of a run; none without a step."""
+    """Return all charts of a run; none without a step."""
     charts: list[Chart | None] = []
     zero, absent = [], []
     steps = [int(row["step"]) for row in run.metrics]
@@ -91,7 +91,7 @@ def curves(run: RunData, stats: Sequence[DumpStats]) -> Curves:
 
 
 def _other_rewards(run: RunData) -> list[Wanted]:
-    """Parts of the reward that no other chart has, such as `custom` and `map`."""
+    """Return parts of the reward that no other chart has, such as `custom` and `map`."""
     known = {key for wanted in LINE_CHARTS for key in wanted.keys}
     keys = sorted({key for row in run.metrics for key in row if key.startswith("reward/")} - known)
     return [
@@ -113,7 +113,7 @@ def _lengths(run: RunData, steps: Sequence[int]) -> Chart | None:
 
 
 def _failures(run: RunData, steps: Sequence[int]) -> Chart | None:
-    """The most frequent kinds, and all others together."""
+    """Return the most frequent kinds, and all others together."""
     by_step = run.failures_by_step()
     by_step.pop("tokens_sampled_again", None)
     ranked = sorted(by_step, key=lambda kind: -sum(by_step[kind]))
@@ -183,7 +183,7 @@ def _of_dumps(stats: Sequence[DumpStats]) -> list[Chart | None]:
 
 
 def _heldout(run: RunData) -> Chart | None:
-    """Evaluations beside training; before and after alone stand in the table."""
+    """Evaluations during training; before and after alone stand in the table."""
     if len(run.evaluations) < 3:
         return None
     steps = [step for step, _ in run.evaluations]

@@ -1,4 +1,4 @@
-"""Warnings in words: signs that a run learns the wrong thing, or nothing.
+"""Diagnostics: warnings that a run learns the wrong thing, or nothing.
 
 In: curves of a run and figures of its trace dumps. Out: sentences with the numbers they rest on. Pure: the same figures, the
 same warnings. "At the start" and "at the end" are the means over the first and the last quarter of the steps.
@@ -96,7 +96,7 @@ def change_of(values: Curve) -> Change | None:
 
 
 def diagnose(figures: Figures) -> list[Diagnostic]:
-    """Warnings, gravest kind first; empty when nothing looks wrong."""
+    """Return warnings, most severe kind first; empty when nothing looks wrong."""
     rules = (
         _not_a_number,
         _failures,
@@ -111,7 +111,7 @@ def diagnose(figures: Figures) -> list[Diagnostic]:
 
 
 def failure_total(failures: Mapping[str, int]) -> int:
-    """Failures of all kinds; tokens that were sampled again are no failures of their own."""
+    """Return failures of all kinds; tokens that were sampled again are not failures of their own."""
     return sum(count for kind, count in failures.items() if kind != "tokens_sampled_again")
 
 
@@ -212,7 +212,7 @@ def _zero_variance(figures: Figures) -> Iterator[Diagnostic]:
     yield Diagnostic(
         name="zero-variance-groups",
         title="Most groups have zero variance",
-        text=f"At the end of the run {last / groups:.0%} of the groups have completions that all earn the same: no gradient; "
+        text=f"At the end of the run {last / groups:.0%} of the groups have completions that all score the same: no gradient; "
         f"{cause}, or set sampling.dynamic_sampling=true.",
     )
 
@@ -229,6 +229,6 @@ def _entropy(figures: Figures) -> Iterator[Diagnostic]:
 
 
 def _end(values: Curve) -> float | None:
-    """Mean over the last quarter, of curves of any length; None without a value."""
+    """Return the mean over the last quarter, of curves of any length; None without a value."""
     present = [value for value in values if value is not None]
     return float(np.mean(present[-max(1, len(present) // 4) :])) if present else None

@@ -38,7 +38,7 @@ PROCESS_FAILURES = {
     "engine_hung": "an engine missed its health checks; killed and started again",
     "engine_half_updated": "an engine had no usable weights after a broken transfer; started again",
     "engine_did_not_start": "an engine's new process did not come up; started again",
-    "request_late": "a group took longer than rollout.request_timeout_s; asked of an engine again",
+    "request_late": "a group took longer than rollout.request_timeout_s; sent to an engine again",
     "tokens_sampled_again": "tokens of groups that were given up and asked again: no failures, but their cost",
     "reward_worker_died": "a reward worker's process ended; replaced, and its group scored again",
     "reward_worker_timeout": "a reward worker was later than reward.deadline_s; replaced, and its group scored again",
@@ -72,7 +72,7 @@ def write_report(folder: str | Path, *, max_traces: int = MAX_TRACES, frames_mib
 
 
 def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
-    """The whole page."""
+    """Return the whole page."""
     templates = Environment(
         loader=PackageLoader("videostr.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -107,7 +107,7 @@ def _asset(name: str) -> str:
 
 
 def _status(run: RunData) -> tuple[str, str]:
-    """(style class, sentence)."""
+    """Return (style class, sentence)."""
     steps = f" of {run.config.train.steps}" if run.config else ""
     if run.summary is not None:
         return "done", "finished"
@@ -117,7 +117,7 @@ def _status(run: RunData) -> tuple[str, str]:
 
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
-    """(name, figure, remark), those that exist."""
+    """Return (name, figure, remark), those that exist."""
     before, after = (_number(_at(run.summary, "heldout", when, "total")) for when in ("before", "after"))
     speeds = [v for v in run.series("rollout/tokens_per_s") if v is not None]
     seconds = {name: _number(_at(run.summary, "seconds", name)) for name in ("startup", "train", "evaluate")}
@@ -144,7 +144,7 @@ def _tiles(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _diagnostics(run: RunData, stats: Sequence[DumpStats]) -> list[Any] | None:
-    """Warnings; None before the first step, when there is nothing to judge."""
+    """Return warnings; None before the first step, when there is nothing to judge."""
     if not run.metrics:
         return None
     return diagnose(
@@ -200,7 +200,7 @@ def _gain(run: RunData, way: str, part: str, gain: Bounds | None, reach: float) 
 
 
 def _interval(run: RunData, way: str, part: str) -> Bounds | None:
-    """Mean gain with its bounds: the summary's, else from the evaluations of single prompts; None where unknown."""
+    """Return the mean gain with its bounds: the summary's, else from the evaluations of single prompts; None where unknown."""
     pair = _at(run.summary, "heldout", "gain", part, "ci95") if way == "sampled" else None
     mean = _number(_at(run.summary, "heldout", "gain", part, "mean"))
     if isinstance(pair, list) and len(pair) == 2 and mean is not None:
@@ -213,7 +213,7 @@ def _interval(run: RunData, way: str, part: str) -> Bounds | None:
 
 
 def _is_scores(value: object) -> bool:
-    """Whether it maps record ids to parts of the reward."""
+    """Return whether it maps record ids to parts of the reward."""
     rows = value.values() if isinstance(value, dict) else ()
     return bool(rows) and all(
         isinstance(row, dict) and all(_number(number) is not None for number in row.values()) for row in rows
@@ -226,7 +226,7 @@ def _failures(run: RunData) -> list[tuple[str, int, str]]:
 
 
 def _at(tree: Any, *keys: str) -> Any:
-    """The value at a path of keys, None where the path ends early."""
+    """Return the value at a path of keys, None where the path ends early."""
     for key in keys:
         if not isinstance(tree, dict):
             return None

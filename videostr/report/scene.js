@@ -66,7 +66,7 @@ function title(kind, node) {
   return svg("title", {}, visible(`${kind}${node[0]} (${node[5].join(", ")})`));
 }
 
-// Ids beside their nodes, where they cover neither a node nor another id; crowded ones are left out.
+// Ids next to their nodes, where they cover neither a node nor another id; crowded ones are left out.
 function names(nodes, width, height) {
   const taken = nodes.map(([, x, y]) => [x - 7, y - 7, x + 7, y + 7]), texts = [];
   for (const [id, x, y] of nodes) {

@@ -40,7 +40,7 @@ class DumpStats:
 
 
 def dump_stats(step: int, rows: Sequence[TraceRow]) -> DumpStats:
-    """Figures of the rows of one step; at least one row."""
+    """Return figures of the rows of one step; at least one row."""
     answers = defaultdict(list)
     for row in rows:
         value = json_of(row["parts"], {}).get("answer")
@@ -68,13 +68,13 @@ def dump_stats(step: int, rows: Sequence[TraceRow]) -> DumpStats:
     )
 
 
-def json_of(text: str, otherwise: Any) -> Any:
-    """A value out of a trace dump; `otherwise` when the text is no JSON, or of another type than it."""
+def json_of(text: str, default: Any) -> Any:
+    """Return a value out of a trace dump; `default` when the text is not JSON, or of another type than it."""
     try:
         value = json.loads(text)
     except ValueError:
-        return otherwise
-    return value if isinstance(value, type(otherwise)) else otherwise
+        return default
+    return value if isinstance(value, type(default)) else default
 
 
 def _node_counts(texts: Iterable[str]) -> list[list[int]]:

@@ -47,7 +47,7 @@ SHOWN_LANES = 8
 """Most lanes of one kind of workers: of more, the busiest."""
 STEPS_IN_VIEW = 8
 BREAK_S = 1.0
-"""Time between two steps that is told: the run was started again."""
+"""Time between two steps that is shown: the run was started again."""
 LANE = 24
 GAP, LEFT, TOP, BOTTOM = 10, 4, 22, 22
 VIEW = 1100
@@ -151,7 +151,7 @@ def timeline(run: RunData) -> Picture | None:
 
 
 def _lanes(steps: Sequence[StepTimes]) -> Iterator[tuple[str, Use]]:
-    """Workers from top to bottom, the busiest of each kind where there are many, then the others of it as one."""
+    """Yield workers from top to bottom, the busiest of each kind where there are many, then the others of it as one."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for worker in {worker: None for step in steps for worker in step.workers}:
         kinds[_kind(worker)].append(worker)
@@ -228,7 +228,7 @@ class _Drawing:
     def svg(
         self, bars: Sequence[_Bars], steps: Sequence[tuple[float, int]], breaks: Sequence[float]
     ) -> Markup:
-        """Steps by their start."""
+        """Return steps by their start."""
         parts = [*self._grid(), *self._steps(steps, breaks), *map(self._bars, bars), *self._axis()]
         return Markup(
             f'<svg class="timeline" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '

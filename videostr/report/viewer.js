@@ -304,7 +304,7 @@ class Viewer {
       element("span", {}, visible(name)), element("span", { class: "meter" }, element("i", { class: value < 0 ? "below" : "", style: `width:${Math.min(1, Math.abs(value)) * 100}%` })),
       element("span", { class: "value" }, number(value)), ...(noted(name).length ? [element("ul", {}, ...noted(name))] : [])));
     const bits = this.index.fault[start + i];
-    const tags = this.index.faults.filter(([name], bit) => bits >> bit & 1 && name !== "flat").map(([, words]) => element("span", { class: "fault" }, words));
+    const tags = this.index.faults.filter(([name], bit) => bits >> bit & 1 && name !== "zero_variance").map(([, words]) => element("span", { class: "fault" }, words));
     return element("article", { class: `card rollout${this.matches[start + i] ? "" : " dim"}`, "data-rollout": one.n, "aria-current": i === this.rollout,
       onclick: (event) => { if (i !== this.rollout && !event.target.closest("details") && !getSelection().toString()) this.choose(i); } },
       element("header", {}, element("span", {}, `#${one.n}`), element("b", { class: "total" }, number(one.total, 3)),

@@ -47,7 +47,7 @@ FAULTS = (
     ("no_graph", "no readable graph"),
     ("bad_format", "format reward below 1"),
     ("wrong", "answer reward 0"),
-    ("flat", "group without variance"),
+    ("zero_variance", "group without variance"),
 )
 """(name, words); a rollout has bit i of its faults when it has the i-th."""
 
@@ -71,7 +71,7 @@ class ViewerData:
 def viewer_data(
     dumps: Sequence[tuple[int, Sequence[TraceRow]]], store: Path, frames_mib: float = FRAMES_MIB
 ) -> ViewerData:
-    """Everything, groups in order of step and record, rollouts of a group best first."""
+    """Return everything, groups in order of step and record, rollouts of a group best first."""
     groups = [group for _, rows in dumps for group in _groups(rows)]
     clips, numbers, known = _clips(groups, store, frames_mib)
     chunks: list[str] = []
@@ -97,8 +97,8 @@ def viewer_data(
     )
 
 
-def faults(row: TraceRow, *, flat: bool) -> int:
-    """Bits of FAULTS that a rollout has; `flat` says that its group has no variance."""
+def faults(row: TraceRow, *, zero_variance: bool) -> int:
+    """Return bits of FAULTS that a rollout has; `zero_variance` says that its group has no variance."""
     parts = json_of(row["parts"], {})
     found = (
         row["finish_reason"] == FinishReason.LENGTH.name,
@@ -106,13 +106,13 @@ def faults(row: TraceRow, *, flat: bool) -> int:
         bool(row["absence"]),
         "format" in parts and _number(parts["format"]) < 1,
         "answer" in parts and _number(parts["answer"]) <= 0,
-        flat,
+        zero_variance,
     )
     return sum(1 << bit for bit, has in enumerate(found) if has)
 
 
 def drawn_over_frames(reference: str, unit: str) -> bool:
-    """Whether the view is that of the frames, so that a graph can be drawn over them.
+    """Return whether the view is that of the frames, so that a graph can be drawn over them.
 
     It is where positions are shares of the image, and for the grid of a floor, which only the tabletop world has: its
     camera looks straight down on it. For metres it takes the camera: `GraphFrame.view` of the true graph, see `seen_at`.
@@ -121,7 +121,7 @@ def drawn_over_frames(reference: str, unit: str) -> bool:
 
 
 def seen_at(pos: Sequence[float], camera: Sequence[float]) -> list[float] | None:
-    """Where a position appears in a frame, as shares of its sides from the left and the top; None from behind the camera.
+    """Return where a position appears in a frame, as shares of its sides from the left and the top; None from behind the camera.
 
     Args:
         pos: 3 coordinates in the frame of reference of the graph.
@@ -144,7 +144,7 @@ def _index(
 ) -> dict[str, Any]:
     """Columns: one value per group, then one per rollout in the order of the groups."""
     families, records, questions = ({} for _ in range(3))  # type: ignore[var-annotated]
-    flats = [len({row["total"] for row in group}) == 1 for group in groups]
+    zero_variance = [len({row["total"] for row in group}) == 1 for group in groups]
     firsts = [group[0] for group in groups]
     return {
         "faults": FAULTS,
@@ -160,7 +160,11 @@ def _index(
         "records": list(records),
         "questions": list(questions),
         "total": [round(row["total"], 4) for group in groups for row in group],
-        "fault": [faults(row, flat=flat) for group, flat in zip(groups, flats, strict=True) for row in group],
+        "fault": [
+            faults(row, zero_variance=zero)
+            for group, zero in zip(groups, zero_variance, strict=True)
+            for row in group
+        ],
     }
 
 
@@ -215,7 +219,7 @@ def _group(group: Sequence[TraceRow], store: Path) -> dict[str, Any]:
 
 
 def _frame(frame: GraphFrame | None, view: View, camera: Sequence[float] | None) -> dict[str, Any] | None:
-    """Nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated.
+    """Return nodes [id, colour, x, y, 1 when inside the view, position] and edges [node, node] by their index; None: not stated.
 
     With a camera a node has one more entry: where it appears in the video frame.
     """
@@ -242,7 +246,7 @@ def _frame(frame: GraphFrame | None, view: View, camera: Sequence[float] | None)
 def _clips(
     groups: Sequence[Sequence[TraceRow]], store: Path, frames_mib: float
 ) -> tuple[list[str], dict[str, int], int]:
-    """Frames of as many clips as fit, those of the first groups of every step first, newest steps first.
+    """Return frames of as many clips as fit, those of the first groups of every step first, newest steps first.
 
     Returns them, their numbers by digest, and how many different clips there are.
     """

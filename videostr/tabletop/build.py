@@ -88,7 +88,7 @@ def _is_dataset(folder: str) -> bool:
 
 
 def scene_seed(seed: int, split: Split, index: int) -> int:
-    """63-bit seed of scene `index` of a split."""
+    """Return the 63-bit seed of scene `index` of a split."""
     return int(np.random.SeedSequence([seed, split, index]).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -48,7 +48,7 @@ def make_records(scene: Scene, video: str, name: str, limit: int) -> list[Record
 
 
 def true_graph(scene: Scene) -> SceneGraph:
-    """Cells on the floor for `easy`, metres in `camera0` for `full`; solids in view at each selected time."""
+    """Return cells on the floor for `easy`, metres in `camera0` for `full`; solids in view at each selected time."""
     easy = scene.difficulty is Difficulty.EASY
     numbers: Counter[str] = Counter()
     ids: list[str] = []
@@ -164,7 +164,7 @@ def _choice(truth: str, other: str, rng: np.random.Generator) -> tuple[tuple[str
 
 
 def _labels(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Labels of the scene and some that it does not have, sorted so that order tells nothing."""
+    """Return labels of the scene and some that it does not have, sorted so that order tells nothing."""
     shapes = ("ball",) if scene.difficulty is Difficulty.EASY else SHAPES
     present = {solid.label for solid in scene.solids}
     absent = sorted({f"{color}_{shape}" for color in COLORS for shape in shapes} - present)
@@ -194,7 +194,7 @@ def _pair(scene: Scene, rng: np.random.Generator, t: float) -> tuple[Solid, Soli
 
 
 def _viewed(scene: Scene, solid: Solid, t: float) -> tuple[float, float]:
-    """(to the right, away) of the camera at time `t`; for the view from above, x and y of the floor."""
+    """Return (to the right, away) of the camera at time `t`; for the view from above, x and y of the floor."""
     if scene.difficulty is Difficulty.EASY:
         x, y, _ = solid.position(t)
         return float(x), float(y)

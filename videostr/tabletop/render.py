@@ -34,7 +34,7 @@ def write_mp4(scene: Scene, path: Path) -> None:
 
 
 def draw(scene: Scene, t: float, floor: Image.Image | None = None) -> np.ndarray:
-    """The image [H, W, 3] uint8 at time `t`."""
+    """Return the image [H, W, 3] uint8 at time `t`."""
     image = (floor or _floor(scene, t)).copy()
     canvas = ImageDraw.Draw(image)
     by_distance = sorted(
@@ -46,7 +46,7 @@ def draw(scene: Scene, t: float, floor: Image.Image | None = None) -> np.ndarray
 
 
 def box2d(scene: Scene, solid: Solid, t: float) -> tuple[float, float, float, float] | None:
-    """Image box (x1, y1, x2, y2) of a solid, 0..1000 of width and height; None when it is out of view."""
+    """Return the image box (x1, y1, x2, y2) of a solid, 0..1000 of width and height; None when it is out of view."""
     if solid.shape == "ball":
         low, high = _ball_box(scene, solid, t, 1000)
     else:
@@ -60,14 +60,14 @@ def box2d(scene: Scene, solid: Solid, t: float) -> tuple[float, float, float, fl
 
 
 def _project(camera: Camera, points: np.ndarray, t: float, size: float) -> np.ndarray:
-    """[N, 2] pixels of world points [N, 3] in a square image of `size` pixels."""
+    """Return [N, 2] pixels of world points [N, 3] in a square image of `size` pixels."""
     p = camera.to_camera(points, t)
     pixels: np.ndarray = size * (0.5 + camera.focal * p[:, :2] / p[:, 2:])
     return pixels
 
 
 def _floor(scene: Scene, t: float) -> Image.Image:
-    """The empty scene, at SUPERSAMPLE size: red rises with x and blue with y, so that position can be seen."""
+    """Return the empty scene, at SUPERSAMPLE size: red rises with x and blue with y, so that position can be seen."""
     size = scene.size_px
     pixel = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     rays = np.stack(
@@ -122,7 +122,7 @@ def _ball_box(scene: Scene, solid: Solid, t: float, size: float) -> tuple[np.nda
 
 
 def _faces(solid: Solid, t: float) -> list[np.ndarray]:
-    """Faces of the convex mesh, each [corners, 3], counter-clockwise from outside."""
+    """Return faces of the convex mesh, each [corners, 3], counter-clockwise from outside."""
     sides = {"cube": 4, "cone": 16, "cylinder": 16}[solid.shape]
     angle = (np.arange(sides) + 0.5) * 2 * np.pi / sides
     reach = solid.radius / (np.cos(np.pi / sides) if solid.shape == "cube" else 1.0)

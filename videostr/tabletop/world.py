@@ -55,12 +55,12 @@ class Solid:
         return f"{self.color}_{self.shape}"
 
     def position(self, t: float) -> np.ndarray:
-        """Centre [3] at time `t` seconds, in world axes."""
+        """Return the centre [3] at time `t` seconds, in world axes."""
         x, y = (s + v * t for s, v in zip(self.start, self.velocity, strict=True))
         return np.array([x, y, self.radius])
 
     def visible(self, t: float) -> bool:
-        """Whether it is on the floor at time `t`; exact at the selected times."""
+        """Return whether it is on the floor at time `t`; exact at the selected times."""
         return t >= self.appears_s - 1e-9
 
 
@@ -79,7 +79,7 @@ class Camera:
     """Focal length in units of the image's height."""
 
     def rotation(self, t: float) -> np.ndarray:
-        """[3, 3] world to camera axes (x right, y down, z forward) at time `t`."""
+        """Return [3, 3] world to camera axes (x right, y down, z forward) at time `t`."""
         yaw, pitch = np.radians(self.yaw_deg + self.pan_deg_s * t), np.radians(self.pitch_deg)
         right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
         level = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
@@ -87,13 +87,13 @@ class Camera:
         return np.stack([right, np.cross(forward, right), forward])
 
     def view(self, t: float) -> tuple[float, ...] | None:
-        """`GraphFrame.view` at time `t`: the camera turns about itself, so there is no shift."""
+        """Return `GraphFrame.view` at time `t`: the camera turns about itself, so there is no shift."""
         scale = np.array([[self.focal * 1000, 0, 500], [0, self.focal * 1000, 500], [0, 0, 1]])
         turned = scale @ self.rotation(t) @ self.rotation(0.0).T
         return view_of(np.column_stack([turned, np.zeros(3)]))
 
     def to_camera(self, points: np.ndarray, t: float) -> np.ndarray:
-        """[..., 3] world points in camera axes at time `t`."""
+        """Return [..., 3] world points in camera axes at time `t`."""
         result: np.ndarray = (points - np.array(self.position)) @ self.rotation(t).T
         return result
 
@@ -119,16 +119,16 @@ class Scene:
     """Selected frames F; they lie at equal spacing from 0 to `duration_s`."""
 
     def times(self) -> list[float]:
-        """The F selected times, seconds."""
+        """Return the F selected times, seconds."""
         return [float(t) for t in np.linspace(0.0, self.duration_s, self.num_frames)]
 
     def present(self, t: float) -> list[Solid]:
-        """Solids on the floor at time `t`."""
+        """Return solids on the floor at time `t`."""
         return [solid for solid in self.solids if solid.visible(t)]
 
 
 def make_scene(seed: int, difficulty: Difficulty) -> Scene:
-    """The scene of a seed; the same seed gives the same scene."""
+    """Return the scene of a seed; the same seed gives the same scene."""
     rng = np.random.default_rng(seed)
     return _easy(seed, rng) if difficulty is Difficulty.EASY else _full(seed, rng)
 

@@ -67,7 +67,7 @@ def test_openrlhf(adapters: dict[str, Any], record: Record, row: str) -> None:
     prompt = "<|im_start|>user\nlike <think>...</think>?<|im_end|>\n<|im_start|>assistant\n"
     texts = [reference_trace(record), RIGHT, WRONG]
     queries = [f"{prompt}{text}<|im_end|>\n" for text in texts]
-    prompts = [prompt, prompt, prompt.replace("like", "decoded otherwise")]
+    prompts = [prompt, prompt, prompt.replace("like", "decoded differently")]
     found = adapters["openrlhf_reward"].reward_func(queries, prompts, [row] * 3, images=None)
     assert found["rewards"].tolist() == pytest.approx([2.2, 1.2, 0.2])
     assert found["scores"].tolist() == [1.0, 1.0, 0.0]

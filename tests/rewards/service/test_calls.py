@@ -25,7 +25,7 @@ from rewards import Rubric, score_group
 from rewards.service import reward_pb2
 from rewards.service.client import (
     BlockingRewardClient,
-    GroupRefused,
+    GroupRejected,
     RewardClient,
     RewardServiceError,
     ServiceTimeout,
@@ -35,7 +35,7 @@ from rewards.service.messages import SERVICE, describe, read_scores, request_mes
 from videostr.prompt import reference_trace
 from videostr.types import Completion, FinishReason, Record, Score
 
-# The preset `default` with the probe, which earns 0.5 and weighs 0.
+# The preset `default` with the probe, which scores 0.5 and weighs 0.
 RUBRIC = Rubric(custom="reward_probe:reward", w_custom=0.0)
 RIGHT = "<think>x</think><answer>A</answer>"
 
@@ -193,7 +193,7 @@ def test_requests_without_record_or_completions_are_refused(service: Any, record
         "INVALID_ARGUMENT",
         "record is missing; a request must hold the record that its completions belong to",
     )
-    with pytest.raises(GroupRefused, match="record 'r1': 0 completions; a group must hold 1 to 1024"):
+    with pytest.raises(GroupRejected, match="record 'r1': 0 completions; a group must hold 1 to 1024"):
         use(service, lambda client: client.score_group([], record))
     code, detail = status(service, b"\xff\xff")
     assert code == "INVALID_ARGUMENT"
@@ -202,7 +202,7 @@ def test_requests_without_record_or_completions_are_refused(service: Any, record
 
 def test_a_custom_reward_that_raises_is_reported_with_its_record(service: Any, record: Record) -> None:
     failures = service.metric('failures_total{code="FAILED_PRECONDITION"}')
-    with pytest.raises(GroupRefused, match=r"record r1 .* ValueError: the judge is away"):
+    with pytest.raises(GroupRejected, match=r"record r1 .* ValueError: the judge is away"):
         use(service, lambda client: client.score_group([answer("raise")], record))
     assert service.metric('failures_total{code="FAILED_PRECONDITION"}') == failures + 1
 
@@ -211,7 +211,7 @@ def test_rewards_that_print_or_want_memory_do_no_harm(service: Any, record: Reco
     workers = sorted(service.workers())
     (score,) = use(service, lambda client: client.score_group([answer("noise")], record))
     assert score.parts["custom"] == 0.5
-    with pytest.raises(GroupRefused, match="MemoryError"):  # 8 GiB, where a worker has 4
+    with pytest.raises(GroupRejected, match="MemoryError"):  # 8 GiB, where a worker has 4
         use(service, lambda client: client.score_group([answer("memory")], record))
     assert sorted(service.workers()) == workers
 
@@ -225,7 +225,7 @@ def test_errors_of_one_group_leave_the_stream_open(service: Any, record: Record)
     before = {name: service.metric(name) for name in lost}
     found = use(service, action)
     assert [type(found[i]).__name__ for i in range(6)] == [
-        "list", "GroupRefused", "list", "GroupRefused", "ServiceTimeout", "list",
+        "list", "GroupRejected", "list", "GroupRejected", "ServiceTimeout", "list",
     ]  # fmt: skip
     assert "ended 3 workers" in str(found[3])
     # Later tests count workers: let these be replaced first.

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rewards import score_group
 from rewards.rubric import Rubric
-from rewards.service.client import BlockingRewardClient, GroupRefused
+from rewards.service.client import BlockingRewardClient, GroupRejected
 from rewards.service.messages import SERVICE
 from videostr.errors import RewardError
 from videostr.types import Record
@@ -66,7 +66,7 @@ def raw_reply():
     for name in os.listdir("/proc/self/fd"):
         try:
             if int(name) > 2 and "pipe" in os.readlink(f"/proc/self/fd/{name}"):
-                os.write(int(name), b"garbage that is no reply")
+                os.write(int(name), b"garbage that is not a reply")
         except OSError:
             pass
 
@@ -155,7 +155,7 @@ def test_any_error_of_a_reward_is_delivered_and_costs_no_worker(
     service: Any, client: BlockingRewardClient, record: Record, fault: str, words: str
 ) -> None:
     workers, counted = service.workers(), service.metric('failures_total{code="FAILED_PRECONDITION"}')
-    with pytest.raises(GroupRefused) as refused:
+    with pytest.raises(GroupRejected) as refused:
         client.score_group([answer(fault)], record)
     assert words in str(refused.value)
     assert "record r1" in str(refused.value)
@@ -165,7 +165,7 @@ def test_any_error_of_a_reward_is_delivered_and_costs_no_worker(
 
 
 def test_a_cut_text_says_so(client: BlockingRewardClient, record: Record) -> None:
-    with pytest.raises(GroupRefused, match=r"\.\.\. \[cut, 5000012 characters\]"):
+    with pytest.raises(GroupRejected, match=r"\.\.\. \[cut, 5000012 characters\]"):
         client.score_group([answer("raise huge")], record)
 
 

@@ -85,9 +85,9 @@ def test_a_guesser_beats_chance_before_and_not_after() -> None:
     passed = [record for asked in came for record in balancer.add(*asked)]
     (before,) = choices([record] for record, _ in came)
     (after,) = choices(complete_sets(passed))
-    assert before.earned > 0.75
+    assert before.score > 0.75
     assert len(passed) > 1000
-    assert abs(after.earned - 0.5) < 0.04  # two standard errors
+    assert abs(after.score - 0.5) < 0.04  # two standard errors
     assert after.chance == 0.5
 
 
@@ -123,7 +123,7 @@ def test_the_guesser_sees_which_magnitude_is_usual() -> None:
             )
         )
     (found,) = choices([record] for record in records)
-    assert found.earned > 0.45
+    assert found.score > 0.45
 
 
 def test_the_best_constant() -> None:
@@ -136,7 +136,7 @@ def test_the_best_constant() -> None:
         for i, value in enumerate(answers)
     ]  # fmt: skip
     (found,) = numbers(records)  # 1.0 is right three times, and half of the 2.0: one bound of ten
-    assert (found.family, found.questions, found.earned, found.chance) == (
+    assert (found.family, found.questions, found.score, found.chance) == (
         "count",
         4,
         0.775,
@@ -146,7 +146,7 @@ def test_the_best_constant() -> None:
 
 
 def test_the_error_is_one_of_videos() -> None:
-    def earned(videos: int) -> float:
+    def scored(videos: int) -> float:
         values = [float(i % videos < videos / 2) for i in range(400)]  # the same in all of a video
         records = [
             Record(
@@ -159,5 +159,5 @@ def test_the_error_is_one_of_videos() -> None:
         (found,) = numbers(records)
         return found.error
 
-    assert earned(400) == pytest.approx(0.5 / 400**0.5, rel=0.01)
-    assert earned(16) == pytest.approx(0.5 / 15**0.5, rel=0.01)
+    assert scored(400) == pytest.approx(0.5 / 400**0.5, rel=0.01)
+    assert scored(16) == pytest.approx(0.5 / 15**0.5, rel=0.01)

@@ -50,7 +50,7 @@ def test_only_the_families_that_are_named_are_asked(street: Path, tmp_path: Path
     build(tmp_path / "set", [settings(street, families=("size", "tracking"), scenes=2)], workers=1)
     records = [row for row in read_records(tmp_path / "set") if isinstance(row, Record)]
     assert {record.family for record in records} == {"size", "tracking"}
-    with pytest.raises(ConfigError, match="families: 'sizes' is none; choose from counting, "):
+    with pytest.raises(ConfigError, match="families: 'sizes' is unknown; choose from counting, "):
         settings(street, families=("size", "sizes"))
     own = ["build", "--source", "tabletop", "--scenes", "1", "--families", "size", "--out", str(tmp_path)]
     assert main(own) == 2
@@ -114,7 +114,9 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     build(cut, [settings(street)], workers=2)
     assert digests(cut) == digests(whole)
     assert build(cut, [settings(street)], workers=1).is_done  # nothing is left to do
-    with pytest.raises(DataError, match=r"was begun with seed = 0, now it is 5; go on with the same command"):
+    with pytest.raises(
+        DataError, match=r"was begun with seed = 0, now it is 5; continue with the same command"
+    ):
         build(cut, [settings(street, seed=5)], workers=1)
 
 
@@ -163,7 +165,7 @@ def test_scenes_of_one_name_in_two_roots_keep_their_images(street: Path, tmp_pat
     assert len(find(records, [tmp_path / "list.txt"])) == 40
 
 
-def test_excluded_scenes_and_broken_files_are_told(
+def test_excluded_scenes_and_broken_files_are_reported(
     street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
@@ -219,7 +221,7 @@ def test_a_build_of_nothing_starts_anew_once_the_files_are_mended(street: Path, 
     assert (tmp_path / "out/skipped.jsonl").read_text() == ""
 
 
-def test_a_scene_without_a_question_is_told(street: Path, tmp_path: Path) -> None:
+def test_a_scene_without_a_question_is_reported(street: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(street, root)
     labels = root / "training/label_02/0001.txt"
@@ -311,7 +313,7 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
     stats = json.loads(capsys.readouterr().out)
     assert stats["sources"] == {"kitti": stats["records"]}
     assert {row["family"] for row in stats["guessing"]} <= set(stats["families"])
-    assert any(row["family"] == "size" and 0 < row["earned"] <= 1 for row in stats["guessing"])
+    assert any(row["family"] == "size" and 0 < row["score"] <= 1 for row in stats["guessing"])
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_prompt_says_which_part_of_a_video_is_shown(tmp_path: Path) -> None:
     with_graph = replace(part, graph=SceneGraph(unit="px", frame="image", frames=frames))
     assert "The video is shown" not in instruction(with_graph)
     assert "Times: 20.3, 23.8 s." in instruction(with_graph)
-    # Trainers that show the whole video are not told of a part.
+    # Trainers that show the whole video do not learn of a part.
     import pyarrow.parquet as pq
 
     export_easyr1([part], tmp_path / "rows.parquet", tmp_path)

@@ -225,7 +225,7 @@ def test_what_would_be_ignored_or_fail_late_is_refused_at_the_start(
 def test_each_mode_tells_its_own_ratings_without_a_number(
     tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three items; the judge rates nothing, neither answers nor what a constant answer would earn."""
+    """Three items; the judge rates nothing, neither answers nor what a constant answer would score."""
     v_star(tmp_path)
     for i in range(3):
         shutil.copy(next((tabletop / "heldout").rglob("*.mp4")), tmp_path / f"v{i}.mp4")

@@ -20,7 +20,7 @@ from videostr.evaluate.judge import EndpointJudge
 
 @dataclass
 class Server:
-    """Answers with `replies`, one after the other, the last one for ever; an int is a status."""
+    """Answers with `replies`, one after the other, the last one forever; an int is a status."""
 
     replies: list[str | int]
     requests: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Our scoring beside the authors' own programs: the same questions and texts, the same figures.
+"""Our scoring next to the authors' own programs: the same questions and texts, the same figures.
 
 Skipped unless `VIDEOSTR_OFFICIAL` names a folder of clones (bare or not, up to two levels down) of the repositories below, with
 the commits below, and pandas can be imported, which two of their programs need. Models, video readers and plots are stand-ins;

@@ -1,4 +1,4 @@
-"""From questions to rows: what is asked, what is asked once, what is told of what could not be asked.
+"""From questions to rows: what is asked, what is asked once, what is logged of what could not be asked.
 
 The engines are a stand-in here; tests/test_evaluate.py runs the whole command with a real one.
 """
@@ -195,7 +195,7 @@ def test_what_was_stopped_goes_on_with_the_same_result(world: World) -> None:
     assert [row.scores["answer"] for row in rows] == [float(i != 2) for i in range(SCENES)]
 
 
-def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
+def test_missing_videos_and_refused_questions_count_as_wrong_and_are_reported(
     world: World, dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = dataset / world.questions[1].video
@@ -220,7 +220,7 @@ def test_missing_videos_and_refused_questions_count_as_wrong_and_are_told(
     assert rows[1].scores["answer"] == rows[3].scores["answer"] == 0.0
 
 
-def test_a_truncated_video_is_told(world: World, dataset: Path) -> None:
+def test_a_truncated_video_is_reported(world: World, dataset: Path) -> None:
     path = dataset / world.questions[4].video
     kept = path.read_bytes()
     path.write_bytes(kept[:50])
@@ -232,7 +232,9 @@ def test_a_truncated_video_is_told(world: World, dataset: Path) -> None:
     assert "truncated" in item.problem
 
 
-def test_a_list_whose_first_image_is_missing_counts_as_wrong_and_is_told(world: World, dataset: Path) -> None:
+def test_a_list_whose_first_image_is_missing_counts_as_wrong_and_is_reported(
+    world: World, dataset: Path
+) -> None:
     (dataset / "v.frames.json").write_text('{"root": ".", "fps": 1.0, "frames": [[0.0, "none.png"]]}')
     record = world.questions[0].row["record"]
     listed = replace(record, clip=replace(record.clip, video="v.frames.json"))

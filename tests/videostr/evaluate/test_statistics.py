@@ -47,8 +47,8 @@ class Fake:
 
         def mean(where: np.ndarray) -> np.ndarray:
             counted = weights[:, where].sum(axis=1)
-            earned = weights[:, where] @ right[where]
-            return 100 * np.divide(earned, counted, out=np.full(len(weights), np.nan), where=counted > 0)
+            scored = weights[:, where] @ right[where]
+            return 100 * np.divide(scored, counted, out=np.full(len(weights), np.nan), where=counted > 0)
 
         tasks = np.array([one.task for one in questions])
         by_task = {f"task/{task}": mean(tasks == task) for task in dict.fromkeys(tasks.tolist())}

@@ -163,7 +163,7 @@ def golden() -> Evaluated:
     )
 
 
-def test_figures_of_one_run_stand_in_groups_with_guessing_beside_them() -> None:
+def test_figures_of_one_run_stand_in_groups_with_guessing_next_to_them() -> None:
     text = one(golden()).text().splitlines()
     start = next(i for i, line in enumerate(text) if line.endswith("constant"))
     assert text[start : start + 8] == [

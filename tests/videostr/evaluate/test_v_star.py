@@ -225,7 +225,7 @@ def test_a_judge_is_told_question_truth_and_answer(tmp_path: Path) -> None:
         ("2.0s to 6.0", 1.0, 1.0),  # 2 and 6.0
         ("00:02", 0.0, 0.0),  # two numbers: 0 and 2
         ("00:00:02 - 6", 0.0, 0.0),  # four numbers
-        ("-2 to 6", 1.0, 0.0),  # a sign is no part of a number
+        ("-2 to 6", 1.0, 0.0),  # a sign is not part of a number
         ("1. 2 to 6", 0.0, 0.0),
         ("3", 0.0, 0.0),
         ("", 0.0, 0.0),

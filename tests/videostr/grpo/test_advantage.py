@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from videostr.errors import LearnerError
-from videostr.grpo.advantage import advantages, is_flat
+from videostr.grpo.advantage import advantages, has_zero_variance
 
 
 def test_grpo_divides_by_the_sample_standard_deviation() -> None:
@@ -22,9 +22,9 @@ def test_dr_grpo_only_centres() -> None:
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo"])
 def test_flat_group_has_zero_advantage_despite_rounding(kind: str) -> None:
     rewards = [0.1 + 0.2, 0.3, 0.3]  # 0.30000000000000004 differs from 0.3
-    assert is_flat(rewards)
+    assert has_zero_variance(rewards)
     assert advantages(rewards, kind).tolist() == [0.0, 0.0, 0.0]  # type: ignore[arg-type]
-    assert not is_flat([0.3, 0.301])
+    assert not has_zero_variance([0.3, 0.301])
 
 
 def test_group_of_one_is_refused() -> None:

@@ -142,7 +142,7 @@ def test_what_a_loss_must_not_do_is_told_before_the_run(module: str, function: s
 
 
 @pytest.mark.parametrize("name", ["reinforce", "no.such.module:loss", ":loss", "module:"])
-def test_a_name_that_leads_nowhere_is_told(name: str) -> None:
+def test_a_name_that_leads_nowhere_is_reported(name: str) -> None:
     with pytest.raises(ConfigError, match=r"loss\.custom = "):
         check_custom(LossConfig(custom=name))
 

@@ -76,7 +76,7 @@ def test_tokens_that_do_not_fit_the_video_are_named(kinds: list[int], problem: s
 
 
 WIDTH = 45
-"""Of the MLP: no multiple of 8, as 3420 is none."""
+"""Of the MLP: not a multiple of 8, as 3420 is not."""
 
 
 def make_tower() -> nn.Module:

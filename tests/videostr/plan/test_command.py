@@ -69,7 +69,7 @@ def write_run(folder: Path, *overrides: str, cores: float = 2.0, steps: int = 20
     row = {
         "tokens/prompt": PROMPT_TOKENS * groups,
         "tokens/completion": lengths.mean * groups * 8, "zero_variance_groups": 0,
-        "refilled_groups": 0, "sync/bytes": 3947264.0, "sync/seconds": costs.sync_s, "time/rollout": outcome.rollout_s,
+        "replaced_groups": 0, "sync/bytes": 3947264.0, "sync/seconds": costs.sync_s, "time/rollout": outcome.rollout_s,
         "time/reward": outcome.reward_s, "time/learn": outcome.learn_s, "time/sync": outcome.sync_s,
         "time/step": outcome.step_s,
     }  # fmt: skip

@@ -319,7 +319,7 @@ def test_nothing_overflows_and_text_has_contrast(browser: Browser, run: Path, wi
 
 
 @pytest.mark.parametrize(("width", "dark"), SIZES)
-def test_lanes_of_workers_stand_beside_their_names(
+def test_lanes_of_workers_stand_next_to_their_names(
     browser: Browser, tmp_path: Path, width: int, dark: bool
 ) -> None:
     synthetic_run(tmp_path, 200)

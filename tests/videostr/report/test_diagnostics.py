@@ -103,7 +103,7 @@ def test_no_alarm_over_nodes(graph: list[float | None], nodes: list[float]) -> N
 def test_limits_at_the_end_of_the_run(name: str, key: str, below: float, above: float, words: str) -> None:
     assert name not in found({key: ramp(below, below)})
     assert words in found({key: ramp(above, above)})[name]
-    # What was so at the start and has passed is not told.
+    # What was so at the start and has passed is not shown.
     passed: list[float | None] = [above] * 20 + [0.0] * 20
     assert name not in found({key: passed})
 

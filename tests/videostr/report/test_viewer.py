@@ -1,4 +1,4 @@
-"""What the page holds of the traces: index, chunks, frames; and the figures beside them."""
+"""What the page holds of the traces: index, chunks, frames; and the figures next to them."""
 
 from __future__ import annotations
 
@@ -79,29 +79,29 @@ def test_edges_join_nodes_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "flat", "expected"),
+    ("changes", "zero_variance", "expected"),
     [
         ({}, False, set()),
         ({"finish_reason": "LENGTH"}, False, {"truncated"}),
-        ({"finish_reason": "ABORT"}, True, {"aborted", "flat"}),
+        ({"finish_reason": "ABORT"}, True, {"aborted", "zero_variance"}),
         ({"absence": "BAD_JSON"}, False, {"no_graph"}),
         ({"parts": '{"format": 0.0, "answer": 0}'}, False, {"bad_format", "wrong"}),
         ({"parts": "no JSON"}, False, set()),
         ({"parts": '{"graph": 0.0}'}, False, set()),
     ],
 )
-def test_faults_of_a_rollout(changes: dict[str, Any], flat: bool, expected: set[str]) -> None:
-    assert named(faults(trace_row(**changes), flat=flat)) == expected
+def test_faults_of_a_rollout(changes: dict[str, Any], zero_variance: bool, expected: set[str]) -> None:
+    assert named(faults(trace_row(**changes), zero_variance=zero_variance)) == expected
 
 
-def test_a_group_without_variance_is_told(tmp_path: Path) -> None:
+def test_a_group_without_variance_is_reported(tmp_path: Path) -> None:
     rows = [
         trace_row(rollout=n, record_id=record, total=n * spread)
         for record, spread in (("a", 0), ("b", 1))
         for n in (0, 1)
     ]
     index = opened(viewer_data([(1, rows)], tmp_path).index)
-    assert [("flat" in named(bits)) for bits in index["fault"]] == [True, True, False, False]
+    assert [("zero_variance" in named(bits)) for bits in index["fault"]] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

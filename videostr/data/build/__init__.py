@@ -1,13 +1,13 @@
 """Annotated video -> record dataset: scenes of one or more sources, read and asked about in parallel, written in their order.
 
-In: what is asked of each source. Out: a folder with
+In: what each source is to give. Out: a folder with
 
     records-00000.parquet ..   the records
     frames/SCENE.frames.json   the images of every scene as a video (nothing is copied); frames/1/SCENE.frames.json where
                                source 1 of the recipe has other images of a scene that an earlier one has, too
     skipped.jsonl              everything that was left out, with file, line and reason
     README.md  stats.html      dataset card, plots
-    build.json                 how far it is, and what it was asked for: the same command goes on after an interruption
+    build.json                 how far it is, and what it was asked for: the same command continues after an interruption
 
 The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
 questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
@@ -55,7 +55,7 @@ def build(
     workers: int,
     tell: Callable[[Progress, int], None] = lambda *_: None,
 ) -> Progress:
-    """Build a dataset, or go on with one; returns the counts.
+    """Build a dataset, or continue one; return the counts.
 
     Args:
         out: folder of the dataset.
@@ -102,7 +102,7 @@ def build(
 
 
 def _job(place: int, settings: Settings, name: str, first: Settings | None) -> Job:
-    """A scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
+    """Return a scene of a source; `first` is the source earlier in the recipe that has one of this name, too."""
     folder, mark = "", ""
     if first is not None:
         mark = f"{place}."
@@ -112,7 +112,7 @@ def _job(place: int, settings: Settings, name: str, first: Settings | None) -> J
 
 
 def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
-    """Parts in the order of the jobs; so many scenes at a time that memory stays flat."""
+    """Yield parts in the order of the jobs; so many scenes at a time that memory stays flat."""
     with (
         _environment("OPENBLAS_NUM_THREADS", "1"),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
@@ -128,7 +128,7 @@ def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tu
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: workers of a build that was killed would wait for ever."""
+    """End this process when its parent is gone: workers of a build that was killed would wait forever."""
 
     def wait() -> None:
         parent = parent_process()
@@ -156,7 +156,7 @@ def _finished(job: Job, future: Future[Part] | None) -> tuple[Job, Part]:
 
 
 def _room(progress: Progress, job: Job) -> int | None:
-    """Records that may still be taken of the job's source."""
+    """Return records that may still be taken of the job's source."""
     limit = job.settings.limit
     return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
 

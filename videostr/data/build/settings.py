@@ -1,4 +1,4 @@
-"""What is asked of a source of annotated video."""
+"""Settings of a source of annotated video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from videostr.graph import MAX_FRAMES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is asked of a source; decides the bytes that come out."""
+    """Settings of one source; they decide the bytes that come out."""
 
     source: str
     root: str
@@ -53,4 +53,6 @@ class Settings:
                 raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
-                raise ConfigError(f"families: {name!r} is none", remedy=f"choose from {', '.join(FAMILIES)}")
+                raise ConfigError(
+                    f"families: {name!r} is unknown", remedy=f"choose from {', '.join(FAMILIES)}"
+                )

@@ -56,7 +56,7 @@ def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Pa
     if progress.recipe != wanted:
         raise DataError(
             f"{out}: {_difference(progress.recipe, wanted)}",
-            remedy="go on with the same command, or name another folder",
+            remedy="continue with the same command, or name another folder",
         )
     for shard in out.glob("records-*.parquet"):  # written after the last state was
         if shard >= shard_path(out, progress.shards):
@@ -114,7 +114,7 @@ def write_shard(path: Path, records: list[Packed]) -> None:
 
 
 def skip_table(progress: Progress) -> str:
-    """What was left out, by reason, as lines of text."""
+    """Return what was left out, by reason, as lines of text."""
     counts = Counter(progress.skips)
     lines = [f"{count:8d}  {SkipReason[reason].value}" for reason, count in counts.most_common()]
     lines.append(

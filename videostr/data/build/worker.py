@@ -60,7 +60,7 @@ class Part:
 def scene_records(
     settings: Settings, scene: Scene, images: str = "", mark: str = ""
 ) -> Iterator[tuple[Record, Balance | None]]:
-    """All questions about a scene, before balancing.
+    """Yield all questions about a scene, before balancing.
 
     Args:
         settings: of its source.
@@ -122,7 +122,7 @@ def _source_of_process(settings: Settings) -> Source:
 
 
 def open_source(settings: Settings) -> Source:
-    """The source, with the user's lists applied.
+    """Return the source, with the user's lists applied.
 
     Raises:
         DataError: there is no such source, or the root is not one of it.
@@ -143,7 +143,7 @@ def open_source(settings: Settings) -> Source:
 
 
 def make(job: Job) -> Part:
-    """What a worker does."""
+    """Do the work of one worker."""
     settings, name = job.settings, job.name
     scene = _source_of_process(settings).read(name)
     if isinstance(scene, Skip):
@@ -165,7 +165,7 @@ def make(job: Job) -> Part:
 
 
 def pack(row: dict[str, Any]) -> Packed:
-    """A row in a third of its bytes."""
+    """Return a row in a third of its bytes."""
     return zlib.compress(msgspec.msgpack.encode(row), 1)
 
 

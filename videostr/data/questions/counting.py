@@ -43,7 +43,7 @@ def counting(view: ClipView, rng: Rng) -> PreparedQuestion | None:
 
 
 def _count(rng: Rng, texts: Sequence[str], count: int, label: str, **values: object) -> PreparedQuestion:
-    """Half of the answers are 1, else "1" would nearly always be right."""
+    """Make 1 half of the answers, else "1" would nearly always be right."""
     asked = number("counting", rng, texts, float(count), "", label=plain(label), labels={label}, **values)
     return replace(asked, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 

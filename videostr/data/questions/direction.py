@@ -84,12 +84,12 @@ STANCE = (
 
 
 def _coordinates(facing: Array, target: Array) -> tuple[float, float]:
-    """(right, forward) parts of a target, [2] level vectors with x to the right of y."""
+    """Return (right, forward) parts of a target, [2] level vectors with x to the right of y."""
     along = facing / np.linalg.norm(facing)
     return float(target[0] * along[1] - target[1] * along[0]), float(target @ along)
 
 
 def _level(view: ClipView, n: int, f: int) -> Array:
-    """[2] position over the ground, along axes of which the first lies to the right of the second, seen from above."""
+    """Return [2] position over the ground, along axes of which the first lies to the right of the second, seen from above."""
     place: Array = np.array(ground_axes(tuple(view.up0))) @ view.positions[n, f]
     return place

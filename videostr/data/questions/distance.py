@@ -100,6 +100,6 @@ DISTANCE = (
 
 
 def _places(view: ClipView, tracks: Sequence[int], f: int) -> Array:
-    """[N, 3] positions in `camera0` at a selected frame."""
+    """Return [N, 3] positions in `camera0` at a selected frame."""
     places: Array = view.positions[list(tracks), f]
     return places

@@ -73,7 +73,7 @@ SPEED = (
 
 
 def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
-    """A track that moves, with the first and the last selected frame that show it without a break between."""
+    """Return a track that moves, with the first and the last selected frame that show it without a break between."""
     if not view.is_3d:
         return None
     found = []

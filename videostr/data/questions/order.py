@@ -37,7 +37,7 @@ ORDER = (
 
 
 def _first_seen(view: ClipView) -> dict[int, int]:
-    """Selected frame that shows a track first, where that frame or the next shows it clearly."""
+    """Return the selected frame that shows a track first, where that frame or the next shows it clearly."""
     firsts = {}
     for n, (shown, clear) in enumerate(zip(view.visibility > 0, view.clear, strict=True)):
         first = int(shown.argmax())
@@ -47,7 +47,7 @@ def _first_seen(view: ClipView) -> dict[int, int]:
 
 
 def presence(view: ClipView, rng: Rng) -> PreparedQuestion | None:
-    """The time from the first to the last selected frame that shows an object, which is in view without a break."""
+    """Return the time from the first to the last selected frame that shows an object, which is in view without a break."""
     last = len(view.frames) - 1
     found = []
     for n, visible in enumerate(view.visibility):

@@ -44,7 +44,7 @@ class PreparedQuestion:
 
 
 def worded(rng: Rng, texts: Sequence[str], **values: object) -> str:
-    """One of the texts, with its values."""
+    """Return one of the texts, with its values."""
     return str(texts[int(rng.integers(len(texts)))]).format(**values)
 
 
@@ -58,7 +58,7 @@ def number(
     labels: Iterable[str],
     **values: object,
 ) -> PreparedQuestion:
-    """A question for a number."""
+    """Return a question for a number."""
     return PreparedQuestion(
         family=family,
         text=worded(rng, texts, **values),
@@ -79,7 +79,7 @@ def numeric_choice(
     labels: Iterable[str],
     **values: object,
 ) -> PreparedQuestion | None:
-    """A choice between four numbers of which each is `STEP` times the one before.
+    """Return a choice between four numbers of which each is `STEP` times the one before.
 
     The truth may be any of the four; which one it is, is balanced among questions of a key whose least options differ by less
     than half a step. The key holds what else the question tells of the number: that pedestrians are slow, that more
@@ -110,7 +110,7 @@ def choice(
     labels: frozenset[str],
     key: Sequence[str],
 ) -> PreparedQuestion:
-    """A question with its options in random order; options that are the same for all questions of a key."""
+    """Return a question with its options in random order; options that are the same for all questions of a key."""
     shown = [options[i] for i in rng.permutation(len(options))]
     return PreparedQuestion(
         family=family,

@@ -163,7 +163,7 @@ def _problems(scene: _Scene) -> Iterator[str]:
         if last != (0.0, 0.0, 1.0) or min(fx, fy) <= 0:
             yield "intrinsics: must be fx, 0, cx; 0, fy, cy; 0, 0, 1"
         if scene.projection is not None:
-            yield "intrinsics: stands beside projection, must be left out"
+            yield "intrinsics: stands next to projection, must be left out"
     yield from _repeated("tracks", ".id", [track.id for track in scene.tracks])
     yield from _frame_problems(scene)
     for i, track in enumerate(scene.tracks):

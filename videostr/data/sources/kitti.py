@@ -51,7 +51,7 @@ class Kitti(Source):
 
     `Scene.countable` is None: the labels hold every object of their classes that is near enough to tell. Far crowds and rows
     of cars are only marked as DontCare regions, so whoever counts must leave out what is far away or badly seen.
-    Rows of type DontCare (regions) and Misc (says nothing of the object) are no objects, and no `Skip` either.
+    Rows of type DontCare (regions) and Misc (says nothing of the object) are not objects, and not a `Skip` either.
 
     Only the lines of a calibration file that are needed are looked at: P2, and the transforms where poses come from `oxts`.
     """
@@ -74,7 +74,7 @@ class Kitti(Source):
         self.names = tuple(sorted(path.stem for path in (training / "label_02").glob("*.txt")))
         if not self.names:
             raise DataError(
-                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that training/ lies in"
+                f"{training / 'label_02'}: has no *.txt", remedy="name the folder that contains training/"
             )
         if not (training / "calib").is_dir():
             raise DataError(
@@ -117,7 +117,7 @@ class Kitti(Source):
         )
 
     def _has_image(self, name: str, count: int, skips: list[Skip]) -> np.ndarray:
-        """[F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
+        """Return [F] whether a frame can be shown; all True where the sequence's folder of images is missing."""
         file = f"training/image_02/{name}"
         if not (self.root / file).is_dir():
             return np.ones(count, dtype=bool)
@@ -174,7 +174,7 @@ class Kitti(Source):
         poses = _matrices(records.reshape(-1, 3, 4)) if has_poses else _oxts_poses(records, calibration)
         usable = are_rigid(poses)
         for i in np.flatnonzero(np.isfinite(records).all(1) & ~usable).tolist():
-            detail = "is no pose: needs a rotation, or a latitude between -90 and 90"
+            detail = "is not a pose: needs a rotation, or a latitude between -90 and 90"
             skips.append(Skip(file=file, line=i + 1, reason=SkipReason.BAD_LINE, detail=detail))
         poses[~usable] = np.nan
         if len(poses) <= last:
@@ -203,7 +203,7 @@ class Kitti(Source):
         return found
 
     def _numbers(self, file: str, count: int, skips: list[Skip]) -> Array:
-        """[F, count] numbers of a file with a line a frame; NaN where a line is broken."""
+        """Return [F, count] numbers of a file with a line a frame; NaN where a line is broken."""
         rows = []
         for number, line in enumerate(self._lines(file, SkipReason.NO_POSE), 1):
             try:
@@ -266,7 +266,7 @@ def _row(file: str, number: int, text: str, image_size: tuple[int, int]) -> _Row
 
 
 def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[int, int]) -> Track:
-    """An object in the world, its rows ascending in time; `kept` are the numbers of the scene's frames."""
+    """Return an object in the world, its rows ascending in time; `kept` are the numbers of the scene's frames."""
     numbers = np.array([row.frame for row in rows])
     turns, shifts = poses[numbers, :3, :3], poses[numbers, :3, 3]
     values = np.array([row.values for row in rows])
@@ -291,12 +291,12 @@ def _track(rows: list[_Row], poses: Array, kept: np.ndarray, image_size: tuple[i
 
 
 def _matrices(tops: Array) -> Array:
-    """[..., 4, 4] of the upper three rows; [..., 3, 3] rotations have no shift."""
+    """Return [..., 4, 4] of the upper three rows; [..., 3, 3] rotations have no shift."""
     return pose(tops[..., :3], tops[..., 3] if tops.shape[-1] == 4 else np.zeros(3))
 
 
 def _oxts_poses(records: Array, calibration: dict[str, Array]) -> Array:
-    """[F, 4, 4] camera to the map (east, north, up) of the Mercator projection; NaN where a record is."""
+    """Return [F, 4, 4] camera to the map (east, north, up) of the Mercator projection; NaN where a record is."""
     latitude, longitude, altitude, roll, pitch, yaw = records[:, :6].T
     usable = latitude[np.abs(latitude) < 90]
     # One scale for the whole sequence: that of its first good record.

@@ -262,7 +262,7 @@ def _track(found: _Boxes, cameras: Array, origin: Array, projection: Array, size
 
 
 def _lattices(centers: Array, sizes: Array, yaws: Array) -> Array:
-    """[K, 27, 3] `_LATTICE` of each box, z up."""
+    """Return [K, 27, 3] `_LATTICE` of each box, z up."""
     cos, sin, zero, one = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws)), np.ones(len(yaws))
     level = np.array([[cos, sin, zero], [-sin, cos, zero], [zero, zero, one]])  # rows: along, across, up
     level = np.moveaxis(level, 2, 0)

@@ -328,7 +328,7 @@ def _read_annotations(metadata: Metadata, samples: dict[str, Sample], instances:
 
 
 def rotations(quaternions: Array) -> Array:
-    """[N, 3, 3] rotations of w, x, y, z, which need not be of unit length."""
+    """Return [N, 3, 3] rotations of w, x, y, z, which need not be of unit length."""
     return Rotation.from_quat(quaternions[:, [1, 2, 3, 0]]).as_matrix()
 
 

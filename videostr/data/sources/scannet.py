@@ -47,7 +47,7 @@ GRID = (80, 60)
 LEVELS = 3
 """Depth grids, each half as fine as the one before."""
 SPACING_M = 0.03
-"""Vertices of a scan are no farther apart than this: each is drawn in the finest grid whose cells are as large there, since in
+"""Vertices of a scan are not farther apart than this: each is drawn in the finest grid whose cells are as large there, since in
 finer ones a near surface would have holes."""
 TOLERANCE_M, TOLERANCE = 0.1, 0.02
 """A vertex is hidden when it is farther than the nearest one of its cell by more than this, and this share."""
@@ -83,11 +83,11 @@ class ScanNet(Source):
         """
         super().__init__(root, split)
         if split not in SPLITS:
-            raise DataError(f"scannet: split {split!r} is none of {', '.join(SPLITS)}")
+            raise DataError(f"scannet: split {split!r} is not one of {', '.join(SPLITS)}")
         names = sorted(path.name for path in (root / "scans").glob("scene????_??") if path.is_dir())
         if not names:
             raise DataError(
-                f"{root / 'scans'}: has no sceneXXXX_YY/", remedy="name the folder that scans/ lies in"
+                f"{root / 'scans'}: has no sceneXXXX_YY/", remedy="name the folder that contains scans/"
             )
         self._labels = _read_labels(root, self.skips)
         if split != "all":
@@ -177,7 +177,7 @@ class ScanNet(Source):
         return projection, (int(width), int(height)), alignment
 
     def _mesh(self, name: str, alignment: Array, skips: list[Skip]) -> tuple[Array, NDArray[np.int64]]:
-        """[N, 3] aligned vertices and [N] the segment of each."""
+        """Return [N, 3] aligned vertices and [N] the segment of each."""
         file = _file(name, "_vh_clean_2.ply")
         try:
             points = ply_vertices(self.read_bytes(file))
@@ -213,7 +213,7 @@ class ScanNet(Source):
                     raise bad(SkipReason.BAD_LINE, f"{error!s:.80}") from None
                 label = self._label(group.label)
                 if label is None:
-                    rule = f"is no raw_category of {LABEL_TABLE}"
+                    rule = f"is not a raw_category of {LABEL_TABLE}"
                     raise bad(SkipReason.UNKNOWN_CATEGORY, f"label {group.label!r:.40} {rule}")
                 if group.object_id in found:
                     raise bad(SkipReason.BAD_LINE, f"objectId {group.object_id} stands there already")
@@ -315,7 +315,7 @@ def _val_rooms(root: Path, split: str) -> set[str]:
             "there, from Tasks/Benchmark of https://github.com/ScanNet/ScanNet",
         ) from None
     wrong = [
-        f"{line!r:.40} is no sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
+        f"{line!r:.40} is not sceneXXXX_YY" for line in lines if not re.fullmatch(r"scene\d{4}_\d\d", line)
     ]
     if wrong or not lines:
         raise DataError(f"{path}: {wrong[0] if wrong else 'is empty'}", remedy="download the list again")
@@ -350,7 +350,7 @@ def _read_labels(root: Path, skips: list[Skip]) -> dict[str, str] | None:
 
 
 def _is_pose(matrix: Array) -> bool:
-    """[4, 4]; poses of the scans are rigid to a hundredth only."""
+    """Return [4, 4]; poses of the scans are rigid to a hundredth only."""
     return bool(are_usable(matrix) and are_rigid(matrix[None], 1e-2)[0])
 
 
@@ -358,7 +358,7 @@ def _is_pose(matrix: Array) -> bool:
 
 
 def _hull_area(points: Array) -> float | None:
-    """Area of the convex hull of [N, 2] points, m^2; None where they span none."""
+    """Return the area of the convex hull of [N, 2] points, m^2; None where they span none."""
     try:
         return float(ConvexHull(points).volume)
     except (QhullError, ValueError):  # of no points at all
@@ -368,7 +368,7 @@ def _hull_area(points: Array) -> float | None:
 def _tracks(
     objects: Sequence[_Object], points: Array, poses: Array, projection: Array, image_size: tuple[int, int]
 ) -> list[Track]:
-    """A track per object, with those frames that show a vertex of it."""
+    """Return a track per object, with those frames that show a vertex of it."""
     shares = np.zeros((len(objects), len(poses)))
     boxes = np.full((len(objects), len(poses), 4), np.nan)
     axes = np.ascontiguousarray(points.T, dtype=np.float32)
@@ -409,7 +409,7 @@ def _track(item: _Object, points: Array, shares: Array, boxes: Array) -> Track:
 def _seen(
     axes: NDArray[np.float32], pose: Array, projection: Array, image_size: tuple[int, int]
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Indices of those vertices, [3, N], that a camera sees, and their [n, 2] pixels."""
+    """Return indices of those vertices, [3, N], that a camera sees, and their [n, 2] pixels."""
     width, height = image_size
     # Sums over whole axes: a product of matrices is several times slower where processes share the cores.
     u, v, depth = (

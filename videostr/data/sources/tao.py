@@ -154,12 +154,12 @@ class Tao(Source):
             id=str(number),
             label=self._labels[self._category(self._tracks[number].category_id)],
             frames=np.array(places, dtype=np.int64),
-            visibility=np.ones(len(places)),  # not told
+            visibility=np.ones(len(places)),  # not stated
             boxes=np.array([boxes[place] for place in places]),
         )
 
     def _countable(self, video: _Video, labels: set[str]) -> frozenset[str]:
-        """Those labels of a video's tracks of which every instance is known to be annotated.
+        """Return those labels of a video's tracks of which every instance is known to be annotated.
 
         Of a category that has tracks this is so where the file does not list it as not exhaustive. Where several categories
         share a label it must be so of all, or they must be verified absent.
@@ -172,11 +172,11 @@ class Tao(Source):
         return frozenset(labels - {self._labels[category] for category in named - exhaustive})
 
     def _category(self, number: int) -> int:
-        """The category that absorbs a merged one, or itself."""
+        """Return the category that absorbs a merged one, or itself."""
         return self._absorbing.get(number, number)
 
     def _labels_of(self, annotation: _Annotation) -> set[str]:
-        """What an annotation that is not used may have been."""
+        """Return what an annotation that is not used may have been."""
         numbers = {annotation.category_id}
         if annotation.track_id in self._tracks:
             numbers.add(self._tracks[annotation.track_id].category_id)
@@ -202,7 +202,7 @@ class Tao(Source):
     def _group_images(
         self, images: dict[int, _Image], videos: dict[int, _Video]
     ) -> dict[int, tuple[_Image, ...]]:
-        """The frames of every video, ascending in time."""
+        """Return the frames of every video, ascending in time."""
         groups: dict[int, dict[int, _Image]] = defaultdict(dict)
         for image in images.values():
             group = groups[image.video_id]
@@ -257,7 +257,7 @@ class Tao(Source):
         return usable
 
     def _table(self, name: str, entries: Sequence[msgspec.Raw], kind: type[E]) -> dict[int, E]:
-        """Entries by their id."""
+        """Return entries by their id."""
         table: dict[int, E] = {}
         for place, entry in self._decoded(name, entries, kind):
             if entry.id in table:
@@ -267,7 +267,7 @@ class Tao(Source):
         return table
 
     def _decoded(self, name: str, entries: Sequence[msgspec.Raw], kind: type[E]) -> Iterator[tuple[int, E]]:
-        """Entries with their places."""
+        """Yield entries with their places."""
         decoder = msgspec.json.Decoder(kind)
         for place, entry in enumerate(entries):
             try:
@@ -350,17 +350,17 @@ def _decode(path: Path) -> _Tables:
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: is no annotation file of TAO ({error})", remedy="download it again"
+            f"{path}: is not an annotation file of TAO ({error})", remedy="download it again"
         ) from None
 
 
 def _end(absorbs: dict[int, int], number: int) -> int:
-    """The category at the end of a chain of merges."""
+    """Return the category at the end of a chain of merges."""
     for _ in absorbs:  # a circle ends, too
         number = absorbs.get(number, number)
     return number
 
 
 def _label(name: str) -> str:
-    """A category's name as a label: "Baby buggy" is baby_buggy, "bow.n.04" is bow."""
+    """Return a category's name as a label: "Baby buggy" is baby_buggy, "bow.n.04" is bow."""
     return re.sub(r"[\W_]+", "_", re.sub(r"\.[a-z]\.\d+$", "", name.strip().lower())).strip("_")

@@ -290,14 +290,14 @@ def test_a_problem_is_named_by_its_field(tmp_path, good, path, to, problem):
     assert any(text.startswith(problem) for text in found), found
 
 
-def test_the_image_of_a_frame_is_refused_beside_a_list(tmp_path):
+def test_the_image_of_a_frame_is_refused_with_a_list(tmp_path):
     value = change(flat() | {"video": ["1.jpg", "2.jpg", "3.jpg"]}, "frames[1].image", "4.jpg")
     assert problems(tmp_path, value) == ["frames[1].image: must be left out where video is a list of images"]
 
 
-def test_intrinsics_are_refused_beside_a_projection(tmp_path):
+def test_intrinsics_are_refused_with_a_projection(tmp_path):
     value = solid() | {"projection": np.eye(3, 4).tolist(), "intrinsics": np.eye(3).tolist()}
-    assert problems(tmp_path, value) == ["intrinsics: stands beside projection, must be left out"]
+    assert problems(tmp_path, value) == ["intrinsics: stands next to projection, must be left out"]
 
 
 @pytest.mark.parametrize("line", ['{"name": "a"', '{"name": "a", "fps": NaN}'])

@@ -315,8 +315,8 @@ BROKEN_POSES = {
     "empty": (" ", SkipReason.BAD_LINE, "has 0 numbers"),
     "text": (STILL.replace("1", "one", 1), SkipReason.BAD_LINE, "'one'"),
     "NaN": (STILL.replace("1", "nan", 1), SkipReason.NOT_FINITE, "nan"),
-    "scaled": (STILL.replace("1", "2"), SkipReason.BAD_LINE, "is no pose"),
-    "mirrored": (STILL.replace("1", "-1", 1), SkipReason.BAD_LINE, "is no pose"),
+    "scaled": (STILL.replace("1", "2"), SkipReason.BAD_LINE, "is not a pose"),
+    "mirrored": (STILL.replace("1", "-1", 1), SkipReason.BAD_LINE, "is not a pose"),
 }
 
 

@@ -281,7 +281,7 @@ def test_only_frames_that_show_the_box(tmp_path: Path) -> None:
     content["sample_annotation"] = [
         annotation("a", "car", [1002.0, 2021.5, 1.0]),
         annotation("b", "car", [1002.0, 1995.0, 1.0]),  # behind the camera
-        annotation("a", "walker", [1050.0, 2021.5, 1.0]),  # beside the image
+        annotation("a", "walker", [1050.0, 2021.5, 1.0]),  # next to the image
         annotation("b", "walker", [1000.0, 2030.0, 1.0]),
     ]
     scene = scene_of(tmp_path, content)
@@ -304,7 +304,7 @@ def test_visibility_counts_the_part_inside_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(track.boxes[0], [0, 400, 60, 500], atol=0.1)
 
 
-def test_box_beside_the_camera_keeps_its_part_in_view(tmp_path: Path) -> None:
+def test_box_next_to_the_camera_keeps_its_part_in_view(tmp_path: Path) -> None:
     content = tables()
     # x 1 to 3, y -1 to 9 around the camera's plane y = 1.5: its far end, 7.5 m ahead, begins at u = 800 + 1000 / 7.5.
     content["sample_annotation"] = [annotation("a", "car", [1002.0, 2004.0, 1.6], size=[2.0, 10.0, 2.0])]

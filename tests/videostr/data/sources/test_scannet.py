@@ -215,7 +215,7 @@ def test_hidden_object_is_not_visible(tmp_path: Path) -> None:
     screen = ("wall", sheet((1, -0.5, -0.5), (1, 0.5, 0.5)))
     behind = ("chair", block((2, -0.1, -0.1), (2.1, 0.1, 0.1)))
     # To the chair's edges at y = -0.1 and 0.1, rays cross the screen's plane at y = -0.05 to 0.05 from y = 0, inside it,
-    # and at y = 0.525 to 0.625 from y = 1.15, beside it.
+    # and at y = 0.525 to 0.625 from y = 1.15, next to it.
     write_scan(tmp_path, [screen, behind], {0: at(0, 0, 0), 1: at(0, 1.15, 0), 2: at(0, 0, 0)})
     (track,) = scene_of(tmp_path).tracks
     assert track.frames.tolist() == [1]
@@ -678,7 +678,7 @@ def test_list_that_is_not_the_official_one(tmp_path: Path, content: str) -> None
 
 
 def test_tree_that_is_not_scannet(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name the folder that scans/ lies in"):
+    with pytest.raises(DataError, match="name the folder that contains scans/"):
         ScanNet(tmp_path, "all")
     write_scans(tmp_path)
     with pytest.raises(DataError, match="test"):

@@ -338,7 +338,7 @@ def test_annotation_of_another_category_than_its_track(tmp_path: Path) -> None:
     assert scene.countable == set()
 
 
-def test_annotation_that_cannot_be_told(tmp_path: Path) -> None:
+def test_annotation_that_cannot_be_read(tmp_path: Path) -> None:
     """It may be of any video, so nothing is countable."""
     content = tree()
     content["annotations"].append({"id": 5, "image_id": "x"})
@@ -439,7 +439,7 @@ def test_no_annotations(tmp_path: Path) -> None:
 def test_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(DataError, match=r"train\.json: is no annotation file of TAO .* download"):
+    with pytest.raises(DataError, match=r"train\.json: is not an annotation file of TAO .* download"):
         Tao(tmp_path, "train")
 
 
