@@ -665,13 +665,13 @@ def test_a_request_is_asked_again_where_two_threads_parsed_at_once(tmp_path: Pat
     worker = object.__new__(RolloutWorker)
     tries: list[str] = []
 
-    async def fails_once(request: Any, pixels: Any, metadata: Any) -> str:
+    async def fails_once(request: Any, frames: Any) -> str:
         tries.append("asked")
         if len(tries) == 1:
             raise SystemError("AST constructor recursion depth mismatch")
         return "sampled"
 
-    frames = SimpleNamespace(pixels=None, metadata={})
+    frames = SimpleNamespace()
     vars(worker).update(frames=SimpleNamespace(frames=lambda clip: frames), _sample=fails_once)
     request: Any = SimpleNamespace(prompt=SimpleNamespace(clip=None, record_id="r0"))
     assert asyncio.run(worker.sample(request)) == "sampled"
