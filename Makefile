@@ -5,8 +5,9 @@ EXTRA ?= cpu
 SEED ?= 0
 RUN ?= demo
 PYTHON := .venv/bin/python
+UNITS := tests/videostr tests/rewards
 
-.PHONY: setup demo evaluate test check bench lock
+.PHONY: setup demo evaluate test test-units test-clusters check bench lock
 
 setup:
 	@EXTRA=$(EXTRA) LATEST= bash deploy/setup.sh
@@ -27,7 +28,14 @@ check: | setup
 
 ifeq ($(LATEST),)
 test: check
-	$(PYTHON) -m pytest -n 2 --dist loadgroup
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=line test-units test-clusters
+
+test-units: | setup
+	$(PYTHON) -m pytest $(UNITS)
+
+# Each of these starts Ray, engines or whole runs: one after the other, next to the units.
+test-clusters: | setup
+	$(PYTHON) -m pytest $(addprefix --ignore=,$(UNITS))
 else
 test: | setup
 	EXTRA=$(EXTRA) VENV=build/latest bash deploy/setup.sh

@@ -38,15 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: what starts Ray or engines one after the other, the rest next to it by module."""
-    for item in items:
-        module = item.path.relative_to(ROOT / "tests")
-        alone = module.parts[0] in {"videostr", "rewards"}
-        item.add_marker(pytest.mark.xdist_group(str(module) if alone else "cluster"))
-
-
 @pytest.fixture(scope="session")
 def tabletop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the datasets `train` (40 records) and `heldout` (8)."""
