@@ -28,7 +28,7 @@ check: | setup
 
 ifeq ($(LATEST),)
 test: check
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=line test-units test-clusters
+	@$(MAKE) --no-print-directory -k -j2 test-units test-clusters
 
 test-units: | setup
 	$(PYTHON) -m pytest $(UNITS)
