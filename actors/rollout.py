@@ -30,6 +30,8 @@ from videostr.ports import Sampled, SampleRequest
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
 from videostr.video import ClipFrames, FrameStore
 
+PARSE_TRIES = 5
+"""Of a request that meets CPython's error of two threads that parse at once."""
 BAN = -100.0
 """Added to the logits of vision placeholders, one of which in a completion breaks the learner's pass (verl issue 1640).
 
@@ -59,6 +61,8 @@ class RolloutWorker(Named):
         self._transfers = 0
         """Control calls of a transfer that are under way."""
         self._banned: dict[int, float] = {}
+        self._first = asyncio.Lock()
+        self._has_sampled = False
 
     # ------------------------------------------------------------------------------------------------- start
 
@@ -152,13 +156,7 @@ class RolloutWorker(Named):
         prompt = request.prompt
         try:
             frames = await asyncio.to_thread(self.frames.frames, prompt.clip)
-            try:
-                return await self._sample(request, frames)
-            except SystemError:
-                # "AST constructor recursion depth mismatch" of CPython 3.11, where two threads parse source at once (its
-                # issue 106905). The seed is the request's: asked again, it gives the same tokens.
-                logging.getLogger(__name__).exception("%s: asked again", prompt.record_id)
-                return await self._sample(request, frames)
+            return await self._sample_first_alone(request, frames)
         except VideoError as error:
             return Failure(kind=FailureKind.BAD_VIDEO, record_id=prompt.record_id, detail=str(error))
         except EngineDeadError:
@@ -169,6 +167,31 @@ class RolloutWorker(Named):
             return Failure(
                 kind=FailureKind.ENGINE, record_id=prompt.record_id, detail=f"{self.name}: {error}"
             )
+
+    async def _sample_first_alone(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
+        """Sample; other requests wait until the first of a process is done.
+
+        What vLLM and transformers load at a first request parses source code, and where two threads do so at once CPython
+        3.11 may raise SystemError: "AST constructor recursion depth mismatch" (its issue 106905). It can still happen
+        later: then the request is asked again, and its seed gives the same tokens.
+        """
+        if not self._has_sampled:
+            async with self._first:
+                if not self._has_sampled:
+                    return await self._sample_again(request, frames)
+        return await self._sample_again(request, frames)
+
+    async def _sample_again(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
+        """Sample, several times where two threads parsed at once."""
+        for _ in range(PARSE_TRIES - 1):
+            try:
+                sampled = await self._sample(request, frames)
+            except SystemError:
+                logging.getLogger(__name__).exception("%s: asked again", request.prompt.record_id)
+            else:
+                self._has_sampled = True
+                return sampled
+        return await self._sample(request, frames)
 
     async def _sample(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
         from vllm.exceptions import VLLMError

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -660,19 +661,34 @@ def test_a_stalled_engine_misses_health_checks_and_is_replaced(
     core.wait(10)  # it ends with its worker, although it hangs
 
 
-def test_a_request_is_asked_again_where_two_threads_parsed_at_once(tmp_path: Path) -> None:
+def test_the_first_request_is_sampled_alone_and_again_where_two_threads_parsed_at_once(
+    tmp_path: Path,
+) -> None:
     """CPython 3.11 may raise SystemError then; it ended a run."""
-    worker = object.__new__(RolloutWorker)
-    tries: list[str] = []
+    worker = RolloutWorker(0, Config(), str(tmp_path), str(tmp_path / "log"))
+    under_way: set[str] = set()
+    counts: list[int] = []
+    tries: Counter[str] = Counter()
 
-    async def fails_once(request: Any, frames: Any) -> str:
-        tries.append("asked")
-        if len(tries) == 1:
+    async def sample(request: Any, frames: Any) -> str:
+        name = request.prompt.record_id
+        tries[name] += 1
+        under_way.add(name)
+        counts.append(len(under_way))
+        await asyncio.sleep(0.05)
+        under_way.remove(name)
+        if tries[name] < 3:
             raise SystemError("AST constructor recursion depth mismatch")
-        return "sampled"
+        return name
 
-    frames = SimpleNamespace()
-    vars(worker).update(frames=SimpleNamespace(frames=lambda clip: frames), _sample=fails_once)
-    request: Any = SimpleNamespace(prompt=SimpleNamespace(clip=None, record_id="r0"))
-    assert asyncio.run(worker.sample(request)) == "sampled"
-    assert tries == ["asked", "asked"]
+    vars(worker).update(frames=SimpleNamespace(frames=lambda clip: None), _sample=sample)
+    names = [f"r{number}" for number in range(4)]
+    requests: list[Any] = [SimpleNamespace(prompt=SimpleNamespace(clip=None, record_id=n)) for n in names]
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(worker.sample(request) for request in requests))
+
+    assert asyncio.run(all_at_once()) == names
+    assert set(tries.values()) == {3}
+    assert counts[:3] == [1, 1, 1]  # all tries of the first
+    assert max(counts[3:]) > 1
