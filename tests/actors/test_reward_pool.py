@@ -172,7 +172,7 @@ def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(clus
 def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, killed = reward.answer, []
+    real, killed = reward.get_with_timeout, []
 
     async def answer(ref: Any, timeout_s: float) -> Any:
         found = await real(ref, timeout_s)
@@ -184,7 +184,7 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
     async def use(pool: RayRewardPool) -> Any:
         return await pool.score(record(), GROUP)
 
-    monkeypatch.setattr(reward, "answer", answer)
+    monkeypatch.setattr(reward, "get_with_timeout", answer)
     rollouts, failures = run_pool(use)
     assert isinstance(rollouts[0], Rollout)
     assert failures == {"reward_worker_died": 1}
