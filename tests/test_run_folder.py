@@ -82,8 +82,9 @@ def test_the_same_run_started_twice(
         assert main([*arguments, "--check"]) == 2
         assert written_by_driver(tmp_path / "twice") == before
         driver.resume()
-        refused, checked = capsys.readouterr().out.split("FAIL", 1)
-        assert f"in use by process {first.pid} on {os.uname().nodename}" in refused
+        said = capsys.readouterr()
+        checked = said.out.partition("FAIL")[2]
+        assert f"in use by process {first.pid} on {os.uname().nodename}" in said.err
         assert checked.split()[:2] == ["run", "folder"]
         wait_for(first, tmp_path / "first.log", "step 4/8")
     finally:
@@ -130,7 +131,7 @@ def test_a_read_only_run_folder_is_refused_before_anything_starts(
     with mounted(disk, "-o", "ro"):
         arguments = small_run(tabletop, disk, "ro")
         assert main(arguments) == 2
-        out = capsys.readouterr().out
+        out = capsys.readouterr().err
         assert f"error: {disk}/ro: Read-only file system; mount it for writing, or name a folder" in out
         assert "Traceback" not in out
         assert main([*arguments, "--check"]) == 2
