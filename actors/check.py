@@ -42,7 +42,7 @@ def find_cluster(config: Config) -> Cluster:
     """Return the cluster of RAY_ADDRESS, every node inspected, or this machine.
 
     Raises:
-        PlacementError: there is no such cluster, or a node does not answer.
+        PlacementError: the cluster cannot be joined, or a node does not answer.
     """
     if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
         machine = inspect_machine(_paths(config))

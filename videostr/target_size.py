@@ -18,7 +18,7 @@ def write_target_size(run_folder: Path, rollout_workers: int) -> None:
     """Request a number of rollout workers.
 
     Raises:
-        ConfigError: there is no such run, or the number is below 1.
+        ConfigError: the run does not exist, or the number is below 1.
     """
     if not (run_folder / "config.yaml").is_file():
         raise ConfigError(

@@ -165,7 +165,7 @@ class _Spans:
 
 
 def read_timeline(path: Path) -> tuple[list[StepTimes], int]:
-    """Return steps in ascending order, and how many lines are not readable; nothing where there is no such file.
+    """Return steps in ascending order, and how many lines are not readable; nothing where the file does not exist.
 
     The last line may be half written.
     """

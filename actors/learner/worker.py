@@ -130,7 +130,7 @@ class LearnerWorker(Named):
         """Restore what `save` wrote, with any number of ranks and any ZeRO stage; returns the version.
 
         Raises:
-            LearnerError: there is no such checkpoint, or it is of other parameters.
+            LearnerError: the checkpoint does not exist, or has other parameters.
         """
         updater = self.updater
         updater.version, updater.updates = self._state().load(Path(folder) / "learner")

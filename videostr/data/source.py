@@ -6,6 +6,7 @@ readers of lines and entries into a `Skip` of that one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -30,7 +31,7 @@ class SkipEntry(Exception):
         self.skip = Skip(file=file, line=line, reason=reason, detail=detail)
 
 
-class Source:
+class Source(ABC):
     """A dataset on disk; made as `Source(root, split)`, cheap enough to be made in every worker process.
 
     A subclass has `name`, `licence`, an `__init__` that fills `names` and `skips`, and `scene`.
@@ -60,13 +61,13 @@ class Source:
         except SkipEntry as entry:
             return entry.skip
 
+    @abstractmethod
     def scene(self, name: str) -> Scene:
         """Return a scene.
 
         Raises:
             SkipEntry: nothing of it can be used.
         """
-        raise NotImplementedError
 
     def read_bytes(self, file: str, reason: SkipReason = SkipReason.UNREADABLE) -> bytes:
         """Return the content of a file below the root; a file that cannot be read is skipped for this reason."""

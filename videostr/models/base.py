@@ -210,7 +210,7 @@ def family_of(model: str | Path | Mapping[str, Any] | Any, path: str | Path = ""
         path: of the model, where it is not the first argument; for messages.
 
     Raises:
-        ModelError: there is no such model, or no family takes it.
+        ModelError: the model does not exist, or no family takes it.
     """
     if isinstance(model, str | Path):
         path, model = model, read_config(model)

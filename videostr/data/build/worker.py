@@ -125,7 +125,7 @@ def open_source(settings: Settings) -> Source:
     """Return the source, with the user's lists applied.
 
     Raises:
-        DataError: there is no such source, or the root is not one of it.
+        DataError: the source does not exist, or the root does not belong to it.
     """
     if settings.source not in SOURCES:
         raise DataError(
