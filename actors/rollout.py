@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +21,8 @@ import numpy as np
 from actors.names import Named
 from actors.transfer.request import transfer_backend
 from videostr.config.schema import Config
+from videostr.console import send_output_to
 from videostr.errors import RolloutError, VideoError
-from videostr.files import make_folder, storage
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
@@ -75,7 +74,7 @@ class RolloutWorker(Named):
         """
         check_model(self.config.model.path, cpu=not self.on_gpu)
         self._family = family_of(self.config.model.path)
-        _send_output_to(self.log_file)
+        send_output_to(self.log_file)
         os.environ.update(self._environment())
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -323,14 +322,3 @@ def _completion(output: Any, tokenizer: Any) -> Completion:
         finish_reason=FINISH[output.finish_reason],
         weight_versions=tuple(spans),
     )
-
-
-def _send_output_to(log_file: str) -> None:
-    """Let this process and all it starts write to a file what they would write to the terminal."""
-    make_folder(Path(log_file).parent)
-    with storage(log_file):
-        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-    os.close(log)

@@ -15,7 +15,7 @@ FLOORS = {
     "apps": (
         "videostr.launch",
         "videostr.check",
-        "videostr.coldstart",
+        "videostr.sft",
         "videostr.scale",
         "videostr.data.check",
         "videostr.evaluate",
@@ -44,6 +44,7 @@ FLOORS = {
         "videostr.metrics",
         "videostr.asking",
         "videostr.heldout",
+        "videostr.teacher_forcing",
         "videostr.preflight",
     ),
     "rewards": ("rewards",),
@@ -88,7 +89,7 @@ FLOORS = {
 COMMANDS = (
     "videostr.launch",
     "videostr.check",
-    "videostr.coldstart",
+    "videostr.sft",
     "videostr.scale",
 )
 """Apps of one module. Commands, these and every `__main__`, may import other apps; nothing else may."""

@@ -203,11 +203,11 @@ class Completion:
     token_ids: np.ndarray
     """[T] int32, the end-of-turn token included when it was sampled."""
     logprobs: np.ndarray
-    """[T] float32, log-probability under the sampling distribution (temperature applied), nats."""
+    """[T] float32, log-probability under the sampling distribution (temperature applied), nats; NaN in a reference trace."""
     finish_reason: FinishReason
     """Why it ended."""
     weight_versions: tuple[VersionSpan, ...]
-    """Which weights sampled which tokens; covers [0, T)."""
+    """Which weights sampled which tokens; covers [0, T). Empty in a reference trace, which none sampled."""
 
 
 class GraphAbsence(Enum):

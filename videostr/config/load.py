@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from videostr.config import rules
 from videostr.config.effects import Written, keys_without_effect
-from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
 from videostr.config.values import Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
@@ -32,9 +32,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _load(Config, path, overrides)  # type: ignore[no-any-return]
 
 
-def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStartConfig:
-    """Read a cold start's config; raises as `load` does."""
-    return _load(ColdStartConfig, path, overrides)  # type: ignore[no-any-return]
+def load_sft(path: str | Path, overrides: Sequence[str] = ()) -> SftConfig:
+    """Read the config of supervised fine-tuning; raises as `load` does."""
+    return _load(SftConfig, path, overrides)  # type: ignore[no-any-return]
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """Read the config in a run folder, of whichever command made it; raises as `load` does."""
+    file, _ = _read(path)
+    return load_sft(path) if "references" in file else load(path)
 
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
-from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
 from videostr.config.values import Problem
 
 MAX_NAME, MAX_NAME_BYTES = 128, 200
@@ -23,8 +23,8 @@ def broken(config: AnyConfig) -> list[Problem]:
     """Return the broken rules of a command's config."""
     if isinstance(config, EvaluationConfig):
         return list(_evaluation(config))
-    if isinstance(config, ColdStartConfig):
-        return list(_coldstart(config))
+    if isinstance(config, SftConfig):
+        return list(_sft(config))
     return list(_training(config))
 
 
@@ -51,18 +51,22 @@ def _training(c: Config) -> Iterator[Problem]:
     )  # fmt: skip
     if c.sampling.group_size < 2:
         yield _problem(c, "sampling.group_size", "a group of one has no advantage", "set it to 2 or more")
-    if c.train.updates_per_batch > c.train.prompts_per_step:
-        yield _problem(
-            c, "train.updates_per_batch",
-            f"must be at most train.prompts_per_step = {c.train.prompts_per_step}: each update learns from whole groups of the "
-            "batch", "lower it",
-        )  # fmt: skip
+    yield from _updates(c)
     yield from _devices(c)
     yield from _rollout(c)
     yield from _placement(c)
     yield from _reward(c)
     yield from _learner(c)
     yield from _logging(c)
+
+
+def _updates(c: RunConfig) -> Iterator[Problem]:
+    if c.train.updates_per_batch > c.train.prompts_per_step:
+        yield _problem(
+            c, "train.updates_per_batch",
+            f"must be at most train.prompts_per_step = {c.train.prompts_per_step}: each update learns from whole groups of the "
+            "batch", "lower it",
+        )  # fmt: skip
 
 
 def _devices(c: Config) -> Iterator[Problem]:
@@ -125,7 +129,7 @@ def _reward(c: Config) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _learner(c: Config) -> Iterator[Problem]:
+def _learner(c: RunConfig) -> Iterator[Problem]:
     if c.learner.vision_cache_gib and not c.model.freeze_vision:
         yield _problem(
             c, "learner.vision_cache_gib",
@@ -139,7 +143,7 @@ def _learner(c: Config) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _logging(c: Config) -> Iterator[Problem]:
+def _logging(c: RunConfig) -> Iterator[Problem]:
     if c.logging.mlflow.tracking_uri.startswith(("file:", "/", ".")):
         yield _problem(
             c, "logging.mlflow.tracking_uri",
@@ -157,7 +161,7 @@ def _logging(c: Config) -> Iterator[Problem]:
     yield from _missing(c, required)
 
 
-def _placement(c: Config | EvaluationConfig) -> Iterator[Problem]:
+def _placement(c: AnyConfig) -> Iterator[Problem]:
     for name in ("rollout", "learner", "reward"):
         if getattr(c.placement, name) in RAY_RESOURCES:
             yield _problem(
@@ -188,13 +192,22 @@ def _evaluation(c: EvaluationConfig) -> Iterator[Problem]:
     yield from _placement(c)
 
 
-def _coldstart(c: ColdStartConfig) -> Iterator[Problem]:
-    yield from _missing(
-        c, {
-            "data.train": ("must name a record dataset", "build one with python -m videostr.data build"),
-            "out": ("must name the folder for the result", "set out=DIR"),
-        },
-    )  # fmt: skip
+def _sft(c: SftConfig) -> Iterator[Problem]:
+    yield from _name(c)
+    required = {
+        "run.dir": ("must name the parent of the run folder", "set run.dir=DIR"),
+        "data.train": ("must name a record dataset", "build one with python -m videostr.data build"),
+    }
+    if not c.model.tiny:
+        required["model.path"] = (
+            "must name the policy to start from",
+            "set model.path=DIR or model.tiny=FAMILY",
+        )
+    yield from _missing(c, required)
+    yield from _updates(c)
+    yield from _placement(c)
+    yield from _learner(c)
+    yield from _logging(c)
 
 
 # ------------------------------------------------------------------------------------------------------------ texts
@@ -207,7 +220,7 @@ def _missing(c: AnyConfig, required: dict[str, tuple[str, str]]) -> Iterator[Pro
             yield _problem(c, key, rule, remedy)
 
 
-def _name(c: Config | EvaluationConfig) -> Iterator[Problem]:
+def _name(c: AnyConfig) -> Iterator[Problem]:
     """Yield why the name cannot be that of a folder, and of a run in every logger."""
     for holds, rule in NAME_RULES:
         if not holds(c.run.name):

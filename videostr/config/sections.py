@@ -226,10 +226,10 @@ class LearnerConfig:
 class LossConfig:
     """Advantage and policy loss (docs/method.md)."""
 
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """grpo divides by the group's standard deviation, dr_grpo does not."""
-    name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
-    """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio per sequence), CISPO (clipped weight)."""
+    advantage: Literal["grpo", "dr_grpo", "none"] = "grpo"
+    """grpo divides by the group's standard deviation, dr_grpo does not; none is the reward itself, without a baseline."""
+    name: Literal["ppo_clip", "gspo", "cispo", "reinforce"] = "ppo_clip"
+    """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio a sequence), CISPO (clipped weight), REINFORCE (no ratio)."""
     custom: str = ""
     """A loss of your own in place of `name`, `package.module:function`: LossInputs -> loss per token (docs/extending.md)."""
     correction: Literal["ratio", "truncated", "none"] = "ratio"
@@ -266,25 +266,31 @@ class SyncConfig:
 
 
 @dataclass
-class TrainConfig:
-    """Length and shape of the run."""
+class TrainLength:
+    """Length of a run, and what it writes on the way."""
 
     steps: Count = 100
-    """Steps of the run: each samples a batch, learns from it, and sends the new weights to the engines."""
+    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights."""
     prompts_per_step: Count = 16
-    """P, groups per sampled batch."""
+    """P, groups per batch."""
     updates_per_batch: Count = 1
-    """K, optimizer steps per sampled batch: its groups are cut, in order, into K mini-batches of whole groups."""
-    max_staleness: NonNegativeInt = 0
-    """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
-    max_zero_variance_steps: NonNegativeInt = 20
-    """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
+    """K, optimizer steps per batch: its groups are cut, in order, into K mini-batches of whole groups."""
     checkpoint_every: NonNegativeInt = 50
     """Steps; the last step is always saved. 0 saves only the last."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     traces_every: NonNegativeInt = 10
     """Steps between trace dumps; the last step is always dumped. 0 for none."""
+
+
+@dataclass
+class TrainConfig(TrainLength):
+    """Length and shape of the run."""
+
+    max_staleness: NonNegativeInt = 0
+    """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
+    max_zero_variance_steps: NonNegativeInt = 20
+    """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
 
 
 @dataclass

@@ -79,10 +79,16 @@ class LogprobHead(nn.Linear):
     chunk = CHUNK_TOKENS
 
     def forward(  # type: ignore[override]  # a head with targets
-        self, hidden: Tensor, targets: Tensor, temperature: float
+        self, hidden: Tensor, targets: Tensor, temperature: float, most_likely: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
+        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N].
+
+        With `most_likely`, the tokens [N] int64 of the greatest probability take the place of the entropies.
+        """
         logprobs, entropy = _ChunkedLogprobs.apply(hidden, self.weight, targets, temperature, self.chunk)  # type: ignore[no-untyped-call]
+        if most_likely:
+            parts = torch.split(hidden, self.chunk)
+            return logprobs, torch.cat([_logits(part, self.weight, 1.0).argmax(dim=1) for part in parts])
         return logprobs, entropy
 
 
@@ -120,10 +126,13 @@ class PolicyLogprobs(nn.Module):
         policy.lm_head = head
         self.policy = policy
 
-    def forward(self, row: Row, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [N] and entropies [N], float32, nats, of the row's completion tokens."""
+    def forward(self, row: Row, temperature: float, most_likely: bool = False) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [N] and entropies [N], float32, nats, of the row's completion tokens.
+
+        With `most_likely`, the tokens [N] that the policy would choose take the place of the entropies.
+        """
         hidden = self.family.hidden_states(self.policy, row, self.attention)
-        logprobs, entropy = self.policy.lm_head(
-            hidden.index_select(0, row.predictors), row.targets, temperature
+        logprobs, other = self.policy.lm_head(
+            hidden.index_select(0, row.predictors), row.targets, temperature, most_likely
         )
-        return logprobs, entropy
+        return logprobs, other
