@@ -127,7 +127,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(whole: Path, tableto
 
 
 def test_two_ranks_of_zero3_in_bfloat16_with_a_frozen_tower(tabletop: Path, runs: Path) -> None:
-    given = [*arguments(tabletop, runs, "zero3"), "model.tiny=", "model.path=videostr/tabletop/pretrained"]
+    given = [*arguments(tabletop, runs, "zero3"), "model.tiny=''", "model.path=videostr/tabletop/pretrained"]
     given += [
         "model.dtype=bfloat16",
         "model.freeze_vision=true",

@@ -142,6 +142,8 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
     checkpoint = await files(_checkpoint, config, folder)
     if checkpoint is None:
         await files(folder.rewind, 0)
+        if config.model.lora.adapter:
+            await ports.sync.sync(0)  # engines start from the model without it
         return RunState(step=0, version=0, ledger=Ledger(seed=config.run.seed, records=len(source.records)))
     state = await files(folder.checkpoints.state, checkpoint)
     if state.ledger.records != len(source.records):

@@ -169,11 +169,8 @@ class Updater:
     def _row_loss(
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
     ) -> tuple[Tensor, LossSums]:
+        reference = self._trained.reference_logprobs(row, temperature)
         logprobs, entropy = self._engine(row, temperature)
-        reference = None
-        if self._trained.reference is not None:
-            with torch.no_grad():
-                reference, _ = self._trained.reference(row, temperature)
         return policy_loss(row, logprobs, entropy, self._config.loss, counts, reference, old)
 
     def _local_gradient_norm(self) -> float:

@@ -125,11 +125,11 @@ class LearnerWorker(Named):
         if self.sender is None:
             from actors.transfer.sender import WeightSender  # brings all of vLLM, 20 s
 
-            self.sender = WeightSender(self.trained.policy, self.rank)
+            self.sender = WeightSender(self.trained.policy, self.rank, self.trained.family.stacked_parameters)
         return self.sender.send(request)
 
     def save(self, folder: str) -> None:
-        """Write `policy/` and `learner/` into `folder`, which all ranks share.
+        """Write `policy/` and `learner/`, and with LoRA `adapter/`, into `folder`, which all ranks share.
 
         Raises:
             CheckpointError: rank 0 could not write it; all ranks have done the same collectives, and can continue.
@@ -137,6 +137,7 @@ class LearnerWorker(Named):
         problems: list[str] = []
         for part in (
             lambda: self.trained.save(Path(folder) / "policy", writes=self.rank == 0),
+            lambda: self.trained.save_adapter(Path(folder) / "adapter", writes=self.rank == 0),
             lambda: self._state().save(Path(folder) / "learner", self.updater.version),
         ):
             try:

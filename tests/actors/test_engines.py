@@ -32,6 +32,7 @@ from actors.sync import SupervisedSync, transfer_weights
 from actors.transfer.request import TransferRequest
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
+from videostr.config.sections import Lora
 from videostr.errors import TransferError
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
@@ -92,8 +93,36 @@ class Sender:
     def send_weights(self, request: TransferRequest) -> dict[str, float]:
         from actors.transfer.sender import WeightSender
 
-        self.sender = self.sender or WeightSender(self.policy, 0)
+        self.sender = self.sender or WeightSender(
+            self.policy, 0, family_of(self.policy.config).stacked_parameters
+        )
         return self.sender.send(request)
+
+    def adapt(self, targets: list[str]) -> dict[str, str]:
+        """Give layers adapters that change their weights; return the digest of every parameter as it is published."""
+        from actors.parameters import published
+        from actors.transfer.source import weight_digest
+        from videostr.grpo.lora import adapted_layers, add_lora
+
+        add_lora(
+            self.policy, Lora(rank=2, targets=targets), 0, family_of(self.policy.config).tower(self.policy)
+        )
+        for layer in adapted_layers(self.policy).values():
+            torch.nn.init.normal_(layer.lora_B, std=0.02)
+        return {each.name: weight_digest(each.value()) for each in published(self.policy)}
+
+    def merge_adapters(self) -> None:
+        """Keep the policy as it is published; all but the tower is trained again."""
+        from videostr.grpo.lora import adapted_layers
+
+        for name, layer in adapted_layers(self.policy).items():
+            linear = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            linear.weight.data = layer.merged_weight()
+            if layer.bias is not None:
+                linear.bias.data = layer.bias.data
+            self.policy.set_submodule(name, linear)
+        self.policy.requires_grad_(True)
+        self.freeze_vision(True)
 
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
@@ -111,9 +140,9 @@ class Sender:
         from actors.transfer import sender, source
 
         class Forgetful(source.LearnerWeights):
-            def __init__(self, module: torch.nn.Module, *, with_digests: bool) -> None:
-                super().__init__(module, with_digests=with_digests)
-                self.parameters = [(key, p) for key, p in self.parameters if key != name]
+            def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+                super().__init__(module, **options)
+                self.parameters = [each for each in self.parameters if each.name != name]
                 self.digests[name] = source.weight_digest(module.get_parameter(name).detach())
 
         complete, sender.LearnerWeights = sender.LearnerWeights, Forgetful  # type: ignore[misc]
@@ -466,6 +495,23 @@ def test_frozen_vision_tower_is_not_sent(
     for engine, prompt in ((0, world.prompts[1]), (1, world.prompts[2])):
         after = _direct(run, pool, engine, _request(prompt))
         assert _difference(world, tmp_path, prompt, after) <= AGREEMENT
+
+
+def test_adapters_reach_the_engines_and_leave_the_rest_of_their_stacks(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
+) -> None:
+    """vLLM makes q, k and v anew from what it gets: k and up, which have no adapter, are sent with the others."""
+    digests = ray.get(sender.adapt.remote(["q_proj", "v_proj", "gate_proj"]))
+    metrics = _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
+    config: Any = AutoConfig.from_pretrained(world.config.model.path)
+    text = config.text_config
+    keys = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    rows = text.hidden_size + 2 * keys + 2 * text.intermediate_size
+    assert metrics["sync/bytes"] == text.num_hidden_layers * rows * text.hidden_size * 4
+    assert len(digests) > 50
+    for engine in pool.handles():
+        assert ray.get(engine.transfer.remote("digests", list(digests))) == digests
+    ray.get(sender.merge_adapters.remote())
 
 
 def test_banned_placeholders(

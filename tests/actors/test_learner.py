@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_safetensors
 from transformers import AutoConfig, AutoProcessor
 
 from actors.learner import state
@@ -25,7 +26,7 @@ from actors.learner.update import MAX_NONFINITE_STEPS
 from actors.learner.worker import LearnerWorker
 from actors.parameters import tensor_digest
 from videostr.config.schema import Config
-from videostr.config.sections import LearnerConfig, LossConfig, Model, TrainConfig
+from videostr.config.sections import LearnerConfig, Lora, LossConfig, Model, TrainConfig
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
@@ -308,6 +309,51 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     loaded = load_policy(tmp_path / "policy", torch.float32)
     assert {name: tensor_digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+def test_adapters_learn_the_same_on_any_ranks_and_are_saved(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    """With a KL term against the policy without them: rows, ranks, ZeRO and checkpoints of both kinds change nothing."""
+    found = []
+    for ranks, zero_stage, row, checkpointing in ((1, 0, 1000, False), (2, 2, 60, True), (2, 3, 90, True)):
+        config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=row, lr=1e-2)
+        config.model.freeze_vision, config.model.gradient_checkpointing = True, checkpointing
+        config.model.lora = Lora(rank=4, targets=["q_proj", "up_proj"])
+        run(learners[ranks].call("rebuild", config))
+        # AdamW's first step is the sign of the gradient, which is noise where B = 0: compared is what the second one sees.
+        updates = [run(learners[ranks].update(stage.batch)) for _ in range(3)]
+        found.append(([u.metrics for u in updates], run(learners[ranks].call("parameters"))[0]))
+    for metrics, weights in found[1:]:
+        for one, two in zip(found[0][0], metrics, strict=True):
+            assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+        for name, values in found[0][1].items():
+            np.testing.assert_allclose(values, weights[name], rtol=0, atol=1e-3, err_msg=name)
+    assert found[0][0][0]["kl"] == 0.0  # the reference is the policy without adapters
+    assert found[0][0][2]["kl"] > 1e-4
+    initial = {name: p.detach() for name, p in load_policy(stage.policy, torch.float32).named_parameters()}
+    changed = {name for name, values in found[0][1].items() if not np.array_equal(values, initial[name])}
+    layers = stage.model_config.text_config.num_hidden_layers
+    assert len(changed) == 2 * layers
+    assert all(
+        name.endswith(("q_proj.weight", "up_proj.weight")) and ".visual." not in name for name in changed
+    )
+
+    learner = learners[2]  # of ZeRO-3
+    run(learner.save(tmp_path))
+    saved = run(learner.checksums())
+    again = run(learner.update(stage.batch))
+    adapter = load_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
+    policy = load_policy(tmp_path / "policy", torch.float32)
+    assert {name: tensor_digest(p.detach()) for name, p in policy.named_parameters()} == saved
+    for name in changed:
+        part = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = adapter[f"{part}.lora_A.weight"], adapter[f"{part}.lora_B.weight"]
+        assert torch.allclose(policy.get_parameter(name), initial[name] + 32.0 / 4 * b @ a, atol=1e-6)
+    run(learner.call("rebuild", config))
+    assert run(learner.load(tmp_path)) == 3
+    assert run(learner.checksums()) == saved
+    assert run(learner.update(stage.batch)) == again
 
 
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])

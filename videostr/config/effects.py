@@ -133,6 +133,13 @@ def _of_loss(c: Config) -> Iterator[Inert]:
 
 
 def _of_learner(c: RunConfig) -> Iterator[Inert]:
+    if not c.model.lora.rank:
+        yield Inert(
+            keys=_keys("model.lora", "alpha", "targets", "adapter"),
+            why="model.lora.rank = 0, where all weights are trained",
+            remedy="set model.lora.rank",
+            switch=("model.lora.rank",),
+        )
     if c.learner.packing == "none":
         yield Inert(
             keys=("learner.max_row_tokens",),

@@ -130,6 +130,7 @@ def _reward(c: Config) -> Iterator[Problem]:
 
 
 def _learner(c: RunConfig) -> Iterator[Problem]:
+    yield from _lora(c)
     if c.learner.vision_cache_gib and not c.model.freeze_vision:
         yield _problem(
             c, "learner.vision_cache_gib",
@@ -140,6 +141,26 @@ def _learner(c: RunConfig) -> Iterator[Problem]:
         yield _problem(
             c, "learner.attention", "needs GPUs, but learner.num_gpus = 0: FlexAttention has no backward pass on CPU",
             "use learner.attention=auto",
+        )  # fmt: skip
+
+
+def _lora(c: RunConfig) -> Iterator[Problem]:
+    lora = c.model.lora
+    if not lora.rank:
+        return
+    if not c.model.freeze_vision:
+        yield _problem(
+            c, "model.lora.rank", "needs model.freeze_vision=true: adapters are of the language model alone", "freeze it"
+        )  # fmt: skip
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        yield _problem(
+            c, "model.lora.targets", "must name at least one layer, each once", "write it as in [q_proj,v_proj]"
+        )  # fmt: skip
+    if lora.adapter and isinstance(c, Config) and c.loss.kl_coef > 0:
+        yield _problem(
+            c, "model.lora.adapter",
+            f"cannot go with loss.kl_coef = {c.loss.kl_coef:g}: the reference is the model without adapters, not the policy that "
+            "training starts from", "merge the adapter into the model, or set loss.kl_coef=0",
         )  # fmt: skip
 
 

@@ -38,6 +38,22 @@ class Run:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters: the policy's weights stay frozen, and small matrices next to some of them are trained."""
+
+    rank: NonNegativeInt = 0
+    """r; 0 trains all weights."""
+    alpha: Positive = 32.0
+    """Adapters are scaled by alpha / r."""
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Linear layers of the language model that get an adapter, by the last part of their name."""
+    adapter: str = ""
+    """Folder of an adapter in peft's format to start from; "" for a new one."""
+
+
+@dataclass
 class Model:
     """The policy."""
 
@@ -49,6 +65,7 @@ class Model:
     """True trains the language model only; the engines then keep their encoder caches across updates."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass

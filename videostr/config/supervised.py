@@ -25,6 +25,7 @@ def as_training(config: RunConfig, model_path: str = "") -> Config:
             dtype=model.dtype,
             freeze_vision=model.freeze_vision,
             gradient_checkpointing=model.gradient_checkpointing,
+            lora=model.lora,
         ),
         data=config.data,
         sampling=Sampling(group_size=config.references.per_prompt),

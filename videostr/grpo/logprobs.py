@@ -39,7 +39,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, norms = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        is_trained = ctx.needs_input_grad[1]  # float32 of a vocabulary by a width is 2 GiB for 7B
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if is_trained else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p[target] / d logits = onehot(target) - p
@@ -48,8 +49,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_logits.mul_(minus_scale).scatter_add_(1, targets[part, None], -minus_scale)
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[part]
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def _of_chunk(
