@@ -22,7 +22,7 @@ from actors.names import Named
 from actors.transfer.request import transfer_backend
 from videostr.config.schema import Config
 from videostr.console import send_output_to
-from videostr.errors import RolloutError, VideoError
+from videostr.errors import ConfigError, RolloutError, VideoError, first_line
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
@@ -82,7 +82,11 @@ class RolloutWorker(Named):
         from actors.transfer.receiver import WeightReceiver
 
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()))
+            arguments = AsyncEngineArgs(**self._engine_args())
+        except (TypeError, ValueError) as error:
+            raise self._refused(error) from error
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError) as error:
             raise RolloutError(
                 f"{self.name} did not start: {error}", remedy=f"see {self.log_file}"
@@ -92,6 +96,13 @@ class RolloutWorker(Named):
         vocabulary = self._tokenizer.get_vocab()
         self._banned = {vocabulary[token]: BAN for token in self._family.placeholders if token in vocabulary}
         await self._engine.update_weight_version("0")
+
+    def _refused(self, error: Exception) -> ConfigError:
+        given = ", ".join(self.config.rollout.engine_args) or "none"
+        return ConfigError(
+            f"rollout.engine_args: vLLM refuses its arguments ({first_line(error)}); given: {given}",
+            remedy="write them as in vLLM's documentation of engine arguments",
+        )
 
     def _environment(self) -> dict[str, str]:
         environment = {"VLLM_NO_USAGE_STATS": "1"}
@@ -139,7 +150,7 @@ class RolloutWorker(Named):
             arguments["enforce_eager"] = True
             # A seeded request whose prompt is prefilled in chunks kills the CPU engine.
             arguments["enable_chunked_prefill"] = False
-        return arguments | dict(self._family.engine_arguments(cpu=not self.on_gpu))
+        return arguments | dict(self._family.engine_arguments(cpu=not self.on_gpu)) | rollout.engine_args
 
     # ------------------------------------------------------------------------------------------------- sample
 

@@ -91,6 +91,8 @@ def _rule_of_scalar(kind: inspect.Type) -> str:
             return f"one of {', '.join(str(member.value) for member in kind.cls)}"
         case inspect.NoneType():
             return "null"
+        case inspect.DictType():
+            return "a mapping"
     return f"text{_lengths(kind, 'characters')}"
 
 

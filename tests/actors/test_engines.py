@@ -33,7 +33,7 @@ from actors.transfer.request import TransferRequest
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
 from videostr.config.sections import Lora
-from videostr.errors import TransferError
+from videostr.errors import ConfigError, TransferError
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
@@ -642,6 +642,16 @@ def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
     for engine in (0, 1):
         sampled = _direct(run, pool, engine, _request(world.prompts[0]))
         assert {span.version for c in sampled.completions for span in c.weight_versions} == {26}
+
+
+def test_what_vllm_refuses_is_bad_input(world: World, run: Run[Any], cluster: None, tmp_path: Path) -> None:
+    config = replace(
+        world.config, rollout=replace(world.config.rollout, engine_args={"kv_cach_dtype": "fp8"})
+    )
+    worker = ray.remote(RolloutWorker).remote(9, config, "", str(tmp_path / "engine.log"))
+    with pytest.raises(ConfigError, match=r"rollout\.engine_args: vLLM refuses .*given: kv_cach_dtype"):
+        ray.get(worker.start.remote())
+    ray.kill(worker)
 
 
 def test_dead_engine_costs_its_requests_a_second_try_and_is_replaced(

@@ -358,3 +358,60 @@ def test_a_run_that_was_shortened_by_an_override_loads_from_its_folder(write: Ca
     assert load(path, ["rollout.num_workers=2"]).train.checkpoint_every == 10
     with pytest.raises(ConfigError, match=r"checkpoint_every = 5: has no effect with train\.steps = 3"):
         load(path, ["train.checkpoint_every=5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("seed=3", "rollout.engine_args.seed = 3: has a key of its own; set run.seed"),
+        ("trust_remote_code=true", "code of a checkpoint is never run; leave it out"),
+        (
+            "logprobs_mode=raw_logprobs",
+            "the learner needs the log-probabilities that tokens were sampled with",
+        ),
+        ("enable_chunked_prefill=true", "cannot be changed on CPU"),
+    ],
+)
+def test_engine_arguments_that_training_relies_on_are_refused(
+    write: Callable[[str], Path], given: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(SPARSE), [f"rollout.engine_args.{given}"])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("rollout.engine_args.")
+    assert said in line
+
+
+def test_engine_arguments_are_kept_as_they_are(write: Callable[[str], Path], tmp_path: Path) -> None:
+    given = ["speculative_config={method: mtp, num_speculative_tokens: 2}", "kv_cache_dtype=fp8"]
+    config = load(write(SPARSE), [f"rollout.engine_args.{each}" for each in given])
+    assert config.rollout.engine_args == {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "kv_cache_dtype": "fp8",
+    }
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+    with pytest.raises(ConfigError, match=r"rollout\.engine_args = 3: must be a mapping"):
+        load(write(SPARSE), ["rollout.engine_args=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["model.lora.rank=8"], "model.lora.rank = 8: needs model.freeze_vision=true"),
+        (
+            ["model.lora.rank=8", "model.freeze_vision=true", "model.lora.targets=[]"],
+            "must name at least one layer",
+        ),
+        (["model.lora.alpha=8"], "model.lora.alpha = 8.0: has no effect with model.lora.rank = 0"),
+        (
+            ["model.lora.rank=8", "model.freeze_vision=true", "model.lora.adapter=a", "loss.kl_coef=0.1"],
+            "model.lora.adapter = a: cannot go with loss.kl_coef = 0.1",
+        ),
+    ],
+)
+def test_rules_of_adapters(write: Callable[[str], Path], given: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(SPARSE), given)
+    assert said in str(caught.value)

@@ -365,7 +365,7 @@ def _of_sft(c: SftConfig) -> Iterator[Inert]:
     yield Inert(
         keys=(
             *_keys("rollout", "tensor_parallel_size", "num_gpus", "max_num_batched_tokens"),
-            *_keys("rollout", "gpu_memory_utilization", "kv_cache_gib"),
+            *_keys("rollout", "gpu_memory_utilization", "kv_cache_gib", "engine_args"),
             "placement.reward",
         ),
         why="supervised fine-tuning: its rollout workers read references, without an engine, and nothing is scored",

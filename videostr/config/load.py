@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from videostr.config import rules
 from videostr.config.effects import Written, keys_without_effect
 from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
-from videostr.config.values import Problem, convert, flat
+from videostr.config.values import LEAVES, Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
 
@@ -90,8 +90,9 @@ def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
 
 
 def _is_part(key: str, written: Iterable[str]) -> bool:
-    """Return whether a key, or one of its section, was written."""
-    return any(each == key or each.startswith(f"{key}.") for each in written)
+    """Return whether a key, or one of its section, was written; of a mapping of the user's, whether any part was."""
+    mapping = next((leaf for leaf in LEAVES if key.startswith(f"{leaf}.")), key)
+    return any(each in {key, mapping} or each.startswith(f"{key}.") for each in written)
 
 
 def _broken(config: AnyConfig, written: Written, known: Sequence[Problem]) -> list[Problem]:

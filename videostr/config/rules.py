@@ -11,6 +11,7 @@ from functools import reduce
 from typing import Any
 
 from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.sections import RolloutConfig
 from videostr.config.values import Problem
 
 MAX_NAME, MAX_NAME_BYTES = 128, 200
@@ -85,6 +86,7 @@ def _devices(c: Config) -> Iterator[Problem]:
 
 def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
     r, on_gpu = c.rollout, c.rollout.num_gpus > 0
+    yield from _engine_args(r)
     tokens = {"sampling.max_tokens": c.sampling.max_tokens}
     if isinstance(c, EvaluationConfig):
         tokens["sampling.max_tokens_direct"] = c.sampling.max_tokens_direct
@@ -115,6 +117,51 @@ def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
             f"must be at least rollout.max_model_len = {r.max_model_len} on CPU, where prompts are not prefilled in chunks",
             "raise it or lower max_model_len",
         )  # fmt: skip
+
+
+OWN_KEYS = {
+    "model": "model.path", "dtype": "model.dtype", "seed": "run.seed",
+    **{name: f"rollout.{name}" for name in (
+        "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "gpu_memory_utilization",
+    )},
+}  # fmt: skip
+"""Arguments of vLLM that have keys of their own."""
+RELIED_ON = {
+    "logprobs_mode": "the learner needs the log-probabilities that tokens were sampled with",
+    "max_logprobs": "a completion has the log-probability of its own tokens",
+    "limit_mm_per_prompt": "a prompt shows one video",
+    "mm_processor_cache_gb": "a cache of pixels loses step with the engine's when a request is refused",
+    "mm_processor_kwargs": "learner and engine must process videos alike",
+    "media_io_kwargs": "frames come from the frame store",
+    "weight_transfer_config": "weights are sent as sync.backend says",
+    "worker_extension_cls": "it reads weights back for sync.verify",
+    "scheduler_cls": "it makes a request's tokens depend on nothing else in its batch",
+    "distributed_executor_backend": "actors are placed by the run",
+    "skip_tokenizer_init": "completions are decoded",
+    "tokenizer": "learner and engine must have one tokenizer",
+    "tokenizer_mode": "learner and engine must have one tokenizer",
+    "hf_overrides": "learner and engine must read one config.json",
+    "hf_config_path": "learner and engine must read one config.json",
+    "revision": "learner and engine must read one checkpoint",
+    "trust_remote_code": "code of a checkpoint is never run",
+    "enable_lora": "adapters are merged before they are sent",
+    "chat_template": "prompts are rendered by the run",
+    "data_parallel_size": "rollout.num_workers says how many engines there are",
+}  # fmt: skip
+"""Arguments of vLLM that training would go wrong with, and why."""
+
+
+def _engine_args(r: RolloutConfig) -> Iterator[Problem]:
+    for name, value in r.engine_args.items():
+        rule, remedy = "", "leave it out"
+        if name in OWN_KEYS:
+            rule, remedy = "has a key of its own", f"set {OWN_KEYS[name]}"
+        elif name in RELIED_ON:
+            rule = f"cannot be changed: {RELIED_ON[name]}"
+        elif name == "enable_chunked_prefill" and r.num_gpus == 0:
+            rule = "cannot be changed on CPU: a seeded request whose prompt is prefilled in chunks ends the engine"
+        if rule:
+            yield Problem(key=f"rollout.engine_args.{name}", value=value, rule=rule, remedy=remedy)
 
 
 def _reward(c: Config) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ Every command that needs one of these things uses the same section with the same
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -139,6 +139,9 @@ class RolloutConfig:
     """Key-value cache of a CPU engine, GiB."""
     threads: Count = 1
     """OpenMP threads of a CPU engine."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's engine by their names there, such as kv_cache_dtype or speculative_config, which vLLM checks.
+    What the run sets itself, or relies on, is refused."""
     start_timeout_s: Positive = 900.0
     """Longest engine start."""
     request_timeout_s: Positive = 1800.0
