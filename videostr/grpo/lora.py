@@ -57,8 +57,9 @@ class _MergedLinear(torch.autograd.Function):
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """Return W + s B A [out, in], summed in float32 and rounded to W's dtype."""
-    return (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+    """Return W + s B A [out, in], summed in float32 (or what is wider) and rounded to W's dtype."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(wide) + scale * (b.to(wide) @ a.to(wide))).to(weight.dtype)
 
 
 class LoraLinear(nn.Linear):
