@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from videostr.video import LARGE_CLIP_BYTES, probe
 
 PROBED = 32
 """Videos of an import, about so many, that are opened to know the size of their frames."""
+FORMAT = "video-r1"
+"""What `export` writes and `import` reads."""
 WRITES_DATASET = {"build", "import"}
 """One at a time in a folder."""
 
@@ -134,9 +136,7 @@ def _add_exclude(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_readers(commands: Any) -> None:
-    stats = commands.add_parser(
-        "stats", help="print counts and baselines as JSON; write README.md and stats.html"
-    )
+    stats = commands.add_parser("stats", help="print counts and baselines as JSON; write README.md")
     stats.set_defaults(work=_stats)
     stats.add_argument("folder", type=Path)
     check = commands.add_parser(
@@ -163,15 +163,15 @@ def _add_readers(commands: Any) -> None:
 
 
 def _add_exchange(commands: Any) -> None:
-    export = commands.add_parser("export", help="write the rows of other trainers")
+    export = commands.add_parser("export", help="write rows of Video-R1 and SpaceR")
     export.set_defaults(work=_export)
     export.add_argument("folder", type=Path)
-    export.add_argument("--format", choices=list(EXPORTS), required=True)
+    export.add_argument("--format", choices=[FORMAT], default=FORMAT)
     export.add_argument("--out", type=Path, required=True)
-    take = commands.add_parser("import", help="read the rows of other trainers, which may lack graphs")
+    take = commands.add_parser("import", help="read rows of Video-R1 and SpaceR, which have no graphs")
     take.set_defaults(work=_import)
     take.add_argument("file", type=Path)
-    take.add_argument("--format", choices=list(IMPORTS), required=True)
+    take.add_argument("--format", choices=[FORMAT], default=FORMAT)
     take.add_argument(
         "--root", type=Path, default=Path(), help="folder that relative paths of videos are below"
     )
@@ -347,7 +347,7 @@ def _export(options: argparse.Namespace) -> int:
             total += 1
             yield record
 
-    count = EXPORTS[options.format](usable(), options.out, options.folder)
+    count = exchange.export_video_r1(usable(), options.out, options.folder)
     print(f"{options.out}: {count} rows of {total} records")
     return 0
 
@@ -358,7 +358,7 @@ def _import(options: argparse.Namespace) -> int:
             f"{options.out}: already holds a dataset", remedy="name another folder or delete this one"
         )
     root = options.root.resolve()
-    rows = list(IMPORTS[options.format](options.file, num_frames=options.frames, unit=options.unit))
+    rows = list(exchange.import_video_r1(options.file, num_frames=options.frames, unit=options.unit))
     records = [row for row in rows if isinstance(row, Record)]
     for row in rows:
         if isinstance(row, Failure):
@@ -373,7 +373,7 @@ def _import(options: argparse.Namespace) -> int:
     if not placed:
         raise DataError(
             f"{options.file}: none of its {len(rows)} rows can be used, nothing is written",
-            remedy="correct the file, or name its format by --format",
+            remedy="correct the file",
         )
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
@@ -394,16 +394,6 @@ def _large_clips(records: Sequence[Record]) -> str:
     large = [shape for shape in shapes if math.prod(shape) > LARGE_CLIP_BYTES]
     return large_clips(large, len(shapes)) if large else ""
 
-
-IMPORTS: dict[str, Callable[..., Iterator[Record | Failure]]] = {
-    "video-r1": exchange.import_video_r1,
-    "easyr1": exchange.import_easyr1,
-}
-EXPORTS: dict[str, Callable[..., int]] = {
-    "video-r1": exchange.export_video_r1,
-    "easyr1": exchange.export_easyr1,
-    "trl": exchange.export_trl,
-}
 
 if __name__ == "__main__":
     run_main(main)
