@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from omegaconf import OmegaConf
 
 from videostr.command import command, run_main, typed
 from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
 from videostr.data.build import build
-from videostr.data.build.settings import Settings
+from videostr.data.build.settings import FrameCount, Settings
 from videostr.data.build.state import Progress, skip_table
 from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
@@ -30,6 +31,7 @@ from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError, VideoError
 from videostr.lock import FolderLock
 from videostr.metrics import duration
+from videostr.schema_rules import field_problem
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
@@ -93,7 +95,9 @@ def _add_source(make: argparse.ArgumentParser) -> None:
     make.add_argument("--scenes", type=typed(Count), help="at most so many scenes")
     make.add_argument("--clips", type=typed(Count), default=8, help="at most this many clips of a scene (8)")
     make.add_argument("--questions", type=typed(Count), default=8, help="at most this many about a clip (8)")
-    make.add_argument("--frames", dest="num_frames", type=int, default=8, help="frames of a clip (8)")
+    make.add_argument(
+        "--frames", dest="num_frames", type=typed(FrameCount), default=8, help="frames of a clip (8)"
+    )
     make.add_argument("--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252")
     make.add_argument(
         "--families",
@@ -189,9 +193,7 @@ def _add_exchange(commands: Any) -> None:
 def _build_source(options: argparse.Namespace) -> int:
     width, height = options.size or (None, None)
     given = vars(options)
-    asked = {
-        f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name in given and f.name != "exclude"
-    }
+    asked = {name: given[name] for name in Settings.__struct_fields__ if name in given and name != "exclude"}
     exclude = tuple(map(str, options.exclude))
     return _build(options, [Settings(**asked, exclude=exclude, width=width, height=height)])
 
@@ -199,7 +201,7 @@ def _build_source(options: argparse.Namespace) -> int:
 def _build_recipe(options: argparse.Namespace) -> int:
     exclude = tuple(map(str, options.exclude))
     recipe = read_recipe(options.recipe, dict(options.root))
-    return _build(options, [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
+    return _build(options, [structs.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
 
 
 def _build(options: argparse.Namespace, recipe: Sequence[Settings]) -> int:
@@ -252,29 +254,22 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         ) from None
     except Exception as error:  # PyYAML, OmegaConf and the decoding of text share no base class
         raise ConfigError(f"{path}: not readable as YAML: {error}", remedy="correct the file") from error
+    if not isinstance(rows, dict) or not isinstance(rows.get("sources"), list):
+        raise ConfigError(f"{path}: must have a list `sources`", remedy="write source and root of each")
     try:
-        sources = rows["sources"]
-        unknown = {str(key) for row in sources for key in row} - {
-            f.name for f in dataclasses.fields(Settings)
-        }
-        recipe = msgspec.convert(sources, list[Settings])
-    except (KeyError, TypeError):
+        recipe = msgspec.convert(rows["sources"], list[Settings])
+    except msgspec.ValidationError as error:
         raise ConfigError(
-            f"{path}: must have a list `sources`", remedy="write source and root of each"
+            f"{path}: sources{field_problem(error, list[Settings])}", remedy="correct the recipe"
         ) from None
-    except (msgspec.ValidationError, ConfigError) as error:
-        raise ConfigError(f"{path}: sources: {error}", remedy="correct the recipe") from None
-    if unknown:
-        raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is not a key of a source",
-            remedy="see Settings in videostr/data/build/settings.py",
-        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: sources: {error}", remedy=error.remedy) from None
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):
         raise ConfigError(
             f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}",
             remedy=f"it has {', '.join(sorted({each.source for each in recipe}))}",
         )
-    return [dataclasses.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
+    return [structs.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
 
 
 def _named_root(text: str) -> tuple[str, str]:
