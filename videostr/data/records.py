@@ -9,22 +9,23 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr import graph as graphs
-from videostr.data.row_rules import AnswerRow, Row, checked_row, type_problems
+from videostr.data.row_rules import ANSWER_TYPES, AnswerRow, Row, checked_row, type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
 from videostr.options import letter_of
+from videostr.schema_rules import rule_of
 from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
 
 SCHEMA_VERSION = "1"
@@ -65,7 +66,6 @@ log = logging.getLogger(__name__)
 
 GROUP_ROWS = 1024
 """Rows of a row group; so many are in memory at a time."""
-NUMBERS_IN_BOX = {AnswerKind.BOX2D: 4, AnswerKind.BOX3D: 7, AnswerKind.SPAN: 2}
 
 
 def write_records(records: Iterable[Record], path: Path) -> int:
@@ -286,39 +286,18 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
 
 
 def _answer(row: AnswerRow, options: tuple[str, ...], origin: str) -> Answer:
+    kind = ANSWER_TYPES[row.kind]
+    letters = [letter_of(i) for i in range(len(options))] if len(options) > 1 else []
     try:
-        # As floats: thousands of digits are then infinite, and refused below.
-        value = json.loads(row.value, parse_int=float)
-    except (ValueError, RecursionError):
-        raise RecordError(f"{origin}: answer.value = {row.value!r:.80}: must be JSON") from None
-    if problem := _value_problem(row.kind, value, options):
-        raise RecordError(f"{origin}: answer.value = {value!r:.80} of kind {row.kind}: must be {problem}")
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        value = msgspec.json.decode(row.value, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        value = None
+    if value is None or (row.kind is AnswerKind.CHOICE and value not in letters):
+        rule = rule_of(msgspec.inspect.type_info(kind))
+        raise RecordError(
+            f"{origin}: answer.value = {row.value!r:.80} of kind {row.kind}: must be {rule}, as JSON"
+        )
     return Answer(kind=row.kind, value=value, unit=(row.unit or "").strip())
-
-
-def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> str:
-    if kind is AnswerKind.CHOICE:
-        letters = [letter_of(i) for i in range(len(options))]
-        good = len(options) >= 2 and value in letters
-        return "" if good else "the letter of one of at least two options"
-    if kind is AnswerKind.NUMBER:
-        return "" if _finite([value], 1) else "a finite number"
-    if kind is AnswerKind.TRACK:
-        good = isinstance(value, list) and bool(value) and all(_finite(box, 4) for box in value)
-        return "" if good else "a list of boxes of 4 finite numbers"
-    count = NUMBERS_IN_BOX[kind]
-    return "" if _finite(value, count) else f"{count} finite numbers"
-
-
-def _finite(values: Any, count: int) -> bool:
-    """Return whether values are so many finite numbers; true and false are not numbers."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(v, float) and math.isfinite(v) for v in values)
-    )
 
 
 def _graph(row: Row, origin: str) -> SceneGraph | None:

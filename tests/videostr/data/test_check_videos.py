@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from videostr.data.__main__ import main
-from videostr.data.exchange import export_easyr1
 from videostr.data.records import read_records, write_records
 from videostr.prompt import instruction, part_shown
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph
@@ -180,12 +179,3 @@ def test_a_prompt_says_which_part_of_a_video_is_shown(tmp_path: Path) -> None:
     with_graph = replace(part, graph=SceneGraph(unit="px", frame="image", frames=frames))
     assert "The video is shown" not in instruction(with_graph)
     assert "Times: 20.3, 23.8 s." in instruction(with_graph)
-    # Trainers that show the whole video do not learn of a part.
-    import pyarrow.parquet as pq
-
-    export_easyr1([part], tmp_path / "rows.parquet", tmp_path)
-    assert (
-        pq.read_table(tmp_path / "rows.parquet")
-        .to_pylist()[0]["problem"]
-        .startswith("<video>When does it stop?")
-    )
