@@ -323,7 +323,8 @@ def test_adapters_learn_the_same_on_any_ranks_and_are_saved(
         run(learners[ranks].call("rebuild", config))
         # AdamW's first step is the sign of the gradient, which is noise where B = 0: compared is what the second one sees.
         updates = [run(learners[ranks].update(stage.batch)) for _ in range(3)]
-        found.append(([u.metrics for u in updates], run(learners[ranks].call("parameters"))[0]))
+        metrics = [{name: v for name, v in u.metrics.items() if "vision" not in name} for u in updates]
+        found.append((metrics, run(learners[ranks].call("parameters"))[0]))
     for metrics, weights in found[1:]:
         for one, two in zip(found[0][0], metrics, strict=True):
             assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
