@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
 from videostr.grpo.losses import LossInputs
-from videostr.models.base import family_of
+from videostr.models.base import FAMILIES, family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
 from videostr.types import (
@@ -100,10 +101,12 @@ class Bench(LearnerWorker):
 class Stage:
     """A policy, a frame store and a batch of groups that show videos."""
 
-    def __init__(self, folder: Path) -> None:
-        self.policy = folder / "policy"
+    def __init__(self, folder: Path, model_type: str = "") -> None:
+        self.policy = folder / f"policy{model_type}"
         self.frames = folder / "frames"
-        make_tiny(self.policy, seed=0, texts=["where is the red_ball?", "<think>left</think>"])
+        texts = ["where is the red_ball?", "<think>left</think>"]
+        make_tiny(self.policy, seed=0, texts=texts, model_type=model_type)
+        self.others: dict[str, Stage] = {}
         self.family = family_of(self.policy)
         self.model_config: Any = AutoConfig.from_pretrained(self.policy)
         self.processor = AutoProcessor.from_pretrained(self.policy)
@@ -115,6 +118,16 @@ class Stage:
             ),
             temperature=0.9,
         )
+
+    def of(self, model_type: str) -> Stage:
+        """The same videos before a policy of another family."""
+        if model_type not in self.others:
+            self.others[model_type] = Stage(self.policy.parent, model_type)
+        return self.others[model_type]
+
+    @cached_property
+    def plain(self) -> tuple[float, dict[str, np.ndarray], dict[tuple[int, int], np.ndarray]]:
+        return plain_gradients(self)
 
     def config(self, **learner: Any) -> Config:
         return Config(
@@ -133,7 +146,8 @@ class Stage:
 
     def _group(self, folder: Path, seed: int, lengths: tuple[int, ...], question: str) -> RolloutGroup:
         video = folder / f"{seed}.mp4"
-        write_video(video, seed)
+        if not video.exists():
+            write_video(video, seed)
         content = [{"type": "video"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -274,6 +288,40 @@ def assert_close(gradient: np.ndarray, expected: np.ndarray, name: str) -> None:
     """To 1e-4 of the norm; gradients that are zero but for rounding (biases of keys) to 1e-6."""
     error = np.linalg.norm(gradient - expected)
     assert error <= max(1e-4 * np.linalg.norm(expected), 1e-6), f"{name}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "max_row_tokens", "checkpointing", "freeze_vision"),
+    [
+        (0, 1000, False, False),
+        (2, 60, False, True),
+        (2, 90, True, False),
+        (3, 90, True, False),
+        (3, 1000, False, True),
+    ],
+)
+@pytest.mark.parametrize("model_type", list(FAMILIES)[1:])
+def test_loss_and_gradients_of_every_family(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    model_type: str,
+    zero_stage: int,
+    max_row_tokens: int,
+    checkpointing: bool,
+    freeze_vision: bool,
+) -> None:
+    """Of those that the tests above and below do not have, on two ranks."""
+    others = stage.of(model_type)
+    expected_loss, expected, _ = others.plain
+    config = others.config(num_ranks=2, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
+    config.model.gradient_checkpointing, config.model.freeze_vision = checkpointing, freeze_vision
+    run(learners[2].call("rebuild", config))
+    for loss, gradients in run(learners[2].call("gradients", others.batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == {name for name in expected if not (freeze_vision and "visual" in name)}
+        for name, gradient in gradients.items():
+            assert_close(gradient, expected[name], name)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

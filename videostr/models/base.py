@@ -24,7 +24,10 @@ from videostr.models.processor import check_json
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
-FAMILIES = {"qwen2_5_vl": "videostr.models.qwen2_5_vl"}
+FAMILIES = {
+    "qwen2_5_vl": "videostr.models.qwen2_5_vl",
+    "qwen3_vl": "videostr.models.qwen3_vl",
+}
 """`model_type` of config.json: module of the family."""
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"
 
@@ -151,8 +154,10 @@ class ModelFamily(RowModel, Protocol):
 
     # prompts
 
-    def video_size(self, height: int, width: int, max_pixels: int, processor: Any) -> tuple[int, int]:
-        """Return height and width, as near as may be, that the processor leaves as they are; at most `max_pixels`."""
+    def video_size(
+        self, height: int, width: int, num_frames: int, max_pixels: int, processor: Any
+    ) -> tuple[int, int]:
+        """Return height and width, as near as may be, that the processor leaves as they are; at most `max_pixels` a frame."""
         ...
 
     def engine_inputs(self, prompt: Prompt, frames: ClipFrames) -> EngineInputs:
