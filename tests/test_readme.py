@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tests.test_configs import load_of
-from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
+from videostr.config.load import load_plan
+from videostr.config.schema import EvaluationConfig, PlanConfig, SftConfig
 from videostr.config.values import flat
 from videostr.trace import parse
 from videostr.types import SceneGraph
@@ -50,7 +51,8 @@ def complaints(words: list[str]) -> list[str]:
     ours = [module for module in modules if module.split(".")[0] in {"videostr", "rewards", "actors"}]
     found += [f"python -m {module}: no such module" for module in ours if not is_runnable(module)]
     if ours and "--config" in words:
-        found += config_complaints(words[words.index("--config") + 1 :])
+        read = load_plan if "videostr.plan" in ours else None
+        found += config_complaints(words[words.index("--config") + 1 :], read)
     return found
 
 
@@ -64,14 +66,15 @@ def is_runnable(module: str) -> bool:
         return False
 
 
-def config_complaints(words: list[str]) -> list[str]:
+def config_complaints(words: list[str], read: Callable[..., Any] | None = None) -> list[str]:
     name = words[0]
     overrides = [word for word in takewhile(lambda word: word[:2] != "--", words[1:]) if "=" in word]
     if PLACEHOLDER.search(name):
         return []
     if not (ROOT / name).is_file():
         return [f"--config {name}: no such file"]
-    load_of(Path(name))(ROOT / name, [word for word in overrides if not PLACEHOLDER.search(word)])
+    read = read or load_of(Path(name))
+    read(ROOT / name, [word for word in overrides if not PLACEHOLDER.search(word)])
     return []
 
 
@@ -120,7 +123,7 @@ def is_in(quoted: str, messages: Sequence[str]) -> bool:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_keys_of_the_config_exist(path: Path) -> None:
-    known = {key for kind in (Config, ColdStartConfig, EvaluationConfig) for key, _ in flat(asdict(kind()))}
+    known = {key for kind in (PlanConfig, SftConfig, EvaluationConfig) for key, _ in flat(asdict(kind()))}
     sections = "|".join(sorted({key.partition(".")[0] for key in known}))
     named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", path.read_text()))
     assert {

@@ -17,7 +17,7 @@ from videostr.config.schema import Config
 from videostr.errors import ConfigError, PlacementError, RewardError
 from videostr.grpo.losses import check_custom, staleness_warning
 from videostr.models.base import shapes_of
-from videostr.plan.memory import estimate
+from videostr.models.memory import estimate
 from videostr.preflight.data import check_data
 from videostr.preflight.disk import check_disk, check_run
 from videostr.preflight.findings import Context, Finding, fail, from_error, ok, warn

@@ -22,7 +22,7 @@ from videostr.data.records import read_records, write_records
 from videostr.grpo.losses import LossInputs
 from videostr.lock import FolderLock
 from videostr.models.base import Shapes
-from videostr.plan.memory import Memory, estimate
+from videostr.models.memory import Memory, estimate
 from videostr.preflight import disk
 from videostr.preflight.disk import check_run, checkpoint_bytes
 from videostr.preflight.findings import Finding, Severity, as_text, exit_status, fail, ok, warn

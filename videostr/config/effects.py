@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
 from videostr.config.sections import RewardConfig, RolloutConfig
 from videostr.config.values import Problem
 
@@ -92,6 +92,8 @@ def _inert(config: AnyConfig) -> Iterator[Inert]:
         yield from _of_data(config)
         yield from _of_steps(config)
         yield from _of_logging(config)
+    if isinstance(config, PlanConfig):
+        yield from _of_plan(config)
 
 
 def _keys(section: str, *names: str) -> tuple[str, ...]:
@@ -299,6 +301,18 @@ def _of_logging(c: RunConfig) -> Iterator[Inert]:
                 remedy=f"set logging.{name}.enabled=true",
                 switch=(f"logging.{name}.enabled",),
             )
+
+
+def _of_plan(c: PlanConfig) -> Iterator[Inert]:
+    on_gpu = c.rollout.num_gpus > 0
+    keys = ("cores",) if on_gpu else ("gpus", "gpu", "gpus_per_node")
+    yield Inert(keys=_keys("plan", *keys), why=f"rollout.num_gpus = {c.rollout.num_gpus:g}")
+    if not c.plan.mtbf_hours:
+        yield Inert(
+            keys=("plan.restart_s",),
+            why="plan.mtbf_hours = 0, where no engine dies",
+            remedy="set plan.mtbf_hours",
+        )
 
 
 def _of_evaluation(c: EvaluationConfig) -> Iterator[Inert]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from videostr.config import rules
 from videostr.config.effects import Written, keys_without_effect
-from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
 from videostr.config.values import LEAVES, Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
@@ -30,6 +30,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unreadable file, unknown key, wrong type or broken rule; names file, key, value, rule and remedy.
     """
     return _load(Config, path, overrides)  # type: ignore[no-any-return]
+
+
+def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> PlanConfig:
+    """Read the config of a run to be estimated; raises as `load` does."""
+    return _load(PlanConfig, path, overrides)  # type: ignore[no-any-return]
 
 
 def load_sft(path: str | Path, overrides: Sequence[str] = ()) -> SftConfig:

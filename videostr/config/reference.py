@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 import msgspec.inspect as types
 
-from videostr.config.schema import Config, EvaluationConfig, SftConfig
+from videostr.config.schema import Config, EvaluationConfig, PlanConfig, SftConfig
 from videostr.config.values import shown
 from videostr.schema_rules import rule_of
 
@@ -29,6 +29,7 @@ names the remedy.
 """
 KINDS = (
     (Config, "A run", "tabletop_cpu.yaml"),
+    (PlanConfig, "A plan", "qwen2_5_vl_7b_8gpu.yaml"),
     (SftConfig, "Supervised fine-tuning", "tabletop_sft.yaml"),
     (EvaluationConfig, "An evaluation", "eval_tabletop.yaml"),
 )

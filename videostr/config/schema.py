@@ -1,4 +1,4 @@
-"""The configs of the commands, made of sections: training, supervised fine-tuning, evaluation.
+"""The configs of the commands, made of sections: training, planning, supervised fine-tuning, evaluation.
 
 What means the same has the same key in all of them; a command's section lacks the keys that it has no use for.
 """
@@ -6,7 +6,9 @@ What means the same has the same key in all of them; a command's section lacks t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from videostr.config.sections import (
     Count,
@@ -52,6 +54,43 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+# --------------------------------------------------------------------------------------------------------- planning
+
+
+@dataclass
+class Estimate:
+    """What the planner compares, and what it assumes."""
+
+    gpus: list[Annotated[int, Meta(ge=2)]] = field(default_factory=list)
+    """Numbers of GPUs to divide between engines and learner ranks; [] for the number that the run asks for."""
+    staleness: Annotated[list[NonNegativeInt], Meta(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
+    """Values of `train.max_staleness` to compare."""
+    gpu: Literal["H100", "A100"] = "H100"
+    """Kind of GPU, 80 GB; speeds are assumed until a run is measured."""
+    gpus_per_node: Count = 8
+    """More GPUs than these exchange weights and gradients over the network."""
+    cores: NonNegative = 0.0
+    """CPU cores that a run on CPU shares; 0 for those of this machine."""
+    calibrate: str = ""
+    """Folder of a run of the same model on the same hardware: its lengths and seconds take the place of assumed ones."""
+    prompt_tokens: NonNegativeInt = 0
+    """Mean length of a prompt, video included; 0 for that of the calibrating run, else half of what `rollout.max_model_len`
+    leaves."""
+    completion_tokens: NonNegativeInt = 0
+    """Median length of a completion; 0 for the lengths of the calibrating run, else 40 % of `sampling.max_tokens`."""
+    mtbf_hours: NonNegative = 0.0
+    """Mean time between failures of one engine; 0 for none."""
+    restart_s: Positive = 300.0
+    """Start of an engine that replaces a dead one."""
+
+
+@dataclass
+class PlanConfig(Config):
+    """A run to be estimated: `python -m videostr.plan`. It has all keys of a run."""
+
+    plan: Estimate = field(default_factory=Estimate)
 
 
 # ------------------------------------------------------------------------------------------ supervised fine-tuning

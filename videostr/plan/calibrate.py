@@ -1,8 +1,8 @@
-"""What a run measured, as corrections of what is assumed: run folders in, `Calibration` and predictions out.
+"""What a run measured, as corrections of what is assumed: a run folder in, a `Scenario` with its workload and speeds out.
 
-From the run folder: prompt and completion lengths, share of groups without variance, seconds of rollout, reward, learning and
-weight sync, as medians without the first steps. How these divide, e.g. a decode step into a part for all and a part for each
-sequence, stays assumed (videostr/plan/costs.py): one factor a side, such that a simulation of the run takes what the run took.
+From the run folder: prompt and completion lengths, share of zero-variance groups, seconds of rollout, reward, learning and weight
+sync, as medians without the first steps. How these divide, e.g. a decode step into a part for all and a part for each sequence,
+stays assumed (videostr/plan/costs.py): one factor a side, such that a simulation of the run takes what the run took.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scipy.stats import trim_mean
-
-from videostr.config.schema import Config
-from videostr.errors import RunFolderError
-from videostr.models.base import Shapes, shapes_of
-from videostr.plan.costs import Costs, Factors, Hardware, Workload, assumed
-from videostr.plan.lengths import Traced, dumped_groups
-from videostr.plan.memory import estimate
-from videostr.plan.search import with_cache
-from videostr.plan.simulate import Outcome, simulate
-from videostr.plan.workers import Machine
+from videostr.config.schema import Config, PlanConfig
+from videostr.errors import ConfigError, RunFolderError
+from videostr.models.base import shapes_of
+from videostr.plan.costs import HARDWARE
+from videostr.plan.search import Scenario
+from videostr.plan.simulate import Seconds
+from videostr.plan.workload import MEDIAN_SHARE, Workload, dumped_groups, lognormal
 from videostr.run_data import read_run
 
 SKIPPED = 2
@@ -35,50 +31,42 @@ ROUNDS = 4
 """Simulations in which the factors settle."""
 TRIMMED = 0.1
 """Share of the steps at either end that the measured mean leaves out: they wait for evaluation or for new engines."""
-SIDES = ("rollout", "reward", "learn", "sync")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """One run, by its folder."""
 
-    folder: Path
     config: Config
     steps: int
     """Steps that were used."""
-    step_s: float
-    """Mean of `time/step`, the tenth of the steps at either end left out, seconds."""
-    medians: Mapping[str, float]
-    """Seconds of `SIDES`; learn and sync of steps with an update."""
-    workload: Workload
-    lengths: Traced
+    seconds: Seconds
+    work: Workload
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """What to correct assumptions by."""
+def scenario_of(config: PlanConfig) -> Scenario:
+    """Return what a plan simulates: as assumed, or as `plan.calibrate` measured, with the lengths that `plan` states.
 
-    measured: Measured
-    hardware: Hardware
-    cores: float
-    """That everything shares; infinite on GPUs."""
-    factors: Factors
-    notes: tuple[str, ...]
-    """What comes from the run and what stays assumed."""
-
-    def costs(self, config: Config, shapes: Shapes, *, one_node: bool = True) -> Costs:
-        """Return the costs of any layout of the same model on the same hardware."""
-        return self.factors.of(
-            assumed(config, shapes, self.hardware, self.measured.workload, one_node=one_node)
-        )
-
-    def predict(self, config: Config) -> Outcome:
-        """Simulate a run of the same model."""
-        shapes = shapes_of(config.model.path)
-        memory = estimate(config, shapes, self.hardware.memory_gib or None)
-        prompt_tokens = self.measured.workload.prompt_tokens
-        machine = with_cache(Machine(cores=self.cores), config, memory, prompt_tokens)
-        return simulate(config, self.costs(config, shapes), self.measured.lengths, machine, steps=STEPS)
+    Raises:
+        ModelError: the sizes of the model are not known.
+        RunFolderError: the calibrating run cannot be used.
+        ConfigError: it is a run of another model, or on other hardware.
+    """
+    settings, cap = config.plan, config.sampling.max_tokens
+    work = Workload(
+        prompt_tokens=settings.prompt_tokens or (config.rollout.max_model_len - cap) // 2,
+        groups=lognormal(settings.completion_tokens or MEDIAN_SHARE * cap, cap, config.sampling.group_size),
+    )
+    shapes = shapes_of(config.model.path)
+    hardware = HARDWARE[settings.gpu if config.rollout.num_gpus else "cpu"]
+    scenario = Scenario(shapes=shapes, hardware=hardware, work=work, settings=settings)
+    if not settings.calibrate:
+        return scenario
+    calibrated = calibrate(read_measured(settings.calibrate), scenario)
+    seen = calibrated.work
+    prompt_tokens = settings.prompt_tokens or seen.prompt_tokens
+    groups = work.groups if settings.completion_tokens else seen.groups
+    return replace(calibrated, work=replace(seen, prompt_tokens=prompt_tokens, groups=groups))
 
 
 def read_measured(folder: str | Path) -> Measured:
@@ -105,25 +93,13 @@ def read_measured(folder: str | Path) -> Measured:
         raise RunFolderError(
             f"{folder}: no trace dump of a step after the first {SKIPPED}", remedy="set train.traces_every"
         )
-    updates = [row for row in used if row.get("sync/bytes")] or used
-    lengths = Traced(groups=tuple(groups))
+    prompt_tokens = median(row["tokens/prompt"] for row in used) / run.config.train.prompts_per_step
+    zero_variance = _zero_variance(used, run.config)
     return Measured(
-        folder=Path(folder),
         config=run.config,
         steps=len(used),
-        step_s=float(trim_mean([row["time/step"] for row in used], TRIMMED)),
-        medians={
-            "rollout": median(row["time/rollout"] for row in used),
-            "reward": median(row["time/reward"] for row in used),
-            "learn": median(row["time/learn"] for row in updates),
-            "sync": median(row.get("sync/seconds", row["time/sync"]) for row in updates),
-        },
-        workload=Workload(
-            prompt_tokens=median(row["tokens/prompt"] for row in used) / run.config.train.prompts_per_step,
-            completion_tokens=lengths.mean,
-            zero_variance=_zero_variance(used, run.config),
-        ),
-        lengths=lengths,
+        seconds=Seconds.of(used, trimmed=TRIMMED),
+        work=Workload(prompt_tokens=round(prompt_tokens), groups=tuple(groups), zero_variance=zero_variance),
     )
 
 
@@ -141,36 +117,32 @@ def _zero_variance(rows: Sequence[Mapping[str, Any]], config: Config) -> float:
     return float(min((kept + replaced) / (config.train.prompts_per_step * len(rows) + replaced), 0.99))
 
 
-def calibrate(folder: str | Path, hardware: Hardware, cores: float) -> Calibration:
-    """Return the factors by which a run of this hardware differs from what is assumed; `cores` are shared, or infinite.
+def calibrate(measured: Measured, scenario: Scenario) -> Scenario:
+    """Return the scenario with the workload of a run of the same model, and with the speeds that it had.
 
     Raises:
-        RunFolderError: the run cannot be used; says why.
+        ConfigError: it is a run of another model, or on other hardware.
     """
-    measured = read_measured(folder)
-    calibration = Calibration(measured=measured, hardware=hardware, cores=cores, factors=Factors(), notes=())
-    costs = calibration.costs(measured.config, shapes_of(measured.config.model.path))
-    factors = Factors(sync=measured.medians["sync"] / costs.sync_s)
-    for _ in range(ROUNDS):
-        seen = replace(calibration, factors=factors).predict(measured.config)
-        factors = replace(
-            factors,
-            engine=factors.engine * measured.medians["rollout"] / max(seen.rollout_s, 1e-9),
-            reward=factors.reward * math.sqrt(measured.medians["reward"] / max(seen.reward_s, 1e-9)),
-            learn=factors.learn * measured.medians["learn"] / max(seen.learn_s, 1e-9),
+    trained, on_gpus = shapes_of(measured.config.model.path), measured.config.rollout.num_gpus > 0
+    if (
+        on_gpus != (scenario.hardware.memory_gib > 0)
+        or replace(trained, name=scenario.shapes.name) != scenario.shapes
+    ):
+        raise ConfigError(
+            f"plan.calibrate = {scenario.settings.calibrate}: is a run of {trained.name} on {'GPUs' if on_gpus else 'CPU'}, "
+            f"must be one of a model with the shapes of {scenario.shapes.name} on hardware like {scenario.hardware.name}",
+            remedy="name a run of this model, or leave the key out",
         )
-    return replace(calibration, factors=factors, notes=_notes(measured, factors, cores))
-
-
-def _notes(measured: Measured, factors: Factors, cores: float) -> tuple[str, ...]:
-    workload = measured.workload
-    seconds = ", ".join(f"{side} {measured.medians[side]:.3g} s" for side in SIDES)
-    shared = f"; {cores:g} cores shared by engines, learner and rewards (--cores)" if cores < math.inf else ""
-    return (
-        f"from {measured.folder}, {measured.steps} steps after the first {SKIPPED}: prompts of "
-        f"{workload.prompt_tokens:.0f} tokens, completions of {workload.completion_tokens:.0f} (lengths of "
-        f"{len(measured.lengths.groups)} groups), {workload.zero_variance:.0%} of the groups without variance, "
-        f"{seconds} (medians)",
-        f"measured against assumed: engine {factors.engine:.2f}, reward {factors.reward:.2f}, learn "
-        f"{factors.learn:.2f}, sync {factors.sync:.2f}{shared}",
-    )
+    alone = replace(scenario.settings, mtbf_hours=0.0)
+    trial = replace(scenario, work=measured.work, settings=alone)
+    for _ in range(ROUNDS):
+        seen, hardware = trial.run(measured.config, steps=STEPS).seconds, trial.hardware
+        hardware = replace(
+            hardware,
+            engine=hardware.engine * measured.seconds.rollout / max(seen.rollout, 1e-9),
+            reward=hardware.reward * math.sqrt(measured.seconds.reward / max(seen.reward, 1e-9)),
+            learn=hardware.learn * measured.seconds.learn / max(seen.learn, 1e-9),
+            sync=hardware.sync * measured.seconds.sync / max(seen.sync, 1e-9),
+        )
+        trial = replace(trial, hardware=hardware)
+    return replace(trial, settings=scenario.settings)

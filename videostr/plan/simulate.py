@@ -1,4 +1,4 @@
-"""A training run in virtual time: a config, its costs and completion lengths in, an `Outcome` out.
+"""A training run in virtual time: a config, its costs and a workload in, an `Outcome` out.
 
 What runs is `videostr.loop.train` with its window, and the pool and weight sync of videostr/pool.py and videostr/sync.py: they
 admit, sample dynamically, resubmit, pause and restart as in a run. Only what they call is simulated (videostr/plan/workers.py).
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
+from typing import Any, Self
 
-import numpy as np
+from scipy.stats import trim_mean
 
 from videostr.checkpoint import Ledger, RunState
 from videostr.config.schema import Config
@@ -22,40 +23,54 @@ from videostr.data.prompts import PromptItem
 from videostr.errors import ConfigError, RolloutError, TransferError
 from videostr.loop import train
 from videostr.plan.clock import run_virtual
-from videostr.plan.costs import Costs
-from videostr.plan.lengths import Lengths
-from videostr.plan.workers import (
-    Machine,
-    SimulatedLearner,
-    SimulatedPool,
-    SimulatedRewards,
-    SimulatedSync,
-    World,
-)
+from videostr.plan.workers import SimulatedLearner, SimulatedPool, SimulatedRewards, SimulatedSync, World
 from videostr.ports import Ports
 from videostr.timeline import StepTimes, Timeline
-from videostr.types import Answer, AnswerKind, Clip, ClipSpec, Failure, Prompt, Record
+from videostr.types import Answer, AnswerKind, Clip, ClipSpec, Prompt, Record
 
 ENDLESS = 10**9
 """Steps of a simulated run, which is cut off when enough were measured."""
+RECORD = Record(
+    id="", source="", family="", question="", options=(), answer=Answer(kind=AnswerKind.CHOICE, value="A"),
+    clip=ClipSpec(video="", num_frames=1), labels=(), graph=None,
+)  # fmt: skip
+PROMPT = Prompt(record_id="", text="", clip=Clip(digest="", spec=RECORD.clip))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """What the steps of a run took, real or simulated."""
+
+    step: float
+    """Mean of `time/step`."""
+    rollout: float
+    """Median of `time/rollout`; so are the next three, the last two of steps with an update."""
+    reward: float
+    learn: float
+    sync: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, float]], *, trimmed: float = 0.0) -> Self:
+        """Return those of rows of `metrics.jsonl`; the mean leaves out a share `trimmed` of the steps at either end."""
+        updates = [row for row in rows if row.get("sync/bytes")] or rows
+        return cls(
+            step=float(trim_mean([row["time/step"] for row in rows], trimmed)),
+            rollout=median(row["time/rollout"] for row in rows),
+            reward=median(row["time/reward"] for row in rows),
+            learn=median(row["time/learn"] for row in updates),
+            sync=median(row.get("sync/seconds", row["time/sync"]) for row in updates),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What the measured steps took; the S + 1 before them, which fill the window, are left out."""
+    """What came of the measured steps; the S + 1 before them, which fill the window, are left out."""
 
-    step_s: float
-    """Mean of `time/step`, seconds."""
-    step_p90_s: float
-    rollout_s: float
-    """Median of `time/rollout`, seconds; so are the next three, the last two of steps with an update."""
-    reward_s: float
-    learn_s: float
-    sync_s: float
-    idle_rollout: float
-    """Share of the engines' time in which they neither sample nor take weights."""
-    idle_learner: float
-    """Share of the learner's time in which it neither updates nor sends weights."""
+    seconds: Seconds
+    engines_busy: float
+    """Share of the engines' time in which they sample or take weights."""
+    learner_busy: float
+    """Share of the learner's time in which it updates or sends weights."""
     staleness_max: int
     """Most updates between the oldest weights that sampled a group and the update that learned from it."""
     tokens_again: float
@@ -64,59 +79,41 @@ class Outcome:
     """Completions a second that were learned from, or had zero variance."""
 
 
-def simulate(
-    config: Config, costs: Costs, lengths: Lengths, machine: Machine, *, steps: int = 20, seed: int = 0
-) -> Outcome:
+def simulate(world: World, *, steps: int = 20) -> Outcome:
     """Run the loop for `steps` steps, after S + 1 that fill the window.
 
     Raises:
         ConfigError: an engine has no memory for one sequence, or all die more often than `rollout.max_restarts`.
     """
-    if machine.kv_seqs < 1:
+    if world.seats < 1:
         raise ConfigError(
             "an engine has no memory for one sequence", remedy="raise rollout.tensor_parallel_size"
         )
-    endless = replace(
-        config.train, steps=ENDLESS, max_zero_variance_steps=0, traces_every=0, checkpoint_every=0
-    )
-    config = replace(config, train=endless)
-    first = config.train.max_staleness + 1
+    settings, first = world.config.train, world.config.train.max_staleness + 1
+    settings = replace(settings, steps=ENDLESS, max_zero_variance_steps=0, traces_every=0, checkpoint_every=0)
+    world.config = replace(world.config, train=settings)
+    logger = logging.getLogger("videostr")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # engines that die here are simulated
     try:
-        with _silent(logging.getLogger("videostr")):
-            folder = run_virtual(_run(config, costs, lengths, machine, first + steps, seed))
+        return _outcome(world.config, run_virtual(_train(world, first + steps), cores=world.cores), first)
     except (RolloutError, TransferError):
         raise ConfigError(
             f"the simulated engines die so often that the run ends, with rollout.max_restarts = "
-            f"{config.rollout.max_restarts}",
+            f"{world.config.rollout.max_restarts}",
             remedy="raise it",
         ) from None
-    return _outcome(config, folder, first)
-
-
-@contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Log nothing: engines that die here are simulated."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
     finally:
         logger.setLevel(level)
 
 
-async def _run(
-    config: Config, costs: Costs, lengths: Lengths, machine: Machine, steps: int, seed: int
-) -> _Folder:
-    timeline = Timeline(asyncio.get_running_loop().time)
-    world = World(
-        config=config, costs=costs, lengths=lengths, machine=machine, rng=np.random.default_rng(seed), timeline=timeline
-    )  # fmt: skip
-    folder = _Folder(timeline, steps)
-    pool, learner = SimulatedPool(world), SimulatedLearner(world)
+async def _train(world: World, steps: int) -> _Folder:
+    world.timeline = Timeline(asyncio.get_running_loop().time)
+    pool, learner, folder = SimulatedPool(world), SimulatedLearner(world), _Folder(world.timeline, steps)
     sync = SimulatedSync(world, learner, pool)
     await pool.start()
     sync.start()
-    failing = asyncio.create_task(pool.fail(np.random.default_rng(seed + 1)))
+    failing = asyncio.create_task(pool.fail())
     # These offer what the loop asks for in a run that loads no records and writes nothing
     source: Any = _Source()
     trainer: Any = learner
@@ -124,7 +121,7 @@ async def _run(
     ports = Ports(rollouts=pool, rewards=SimulatedRewards(world), learner=trainer, sync=sync)
     state = RunState(step=0, version=0, ledger=Ledger(seed=0, records=ENDLESS))
     try:
-        await train(config, source, ports, output, state, asyncio.Event())
+        await train(world.config, source, ports, output, state, asyncio.Event())
     except _MeasuredAll:
         return folder
     finally:
@@ -136,34 +133,25 @@ async def _run(
 
 def _outcome(config: Config, folder: _Folder, first: int) -> Outcome:
     rows, times = folder.rows[first:], folder.step_times[first:]
-    seconds = sum(step.seconds for step in times)
-    updates = [row for row in rows if "loss" in row] or rows
+    passed_s = sum(step.seconds for step in times)
     again = [row.get("failures/tokens_sampled_again", 0) for row in (folder.rows[first - 1], rows[-1])]
-    step_s = [row["time/step"] for row in rows]
-    engines = config.rollout.num_workers
+    engines = _busy(times, "rollout-engine-", {"sample", "pause"}) / config.rollout.num_workers
     return Outcome(
-        step_s=float(np.mean(step_s)),
-        step_p90_s=float(np.quantile(step_s, 0.9)),
-        rollout_s=float(np.median([row["time/rollout"] for row in rows])),
-        reward_s=float(np.median([row["time/reward"] for row in rows])),
-        learn_s=float(np.median([row["time/learn"] for row in updates])),
-        sync_s=float(np.median([row["time/sync"] for row in updates])),
-        idle_rollout=max(0.0, 1 - _busy(times, "rollout-engine-", {"sample", "pause"}) / (seconds * engines)),
-        idle_learner=max(0.0, 1 - _busy(times, "", {"update", "sync"}) / seconds),
+        seconds=Seconds.of(rows),
+        engines_busy=min(engines / passed_s, 1.0),
+        learner_busy=min(_busy(times, "", {"update", "sync"}) / passed_s, 1.0),
         staleness_max=int(max(row["staleness/max"] for row in rows)),
         tokens_again=(again[1] - again[0]) / len(rows),
-        samples_per_s=len(rows) * config.train.prompts_per_step * config.sampling.group_size / seconds,
+        samples_per_s=len(rows) * config.train.prompts_per_step * config.sampling.group_size / passed_s,
     )
 
 
-def _busy(times: Sequence[StepTimes], workers: str, activities: set[str]) -> float:
-    return sum(
-        activity.busy
-        for step in times
-        for worker, doings in step.workers.items()
-        if worker.startswith(workers)
-        for doing, activity in doings.items()
-        if doing in activities
+def _busy(times: Sequence[StepTimes], workers: str, doings: set[str]) -> float:
+    activities = [
+        named for step in times for worker, named in step.workers.items() if worker.startswith(workers)
+    ]
+    return math.fsum(
+        activity.busy for named in activities for doing, activity in named.items() if doing in doings
     )
 
 
@@ -175,13 +163,7 @@ class _Source:
     """Endless records that say nothing, in place of a `RecordSource`."""
 
     def draw(self, position: int) -> PromptItem:
-        name, spec = str(position), ClipSpec(video="", num_frames=1)
-        record = Record(
-            id=name, source="", family="", question="", options=(), answer=Answer(kind=AnswerKind.CHOICE, value="A"),
-            clip=spec, labels=(), graph=None,
-        )  # fmt: skip
-        prompt = Prompt(record_id=name, text="", clip=Clip(digest="", spec=spec))
-        return PromptItem(position=position, record=record, prompt=prompt)
+        return PromptItem(position=position, record=RECORD, prompt=PROMPT)
 
 
 class _Folder:
@@ -195,17 +177,16 @@ class _Folder:
         self.counts: Counter[str] = Counter()
         self._steps = steps
 
-    def metrics(self, values: Mapping[str, float]) -> None:
-        self.rows.append(values)
-        self.step_times.append(self.timeline.drain(len(self.rows)))
+    def metrics(self, row: Mapping[str, float]) -> None:
+        self.rows.append(row)
+
+    def times(self, times: StepTimes) -> None:
+        self.step_times.append(times)
         if len(self.rows) == self._steps:
             raise _MeasuredAll
 
-    def times(self, _: object) -> None:
-        """They were kept with the metrics."""
-
-    def add(self, failure: Failure) -> None:
-        self.counts[failure.kind.name.lower()] += 1
+    def add(self, failure: object) -> None:
+        """Do nothing: a group lost its engine three times, and the loop replaces it."""
 
     def __contains__(self, record_id: str) -> bool:
         return False

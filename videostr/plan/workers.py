@@ -14,7 +14,7 @@ import asyncio
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,8 +26,9 @@ from videostr.config.schema import Config
 from videostr.errors import TransferError
 from videostr.grpo.batch import assign_rows, plan_rows
 from videostr.grpo.schedule import mini_batches
+from videostr.plan.clock import Work
 from videostr.plan.costs import Costs
-from videostr.plan.lengths import Lengths
+from videostr.plan.workload import Workload
 from videostr.pool import EnginePool
 from videostr.ports import Sampled, SampleRequest
 from videostr.supervisor import WorkerDied
@@ -46,8 +47,8 @@ from videostr.types import (
     VersionSpan,
 )
 
-EPSILON_S, EPSILON_TOKENS = 1e-9, 1e-6
-"""Work so near its end has ended."""
+EPSILON_TOKENS = 1e-6
+"""A sequence so near its end has ended."""
 THREAD_SHARE = 0.66
 """Of a core that each thread but the first of an engine or a rank keeps busy; chosen to meet a run with S = 1 on two cores."""
 SAME = (Score(total=0.0, parts={}),) * 2
@@ -56,93 +57,37 @@ NO_TRACE = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=Fal
 TOKENS, LOGPROBS = np.zeros(1 << 20, np.int32), np.zeros(1 << 20, np.float32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What is simulated besides the config."""
-
-    kv_seqs: int = 0
-    """Sequences that the key-value cache of an engine has room for."""
-    cores: float = math.inf
-    """Cores that everything shares; infinite where every engine and rank has its own accelerator."""
-    restart_s: float = 300.0
-    """Start of an engine that replaces a dead one, seconds."""
-    mtbf_s: float = math.inf
-    """Mean time between failures of one engine, exponential, seconds."""
-    deaths: tuple[tuple[float, int], ...] = ()
-    """Deaths at fixed times: (seconds, index of the engine)."""
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class World:
-    """What all simulated workers know; `speed` and `wanted` are about the cores that they share."""
+    """What is simulated, once, and what all simulated workers know."""
 
     config: Config
     costs: Costs
-    lengths: Lengths
-    machine: Machine
-    rng: np.random.Generator
-    timeline: Timeline
-    speed: float = 1.0
-    wanted: dict[Work, float] = field(default_factory=dict)
+    work: Workload
+    seats: int
+    """Sequences that the key-value cache of an engine has room for."""
+    cores: float = math.inf
+    """CPU cores that everything shares; infinite where every engine and rank has an accelerator."""
+    restart_s: float = 300.0
+    """Start of an engine that replaces a dead one, seconds."""
+    deaths: Iterable[tuple[float, int]] = ()
+    """(seconds since the start, index) of each engine that dies, in order."""
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    """Of lengths and of zero variance."""
+    timeline: Timeline = field(init=False)
 
-    def want(self, work: Work, cores: float) -> None:
-        """Note how many cores `work` wants from now on; all slow down alike when there are fewer than wanted."""
-        if self.machine.cores == math.inf:
-            return
-        self.wanted.pop(work, None)
-        if cores:
-            self.wanted[work] = cores
-        speed = min(1.0, self.machine.cores / max(math.fsum(self.wanted.values()), 1e-9))
-        if speed != self.speed:
-            self.speed = speed
-            for other in self.wanted:
-                other.ring()
+
+def random_deaths(mtbf_s: float, engines: int, seed: int = 1) -> Iterator[tuple[float, int]]:
+    """Yield (seconds since the start, index) of engines that die, each after `mtbf_s` seconds on average, exponentially."""
+    rng, now = np.random.default_rng(seed), 0.0
+    while True:
+        now += rng.exponential(mtbf_s / engines)
+        yield now, int(rng.integers(engines))
 
 
 def cores_of(threads: int) -> float:
     """Return how many cores the threads of a process keep busy."""
     return 1 + THREAD_SHARE * (threads - 1)
-
-
-class Work:
-    """Work of one process, at the speed of the cores."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._alarm: asyncio.Future[None] | None = None
-        self._is_woken = False
-
-    async def do(self, seconds: float, cores: float) -> float:
-        """Work so many seconds of full speed, unless woken; returns how many are left then."""
-        loop, world = asyncio.get_running_loop(), self._world
-        self._is_woken = False
-        world.want(self, cores)
-        try:
-            while seconds > EPSILON_S and not self._is_woken:
-                began, speed = loop.time(), world.speed
-                self._alarm = loop.create_future()
-                timer = loop.call_later(seconds / speed, self.ring)
-                await self._alarm
-                timer.cancel()
-                seconds -= (loop.time() - began) * speed
-        finally:
-            world.want(self, 0.0)
-        return seconds if seconds > EPSILON_S else 0.0
-
-    async def rest(self) -> None:
-        """Do nothing until woken."""
-        self._alarm = asyncio.get_running_loop().create_future()
-        await self._alarm
-
-    def wake(self) -> None:
-        """Interrupt what it does: there is something else to do."""
-        self._is_woken = True
-        self.ring()
-
-    def ring(self) -> None:
-        """Look at the clock, and at the speed, which may be another one."""
-        if self._alarm is not None and not self._alarm.done():
-            self._alarm.set_result(None)
 
 
 # ------------------------------------------------------------------------------------- rollout engines and sync
@@ -162,31 +107,28 @@ class Engine:
     """One process of an engine: prefill first, then all its sequences at the same speed.
 
     `decoded` counts the tokens that a sequence would have that ran all the time, so that a sequence which begins at
-    `decoded` = d ends at d + length: the one that ends next is the first of a heap, however the speed changes.
+    `decoded` = d ends at d + length: the one that ends next is the first of a heap.
     """
 
     def __init__(self, world: World) -> None:
         self.version = 0
         self.is_dead = False
+        self.is_paused = False
         self._world = world
-        self._cores = cores_of(world.config.rollout.threads)
-        self._seats = min(world.config.rollout.max_num_seqs, world.machine.kv_seqs)
-        self._work = Work(world)
-        self._is_paused = False
         self._prefill_s = 0.0
         self._decoded = 0.0
         self._waiting: deque[tuple[_Group, int]] = deque()
         self._running: list[tuple[float, int, _Group]] = []
         self._numbers = count()
+        self._work = Work(math.inf)
         self._task = asyncio.create_task(self._run())
 
     async def sample(self, request: SampleRequest) -> Sampled:
         """Sample a group from its first token on."""
-        world = self._world
-        lengths = world.lengths.group(world.rng, request.n)
+        lengths = self._world.work.draw(self._world.rng, request.n)
         group = _Group(ended=asyncio.get_running_loop().create_future(), unfinished=request.n)
         self._waiting.extend((group, length) for length in lengths)
-        self._work.wake()
+        self.wake()
         await group.ended
         assert group.version is not None
         completions = tuple(
@@ -199,17 +141,11 @@ class Engine:
             )
             for n in lengths
         )
-        return Sampled(prompt_token_ids=TOKENS[: world.costs.prompt_tokens], completions=completions)
+        return Sampled(prompt_token_ids=TOKENS[: self._world.work.prompt_tokens], completions=completions)
 
-    async def pause(self) -> None:
-        """Freeze what is in flight."""
-        self._is_paused = True
-        self._work.wake()
-
-    def resume(self, version: int) -> None:
-        """Continue with other weights."""
-        self._is_paused, self.version = False, version
-        self._work.wake()
+    def wake(self) -> None:
+        """Interrupt what it does: there is something else to do."""
+        self._work.stop()
 
     def die(self) -> None:
         """Lose everything."""
@@ -220,36 +156,33 @@ class Engine:
                 group.ended.set_exception(WorkerDied("killed"))
 
     async def _run(self) -> None:
+        """Fill the seats, then prefill and decode until the next sequence ends or something changes, again and again."""
+        costs, rollout = self._world.costs, self._world.config.rollout
+        seats, cores = min(self._world.seats, rollout.max_num_seqs), cores_of(rollout.threads)
         while True:
-            while self._waiting and len(self._running) < self._seats and not self._is_paused:
+            while self._waiting and len(self._running) < seats and not self.is_paused:
                 self._seat(*self._waiting.popleft())
-            if self._is_paused or not self._running:
-                await self._work.rest()
-            elif self._prefill_s > 0:
-                self._prefill_s = await self._work.do(self._prefill_s, self._cores)
-            else:
-                await self._decode()
+            if self.is_paused or not self._running:
+                self._work = Work(math.inf, cores=0.0)
+                await self._work.done()
+                continue
+            step_s = costs.step_s + costs.sequence_s * len(self._running)
+            decode_s = (self._running[0][0] - self._decoded) * step_s
+            self._work = Work(self._prefill_s + decode_s, cores)
+            left_s = await self._work.done()
+            self._prefill_s = max(left_s - decode_s, 0.0)
+            self._decoded += (decode_s - min(left_s, decode_s)) / step_s
+            while self._running and self._running[0][0] <= self._decoded + EPSILON_TOKENS:
+                *_, group = heapq.heappop(self._running)
+                group.unfinished -= 1
+                if not group.unfinished:
+                    group.ended.set_result(None)
 
     def _seat(self, group: _Group, length: int) -> None:
         if group.version is None:
             group.version = self.version
             self._prefill_s += self._world.costs.prefill_s
         heapq.heappush(self._running, (self._decoded + length, next(self._numbers), group))
-
-    async def _decode(self) -> None:
-        """Decode until the next sequence ends, or something changes."""
-        costs = self._world.costs
-        fixed, grows = costs.step_s, costs.sequence_s * len(self._running)
-        # One core for the part of a step that does not grow with the sequences
-        cores = (fixed + self._cores * grows) / (fixed + grows)
-        tokens = self._running[0][0] - self._decoded
-        left_s = await self._work.do(tokens * (fixed + grows), cores)
-        self._decoded += tokens - left_s / (fixed + grows)
-        while self._running and self._running[0][0] <= self._decoded + EPSILON_TOKENS:
-            *_, group = heapq.heappop(self._running)
-            group.unfinished -= 1
-            if not group.unfinished:
-                group.ended.set_result(None)
 
 
 class SimulatedPool(EnginePool):
@@ -261,15 +194,11 @@ class SimulatedPool(EnginePool):
         self._processes: dict[int, Engine] = {}
         """The newest of each index."""
 
-    async def fail(self, rng: np.random.Generator) -> None:
+    async def fail(self) -> None:
         """Let engines die."""
-        machine, loop = self._world.machine, asyncio.get_running_loop()
-        for at, index in sorted(machine.deaths):
-            await asyncio.sleep(at - loop.time())
+        for at, index in self._world.deaths:
+            await asyncio.sleep(at - asyncio.get_running_loop().time())
             self._processes[index].die()
-        while machine.mtbf_s < math.inf:
-            await asyncio.sleep(rng.exponential(machine.mtbf_s / len(self._processes)))
-            self._processes[int(rng.integers(len(self._processes)))].die()
 
     def _launch(self, index: int, log_file: Path) -> Engine:
         del log_file
@@ -280,9 +209,14 @@ class SimulatedPool(EnginePool):
         del limit_s
         if handle.is_dead:
             raise WorkerDied("killed")
-        if method == "start" and asyncio.get_running_loop().time() > 0:
-            await asyncio.sleep(self._world.machine.restart_s)
-        return await getattr(handle, method)(*arguments) if method in {"sample", "pause"} else None
+        if method == "sample":
+            return await handle.sample(*arguments)
+        if method == "pause":
+            handle.is_paused = True
+            handle.wake()
+        elif method == "start" and asyncio.get_running_loop().time() > 0:
+            await asyncio.sleep(self._world.restart_s)
+        return None
 
     def _kill(self, handle: Engine) -> None:
         handle.die()
@@ -306,8 +240,9 @@ class SimulatedSync(EngineSync):
         if any(engine.is_dead for engine in engines):
             raise TransferError("an engine died")
         for engine in engines:
-            engine.resume(version)
-        return {}
+            engine.is_paused, engine.version = False, version
+            engine.wake()
+        return {"sync/bytes": 1.0, "sync/seconds": self._seconds}
 
 
 # -------------------------------------------------------------------------------------------- rewards and learner
@@ -326,8 +261,8 @@ class SimulatedRewards:
         del record
         world = self._world
         async with self._workers:
-            await Work(world).do(world.costs.reward_s, 1.0)
-        scores = SAME if world.rng.random() < world.costs.zero_variance else DIFFERENT
+            await Work(world.costs.reward_s).done()
+        scores = SAME if world.rng.random() < world.work.zero_variance else DIFFERENT
         return tuple(
             Rollout(completion=completion, trace=NO_TRACE, score=scores[i % 2])
             for i, completion in enumerate(completions)
@@ -345,30 +280,30 @@ class SimulatedLearner:
     async def update(self, batch: LearnerBatch) -> Update:
         """Take the time of an update."""
         world, learner = self._world, self._world.config.learner
-        lengths = [
-            [len(rollout.completion.token_ids) for rollout in group.rollouts] for group in batch.groups
-        ]
+        lengths = tuple([len(r.completion.token_ids) for r in group.rollouts] for group in batch.groups)
+        parts = mini_batches(lengths, world.config.train.updates_per_batch)
+        seconds = sum(learn_seconds(world.config, world.costs, world.work.prompt_tokens, p) for p in parts)
         async with self.updating:
             with world.timeline.during("learner", "update"):
-                parts = mini_batches(tuple(lengths), world.config.train.updates_per_batch)
-                seconds = sum(learn_seconds(world.config, world.costs, part) for part in parts)
-                await Work(world).do(seconds, learner.num_ranks * cores_of(learner.threads))
+                await Work(seconds, learner.num_ranks * cores_of(learner.threads)).done()
             self.version += 1
         return Update(version=self.version, metrics={"loss": 0.0})
 
 
-def learn_seconds(config: Config, costs: Costs, lengths: Sequence[Sequence[int]]) -> float:
+def learn_seconds(
+    config: Config, costs: Costs, prompt_tokens: int, lengths: Sequence[Sequence[int]]
+) -> float:
     """Return the seconds of an update on groups of completion lengths [tokens], packed and assigned as the learner does.
 
     Under ZeRO-3 ranks compute their rows in lockstep; else the busiest rank counts.
     """
-    learner, groups = config.learner, len(lengths)
+    learner = config.learner
     rows = plan_rows(
-        [costs.prompt_tokens] * groups,
+        [prompt_tokens] * len(lengths),
         lengths,
         max_row_tokens=learner.max_row_tokens,
         packing=learner.packing,
-        patches=[costs.prompt_patches] * groups,
+        patches=[costs.prompt_patches] * len(lengths),
         cost=costs.row,
     )
     ranks = [[row.cost for row in rank] for rank in assign_rows(rows, learner.num_ranks)]

@@ -8,9 +8,9 @@ from dataclasses import astuple, dataclass
 from videostr.config.schema import Config
 from videostr.grpo.logprobs import CHUNK_TOKENS
 from videostr.models.base import Shapes
-from videostr.plan.costs import ELEMENT_BYTES
 
 GIB = 2**30
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 BUCKET_ELEMENTS = 5e8
 """DeepSpeed's `reduce_bucket_size`."""
 LIVE_ELEMENTS = 1e9
@@ -91,10 +91,14 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
             "model.gradient_checkpointing=true"
         )
     if engine.sequences < 1:
+        keys = (
+            "rollout.tensor_parallel_size or rollout.gpu_memory_utilization"
+            if gpu_gib
+            else "rollout.kv_cache_gib"
+        )
         problems.append(
-            f"an engine has {engine.kv_cache:.1f} GiB a GPU left for its cache, less than one sequence of "
-            f"rollout.max_model_len = {config.rollout.max_model_len}; raise rollout.tensor_parallel_size or "
-            "rollout.gpu_memory_utilization"
+            f"an engine has {engine.kv_cache:.1f} GiB{' a GPU left' if gpu_gib else ''} for its cache, less than one sequence "
+            f"of rollout.max_model_len = {config.rollout.max_model_len}; raise {keys}"
         )
     return Memory(learner=learner, engine=engine, problems=tuple(problems))
 
