@@ -58,6 +58,7 @@ FLOORS = {
         "videostr.graph",
         "videostr.trace",
         "videostr.answers",
+        "videostr.query",
         "videostr.markup",
         "videostr.options",
         "videostr.iou",

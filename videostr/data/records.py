@@ -25,10 +25,12 @@ from videostr.data.row_rules import ANSWER_TYPES, AnswerRow, Row, checked_row, t
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
 from videostr.options import letter_of
-from videostr.schema_rules import rule_of
-from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
+from videostr.schema_rules import field_problem, rule_of
+from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Query, Record, SceneGraph
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+READABLE_VERSIONS = {"1", SCHEMA_VERSION}
+"""Version 1 has no column `query`."""
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -53,13 +55,14 @@ SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("graph", pa.string()),
         pa.field("graph_frame", pa.string()),
+        pa.field("query", pa.string()),
         pa.field("image_size", pa.list_(pa.int32())),
     ],
     metadata={"videostr.schema": SCHEMA_VERSION},
 )
-"""`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
-stands in `graph_frame`."""
-NEWER = {"image_size"}
+"""`answer.value`, `graph` and `query` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame of
+reference stands in `graph_frame`. `query` has the fields of `Query`."""
+NEWER = {"image_size", "query"}
 """Columns that a shard may lack."""
 
 log = logging.getLogger(__name__)
@@ -188,10 +191,10 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
                 [each for each in SCHEMA if each.name in {*schema.names} or each.name not in NEWER]
             )
             missing = set(wanted.names) - set(schema.names)
-            if version != SCHEMA_VERSION or missing:
+            if version not in READABLE_VERSIONS or missing:
                 raise DataError(
                     f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}",
-                    remedy=f"this version reads schema {SCHEMA_VERSION}: build the dataset again",
+                    remedy=f"this version reads schema {' and '.join(sorted(READABLE_VERSIONS))}: build the dataset again",
                 )
             count = file.metadata.num_rows
             if count and (wrong := type_problems(schema, wanted)):
@@ -247,6 +250,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
         "labels": list(record.labels),
         "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
+        "query": None if record.query is None else msgspec.json.encode(record.query).decode(),
         "image_size": None if record.image_size is None else list(record.image_size),
     }
 
@@ -280,6 +284,7 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
         ),
         labels=tuple(found.labels),
         graph=_graph(found, origin),
+        query=_query(found, origin),
         image_size=found.image_size,
         origin=origin,
     )
@@ -316,3 +321,23 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
             remedy="add them there",
         )
     return graph
+
+
+def _query(row: Row, origin: str) -> Query | None:
+    if row.query is None:
+        return None
+    try:
+        query = msgspec.json.decode(row.query, type=Query)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{origin}: query: {field_problem(error, Query)}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RecordError(f"{origin}: query = {row.query!r:.80}: must be JSON ({error})") from None
+    if query.family != row.family:
+        raise RecordError(
+            f"{origin}: query.family = {query.family!r:.80}: must be the record's, {row.family!r:.80}"
+        )
+    if query.options and len(query.options) != len(row.options):
+        raise RecordError(
+            f"{origin}: query.options has {len(query.options)} entries, the record has {len(row.options)} options"
+        )
+    return query

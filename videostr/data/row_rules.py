@@ -80,11 +80,13 @@ class Row(msgspec.Struct):
     labels: list[Filled]
     graph: str | None
     graph_frame: str | None
+    query: str | None = None
+    """JSON of a `Query`."""
     image_size: tuple[Side, Side] | None = None
 
 
 OPTIONAL = {
-    "graph", "graph_frame", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
+    "graph", "graph_frame", "query", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
 }  # fmt: skip
 """Paths of what may be null."""
 

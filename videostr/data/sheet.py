@@ -14,7 +14,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw
 
-from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records, usable_records
 from videostr.draw import data_url, draw, view_of
 from videostr.errors import VideoError
@@ -94,12 +93,14 @@ def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | N
 
 def _boxes(record: Record, t: float) -> list[Sequence[float]]:
     """Return boxes that belong to a time: of the answer, and of objects that the question names by them."""
-    found: list[tuple[float, Sequence[float]]] = [*named_boxes(record.question)]
-    times, value = asked_times(record.question), record.answer.value
-    if record.answer.kind is AnswerKind.BOX2D and isinstance(value, tuple):
-        found += zip(times[-1:], [value], strict=True)  # type: ignore[list-item]
-    if record.answer.kind is AnswerKind.TRACK and isinstance(value, tuple):
-        found += zip(times[-len(value) :], value, strict=True)  # type: ignore[arg-type]
+    if record.query is None:
+        return []
+    found: list[tuple[float, Sequence[float]]] = [(at, box) for at, *box in record.query.boxes]
+    value = record.answer.value
+    if record.answer.kind is AnswerKind.BOX2D:
+        found.append((record.query.times[0], value))  # type: ignore[arg-type]
+    if record.answer.kind is AnswerKind.TRACK:
+        found += zip(record.query.times, value, strict=True)  # type: ignore[arg-type]
     return [box for at, box in found if abs(at - t) < SAME_S]
 
 
