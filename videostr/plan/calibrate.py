@@ -25,7 +25,7 @@ from videostr.run_data import read_run
 
 SKIPPED = 2
 """First steps of a run that are left out: they start engines' caches, compile and form the transfer group."""
-STEPS = 40
+STEPS = 20
 """Of a simulated run."""
 ROUNDS = 4
 """Simulations in which the factors settle."""

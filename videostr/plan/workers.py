@@ -49,8 +49,9 @@ from videostr.types import (
 
 EPSILON_TOKENS = 1e-6
 """A sequence so near its end has ended."""
-THREAD_SHARE = 0.66
-"""Of a core that each thread but the first of an engine or a rank keeps busy; chosen to meet a run with S = 1 on two cores."""
+THREAD_SHARE = 0.4
+"""Of a core that each thread but the first of an engine or a rank keeps busy. The second of two had 0.42 (engine) and 0.53 (rank)
+of the first's processor time (tabletop_cpu.yaml, OMP_WAIT_POLICY=passive, 2026-11-30), and the first waits at times."""
 SAME = (Score(total=0.0, parts={}),) * 2
 DIFFERENT = (SAME[0], Score(total=1.0, parts={}))
 NO_TRACE = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)

@@ -17,7 +17,7 @@ from videostr.config.schema import Config, Estimate
 from videostr.errors import ConfigError, RunFolderError
 from videostr.models.base import shapes_of
 from videostr.plan.__main__ import main
-from videostr.plan.calibrate import calibrate, read_measured
+from videostr.plan.calibrate import STEPS, calibrate, read_measured
 from videostr.plan.costs import HARDWARE, gpus_of
 from videostr.plan.search import Plan, Scenario, best_of, layouts, search
 from videostr.plan.workload import Workload, lognormal
@@ -49,14 +49,14 @@ def write_dump(path: Path, step: int, groups: Sequence[Sequence[int]]) -> None:
 
 def write_run(folder: Path, *overrides: str, steps: int = 20) -> Path:
     """A run whose costs are `TRUE` times the assumed ones, with lengths between 40 and 100 tokens."""
-    config = load(CPU_CONFIG, ["train.prompts_per_step=8", *overrides])
+    config = load(CPU_CONFIG, ["train.prompts_per_step=4", *overrides])
     rng = np.random.default_rng(1)
     groups = tuple(tuple(int(n) for n in rng.integers(40, 101, size=8)) for _ in range(64))
     work = Workload(prompt_tokens=PROMPT_TOKENS, groups=groups)
     truth = dataclasses.replace(
         cpu_scenario(), work=work, hardware=dataclasses.replace(HARDWARE["cpu"], **TRUE)
     )
-    seconds = truth.run(config, steps=40).seconds
+    seconds = truth.run(config, steps=STEPS).seconds
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(config))
     prompts = config.train.prompts_per_step
@@ -109,7 +109,9 @@ def test_one_run_predicts_others(tmp_path: Path) -> None:
     measured = [read_measured(folder) for folder in folders]
     calibrated = calibrate(measured[0], cpu_scenario())
     for run in measured:
-        assert calibrated.run(run.config, steps=40).seconds.step == pytest.approx(run.seconds.step, rel=0.04)
+        assert calibrated.run(run.config, steps=STEPS).seconds.step == pytest.approx(
+            run.seconds.step, rel=0.04
+        )
     assert len({round(run.seconds.step, 2) for run in measured}) == 3
 
 
@@ -125,7 +127,7 @@ def test_steps_without_variance_count_as_no_update(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows[::2]:
-        row |= {"zero_variance_groups": 8, "time/learn": 1e-6, "time/sync": 1e-6}
+        row |= {"zero_variance_groups": 4, "time/learn": 1e-6, "time/sync": 1e-6}
         del row["sync/bytes"], row["sync/seconds"]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     measured = read_measured(folder)
@@ -176,7 +178,7 @@ def test_a_machine_without_gpus_has_one_to_four_engines_and_its_own() -> None:
 
 
 def test_the_search_finds_what_trying_everything_finds() -> None:
-    config = load(GPU_CONFIG, ["train.prompts_per_step=16"])
+    config = load(GPU_CONFIG, ["train.prompts_per_step=8"])
     scenario = scenario_of(config, staleness=[1])
     (found,) = search(config, scenario, 8)
     rates = [
@@ -252,7 +254,7 @@ def test_the_command_plans_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_plans_clusters(capsys: pytest.CaptureFixture[str]) -> None:
     text = answer(
-        capsys, GPU_CONFIG, "plan.gpus=[8,16]", "plan.gpu=A100", "plan.staleness=[1]", "train.prompts_per_step=16",
+        capsys, GPU_CONFIG, "plan.gpus=[8,16]", "plan.gpu=A100", "plan.staleness=[1]", "train.prompts_per_step=8",
         "sampling.max_tokens=512",
     )  # fmt: skip
     assert "Qwen2.5-VL-7B on A100; speeds: assumed, not measured" in text

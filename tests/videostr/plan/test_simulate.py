@@ -92,18 +92,19 @@ def test_virtual_time_ends_where_nothing_will_ever_happen() -> None:
 
 
 def test_work_shares_cores_and_may_be_stopped() -> None:
-    async def share() -> tuple[float, float, float]:
-        now = asyncio.get_running_loop().time
-        first, second = Work(2.0, cores=2.0), Work(5.0)
-        ends = asyncio.gather(first.done(), second.done())
-        # Three cores are wanted of two: 2 s of work take 3 s. Then the second is alone: 2 s done, 1 s more until 4.0
-        assert await first.done() == 0.0
-        first_ended = now()
-        asyncio.get_running_loop().call_later(1.0, second.stop)
-        _, left = await ends
-        return first_ended, now(), left
+    async def share() -> list[tuple[float, float]]:
+        async def end(work: Work) -> tuple[float, float]:
+            left_s = await work.done()
+            return asyncio.get_running_loop().time(), left_s
 
-    assert run_virtual(share(), cores=2.0) == pytest.approx((3.0, 4.0, 2.0))
+        second = Work(5.0)
+        asyncio.get_running_loop().call_later(4.0, second.stop)
+        return await asyncio.gather(end(Work(2.0, cores=2.0)), end(second))
+
+    # Three cores are wanted of two: 2 s of work take 3 s. Then the second, with 3 s left, is alone until 4.0
+    first, second = run_virtual(share(), cores=2.0)
+    assert first == pytest.approx((3.0, 0.0))
+    assert second == pytest.approx((4.0, 2.0))
 
 
 # -------------------------------------------------------------------------------------------------- the two sides
