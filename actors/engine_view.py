@@ -58,7 +58,10 @@ def _views(path: str, dtype: str, prompts: list[Prompt], clips: list[ClipFrames]
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     model = EngineArgs(
-        model=path, dtype=dtype, limit_mm_per_prompt={"image": 0, "video": 1}, mm_processor_cache_gb=0
+        model=path,
+        dtype=dtype,  # type: ignore[arg-type]  # one of its literals
+        limit_mm_per_prompt={"image": 0, "video": 1},
+        mm_processor_cache_gb=0,
     ).create_model_config()
     processor = MULTIMODAL_REGISTRY.create_processor(model)
     with set_current_vllm_config(VllmConfig()):  # its layers ask for one when they are made
@@ -91,7 +94,7 @@ def _model_without_weights(model: Any) -> Any:
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     kind = MULTIMODAL_REGISTRY._get_model_cls(model)  # vLLM has no public name for it
-    found = object.__new__(kind)
+    found: Any = object.__new__(kind)  # type: ignore[arg-type]  # a class, whatever the annotation
     nn.Module.__init__(found)
     found.config, found.model_config = model.hf_config, model
     return found

@@ -20,10 +20,9 @@ from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.models.processor import load_processor
 from videostr.ports import Sampled, SampleRequest
+from videostr.trace import opened, rest_of
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt
 from videostr.video import FrameStore
-
-THINK = "<think>"
 
 
 class ReferenceWorker(Named):
@@ -86,13 +85,11 @@ class ReferenceWorker(Named):
         return inputs.input_ids.numpy().astype(np.int32)
 
     def _completion(self, text: str, prompt: str) -> Completion:
-        """Return a reference as a completion that ended by itself; what the prompt opens already is left out."""
-        if prompt.rstrip().endswith(THINK):
-            text = text.removeprefix(THINK)
-        tokenizer = self._processor.tokenizer
-        ids = tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        """Return a reference as a completion that ended by itself; what the prompt opens already has no tokens."""
+        tokenizer, rest = self._processor.tokenizer, rest_of(text, prompt)
+        ids = tokenizer(rest + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         return Completion(
-            text=text,
+            text=opened(prompt) + rest,
             token_ids=np.asarray(ids, dtype=np.int32),
             logprobs=np.full(len(ids), np.nan, dtype=np.float32),
             finish_reason=FinishReason.STOP,

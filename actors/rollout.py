@@ -20,12 +20,14 @@ import numpy as np
 
 from actors.names import Named
 from actors.transfer.request import transfer_backend
+from videostr.chat import hidden_tokens
 from videostr.config.schema import Config
 from videostr.console import send_output_to
 from videostr.errors import ConfigError, RolloutError, VideoError, first_line
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
+from videostr.trace import opened
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
 from videostr.video import ClipFrames, FrameStore
 
@@ -60,6 +62,8 @@ class RolloutWorker(Named):
         self._transfers = 0
         """Control calls of a transfer that are under way."""
         self._banned: dict[int, float] = {}
+        self._hidden: frozenset[int] = frozenset()
+        """Tokens that no text shows."""
         self._first = asyncio.Lock()
         self._has_sampled = False
 
@@ -93,6 +97,7 @@ class RolloutWorker(Named):
             ) from error
         self._receiver = WeightReceiver(self._engine)
         self._tokenizer = self._engine.get_tokenizer()
+        self._hidden = hidden_tokens(self._tokenizer) | _end_tokens(self._engine, self._tokenizer)
         vocabulary = self._tokenizer.get_vocab()
         self._banned = {vocabulary[token]: BAN for token in self._family.placeholders if token in vocabulary}
         await self._engine.update_weight_version("0")
@@ -225,7 +230,8 @@ class RolloutWorker(Named):
                 detail=f"{length} prompt tokens, rollout.max_model_len = {limit}; raise it or show fewer frames",
             )
         output = await self._generate(rendered, request)
-        completions = tuple(_completion(part, self._tokenizer) for part in output.outputs)
+        begun = opened(request.prompt.text)
+        completions = tuple(self._completion(part, begun) for part in output.outputs)
         sampled = {int(token) for completion in completions for token in completion.token_ids}
         if not sampled.isdisjoint(self._banned):
             return Failure(
@@ -282,6 +288,23 @@ class RolloutWorker(Named):
             final = output
         return final
 
+    def _completion(self, output: Any, begun: str) -> Completion:
+        """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone.
+
+        `begun` is what the prompt holds of the trace already.
+        """
+        spans = [
+            VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions
+        ]
+        shown = [token for token in output.token_ids if token not in self._hidden]
+        return Completion(
+            text=begun + self._tokenizer.decode(shown),
+            token_ids=np.asarray(output.token_ids, dtype=np.int32),
+            logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+            finish_reason=FINISH[output.finish_reason],
+            weight_versions=tuple(spans),
+        )
+
     # ------------------------------------------------------------------------------------- weights and end
 
     async def pause(self) -> None:
@@ -323,13 +346,8 @@ def engine_seed(seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=7).digest())
 
 
-def _completion(output: Any, tokenizer: Any) -> Completion:
-    """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone."""
-    spans = [VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions]
-    return Completion(
-        text=tokenizer.decode(output.token_ids, skip_special_tokens=True),
-        token_ids=np.asarray(output.token_ids, dtype=np.int32),
-        logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
-        finish_reason=FINISH[output.finish_reason],
-        weight_versions=tuple(spans),
-    )
+def _end_tokens(engine: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion: that of the tokenizer, and one or several of generation_config.json."""
+    configured = engine.model_config.try_get_generation_config().get("eos_token_id", ())
+    ends = [configured] if isinstance(configured, int) else list(configured or ())
+    return frozenset({*ends, tokenizer.eos_token_id} - {None})

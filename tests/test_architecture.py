@@ -16,6 +16,7 @@ FLOORS = {
         "videostr.launch",
         "videostr.check",
         "videostr.sft",
+        "videostr.parity",
         "videostr.scale",
         "videostr.data.check",
         "videostr.evaluate",
@@ -91,6 +92,7 @@ COMMANDS = (
     "videostr.launch",
     "videostr.check",
     "videostr.sft",
+    "videostr.parity",
     "videostr.scale",
 )
 """Apps of one module. Commands, these and every `__main__`, may import other apps; nothing else may."""

@@ -233,7 +233,7 @@ class Completion:
     """One sampled continuation of a prompt."""
 
     text: str
-    """Decoded tokens without special tokens."""
+    """Decoded tokens without special tokens; before them what the chat template wrote of the trace (`trace.opened`)."""
     token_ids: np.ndarray
     """[T] int32, the end-of-turn token included when it was sampled."""
     logprobs: np.ndarray

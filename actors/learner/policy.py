@@ -152,7 +152,7 @@ class TrainedPolicy:
             else:
                 with without_adapters(self.policy):
                     logprobs, _ = self.engine(row, temperature)
-        return logprobs  # type: ignore[no-any-return]
+        return logprobs
 
     def _load_reference(self) -> PolicyLogprobs | None:
         if self._config.loss.kl_coef == 0 or self._config.model.lora.rank:

@@ -78,12 +78,17 @@ class Sender:
 
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
-        self.favour(list(family_of(self.path).placeholders))
-
-    def favour(self, tokens: list[str], factor: float = 5.0) -> None:
-        """Multiply the logits of tokens."""
         tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
-        self.policy.lm_head.weight.data[tokenizer.convert_tokens_to_ids(tokens)] *= factor
+        rows = tokenizer.convert_tokens_to_ids(list(family_of(self.path).placeholders))
+        self.policy.lm_head.weight.data[rows] *= 5
+
+    def favour_alike(self, tokens: list[str]) -> None:
+        """Make tokens equally likely, and often the likeliest."""
+        tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
+        first, *others = tokenizer.convert_tokens_to_ids(tokens)
+        weight = self.policy.lm_head.weight.data
+        weight[first] *= 5
+        weight[others] = weight[first]
 
     def forget_to_end(self) -> None:
         """Make the token that ends a completion unlikely."""

@@ -22,6 +22,7 @@ from videostr.models.processor import load_processor
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import reference_trace
 from videostr.sft import ReferenceSource
+from videostr.trace import parse
 from videostr.types import Failure, FailureKind
 
 PRETRAINED = "videostr/tabletop/pretrained"
@@ -97,7 +98,9 @@ def test_what_the_prompt_opens_is_not_written_twice(tabletop: Path, processor: A
     item = item_at(source(tabletop, processor), 4)
     found = Worker(tmp_path).read(item, item.prompt.text + "<think>\n")
     assert isinstance(found, Sampled)
-    assert processor.tokenizer.decode(found.completions[0].token_ids).startswith("<graph>")
+    (completion,) = found.completions
+    assert processor.tokenizer.decode(completion.token_ids).startswith("<graph>")
+    assert parse(completion.text).well_formed
 
 
 def test_what_is_too_long_is_named(tabletop: Path, processor: Any, tmp_path: Path) -> None:

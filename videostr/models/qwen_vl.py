@@ -325,7 +325,7 @@ class QwenVL:
     def shapes(self, config: Any, *, name: str = "") -> Shapes:
         """Return the sizes of a model; its weights are counted on transformers' model without memory.
 
-        A layer of width h, heads w, keys k, MLP m holds 8 h + 3 w + 3 k + 4 m elements a token for its backward pass, and w + k
+        A layer of width h, heads w, keys k, MLP m holds 8 h + 3 w + 3 k + 4 m elements a token for its backward pass, 3 w + 3 k
         more where heads have norms, counted from Hugging Face's layer with fused attention (as Korthikanti et al. 2022, arXiv
         2205.05198, section 4 for GPT): inputs of norms and their float32 copies, q k v before and after rotation, attention's
         output, two residuals, gate, its activation, up, product. One of the tower holds 14 h + 4 m a patch, 14 h + 2 m without
@@ -337,7 +337,7 @@ class QwenVL:
         text, tower = config.text_config, self.tower_sizes(config)
         heads, keys = _widths(text)
         layers = _count(policy.model.language_model.layers)
-        norms = heads + keys if self.norms_heads else 0
+        norms = 3 * (heads + keys) if self.norms_heads else 0
         return Shapes(
             name=name or self.name,
             parameters=_count(policy),

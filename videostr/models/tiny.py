@@ -107,7 +107,7 @@ def text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, An
     }
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the ids of vision tokens, as they stand in a configuration."""
     ids = tokenizer.get_vocab()
     return {

@@ -282,8 +282,8 @@ def test_sizes_of_a_small_model() -> None:
     assert (shapes.parameters, shapes.vision_parameters) == (260 + 80 + 4 + 105, 12 + 49 + 44)
     assert shapes.decode_parameters == 260 + 40
     assert shapes.kv_elements == 2 * 6
-    # 8 x 4 + 4 x 12 + 4 x 6 + 4 x 8; of the tower 14 x 2 + 2 x 3
-    assert (shapes.text.activations, shapes.vision.activations) == (136, 34)
+    # 8 x 4 + 3 x 12 + 3 x 6 + 4 x 8, norms of heads 3 x (12 + 6); of the tower 14 x 2 + 2 x 3
+    assert (shapes.text.activations, shapes.vision.activations) == (172, 34)
 
 
 def test_operations_of_a_small_model() -> None:
