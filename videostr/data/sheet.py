@@ -28,7 +28,7 @@ MAX_SHOWN = 4
 WIDTH = 640
 """Of a frame, px."""
 SAME_S = 0.05
-"""Times in a question are rounded."""
+"""A frame that is shown may begin so much off the time that is asked about."""
 
 
 def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
@@ -95,12 +95,11 @@ def _boxes(record: Record, t: float) -> list[Sequence[float]]:
     """Return boxes that belong to a time: of the answer, and of objects that the question names by them."""
     if record.query is None:
         return []
-    found: list[tuple[float, Sequence[float]]] = [(at, box) for at, *box in record.query.boxes]
-    value = record.answer.value
-    if record.answer.kind is AnswerKind.BOX2D:
-        found.append((record.query.times[0], value))  # type: ignore[arg-type]
-    if record.answer.kind is AnswerKind.TRACK:
-        found += zip(record.query.times, value, strict=True)  # type: ignore[arg-type]
+    found: list[tuple[float, Any]] = [(at, box) for at, *box in record.query.boxes]
+    if record.answer.kind in (AnswerKind.BOX2D, AnswerKind.TRACK):
+        value: Any = record.answer.value
+        boxes = (value,) if record.answer.kind is AnswerKind.BOX2D else value
+        found += zip(record.query.times, boxes, strict=False)
     return [box for at, box in found if abs(at - t) < SAME_S]
 
 

@@ -540,6 +540,8 @@ def test_true_graphs_of_real_labels_entail_the_answers(real):
             for record, _ in scene_records(settings, scene):
                 # As it is read from a dataset: the graph and the query have been text.
                 record = record_from_row(record_to_row(record), "row")
+                if record.graph is None:  # too many nodes for one
+                    continue
                 told = is_answerable(record.query, record.graph)
                 counts[record.family, told] += 1
                 assert not told or entailed(record.query, record.graph) == record.answer, record
