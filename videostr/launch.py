@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load(options.config, options.overrides)
     require(config.logging)
     if options.check:
-        findings = check(config)
+        findings = check(config, inputs=True)
         log.info("\n%s", as_text(findings))
         return exit_status(findings)
 

@@ -76,6 +76,12 @@ class Shapes:
     vision: Stack
     frozen_cost: RowCost
     """Operations of a row, forward and backward, without the backward pass of the tower."""
+    linear_ends: Mapping[str, int]
+    """Inputs and outputs of the language model's linear layers, summed over those of one last name, such as q_proj."""
+
+    def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Return the weights of adapters of this rank; names that the model does not have add nothing."""
+        return rank * sum(self.linear_ends.get(target, 0) for target in targets)
 
     @property
     def output_parameters(self) -> int:

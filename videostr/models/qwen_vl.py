@@ -6,6 +6,7 @@ prompt, in the tower, and in the widths of heads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -356,7 +357,17 @@ class QwenVL:
             ),
             vision=tower.stack,
             frozen_cost=self.row_cost(config, freeze_vision=True),
+            linear_ends=_linear_ends(policy.model.language_model),
         )
+
+
+def _linear_ends(model: nn.Module) -> dict[str, int]:
+    """Return inputs plus outputs of linear layers, summed over those of one last name."""
+    found: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name.rpartition(".")[2]] += module.in_features + module.out_features
+    return dict(found)
 
 
 def mrope_positions(
