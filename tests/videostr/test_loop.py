@@ -363,6 +363,9 @@ def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp
     ):
         stage.train()
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
+    newest = stage.folder.checkpoints.latest()
+    assert newest is not None
+    assert newest.name == "step_000003"  # what it had learned is not lost
 
 
 def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
