@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from videostr.console import send_output_to
 from videostr.models.base import family_of
 from videostr.types import Prompt
 from videostr.video import ClipFrames
@@ -34,7 +35,7 @@ class EngineView:
 
 
 def engine_views(
-    path: str, dtype: str, prompts: Sequence[Prompt], clips: Sequence[ClipFrames]
+    path: str, dtype: str, prompts: Sequence[Prompt], clips: Sequence[ClipFrames], log_file: str
 ) -> list[EngineView]:
     """Return what the engine makes of each prompt with the frames of its clip.
 
@@ -43,12 +44,16 @@ def engine_views(
         dtype: float32 or bfloat16.
         prompts: with one video each.
         clips: their frames.
+        log_file: gets what vLLM writes to the terminal.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_views, path, dtype, list(prompts), list(clips)).result()
+        return pool.submit(_views, path, dtype, list(prompts), list(clips), log_file).result()
 
 
-def _views(path: str, dtype: str, prompts: list[Prompt], clips: list[ClipFrames]) -> list[EngineView]:
+def _views(
+    path: str, dtype: str, prompts: list[Prompt], clips: list[ClipFrames], log_file: str
+) -> list[EngineView]:
+    send_output_to(log_file)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if Path(path).is_dir():

@@ -68,9 +68,10 @@ def check(config: Config, *, cluster: Cluster | None = None, inputs: bool = Fals
 
 def check_inputs(config: Config, context: Context) -> Iterator[Finding]:
     """Check whether engine and learner make the same token ids, positions and pixels of clips of several shapes."""
-    with tempfile.TemporaryDirectory(prefix="videostr-check-") as folder:
-        cases = make_cases(Path(folder), context.processor)
-        rows = compare_inputs(config.model.path, config.model.dtype, context.processor, cases)
+    with tempfile.TemporaryDirectory(prefix="videostr-check-") as scratch:
+        folder = Path(scratch)
+        cases = make_cases(folder, context.processor)
+        rows = compare_inputs(config.model.path, config.model.dtype, context.processor, cases, folder)
     differing = [row.what for row in rows if not row.agrees]
     if differing:
         yield fail(

@@ -43,7 +43,7 @@ from videostr.config.sections import (
 from videostr.console import log_to_console
 from videostr.errors import RolloutError, TransferError
 from videostr.grpo.batch import PromptInputs
-from videostr.models.base import family_of
+from videostr.models.base import family_of, read_config
 from videostr.models.checkpoint import open_checkpoint
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import render
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="videostr-parity-") as scratch:
         folder = Path(scratch)
         cases = make_cases(folder, processor, options.video, options.frames)
-        rows = compare_inputs(options.model, options.dtype, processor, cases)
+        rows = compare_inputs(options.model, options.dtype, processor, cases, folder)
         if not options.inputs:
             config = _config(options.model, options.dtype, gpu=options.gpu)
             rows += asyncio.run(compare_computation(config, cases, folder))
@@ -151,12 +151,13 @@ def make_cases(folder: Path, processor: Any, video: str | None = None, frames: i
 # ------------------------------------------------------------------------------------------ ids, positions, pixels
 
 
-def compare_inputs(model: str, dtype: str, processor: Any, cases: Sequence[Case]) -> list[Row]:
-    """Return how token ids, positions and pixels of engine and learner differ."""
+def compare_inputs(model: str, dtype: str, processor: Any, cases: Sequence[Case], folder: Path) -> list[Row]:
+    """Return how token ids, positions and pixels of engine and learner differ; `folder` gets a log of vLLM."""
     family = family_of(model)
     config = _model_config(model, dtype)
-    ours = family.encode([case.prompt for case in cases], [case.frames for case in cases], processor, config)
-    views = engine_views(model, dtype, [case.prompt for case in cases], [case.frames for case in cases])
+    prompts, clips = [case.prompt for case in cases], [case.frames for case in cases]
+    ours = family.encode(prompts, clips, processor, config)
+    views = engine_views(model, dtype, prompts, clips, str(folder / "vllm.log"))
     pairs = list(zip(ours, views, strict=True))
     unequal = {
         "token ids": sum(not np.array_equal(mine.input_ids.numpy(), view.token_ids) for mine, view in pairs),
@@ -171,8 +172,6 @@ def compare_inputs(model: str, dtype: str, processor: Any, cases: Sequence[Case]
 
 
 def _model_config(model: str, dtype: str) -> Any:
-    from videostr.models.base import read_config
-
     config = family_of(model).config_of(read_config(model), model)
     config.dtype = dtype
     return config
