@@ -67,7 +67,7 @@ def distance_absolute(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     pair = pick(view, rng, 2, f)
     if pair is None:
         return None
-    distance = view.distance(*pair, f)
+    distance = view.distance(pair[0], pair[1], f)
     free = {n: name for n in pair if (name := name_without_box(view, n, f))}
     if len(free) == 2 and rng.integers(2):
         asked = query(view, "distance_absolute", free, times=(view.times[f],))
