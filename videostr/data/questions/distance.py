@@ -30,7 +30,7 @@ def distance_relative(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if names is None:
         return None
     target, *others = names
-    distances = np.array([view.distance(n, target, f) for n in others])
+    distances = np.array([view.distance_between(n, target, f) for n in others])
     nearest = bool(rng.integers(2))
     order = np.argsort(distances if nearest else -distances)
     best, second = distances[order[:2]]
@@ -67,7 +67,7 @@ def distance_absolute(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     pair = pick(view, rng, 2, f)
     if pair is None:
         return None
-    distance = view.distance(pair[0], pair[1], f)
+    distance = view.distance_between(pair[0], pair[1], f)
     free = {n: name for n in pair if (name := name_without_box(view, n, f))}
     if len(free) == 2 and rng.integers(2):
         query = query_about(view, "distance_absolute", free, times=(view.times[f],))
