@@ -120,7 +120,7 @@ class ClipView:
         """Return the positions of a track at selected frames."""
         return [tuple(self.positions[n, f].tolist()) for f in frames]
 
-    def distance(self, a: int, b: int, f: int) -> float:
+    def distance_between(self, a: int, b: int, f: int) -> float:
         """Return metres between the positions of two tracks at a selected frame."""
         return path([*self.places(a, (f,)), *self.places(b, (f,))])
 

@@ -32,7 +32,7 @@ class Name:
     """(t, x1, y1, x2, y2) where the text names it by a box."""
 
 
-def query(view: ClipView, family: str, named: Mapping[int, Name], **values: Any) -> Query:
+def query_about(view: ClipView, family: str, named: Mapping[int, Name], **values: Any) -> Query:
     """Return the query about tracks, in the order of the question."""
     return Query(
         family=family,

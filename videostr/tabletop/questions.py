@@ -30,10 +30,10 @@ def make_records(scene: Scene, video: str, name: str, limit: int) -> list[Record
     graph = true_graph(scene)
     records: list[Record] = []
     for family in rng.permutation(list(FAMILIES)):
-        asked = FAMILIES[str(family)](scene, rng)
-        if asked is None or len(records) == limit:
+        question = FAMILIES[str(family)](scene, rng)
+        if question is None or len(records) == limit:
             continue
-        query, answer = asked
+        query, answer = question
         records.append(
             Record(
                 id=f"{name}/{family}",
@@ -109,16 +109,16 @@ def _place(scene: Scene, solid: Solid, t: float) -> tuple[float, ...]:
     return tuple(round(float(p), 3) for p in pos)
 
 
-Asked = tuple[Query, Answer] | None
+Question = tuple[Query, Answer] | None
 
 
-def _counting(scene: Scene, rng: np.random.Generator) -> Asked:
+def _counting(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     count = sum(_in_view(scene, solid, t) for solid in scene.solids)
     return Query(family="counting", times=(t,)), Answer(kind=AnswerKind.NUMBER, value=float(count))
 
 
-def _displacement(scene: Scene, rng: np.random.Generator) -> Asked:
+def _displacement(scene: Scene, rng: np.random.Generator) -> Question:
     solid = _pick(scene, rng, lambda s: s.velocity != (0.0, 0.0) and s.appears_s == 0)
     times = (0.0, scene.duration_s)
     if solid is None or not all(_in_view(scene, solid, t) for t in times):
@@ -126,10 +126,10 @@ def _displacement(scene: Scene, rng: np.random.Generator) -> Asked:
     start, end = (_place(scene, solid, t) for t in times)
     unit = LENGTH_UNITS[scene.unit]
     answer = Answer(kind=AnswerKind.NUMBER, value=round(math.dist(start, end), DECIMALS), unit=unit)
-    return _about("displacement", solid, times=times), answer
+    return _query_about("displacement", solid, times=times), answer
 
 
-def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
+def _direction(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     pair = _pair(scene, rng, t)
     if pair is None:
@@ -141,7 +141,7 @@ def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
     if abs(a_pos - b_pos) < TIE * scene.floor / 2:
         return None
     options, answer = _choice(*(words if a_pos < b_pos else words[::-1]), rng)
-    query = _about(
+    query = _query_about(
         "direction",
         a,
         b,
@@ -153,7 +153,7 @@ def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
     return query, answer
 
 
-def _distance(scene: Scene, rng: np.random.Generator) -> Asked:
+def _distance(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     unique = [solid for solid in _unique(scene) if _in_view(scene, solid, t)]
     if len(unique) < 3:
@@ -166,10 +166,10 @@ def _distance(scene: Scene, rng: np.random.Generator) -> Asked:
     if gap < TIE * scene.floor / 2:
         return None
     options, answer = _choice(_id(near), _id(far), rng)
-    return _about("distance", target, a, b, times=(t,), axis="nearest", options=options), answer
+    return _query_about("distance", target, a, b, times=(t,), axis="nearest", options=options), answer
 
 
-def _order(scene: Scene, rng: np.random.Generator) -> Asked:
+def _order(scene: Scene, rng: np.random.Generator) -> Question:
     unique = [solid for solid in _unique(scene) if _in_view(scene, solid, scene.duration_s)]
     late = [solid for solid in unique if solid.appears_s > 0]
     early = [solid for solid in unique if solid.appears_s == 0]
@@ -180,20 +180,22 @@ def _order(scene: Scene, rng: np.random.Generator) -> Asked:
     if not _in_view(scene, first, 0.0):
         return None
     options, answer = _choice(_id(first), _id(second), rng)
-    return _about("order", first, second, options=options), answer
+    return _query_about("order", first, second, options=options), answer
 
 
-def _localisation(scene: Scene, rng: np.random.Generator) -> Asked:
+def _localisation(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     solid = _pick(scene, rng, lambda s: _in_view(scene, s, t))
     box = box2d(scene, solid, t) if solid else None
     if solid is None or box is None:
         return None
     value = tuple(float(round(v, -1)) for v in box)
-    return _about("localisation", solid, times=(t,)), Answer(kind=AnswerKind.BOX2D, value=value, unit="px")
+    return _query_about("localisation", solid, times=(t,)), Answer(
+        kind=AnswerKind.BOX2D, value=value, unit="px"
+    )
 
 
-FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
+FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     "counting": _counting,
     "displacement": _displacement,
     "direction": _direction,
@@ -208,7 +210,7 @@ def _id(solid: Solid) -> str:
     return f"{solid.label}.1"
 
 
-def _about(
+def _query_about(
     family: str,
     *solids: Solid,
     times: tuple[float, ...] = (),

@@ -48,8 +48,8 @@ def _count(rng: Rng, query: Query, count: int) -> PreparedQuestion:
     """Make 1 half of the answers, else "1" would nearly always be right."""
     where = "" if query.within_m is None else f" within {query.within_m:g} m of the camera"
     texts = COUNT_AT if query.times else COUNT_ROOM
-    asked = number(rng, texts, query, float(count), "", label=plain(query.label), where=where)
-    return replace(asked, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
+    question = number(rng, texts, query, float(count), "", label=plain(query.label), where=where)
+    return replace(question, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 
 
 COUNT_ROOM = (

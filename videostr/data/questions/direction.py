@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, pick_named, query
+from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, pick_named, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.data.scene import Array, ground_axes
 from videostr.query import QUARTERS
@@ -44,8 +44,10 @@ def direction_camera(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not ((gaps >= least).all() or (-gaps >= least).all()):
         return None
     truth = list(words)[int(gaps[0] > 0)]
-    asked = query(view, "direction_camera", names, times=(view.times[f],), axis=axis, camera=view.camera(f))
-    return choice(rng, worded(rng, texts, asked), asked, truth, words, asked.names)
+    query = query_about(
+        view, "direction_camera", names, times=(view.times[f],), axis=axis, camera=view.camera(f)
+    )
+    return choice(rng, worded(rng, texts, query), query, truth, words, query.names)
 
 
 LEFT_RIGHT = {"left": "left", "right": "right"}
@@ -79,9 +81,9 @@ def direction_object(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
     if border < AMBIGUITY_MARGIN_DEG:
         return None
-    asked = query(view, "direction_object", names, times=(view.times[f],), up=view.up)
-    text = worded(rng, STANCE, asked)
-    return choice(rng, text, asked, QUARTERS[quarter], {each: each for each in QUARTERS}, asked.names)
+    query = query_about(view, "direction_object", names, times=(view.times[f],), up=view.up)
+    text = worded(rng, STANCE, query)
+    return choice(rng, text, query, QUARTERS[quarter], {each: each for each in QUARTERS}, query.names)
 
 
 STANCE = (

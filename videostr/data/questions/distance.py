@@ -12,7 +12,7 @@ from videostr.data.naming import (
     name_without_box,
     pick,
     pick_named,
-    query,
+    query_about,
 )
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, number, numeric_choice, worded
 from videostr.query import DECIMALS
@@ -30,7 +30,7 @@ def distance_relative(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if names is None:
         return None
     target, *others = names
-    distances = np.array([view.distance(n, target, f) for n in others])
+    distances = np.array([view.distance_between(n, target, f) for n in others])
     nearest = bool(rng.integers(2))
     order = np.argsort(distances if nearest else -distances)
     best, second = distances[order[:2]]
@@ -42,10 +42,10 @@ def distance_relative(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         for n, name in sorted(names.items(), key=lambda pair: pair[1].text)
         if n in others
     }
-    asked = query(view, "distance_relative", names, times=(view.times[f],), axis=axis)
-    text = worded(rng, NEAREST if nearest else FARTHEST, asked)
+    query = query_about(view, "distance_relative", names, times=(view.times[f],), axis=axis)
+    text = worded(rng, NEAREST if nearest else FARTHEST, query)
     truth = names[others[int(order[0])]].text
-    return choice(rng, text, asked, truth, options, (str(nearest), names[target].text, *options))
+    return choice(rng, text, query, truth, options, (str(nearest), names[target].text, *options))
 
 
 NEAREST = (
@@ -67,17 +67,17 @@ def distance_absolute(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     pair = pick(view, rng, 2, f)
     if pair is None:
         return None
-    distance = view.distance(*pair, f)
+    distance = view.distance_between(pair[0], pair[1], f)
     free = {n: name for n in pair if (name := name_without_box(view, n, f))}
     if len(free) == 2 and rng.integers(2):
-        asked = query(view, "distance_absolute", free, times=(view.times[f],))
+        query = query_about(view, "distance_absolute", free, times=(view.times[f],))
         key = sorted(view.labels[n] for n in pair)
-        return numeric_choice(rng, DISTANCE, asked, distance, "m", LEAST_DISTANCE_M, key)
+        return numeric_choice(rng, DISTANCE, query, distance, "m", LEAST_DISTANCE_M, key)
     if not distance >= LEAST_DISTANCE_M:
         return None
     named = {n: name_of(view, n, f) for n in pair}
-    asked = query(view, "distance_absolute", named, times=(view.times[f],))
-    return number(rng, DISTANCE, asked, round(distance, DECIMALS), "m")
+    query = query_about(view, "distance_absolute", named, times=(view.times[f],))
+    return number(rng, DISTANCE, query, round(distance, DECIMALS), "m")
 
 
 DISTANCE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import Name, is_nameable, name_of, name_without_box, query
+from videostr.data.naming import Name, is_nameable, name_of, name_without_box, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number, numeric_choice
 from videostr.query import DECIMALS, path
 from videostr.types import Query
@@ -26,10 +26,10 @@ def displacement(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     moved = path(view.places(n, (first, last)))
     if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
         key = (view.labels[n], str(round(np.log2(view.times[last] - view.times[first]))))
-        asked = _query(view, "displacement", moving, name)
-        return numeric_choice(rng, DISPLACEMENT, asked, moved, "m", MOVES_M, key)
-    asked = _query(view, "displacement", moving, name_of(view, n, first))
-    return number(rng, DISPLACEMENT, asked, round(moved, DECIMALS), "m")
+        query = _query(view, "displacement", moving, name)
+        return numeric_choice(rng, DISPLACEMENT, query, moved, "m", MOVES_M, key)
+    query = _query(view, "displacement", moving, name_of(view, n, first))
+    return number(rng, DISPLACEMENT, query, round(moved, DECIMALS), "m")
 
 
 DISPLACEMENT = (
@@ -44,8 +44,8 @@ def path_length(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if moving is None:
         return None
     n, first, _ = moving
-    asked = _query(view, "path_length", moving, name_of(view, n, first))
-    return number(rng, PATH, asked, round(_path(view, *moving), DECIMALS), "m")
+    query = _query(view, "path_length", moving, name_of(view, n, first))
+    return number(rng, PATH, query, round(_path(view, *moving), DECIMALS), "m")
 
 
 PATH = (
@@ -63,10 +63,10 @@ def speed(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not speed >= LEAST_SPEED:
         return None
     if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
-        asked = _query(view, "speed", moving, name)
-        return numeric_choice(rng, SPEED, asked, speed, "m/s", LEAST_SPEED, (view.labels[n],))
-    asked = _query(view, "speed", moving, name_of(view, n, first))
-    return number(rng, SPEED, asked, round(speed, DECIMALS), "m/s")
+        query = _query(view, "speed", moving, name)
+        return numeric_choice(rng, SPEED, query, speed, "m/s", LEAST_SPEED, (view.labels[n],))
+    query = _query(view, "speed", moving, name_of(view, n, first))
+    return number(rng, SPEED, query, round(speed, DECIMALS), "m/s")
 
 
 SPEED = (
@@ -98,4 +98,4 @@ def _path(view: ClipView, n: int, first: int, last: int) -> float:
 
 def _query(view: ClipView, family: str, moving: tuple[int, int, int], name: Name) -> Query:
     n, first, last = moving
-    return query(view, family, {n: name}, times=(view.times[first], view.times[last]))
+    return query_about(view, family, {n: name}, times=(view.times[first], view.times[last]))

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import Name, is_unique, plain, query
+from videostr.data.naming import Name, is_unique, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.types import Answer, AnswerKind
 
@@ -27,10 +27,10 @@ def order(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         ", ".join(names[n].text for n in each): tuple(view.ids[n] for n in each)
         for each in permutations(chosen)
     }
-    asked = query(view, "order", names)
-    text = worded(rng, ORDER, asked, names=", ".join(f"the {name}" for name in asked.names))
+    query = query_about(view, "order", names)
+    text = worded(rng, ORDER, query, names=", ".join(f"the {name}" for name in query.names))
     truth = next(iter(orders))  # the first permutation is the order itself
-    return choice(rng, text, asked, truth, dict(sorted(orders.items())), asked.names)
+    return choice(rng, text, query, truth, dict(sorted(orders.items())), query.names)
 
 
 ORDER = (
@@ -68,10 +68,10 @@ def presence(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not found:
         return None
     n, start, end = found[int(rng.integers(len(found)))]
-    asked = query(view, "presence", {n: Name(f"the {plain(view.labels[n])}")}, times=view.times)
-    text = worded(rng, PRESENCE, asked, times=", ".join(f"{t:g}" for t in view.times))
+    query = query_about(view, "presence", {n: Name(f"the {plain(view.labels[n])}")}, times=view.times)
+    text = worded(rng, PRESENCE, query, times=", ".join(f"{t:g}" for t in view.times))
     answer = Answer(kind=AnswerKind.SPAN, value=(start, end), unit="s")
-    return PreparedQuestion(query=asked, text=text, answer=answer)
+    return PreparedQuestion(query=query, text=text, answer=answer)
 
 
 PRESENCE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import Name, is_nameable, is_unique_at, name_of, pick, plain, query
+from videostr.data.naming import Name, is_nameable, is_unique_at, name_of, pick, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, worded
 from videostr.types import Answer, AnswerKind
 
@@ -24,12 +24,12 @@ def tracking(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     n = found[int(rng.integers(len(found)))]
     shown = np.unique(np.linspace(1, len(view.frames) - 1, 3).round().astype(int))
     name = name_of(view, n, 0, by_box=True)
-    asked = query(view, "tracking", {n: name}, times=tuple(view.times[f] for f in shown))
-    text = worded(rng, TRACKING, asked, times=", ".join(f"{t:g} s" for t in asked.times))
+    query = query_about(view, "tracking", {n: name}, times=tuple(view.times[f] for f in shown))
+    text = worded(rng, TRACKING, query, times=", ".join(f"{t:g} s" for t in query.times))
     answer = Answer(
         kind=AnswerKind.TRACK, value=tuple(tuple(view.boxes[n, f].tolist()) for f in shown), unit="px"
     )
-    return PreparedQuestion(query=asked, text=text, answer=answer)
+    return PreparedQuestion(query=query, text=text, answer=answer)
 
 
 TRACKING = (
@@ -44,9 +44,11 @@ def localisation_2d(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not len(found):
         return None
     n, f = (int(v) for v in found[int(rng.integers(len(found)))])
-    asked = query(view, "localisation_2d", {n: Name(f"the {plain(view.labels[n])}")}, times=(view.times[f],))
+    query = query_about(
+        view, "localisation_2d", {n: Name(f"the {plain(view.labels[n])}")}, times=(view.times[f],)
+    )
     answer = Answer(kind=AnswerKind.BOX2D, value=tuple(view.boxes[n, f].tolist()), unit="px")
-    return PreparedQuestion(query=asked, text=worded(rng, WHERE_2D, asked), answer=answer)
+    return PreparedQuestion(query=query, text=worded(rng, WHERE_2D, query), answer=answer)
 
 
 WHERE_2D = (
@@ -70,8 +72,8 @@ def localisation_3d(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     place = view.places(n, (f,))[0]
     sides = tuple(round(float(v), 2) for v in (length, height, width))
     answer = Answer(kind=AnswerKind.BOX3D, value=(*place, *sides, round(yaw, 2)), unit="m")
-    asked = query(view, "localisation_3d", {n: name_of(view, n, f)}, times=(view.times[f],))
-    return PreparedQuestion(query=asked, text=worded(rng, WHERE_3D, asked), answer=answer)
+    query = query_about(view, "localisation_3d", {n: name_of(view, n, f)}, times=(view.times[f],))
+    return PreparedQuestion(query=query, text=worded(rng, WHERE_3D, query), answer=answer)
 
 
 WHERE_3D = (

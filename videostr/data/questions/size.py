@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import name_of, pick, query
+from videostr.data.naming import name_of, pick, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number
 from videostr.types import Query
 
@@ -18,11 +18,11 @@ def size(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     axis = int(rng.integers(3))
     sides, named = view.sizes[one[0]], {one[0]: name_of(view, one[0], f)}
     if all(track.is_static for track in view.tracks):  # boxes of a scan follow the room, not the object
-        asked = query(view, "size", named, times=(view.times[f],), axis="longest")
-        return number(rng, LONGEST, asked, round(float(sides.max()), 2), "m")
+        query = query_about(view, "size", named, times=(view.times[f],), axis="longest")
+        return number(rng, LONGEST, query, round(float(sides.max()), 2), "m")
     dimension = ("long", "wide", "tall")[axis]
-    asked = query(view, "size", named, times=(view.times[f],), axis=dimension)
-    return number(rng, SIZE, asked, round(float(sides[axis]), 2), "m", dimension=dimension)
+    query = query_about(view, "size", named, times=(view.times[f],), axis=dimension)
+    return number(rng, SIZE, query, round(float(sides[axis]), 2), "m", dimension=dimension)
 
 
 SIZE = (
