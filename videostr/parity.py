@@ -72,8 +72,11 @@ SHAPES = (
     (56, 56, Fraction(2), 9),
 )
 """Height, width [px], frames a second and frames of the synthetic clips: odd counts, not square, an odd rate."""
-LIMITS = {"float32": (1e-4, 1e-4), "bfloat16": (0.3, 0.05)}
-"""Largest and mean difference of log-probabilities that pass, nats; engine and learner round bfloat16 at different places."""
+LIMITS = {"float32": (1e-3, 1e-4), "bfloat16": (0.3, 0.05)}
+"""Largest and mean difference of log-probabilities that pass, nats. Engines never sample placeholders, so their probabilities are
+higher by what the policy gives to these, which shows in the largest; in bfloat16 both sides round at different places."""
+PACKED = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest difference of the learner's own log-probabilities between packed rows and rows of one completion, nats."""
 PIXELS = 1e-5
 COMPLETIONS, TOKENS = 4, 48
 
@@ -243,7 +246,7 @@ async def _compare_logprobs(
         Row(what="log-probabilities, worst", cases=len(ours), worst=float(gap.max()), limit=worst, note=note),
         Row(what="log-probabilities, mean", cases=len(ours), worst=float(gap.mean()), limit=mean, note=note),
         Row(
-            what="packed against alone", cases=len(ours), worst=float(np.abs(ours - single).max()), limit=worst, note=note
+            what="packed against alone", cases=len(ours), worst=float(np.abs(ours - single).max()), limit=PACKED[config.model.dtype], note=note
         ),
     ]  # fmt: skip
 
@@ -321,10 +324,16 @@ def _write_video(path: Path, seed: int, height: int, width: int, fps: Fraction, 
 def _config(model: str, dtype: Any, *, gpu: bool) -> Config:
     """Return the config of one engine and one rank, whose one update moves every weight by about 1e-3."""
     gpus = 1.0 if gpu else 0.0
+    longest = _model_config(model, dtype).get_text_config().max_position_embeddings
     return Config(
         run=Run(name="parity"),
         model=Model(path=model, dtype=dtype),
-        rollout=RolloutConfig(num_gpus=gpus, num_cpus=0.5, max_num_seqs=32),
+        rollout=RolloutConfig(
+            num_gpus=gpus,
+            num_cpus=0.5,
+            max_num_seqs=32,
+            max_model_len=min(RolloutConfig.max_model_len, longest),
+        ),
         learner=LearnerConfig(num_gpus=gpus, num_cpus=0.5, lr=1e-3, max_row_tokens=2048),
         loss=LossConfig(correction="ratio"),
         sync=SyncConfig(verify=True),
