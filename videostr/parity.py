@@ -242,13 +242,15 @@ async def _compare_logprobs(
     single = np.concatenate([values for group in alone for values in group])
     worst, mean = LIMITS[config.model.dtype]
     gap = np.abs(engine - ours)
+    figures = {
+        "log-probabilities, worst": (gap.max(), worst),
+        "log-probabilities, mean": (gap.mean(), mean),
+        "packed against alone": (np.abs(ours - single).max(), PACKED[config.model.dtype]),
+    }
     return [
-        Row(what="log-probabilities, worst", cases=len(ours), worst=float(gap.max()), limit=worst, note=note),
-        Row(what="log-probabilities, mean", cases=len(ours), worst=float(gap.mean()), limit=mean, note=note),
-        Row(
-            what="packed against alone", cases=len(ours), worst=float(np.abs(ours - single).max()), limit=PACKED[config.model.dtype], note=note
-        ),
-    ]  # fmt: skip
+        Row(what=what, cases=len(ours), worst=float(value), limit=limit, note=note)
+        for what, (value, limit) in figures.items()
+    ]
 
 
 async def _sample(pool: RayRolloutPool, cases: Sequence[Case]) -> list[RolloutGroup]:
