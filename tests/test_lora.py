@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import SmallRun
 from videostr.launch import main
+from videostr.models.checkpoint import load_policy
 from videostr.run_data import read_run
 
 ADAPTED = [
@@ -32,8 +33,10 @@ def test_a_run_trains_adapters_and_another_one_starts_from_them(
     assert kl[-1] is not None
     assert kl[-1] > 0.0
     checkpoint = tmp_path / "first" / "checkpoints" / "step_000003"
-    base = load_file("videostr/tabletop/pretrained/model.safetensors")
-    policy = load_file(checkpoint / "policy" / "model.safetensors")
+    base, policy = (
+        {name: parameter.detach() for name, parameter in load_policy(path, torch.float32).named_parameters()}
+        for path in ("videostr/tabletop/pretrained", checkpoint / "policy")
+    )
     adapter = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     layers = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in adapter}
     assert len(layers) == 3 * 7
