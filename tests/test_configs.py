@@ -10,8 +10,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from videostr.config.load import dump, load, load_evaluation, load_sft
+from videostr.config.reference import keys
+from videostr.config.schema import BenchmarkConfig
 from videostr.data.__main__ import read_recipe
 from videostr.data.sources import SOURCES
+from videostr.evaluate.__main__ import BENCHMARKS
+from videostr.models.base import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -60,3 +64,13 @@ def _leaves(tree: object) -> list[object]:
 def test_recipes_name_known_sources(path: Path) -> None:
     recipe = read_recipe(path, {})
     assert {settings.source for settings in recipe} <= set(SOURCES)
+
+
+def test_benchmarks_of_the_config_are_those_that_exist() -> None:
+    (choices,) = [one.rule for one in keys(BenchmarkConfig) if one.name == "name"]
+    assert choices == f"one of {', '.join(sorted(BENCHMARKS))}"
+
+
+def test_tiny_policies_of_the_configs_are_of_families_that_exist() -> None:
+    tiny = {load_sft(path).model.tiny for path in FILES if is_sft(path)}
+    assert tiny - {""} <= set(FAMILIES)

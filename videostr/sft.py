@@ -25,10 +25,12 @@ from videostr.config.supervised import as_training
 from videostr.console import log_to_console
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.data.records import usable_records
+from videostr.errors import ConfigError
 from videostr.files import make_folder
 from videostr.launch import cluster, finish, hold, open_folder
 from videostr.lock import FolderLock
 from videostr.loggers import require
+from videostr.models.base import FAMILIES
 from videostr.models.checkpoint import open_checkpoint
 from videostr.models.tiny import make_tiny
 from videostr.pool import EnginePool
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_console()
     config = load_sft(options.config, options.overrides)
     require(config.logging)
+    if config.model.tiny not in {"", *FAMILIES}:
+        raise ConfigError(
+            f"model.tiny = {config.model.tiny}: must be one of {', '.join(FAMILIES)}",
+            remedy="choose one of them",
+        )
 
     def start(lock: FolderLock) -> Coroutine[Any, Any, int]:
         build_missing(config)

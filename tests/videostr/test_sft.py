@@ -21,7 +21,7 @@ from videostr.grpo.losses import LOSSES, LossInputs
 from videostr.models.processor import load_processor
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import reference_trace
-from videostr.sft import ReferenceSource
+from videostr.sft import ReferenceSource, main
 from videostr.trace import parse
 from videostr.types import Failure, FailureKind
 
@@ -136,3 +136,11 @@ def test_the_loss_is_the_negative_log_likelihood() -> None:
     (gradient,) = torch.autograd.grad(found.loss.sum(), logprobs)
     assert gradient.tolist() == [-1.0, -1.0, -1.0]
     assert not found.clipped.any()
+
+
+def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--config", "configs/tabletop_sft.yaml", f"run.dir={tmp_path}"]
+    assert main([*given, "model.tiny=gpt2"]) == 2
+    assert "model.tiny = gpt2: must be one of qwen2_5_vl" in capsys.readouterr().err
+    assert main([*given, f"data.train={tmp_path}"]) == 2
+    assert "no records-*.parquet in this folder" in capsys.readouterr().err
