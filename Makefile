@@ -6,8 +6,9 @@ SEED ?= 0
 RUN ?= demo
 PYTHON := .venv/bin/python
 UNITS := tests/videostr tests/rewards
+ACTORS := tests/actors tests/deploy
 
-.PHONY: setup demo evaluate test test-units test-clusters check bench lock
+.PHONY: setup demo evaluate test test-runs test-actors test-units check bench lock
 
 setup:
 	@EXTRA=$(EXTRA) LATEST= bash deploy/setup.sh
@@ -28,14 +29,17 @@ check: | setup
 
 ifeq ($(LATEST),)
 test: check
-	@$(MAKE) --no-print-directory -k -j2 test-units test-clusters
+	@$(MAKE) --no-print-directory -k -j2 test-runs test-actors test-units
+
+# Whole runs, then single actors, then what needs neither Ray nor an engine: two of the three at once, one test of each at a time.
+test-runs: | setup
+	$(PYTHON) -m pytest $(addprefix --ignore=,$(UNITS) $(ACTORS))
+
+test-actors: | setup
+	$(PYTHON) -m pytest $(ACTORS)
 
 test-units: | setup
 	$(PYTHON) -m pytest $(UNITS)
-
-# Each of these starts Ray, engines or whole runs: one after the other, next to the units.
-test-clusters: | setup
-	$(PYTHON) -m pytest $(addprefix --ignore=,$(UNITS))
 else
 test: | setup
 	EXTRA=$(EXTRA) VENV=build/latest bash deploy/setup.sh

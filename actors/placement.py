@@ -24,6 +24,7 @@ from videostr.errors import PlacementError, first_line
 from videostr.metrics import duration
 
 log = logging.getLogger("videostr.placement")
+ROLES = ("rollout", "learner", "reward")
 READY_S = 30.0
 """A plan that fits the totals but not the nodes is refused after this."""
 REACH_S = 5.0
@@ -130,9 +131,9 @@ def join_cluster(address: str) -> None:
 class Placement:
     """The placement groups of a run; `reserve` makes them."""
 
-    def __init__(self, config: Config, only: Collection[str] = ("rollout", "learner", "reward")) -> None:
+    def __init__(self, config: Config, only: Collection[str] = ROLES) -> None:
         """Reserve nothing yet; of the plan `only` some roles."""
-        self._roles = [role for role in plan(config) if role.name in only]
+        self.roles = [role for role in plan(config) if role.name in only]
         self._wait_s = config.placement.wait_s
         self._extra: list[PlacementGroup] = []
         self._groups: dict[str, PlacementGroup] = {}
@@ -143,7 +144,7 @@ class Placement:
         Raises:
             PlacementError: the plan does not fit, now or within `placement.wait_s`.
         """
-        roles, wait_s = self._roles, self._wait_s or READY_S
+        roles, wait_s = self.roles, self._wait_s or READY_S
         if missing := lacking(roles, ray.cluster_resources()):
             if self._wait_s == 0:
                 raise PlacementError(f"the plan does not fit the cluster: {missing}", remedy=REMEDY)
@@ -200,7 +201,7 @@ class Placement:
         remove_placement_group(group)
 
     def _bundle(self, role: str) -> Mapping[str, float]:
-        return next(other.bundle for other in self._roles if other.name == role)
+        return next(other.bundle for other in self.roles if other.name == role)
 
     def close(self) -> None:
         """Give the places back."""

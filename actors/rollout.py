@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,14 @@ import numpy as np
 
 from actors.names import Named
 from actors.transfer.request import transfer_backend
+from videostr.chat import hidden_tokens
 from videostr.config.schema import Config
-from videostr.errors import RolloutError, VideoError
-from videostr.files import make_folder, storage
+from videostr.console import send_output_to
+from videostr.errors import ConfigError, RolloutError, VideoError, first_line
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
+from videostr.trace import opened
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
 from videostr.video import ClipFrames, FrameStore
 
@@ -61,6 +62,8 @@ class RolloutWorker(Named):
         self._transfers = 0
         """Control calls of a transfer that are under way."""
         self._banned: dict[int, float] = {}
+        self._hidden: frozenset[int] = frozenset()
+        """Tokens that no text shows."""
         self._first = asyncio.Lock()
         self._has_sampled = False
 
@@ -75,7 +78,7 @@ class RolloutWorker(Named):
         """
         check_model(self.config.model.path, cpu=not self.on_gpu)
         self._family = family_of(self.config.model.path)
-        _send_output_to(self.log_file)
+        send_output_to(self.log_file)
         os.environ.update(self._environment())
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -83,16 +86,28 @@ class RolloutWorker(Named):
         from actors.transfer.receiver import WeightReceiver
 
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_args()))
+            arguments = AsyncEngineArgs(**self._engine_args())
+        except (TypeError, ValueError) as error:
+            raise self._refused(error) from error
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments)
         except (RuntimeError, ValueError) as error:
             raise RolloutError(
                 f"{self.name} did not start: {error}", remedy=f"see {self.log_file}"
             ) from error
         self._receiver = WeightReceiver(self._engine)
         self._tokenizer = self._engine.get_tokenizer()
+        self._hidden = hidden_tokens(self._tokenizer) | _end_tokens(self._engine, self._tokenizer)
         vocabulary = self._tokenizer.get_vocab()
         self._banned = {vocabulary[token]: BAN for token in self._family.placeholders if token in vocabulary}
         await self._engine.update_weight_version("0")
+
+    def _refused(self, error: Exception) -> ConfigError:
+        given = ", ".join(self.config.rollout.engine_args) or "none"
+        return ConfigError(
+            f"rollout.engine_args: vLLM refuses its arguments ({first_line(error)}); given: {given}",
+            remedy="write them as in vLLM's documentation of engine arguments",
+        )
 
     def _environment(self) -> dict[str, str]:
         environment = {"VLLM_NO_USAGE_STATS": "1"}
@@ -140,7 +155,7 @@ class RolloutWorker(Named):
             arguments["enforce_eager"] = True
             # A seeded request whose prompt is prefilled in chunks kills the CPU engine.
             arguments["enable_chunked_prefill"] = False
-        return arguments | dict(self._family.engine_arguments(cpu=not self.on_gpu))
+        return arguments | dict(self._family.engine_arguments(cpu=not self.on_gpu)) | rollout.engine_args
 
     # ------------------------------------------------------------------------------------------------- sample
 
@@ -215,7 +230,8 @@ class RolloutWorker(Named):
                 detail=f"{length} prompt tokens, rollout.max_model_len = {limit}; raise it or show fewer frames",
             )
         output = await self._generate(rendered, request)
-        completions = tuple(_completion(part, self._tokenizer) for part in output.outputs)
+        begun = opened(request.prompt.text)
+        completions = tuple(self._completion(part, begun) for part in output.outputs)
         sampled = {int(token) for completion in completions for token in completion.token_ids}
         if not sampled.isdisjoint(self._banned):
             return Failure(
@@ -272,6 +288,23 @@ class RolloutWorker(Named):
             final = output
         return final
 
+    def _completion(self, output: Any, begun: str) -> Completion:
+        """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone.
+
+        `begun` is what the prompt holds of the trace already.
+        """
+        spans = [
+            VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions
+        ]
+        shown = [token for token in output.token_ids if token not in self._hidden]
+        return Completion(
+            text=begun + self._tokenizer.decode(shown),
+            token_ids=np.asarray(output.token_ids, dtype=np.int32),
+            logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+            finish_reason=FINISH[output.finish_reason],
+            weight_versions=tuple(spans),
+        )
+
     # ------------------------------------------------------------------------------------- weights and end
 
     async def pause(self) -> None:
@@ -313,24 +346,8 @@ def engine_seed(seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=7).digest())
 
 
-def _completion(output: Any, tokenizer: Any) -> Completion:
-    """Return vLLM's `CompletionOutput` as a completion; its log-probabilities are those of the sampled tokens alone."""
-    spans = [VersionSpan(version=int(s.version), start=s.start, end=s.end) for s in output.weight_versions]
-    return Completion(
-        text=tokenizer.decode(output.token_ids, skip_special_tokens=True),
-        token_ids=np.asarray(output.token_ids, dtype=np.int32),
-        logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
-        finish_reason=FINISH[output.finish_reason],
-        weight_versions=tuple(spans),
-    )
-
-
-def _send_output_to(log_file: str) -> None:
-    """Let this process and all it starts write to a file what they would write to the terminal."""
-    make_folder(Path(log_file).parent)
-    with storage(log_file):
-        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-    os.close(log)
+def _end_tokens(engine: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion: that of the tokenizer, and one or several of generation_config.json."""
+    configured = engine.model_config.try_get_generation_config().get("eos_token_id", ())
+    ends = [configured] if isinstance(configured, int) else list(configured or ())
+    return frozenset({*ends, tokenizer.eos_token_id} - {None})

@@ -20,10 +20,10 @@ from rewards.probes import moved, trace
 from rewards.rubric import score, score_group_with_traces
 from videostr.command import command, run_main
 from videostr.data.records import read_records
-from videostr.draw import SIDE, draw, frame_at, half_spacing, view_of
+from videostr.draw import SIDE, draw, view_of
 from videostr.errors import DataError
 from videostr.files import write_text
-from videostr.graph import to_json
+from videostr.graph import frame_at, half_spacing, to_json
 from videostr.prompt import answer_text
 from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph, Score
 

@@ -29,6 +29,7 @@ from rewards.match import (
     select,
     subsets,
 )
+from rewards.stated_edges import StatedEdges
 from rewards.viewpoint import viewpoint_invariant_matches
 from videostr import graph as geometry
 from videostr.types import GraphAbsence, GraphFrame, SceneGraph
@@ -284,11 +285,11 @@ def _edge_term(nodes: _Nodes, target: Target, rule: GraphRule) -> Floats:
     if not len(target.pairs) or nodes.none == 0:
         return best
     rows, owners = _rows(nodes, target, rule)
-    said = _said_edges(nodes) if rule.edges != "derived" else None
+    stated = None if rule.edges == "derived" else StatedEdges.of(nodes.group, nodes.first, len(nodes.pos))
     step = max(1, _MAX_ELEMENTS // len(target.pairs))
     terms = np.concatenate(
         [
-            _edge_credit(rows[k : k + step], owners[k : k + step], nodes, said, target, rule)
+            _edge_credit(rows[k : k + step], owners[k : k + step], nodes, stated, target, rule)
             for k in range(0, len(rows), step)
         ]
     )
@@ -316,11 +317,11 @@ def _rows(nodes: _Nodes, target: Target, rule: GraphRule) -> tuple[Ints, Ints]:
 
 
 def _edge_credit(
-    rows: Ints, owners: Ints, nodes: _Nodes, said: _Said | None, target: Target, rule: GraphRule
+    rows: Ints, owners: Ints, nodes: _Nodes, stated: StatedEdges | None, target: Target, rule: GraphRule
 ) -> Floats:
     """Return R_e per match and selected frame [R, F]."""
     a, b = rows[:, target.pairs.members[:, 0]], rows[:, target.pairs.members[:, 1]]
-    dist, bearing = _relations(a, b, nodes, said, target, rule)
+    dist, bearing = _relations(a, b, nodes, stated, target, rule)
     distance_credit = _distance_credit(dist, target, rule)
     pairs = np.maximum(target.pairs.count, _stated_pairs(nodes, rule)[owners])
     matched = (a != nodes.none) & (b != nodes.none)
@@ -347,7 +348,7 @@ def _common_turn(delta: Floats) -> Floats:
 
 
 def _relations(
-    a: Ints, b: Ints, nodes: _Nodes, said: _Said | None, target: Target, rule: GraphRule
+    a: Ints, b: Ints, nodes: _Nodes, stated: StatedEdges | None, target: Target, rule: GraphRule
 ) -> tuple[Floats, Floats]:
     """Return the distance and bearing of pairs of stated nodes [R, K]; NaN where there is none."""
     if rule.edges == "stated":
@@ -355,12 +356,12 @@ def _relations(
     else:
         dist, bearing, ground_length = _between(nodes.pos[a], nodes.pos[b], target.frame)
         bearing = np.where(ground_length > COINCIDE, bearing, np.nan)
-    if said is None:
+    if stated is None:
         return dist, bearing
-    said_dist, said_bearing = said.between(a, b)
+    stated_dist, stated_bearing = stated.between(a, b)
     return (
-        np.where(np.isnan(said_dist), dist, said_dist),
-        np.where(np.isnan(said_bearing), bearing, said_bearing),
+        np.where(np.isnan(stated_dist), dist, stated_dist),
+        np.where(np.isnan(stated_bearing), bearing, stated_bearing),
     )
 
 
@@ -387,48 +388,6 @@ def _stated_pairs(nodes: _Nodes, rule: GraphRule) -> Ints:
             [[len(item.edges) if item else 0 for item in prediction.frames] for prediction in nodes.group]
         )
     return nodes.count * (nodes.count - 1) // 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Said:
-    """The edges that the graphs of a group state, in both directions."""
-
-    ends: int
-    """Node numbers lie below."""
-    keys: Ints
-    """[2 E] ascending: number of the first node times `ends`, plus that of the second."""
-    dist: Floats
-    """[2 E] NaN where not stated."""
-    bearing: Floats
-    """[2 E] degrees, NaN where not stated."""
-
-    def between(self, a: Ints, b: Ints) -> tuple[Floats, Floats]:
-        """Return the distance and bearing that are said of pairs of nodes; NaN where nothing is."""
-        wanted = a * self.ends + b
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        hit = self.keys[place] == wanted
-        return np.where(hit, self.dist[place], np.nan), np.where(hit, self.bearing[place], np.nan)
-
-
-def _said_edges(nodes: _Nodes) -> _Said | None:
-    said = [
-        (a + first, b + first, dist, bearing)
-        for first, prediction in zip(nodes.first, nodes.group, strict=False)
-        for a, b, dist, bearing in prediction.edges
-    ]
-    if not said:
-        return None
-    table = np.array(said, dtype=np.float64)  # None becomes NaN
-    ends = len(nodes.pos)
-    a, b = table[:, 0].astype(np.intp), table[:, 1].astype(np.intp)
-    keys = np.concatenate([a * ends + b, b * ends + a])
-    order = np.argsort(keys)
-    return _Said(
-        ends=ends,
-        keys=keys[order],
-        dist=np.tile(table[:, 2], 2)[order],
-        bearing=np.concatenate([table[:, 3], table[:, 3] + 180.0])[order],
-    )
 
 
 # --------------------------------------------------------------------------------------------------- notes

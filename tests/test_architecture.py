@@ -15,7 +15,8 @@ FLOORS = {
     "apps": (
         "videostr.launch",
         "videostr.check",
-        "videostr.coldstart",
+        "videostr.sft",
+        "videostr.parity",
         "videostr.scale",
         "videostr.data.check",
         "videostr.evaluate",
@@ -44,6 +45,7 @@ FLOORS = {
         "videostr.metrics",
         "videostr.asking",
         "videostr.heldout",
+        "videostr.teacher_forcing",
         "videostr.preflight",
     ),
     "rewards": ("rewards",),
@@ -57,6 +59,7 @@ FLOORS = {
         "videostr.graph",
         "videostr.trace",
         "videostr.answers",
+        "videostr.query",
         "videostr.markup",
         "videostr.options",
         "videostr.iou",
@@ -88,7 +91,8 @@ FLOORS = {
 COMMANDS = (
     "videostr.launch",
     "videostr.check",
-    "videostr.coldstart",
+    "videostr.sft",
+    "videostr.parity",
     "videostr.scale",
 )
 """Apps of one module. Commands, these and every `__main__`, may import other apps; nothing else may."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from videostr.config.load import dump, load, load_coldstart, load_evaluation
+from videostr.config.load import dump, load, load_evaluation, load_sft
 from videostr.data.__main__ import read_recipe
 from videostr.data.sources import SOURCES
 
@@ -18,15 +18,15 @@ FILES = sorted((ROOT / "configs").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 
 
-def is_coldstart(path: Path) -> bool:
-    return path.stem.endswith("coldstart")
+def is_sft(path: Path) -> bool:
+    return "_sft" in path.stem
 
 
 def load_of(path: Path) -> Callable[[Path], Any]:
     """The function that loads this kind of config, told by the file's name."""
     if path.stem.startswith("eval_"):
         return load_evaluation
-    return load_coldstart if is_coldstart(path) else load
+    return load_sft if is_sft(path) else load
 
 
 def test_there_are_configs() -> None:

@@ -54,6 +54,15 @@ def special_tokens(processor: Any) -> frozenset[str]:
     return frozenset((structure | set(tokenizer.all_special_tokens) | placeholders) - OWN_TAGS - {"", None})
 
 
+def hidden_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of special tokens, which the text of a completion leaves out: all but the tags of a trace.
+
+    Tokenizers of models that reason have tokens for `<think>` and `</think>`; some count them among the special ones.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special and token.content not in OWN_TAGS)
+
+
 def escape(text: str, special: re.Pattern[str]) -> str:
     """Return the text with a blank after the first character of each match, so that none is left."""
     for _ in range(_ROUNDS):

@@ -7,7 +7,9 @@ raised for what is found, and nothing is left behind.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from actors.check import Cluster, check_placement, find_cluster
 from actors.placement import JOIN_REMEDY
@@ -16,8 +18,9 @@ from rewards import Rubric
 from videostr.config.schema import Config
 from videostr.errors import ConfigError, PlacementError, RewardError
 from videostr.grpo.losses import check_custom, staleness_warning
-from videostr.models.base import shapes_of
+from videostr.models.base import Shapes, shapes_of
 from videostr.models.memory import estimate
+from videostr.parity import compare_inputs, make_cases
 from videostr.preflight.data import check_data
 from videostr.preflight.disk import check_disk, check_run
 from videostr.preflight.findings import Context, Finding, fail, from_error, ok, warn
@@ -28,7 +31,7 @@ SERVICE_S = 5.0
 """Longest wait for a reward service."""
 
 
-def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
+def check(config: Config, *, cluster: Cluster | None = None, inputs: bool = False) -> list[Finding]:
     """Return what would not work, and what would.
 
     Call it outside an event loop. Joins the Ray cluster of RAY_ADDRESS for as long as it takes.
@@ -36,9 +39,12 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
     Args:
         config: validated by `videostr.config.load`.
         cluster: in place of the one that is found.
+        inputs: also compare what engine and learner make of prompts, which takes half a minute for vLLM's import.
     """
     context = Context()
     findings = [*check_policy(config, context), *check_data(config, context), check_run(config)]
+    if inputs and context.processor is not None:
+        findings += check_inputs(config, context)
     findings += [*check_disk(config, context), *check_loss(config), *check_rewards(config)]
     try:
         cluster = cluster or find_cluster(config)
@@ -56,8 +62,28 @@ def check(config: Config, *, cluster: Cluster | None = None) -> list[Finding]:
     for machine in cluster.machines:
         findings += check_machine(config, machine, len(cluster.machines))
     if context.shapes is not None:
-        findings += check_memory(config, cluster)
+        findings += [*check_adapters(config, context.shapes), *check_memory(config, cluster)]
     return findings
+
+
+def check_inputs(config: Config, context: Context) -> Iterator[Finding]:
+    """Check whether engine and learner make the same token ids, positions and pixels of clips of several shapes."""
+    with tempfile.TemporaryDirectory(prefix="videostr-check-") as scratch:
+        folder = Path(scratch)
+        cases = make_cases(folder, context.processor)
+        rows = compare_inputs(config.model.path, config.model.dtype, context.processor, cases, folder)
+    differing = [row.what for row in rows if not row.agrees]
+    if differing:
+        yield fail(
+            "inputs",
+            f"engine and learner make different {', '.join(differing)} of one prompt",
+            f"see python -m videostr.parity --model {config.model.path}; use the locked versions of vLLM and transformers",
+        )
+        return
+    yield ok(
+        "inputs",
+        f"token ids, positions and pixels of engine and learner agree for {len(cases)} shapes of video",
+    )
 
 
 def check_loss(config: Config) -> Iterator[Finding]:
@@ -99,6 +125,24 @@ def check_rewards(config: Config) -> Iterator[Finding]:
 async def _ask_service(config: Config, rubric: Rubric) -> None:
     pool = await RemoteRewardPool.connect(config.reward, rubric, timeout_s=SERVICE_S)
     await pool.close()
+
+
+def check_adapters(config: Config, shapes: Shapes) -> Iterator[Finding]:
+    """Check whether the model has the layers that shall get adapters."""
+    lora = config.model.lora
+    if not lora.rank:
+        return
+    if missing := sorted(set(lora.targets) - shapes.linear_ends.keys()):
+        yield fail(
+            "adapters",
+            f"model.lora.targets: the model has no linear layer called {', '.join(missing)}",
+            f"choose among {', '.join(sorted(shapes.linear_ends))}",
+        )
+        return
+    count = shapes.adapter_parameters(lora.rank, lora.targets)
+    yield ok(
+        "adapters", f"{count:,} weights of rank {lora.rank}, {count / shapes.parameters:.2%} of the model's"
+    )
 
 
 def check_memory(config: Config, cluster: Cluster) -> list[Finding]:

@@ -17,11 +17,26 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-from videostr.files import storage
+from videostr.files import make_folder, storage
 
 log = logging.getLogger(__name__)
 LAST_LINES_S = 5.0
 """Longest wait for a log file at the end of a process."""
+
+
+def send_output_to(log_file: str) -> None:
+    """Let this process and all it starts write to a file what they would write to the terminal.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    make_folder(Path(log_file).parent)
+    with storage(log_file):
+        file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    os.close(file)
 
 
 def show_any_character(stream: TextIO) -> None:

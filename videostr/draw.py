@@ -117,20 +117,6 @@ def view_of(graphs: Sequence[SceneGraph], reference: str) -> View:
     )
 
 
-def frame_at(graph: SceneGraph | None, t: float, tolerance: float) -> GraphFrame | None:
-    """Return the stated frame nearest to `t` seconds, None when none is within `tolerance` seconds."""
-    if graph is None or not graph.frames:
-        return None
-    nearest = min(graph.frames, key=lambda frame: abs(frame.t - t))
-    return nearest if abs(nearest.t - t) <= tolerance + 1e-9 else None
-
-
-def half_spacing(times: Sequence[float]) -> float:
-    """Return half the smallest gap between selected times, seconds; without a gap any stated time will do."""
-    gaps = np.diff(np.asarray(times, dtype=float))
-    return float(gaps.min()) / 2 if gaps.size else float("inf")
-
-
 def draw(frame: GraphFrame | None, view: View, ghosts: GraphFrame | None = None) -> Markup:
     """Return one picture; `ghosts` are drawn hollow beneath it. Without a frame the picture says so."""
     parts = [_floor()]

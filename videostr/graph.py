@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -174,6 +175,23 @@ def circular_mean(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
     sine, cosine = (np.sum(part(radians), axis=-1, where=known) for part in (np.sin, np.cos))
     length = np.hypot(sine, cosine) / np.maximum(known.sum(axis=-1), 1)
     return np.where(length >= 1e-9, np.degrees(np.arctan2(sine, cosine)), 0.0)
+
+
+# ------------------------------------------------------------------------------------------------- frames
+
+
+def frame_at(graph: SceneGraph | None, t: float, tolerance: float) -> GraphFrame | None:
+    """Return the stated frame nearest to `t` seconds, None when none is within `tolerance` seconds."""
+    if graph is None or not graph.frames:
+        return None
+    nearest = min(graph.frames, key=lambda frame: abs(frame.t - t))
+    return nearest if abs(nearest.t - t) <= tolerance + 1e-9 else None
+
+
+def half_spacing(times: Sequence[float]) -> float:
+    """Return half the smallest gap between selected times, seconds; without a gap any stated time will do."""
+    gaps = np.diff(np.asarray(times, dtype=float))
+    return float(gaps.min()) / 2 if gaps.size else float("inf")
 
 
 # -------------------------------------------------------------------------------- contract, the usual case

@@ -26,8 +26,9 @@ from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, Rollout
 
 log = logging.getLogger("videostr.evaluate")
-PARTS = ("total", "format", "answer", "graph", "custom")
-"""Those that a record or rubric does not have are left out."""
+PARTS = ("total", "format", "answer", "graph", "custom", "tokens", "digits", "loss")
+"""Those that a record or rubric does not have are left out; the last three are of supervised fine-tuning."""
+GAINS = ("total", "graph", "answer")
 SAMPLED, GREEDY = "sampled", "greedy"
 
 
@@ -121,7 +122,7 @@ def summary(
     return {
         "seed": config.run.seed,
         "heldout": {
-            "prompts": len(before.sampled.keys() & after.sampled.keys()),
+            "prompts": len(before.greedy.keys() & after.greedy.keys()),
             "before": means(before.sampled),
             "after": means(after.sampled),
             "greedy_before": means(before.greedy),
@@ -130,7 +131,7 @@ def summary(
                 part: paired_gain(
                     before.sampled, after.sampled, part, config.evaluate.bootstrap, config.run.seed
                 )
-                for part in ("total", "graph", "answer")
+                for part in GAINS
             },
         },
         "seconds": dict(seconds),

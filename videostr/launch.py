@@ -13,23 +13,24 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.learner.ray_learner import RayLearner
-from actors.placement import Placement, plan, start_ray, stop_ray
+from actors.placement import ROLES, Placement, start_ray, stop_ray
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
 from actors.remote_reward import RemoteRewardPool
 from actors.reward import RayRewardPool
+from actors.rollout import RolloutWorker
 from actors.scaling import Scaling
 from actors.sync import SupervisedSync
 from rewards import Rubric
 from videostr.check import check
 from videostr.command import STOPPED, command, config_parser, run_main
 from videostr.config.load import load
-from videostr.config.schema import Config
+from videostr.config.schema import Config, RunConfig
 from videostr.console import log_to_console, log_to_file
 from videostr.files import write_json
 from videostr.grpo.losses import check_custom, staleness_warning
@@ -40,8 +41,9 @@ from videostr.models.checkpoint import open_checkpoint
 from videostr.ports import Ports, RewardPool
 from videostr.preflight.findings import as_text, exit_status
 from videostr.report.page import write_report
-from videostr.run import HeldOut, Stopped, cancel_when_lost, open_sources, run, until_stopped
+from videostr.run import HeldOut, Outcome, Stopped, cancel_when_lost, open_sources, run, until_stopped
 from videostr.run_folder import RunFolder, run_folder
+from videostr.sync import EngineSync
 from videostr.tabletop.build import build_missing
 from videostr.tasks import gather_or_cancel
 
@@ -60,15 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load(options.config, options.overrides)
     require(config.logging)
     if options.check:
-        findings = check(config)
+        findings = check(config, inputs=True)
         log.info("\n%s", as_text(findings))
         return exit_status(findings)
+
+    def start(lock: FolderLock) -> Coroutine[Any, Any, int]:
+        check_custom(config.loss)
+        processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
+        build_missing(config)
+        return launch(config, lock, processor)
+
+    return hold(config, start)
+
+
+def hold(config: RunConfig, start: Callable[[FolderLock], Coroutine[Any, Any, int]]) -> int:
+    """Run what `start` returns while no other process uses the run folder; return the exit status."""
     with FolderLock(run_folder(config), "run.name") as lock:
         try:
-            check_custom(config.loss)
-            processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
-            build_missing(config)
-            return asyncio.run(launch(config, lock, processor))
+            return asyncio.run(start(lock))
         except (Stopped, KeyboardInterrupt):
             log.info("stopped; the same command continues from here")
             return STOPPED
@@ -81,23 +92,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def launch(config: Config, lock: FolderLock, processor: Any) -> int:
     """Run from the config to the report; cancelled when another process takes the lock of its folder."""
     began = time.monotonic()
-    cancel_when_lost(lock)
     if warning := staleness_warning(config):
         log.warning("%s", warning)
+    with open_folder(config, lock) as (folder, stop):
+        source, heldout = await until_stopped(stop, folder.thread(open_sources, config, folder, processor))
+        async with cluster(config, folder, stop) as ports:
+            evaluation = HeldOut(config, heldout, ports, folder) if heldout is not None else None
+            outcome = await run(config, source, evaluation, ports, folder, stop, began)
+        return await finish(config, folder, outcome)
+
+
+@contextlib.contextmanager
+def open_folder(config: RunConfig, lock: FolderLock) -> Iterator[tuple[RunFolder, asyncio.Event]]:
+    """Open the run folder and its log file; the event is set when the user asks to stop."""
+    cancel_when_lost(lock)
     folder = RunFolder(config)
     log_to_file(folder.path / "logs" / "driver.log")
     log.info("run folder %s", folder.path)
     stop = asyncio.Event()
     _stop_on_signal(stop)
     with contextlib.closing(folder):
-        source, heldout = await until_stopped(stop, folder.thread(open_sources, config, folder, processor))
-        async with cluster(config, folder, stop) as ports:
-            evaluation = HeldOut(config, heldout, ports, folder) if heldout is not None else None
-            outcome = await run(config, source, evaluation, ports, folder, stop, began)
-            if outcome is None:
-                await folder.thread(write_report, folder.path)
-                return STOPPED
-        await folder.thread(folder.close, done=True)
+        yield folder, stop
+
+
+async def finish(config: Config, folder: RunFolder, outcome: Outcome | None) -> int:
+    """Write summary and report of a run, or the report alone of one that was stopped; return the exit status."""
+    if outcome is None:
+        await folder.thread(write_report, folder.path)
+        return STOPPED
+    await folder.thread(folder.close, done=True)
     if outcome.before is not None and outcome.after is not None:
         seconds = {name: round(value, 1) for name, value in outcome.seconds.items()}
         values = summary(config, outcome.before, outcome.after, seconds)
@@ -110,8 +133,24 @@ async def launch(config: Config, lock: FolderLock, processor: Any) -> int:
 
 
 @contextlib.asynccontextmanager
-async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> AsyncIterator[Ports]:
+async def cluster(
+    config: Config,
+    folder: RunFolder,
+    stop: asyncio.Event,
+    *,
+    worker_class: type[Any] = RolloutWorker,
+    sync_class: Callable[..., EngineSync] = SupervisedSync,
+    rewards: RewardPool | None = None,
+) -> AsyncIterator[Ports]:
     """Start Ray and all actors together; end them together, whatever happens.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        stop: set when the user asks to stop.
+        worker_class: what runs as a rollout worker.
+        sync_class: sends weights; called as `SupervisedSync`.
+        rewards: scores in place of reward workers.
 
     Raises:
         PlacementError: the plan does not fit.
@@ -121,33 +160,31 @@ async def cluster(config: Config, folder: RunFolder, stop: asyncio.Event) -> Asy
     _stop_on_signal(stop)  # again: Ray's own handler would print a stack trace first
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.callback(stop_ray)
-        placement = Placement(config)
+        scores_here = rewards is None and not config.reward.endpoint
+        placement = Placement(config, ROLES if scores_here else ROLES[:2])
         cleanup.callback(placement.close)
         await until_stopped(stop, placement.reserve())
         config = _absolute(config)
         rubric = Rubric.from_config(config.reward, config.sampling.max_tokens)
-        remote = None
-        if config.reward.endpoint:
-            remote = await RemoteRewardPool.connect(config.reward, rubric)
+        if rewards is None and config.reward.endpoint:
+            rewards = remote = await RemoteRewardPool.connect(config.reward, rubric)
             cleanup.push_async_callback(remote.close)
         rollouts = RayRolloutPool(
-            config, folder.frame_store, folder.path / "logs", placement, timeline=folder.timeline
+            config, folder.frame_store, folder.path / "logs", placement, worker_class, folder.timeline
         )
         cleanup.callback(rollouts.close)
-        log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in plan(config)))
+        log.info("starting %s workers", ", ".join(f"{role.count} {role.name}" for role in placement.roles))
         learner = RayLearner(
             config, folder.frame_store, placement.options("learner"), timeline=folder.timeline
         )
         cleanup.callback(learner.close)
         await until_stopped(stop, gather_or_cancel([rollouts.start(), learner.restart()]))
-        rewards: RewardPool | None = remote
         if rewards is None:
-            local = RayRewardPool(
+            rewards = local = RayRewardPool(
                 config.reward, rubric, placement.anywhere("reward"), timeline=folder.timeline
             )
             cleanup.callback(local.close)
-            rewards = local
-        sync = SupervisedSync(config, learner, rollouts, folder.timeline)
+        sync = sync_class(config, learner, rollouts, folder.timeline)
         sync.start()
         cleanup.callback(sync.close)
         if config.logging.prometheus:

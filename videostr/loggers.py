@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from videostr.config.schema import Config
+from videostr.config.schema import RunConfig
 from videostr.config.sections import LoggingConfig, MlflowConfig, WandbConfig
 from videostr.config.values import flat
 from videostr.errors import ConfigError
@@ -147,7 +147,7 @@ class Background:
 class Loggers:
     """All loggers of a run."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path) -> None:
         """Open the loggers that the config asks for."""
         chosen = config.logging
         self._all: list[Background] = []
@@ -210,7 +210,7 @@ class Wandb:
     Its own step counter only grows, so curves are drawn over the figure `step`.
     """
 
-    def __init__(self, config: WandbConfig, folder: Path, whole: Config) -> None:
+    def __init__(self, config: WandbConfig, folder: Path, whole: RunConfig) -> None:
         import wandb
 
         if config.mode == "online" and not wandb.login(prompt=False):  # `init` would ask at the terminal
@@ -249,7 +249,7 @@ class Wandb:
 class Mlflow:
     """A run of MLflow; the same one after a resume (`mlflow_run_id`). It keeps every value of a step that came twice."""
 
-    def __init__(self, config: MlflowConfig, folder: Path, whole: Config) -> None:
+    def __init__(self, config: MlflowConfig, folder: Path, whole: RunConfig) -> None:
         for name, value in MLFLOW_QUIET.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -281,7 +281,7 @@ class Mlflow:
         """State how it ended."""
         self._client.set_terminated(self._id, "FINISHED" if done else "KILLED")
 
-    def _create(self, config: MlflowConfig, whole: Config) -> str:
+    def _create(self, config: MlflowConfig, whole: RunConfig) -> str:
         from mlflow.entities import Param
 
         client = self._client

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.grpo.advantage import advantages, has_zero_variance
 from videostr.grpo.loss import completion_lengths
-from videostr.metrics import Progress, Signal, completion_tokens, step_metrics
+from videostr.metrics import Progress, Signal, sampling_metrics, step_metrics
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.run_folder import RunFolder
 from videostr.saver import Saver, is_due
@@ -33,6 +33,17 @@ from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutG
 from videostr.window import Window
 
 log = logging.getLogger(__name__)
+
+
+class Evaluator(Protocol):
+    """Evaluates the policy of a run while it trains."""
+
+    by_learner: bool
+    """Whether the learner evaluates it; else the engines do."""
+
+    async def evaluate_greedily(self, state: RunState) -> None:
+        """Evaluate after a step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +82,13 @@ async def train(
     folder: RunFolder,
     state: RunState,
     stop: asyncio.Event,
-    evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None = None,
+    evaluator: Evaluator | None = None,
 ) -> RunState:
     """Train from `state` to `train.steps`, or until `stop`; return the state reached, which has a checkpoint.
 
-    `evaluator` runs after every `evaluate.every` steps, while the next step samples and learns; only the next weight sync
-    waits for it, so that it sees one version. What a killed run did not finish of it is done first.
+    `evaluator` runs after every `evaluate.every` steps, while the next step samples and learns; only the next weight sync,
+    or the next update where the learner evaluates, waits for it, so that it sees one version. What a killed run did not
+    finish of it is done first.
 
     Raises:
         StorageError: a file of the run cannot be written; says where the run continues, after a last try for a checkpoint.
@@ -138,6 +150,8 @@ async def learn(
     """Update the weights by a batch, if it has groups, and sync them once the evaluation of `version` is done."""
     now = asyncio.get_running_loop().time
     started = now()
+    if evaluation.by_learner:
+        await race(stop, evaluation.done())
     update = await ports.learner.update(batch) if batch.groups else Update(version=version)
     for failure in update.failures:
         folder.quarantine.add(failure)
@@ -172,6 +186,7 @@ def step_row(
     usable = len(collected.groups) - len(learned.update.failures)
     return {
         **step_metrics(state, collected.groups, learned.update, failures),
+        **sampling_metrics(collected.groups, learned.update, collected.rollout_s),
         **learned.synced,
         "time/rollout": collected.rollout_s,
         "time/reward": collected.reward_s,
@@ -179,7 +194,6 @@ def step_row(
         "time/learn": learned.learn_s,
         "time/sync": learned.sync_s,
         "time/step": step_s,
-        "rollout/tokens_per_s": completion_tokens(collected.groups) / max(collected.rollout_s, 1e-9),
         "replaced_groups": collected.replaced,
         "dropped_fraction": 1 - usable / len(collected.positions),
     }
@@ -205,9 +219,11 @@ class SideEvaluation:
     def __init__(
         self,
         config: Config,
-        evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None,
+        evaluator: Evaluator | None,
         start: RunState,
     ) -> None:
+        self.by_learner = evaluator is not None and evaluator.by_learner
+        """Whether it needs the learner's weights as they are, not the engines'."""
         self._start = start
         self._every = config.evaluate.every if evaluator is not None else 0
         self._last = config.train.steps
@@ -221,7 +237,7 @@ class SideEvaluation:
     def begin(self, state: RunState) -> None:
         """Evaluate, if that is due; the last state is evaluated after training."""
         if self._evaluator is not None and self.is_due(state) and state.step < self._last:
-            self._task = asyncio.create_task(self._evaluator(state))
+            self._task = asyncio.create_task(self._evaluator.evaluate_greedily(state))
 
     async def done(self) -> None:
         """Wait for the evaluation under way; raise what it raised."""
@@ -348,4 +364,5 @@ def _request(config: Config, item: PromptItem) -> SampleRequest:
         temperature=config.sampling.temperature,
         max_tokens=config.sampling.max_tokens,
         seed=int(seed),
+        references=item.references,
     )

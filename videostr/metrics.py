@@ -20,32 +20,40 @@ log = logging.getLogger(__name__)
 def step_metrics(
     state: RunState, groups: Sequence[RolloutGroup], update: Update, failures: Counter[str]
 ) -> dict[str, float]:
-    """Return the metrics of a step, times and sync left out; `failures` are counted since the process started."""
+    """Return the metrics of a step, sampling, times and sync left out; `failures` are counted since the process started."""
+    return {
+        "step": state.step,
+        "version": state.version,
+        **update.metrics,
+        "tokens/prompt": sum(len(group.prompt_token_ids) for group in groups),
+        "tokens/completion": completion_tokens(groups),
+        **{f"failures/{kind}": count for kind, count in sorted(failures.items())},
+    }
+
+
+def sampling_metrics(groups: Sequence[RolloutGroup], update: Update, rollout_s: float) -> dict[str, float]:
+    """Return rewards, staleness and speed of sampled groups; nothing of references, which are neither sampled nor scored."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
+    spans = [[span for r in group.rollouts for span in r.completion.weight_versions] for group in groups]
+    if not any(spans):
+        return {}
     rewards = {"reward/total": float(np.mean([r.score.total for r in rollouts]))}
     for name in sorted({name for r in rollouts for name in r.score.parts}):
         values = [r.score.parts[name] for r in rollouts if name in r.score.parts]
         rewards[f"reward/{name}"] = float(np.mean(values))
-    oldest = [
-        min(span.version for r in group.rollouts for span in r.completion.weight_versions) for group in groups
-    ]
     before = update.version - 1 if update.metrics else update.version
+    staleness = [before - min(span.version for span in group) for group in spans]
     return {
-        "step": state.step,
-        "version": state.version,
         **rewards,
-        **update.metrics,
-        "tokens/prompt": sum(len(group.prompt_token_ids) for group in groups),
-        "tokens/completion": completion_tokens(groups),
         "truncated_fraction": float(
             np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])
         ),
         "zero_variance_groups": sum(
             has_zero_variance([r.score.total for r in group.rollouts]) for group in groups
         ),
-        "staleness/mean": float(np.mean([before - version for version in oldest])),
-        "staleness/max": max(before - version for version in oldest),
-        **{f"failures/{kind}": count for kind, count in sorted(failures.items())},
+        "staleness/mean": float(np.mean(staleness)),
+        "staleness/max": max(staleness),
+        "rollout/tokens_per_s": completion_tokens(groups) / max(rollout_s, 1e-9),
     }
 
 
@@ -66,18 +74,18 @@ class Progress:
         """Log a step."""
         step = int(metrics["step"])
         left = (time.monotonic() - self.started) / (step - self.first) * (self.steps - step)
-        parts = "  ".join(
-            f"{name} {metrics[f'reward/{name}']:.3f}"
-            for name in ("total", "format", "answer", "graph", "custom")
-            if f"reward/{name}" in metrics
-        )
+        names = [f"reward/{name}" for name in ("total", "format", "answer", "graph", "custom")]
+        if "reward/total" not in metrics:
+            names = ["loss", "grad_norm"]
+        figures = [f"{name.removeprefix('reward/')} {metrics[name]:.3f}" for name in names if name in metrics]
+        if (speed := metrics.get("rollout/tokens_per_s")) is not None:
+            figures.append(f"{speed:6.0f} tokens/s")
         log.info(
-            "step %*d/%d  %s  %6.0f tokens/s  %5.1f s  %s left",
+            "step %*d/%d  %s  %5.1f s  %s left",
             len(str(self.steps)),
             step,
             self.steps,
-            parts,
-            metrics["rollout/tokens_per_s"],
+            "  ".join(figures),
             metrics["time/step"],
             duration(left),
         )
@@ -117,7 +125,7 @@ def _likely_cause(parts: Mapping[str, float], truncated: float) -> str:
     if truncated > 0.5:
         return "most completions are cut off: raise sampling.max_tokens, or ask for less in the prompt"
     if parts.get("format", 1.0) < 0.05:
-        return "the policy does not write the format: fine-tune it (python -m videostr.coldstart), or start from another one"
+        return "the policy does not write the format: fine-tune it (python -m videostr.sft), or start from another one"
     if parts.get("answer", 0.0) > 0.95:
         return "nearly all answers are right: the records are too easy, take harder ones"
     return (

@@ -25,6 +25,8 @@ class SampleRequest:
     max_tokens: int
     seed: int
     """Same seed, prompt and weights: same tokens, whatever else is in the engine's batch."""
+    references: tuple[str, ...] = ()
+    """Supervised fine-tuning: the n completions, which are given and not sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,21 @@ class RewardPool(Protocol):
 class Learner(Protocol):
     """All ranks as one."""
 
+    version: int
+    """Version of the weights."""
+
     async def update(self, batch: LearnerBatch) -> Update:
         """Learn from the batch, by one or more optimizer steps; returns the new weight version."""
+        ...
+
+    async def predictions(
+        self, batch: LearnerBatch
+    ) -> tuple[dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], tuple[Failure, ...]]:
+        """Return what the policy makes of given completions, and the groups that cannot be encoded.
+
+        By record id and completion: log-probabilities [T] float32, nats, and the most likely token at each place [T] int64,
+        both given the completion's own tokens before it.
+        """
         ...
 
     async def save(self, folder: Path) -> None:

@@ -92,7 +92,10 @@ def instruction(record: Record) -> str:
 
 
 def part_shown(clip: ClipSpec) -> str:
-    """Return a line on which part of the video is shown, for the model sees a clip as beginning at 0 s; "" where it does."""
+    """Return a line on which part of the video is shown; "" where its beginning is.
+
+    Some models see any clip as beginning at 0 s. Others are told the times of its frames in the video, which agree with this.
+    """
     if not clip.start_s:
         return ""
     end = "on" if clip.end_s is None else f"to {clip.end_s:g} s"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config.schema import Config
@@ -20,7 +20,7 @@ from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
 from videostr.heldout import Evaluation, evaluate, means
 from videostr.lock import FolderLock
-from videostr.loop import train
+from videostr.loop import Evaluator, train
 from videostr.metrics import duration
 from videostr.ports import Ports
 from videostr.run_folder import RunFolder
@@ -29,6 +29,23 @@ from videostr.tasks import race
 from videostr.types import Failure, FailureKind
 
 T = TypeVar("T")
+
+
+class Evaluate(Protocol):
+    """Evaluates held-out prompts: sampled and greedily by the run's engines, or by teacher forcing."""
+
+    def __call__(
+        self,
+        config: Config,
+        heldout: Sequence[PromptItem | Failure],
+        ports: Ports,
+        version: int,
+        *,
+        greedy_only: bool = False,
+    ) -> Coroutine[Any, Any, Evaluation]:
+        """Return the scores of the weights of this version."""
+
+
 log = logging.getLogger("videostr.run")
 
 
@@ -74,8 +91,7 @@ async def run(
     seconds["evaluate"] += time.monotonic() - started
 
     started = time.monotonic()
-    evaluator = heldout.evaluate_greedily if heldout else None
-    state = await train_with_restarts(config, source, ports, folder, state, stop, evaluator)
+    state = await train_with_restarts(config, source, ports, folder, state, stop, heldout)
     seconds["train"] = time.monotonic() - started
     if stop.is_set():
         log.info("stopped after step %d with a checkpoint; the same command continues from here", state.step)
@@ -112,9 +128,7 @@ def open_sources(
 ) -> tuple[RecordSource, RecordSource | None]:
     """Read the records of training, and the held-out ones where they are evaluated; quarantine what cannot be read."""
     source = RecordSource(config.data.train, processor, config.run.seed)
-    folder.quarantine.records = len(source.records) + sum(failure.records for failure in source.failures)
-    for failure in source.failures:
-        folder.quarantine.add(failure)
+    folder.quarantine.begin(len(source.records), source.failures)
     evaluating = config.data.heldout and config.evaluate.prompts
     return source, RecordSource(config.data.heldout, processor, config.run.seed) if evaluating else None
 
@@ -128,6 +142,8 @@ async def resume(config: Config, source: RecordSource, ports: Ports, folder: Run
     checkpoint = await files(_checkpoint, config, folder)
     if checkpoint is None:
         await files(folder.rewind, 0)
+        if config.model.lora.adapter:
+            await ports.sync.sync(0)  # engines start from the model without it
         return RunState(step=0, version=0, ledger=Ledger(seed=config.run.seed, records=len(source.records)))
     state = await files(folder.checkpoints.state, checkpoint)
     if state.ledger.records != len(source.records):
@@ -179,7 +195,7 @@ async def train_with_restarts(
     folder: RunFolder,
     state: RunState,
     stop: asyncio.Event,
-    evaluator: Callable[[RunState], Coroutine[Any, Any, None]] | None,
+    evaluator: Evaluator | None,
 ) -> RunState:
     """Train; when a learner rank is lost, restart all ranks from the last checkpoint, which the run goes back to.
 
@@ -226,7 +242,30 @@ async def _begin_again(config: Config, source: RecordSource, ports: Ports, folde
 class HeldOut:
     """Evaluates the policy of a run on its held-out records: before and after training, and greedily while it trains."""
 
-    def __init__(self, config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: Config,
+        source: RecordSource,
+        ports: Ports,
+        folder: RunFolder,
+        how: Evaluate = evaluate,
+        part: str = "total",
+        by_learner: bool = False,
+    ) -> None:
+        """Evaluate nothing yet.
+
+        Args:
+            config: the run's.
+            source: held-out records.
+            ports: of the run.
+            folder: gets the evaluations.
+            how: evaluates prompts.
+            part: by which the best checkpoint is chosen.
+            by_learner: whether `how` asks the learner; else it asks the engines.
+        """
+        self.by_learner = by_learner
+        self._how = how
+        self._part = part
         self._config = config
         self._source = source
         self._ports = ports
@@ -247,7 +286,7 @@ class HeldOut:
             return None
         prompts = await self._first_prompts()
         log.info("evaluating %d held-out prompts after step %d", len(prompts), state.step)
-        found = await evaluate(self._config, prompts, self._ports, state.version)
+        found = await self._how(self._config, prompts, self._ports, state.version)
         await self._folder.thread(found.write, path)
         return found
 
@@ -257,22 +296,22 @@ class HeldOut:
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
         known = await folder.thread(_read, path)
         if known is not None:  # killed before it was noted, or after
-            if (reward := means(known.greedy).get("total")) is not None:
-                await checkpoints.thread(checkpoints.note_held_out, state.step, reward)
+            if (value := means(known.greedy).get(self._part)) is not None:
+                await checkpoints.thread(checkpoints.note_held_out, state.step, value)
             return
         prompts = await self._first_prompts()
         with folder.timeline.during("evaluation", "evaluate"):
-            found = await evaluate(self._config, prompts, self._ports, state.version, greedy_only=True)
+            found = await self._how(self._config, prompts, self._ports, state.version, greedy_only=True)
         if not found.greedy or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
             log.warning(
                 "no held-out evaluation after step %d, prompts failed: %s", state.step, found.failures
             )
             return
         await folder.thread(found.write, path)
-        reward = means(found.greedy)["total"]
-        best = await checkpoints.thread(checkpoints.note_held_out, state.step, reward)
-        folder.scalar("heldout/greedy_total", reward, state.step)
-        log.info("held-out after step %d: greedy total %.3f, best %.3f", state.step, reward, best)
+        value = means(found.greedy)[self._part]
+        best = await checkpoints.thread(checkpoints.note_held_out, state.step, value)
+        folder.scalar(f"heldout/greedy_{self._part}", value, state.step)
+        log.info("held-out after step %d: greedy %s %.3f, best %.3f", state.step, self._part, value, best)
 
     async def _first_prompts(self) -> list[PromptItem | Failure]:
         if not self._prompts:

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from videostr.config.load import load
+from videostr.config.load import load_run
 from videostr.config.schema import Config
+from videostr.config.supervised import as_training
 from videostr.environment import FILE as ENVIRONMENT_FILE
 from videostr.errors import ConfigError, DataError, RunFolderError
 from videostr.traces import TraceRow, read_traces, trace_count
@@ -135,7 +136,7 @@ def read_run(folder: str | Path, *, max_traces: int = MAX_TRACES) -> RunData:
 
 def _config(path: Path, problems: list[str]) -> Config | None:
     try:
-        return load(path)
+        return as_training(load_run(path))
     except ConfigError as error:
         problems.append(str(error))
         return None

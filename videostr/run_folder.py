@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from videostr.checkpoint import Checkpoints
 from videostr.config.load import dump
-from videostr.config.schema import Config
+from videostr.config.schema import RunConfig
 from videostr.config.values import flat
 from videostr.environment import FILE as ENVIRONMENT
 from videostr.environment import environment
@@ -66,7 +66,7 @@ PERMANENT = frozenset(
 """Faults of the record itself: drawing it again would fail again."""
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(config: RunConfig) -> Path:
     """Return where a run lives."""
     return (Path(config.run.dir) / config.run.name).resolve()
 
@@ -78,13 +78,19 @@ class Quarantine:
         self.path = path
         self.max_bad_fraction = max_bad_fraction
         self.records = 0
-        """Rows of the training set; set by the record source."""
+        """Rows of the training set; set by `begin`."""
         self.counts: Counter[str] = Counter()
         """Failures of this process by kind, repeated ones too."""
         self._known: dict[tuple[str, str], int] = {}
         """Records lost, by id and kind."""
         for row in keep_lines(path, lambda _: True):
             self._known[row["record_id"], row["kind"]] = row["records"]
+
+    def begin(self, records: int, failures: Sequence[Failure]) -> None:
+        """Take the number of usable records, and add those that cannot be read; raises as `add` does."""
+        self.records = records + sum(failure.records for failure in failures)
+        for failure in failures:
+            self.add(failure)
 
     def add(self, failure: Failure) -> None:
         """Count a failure, and write it down once.
@@ -119,7 +125,7 @@ class RunFolder:
     On an event loop, call its methods through `thread`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RunConfig) -> None:
         """Make the folder, or open it again.
 
         Raises:
@@ -169,7 +175,8 @@ class RunFolder:
         """Find the best of the checkpoints that are left, by the evaluations during training."""
         for path in sorted(self.path.glob("eval/greedy_*.json")):
             number = path.stem.removeprefix("greedy_")
-            total = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"].get("total")
+            total = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"]
+            total = total.get("total", total.get("tokens"))
             if total is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
                 self.checkpoints.note_held_out(int(number), total)
 
@@ -210,7 +217,7 @@ class RunFolder:
         self.loggers.close(done)
 
 
-def check_run_folder(config: Config, checkpoints: Checkpoints) -> None:
+def check_run_folder(config: RunConfig, checkpoints: Checkpoints) -> None:
     """Check that a run may continue in its folder; a folder that does not exist may be made.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Self
 
 from videostr.checkpoint import RunState
 from videostr.config.schema import Config
-from videostr.errors import CheckpointError, RunFolderError, StorageError, VideoStrError
+from videostr.errors import CheckpointError, LearnerError, RunFolderError, StorageError, VideoStrError
 from videostr.files import storage_error, write_json
 from videostr.ports import Ports
 from videostr.run_folder import RunFolder
@@ -81,11 +81,14 @@ class Saver:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Try once more to save all steps when a file could not be written, and say what came of it."""
+        """Save what a run that ends by an error has learned; where a file could not be written, say what came of it."""
         if isinstance(error, OSError):
             error = storage_error(error, error.filename or self._folder.path)
         if isinstance(error, StorageError):
-            raise StorageError(f"{error}", remedy=f"{await self._last_try()}") from error
+            raise StorageError(f"{error}", remedy=f"then {await self._last_try()}") from error
+        ranks_are_well = isinstance(error, VideoStrError) and not isinstance(error, LearnerError)
+        if ranks_are_well and not self.is_updating and self._saved != self._state.step:
+            log.info("an error ends the run after step %d; %s", self._state.step, await self._last_try())
 
     async def _last_try(self) -> str:
         """Return what the same command continues from; a checkpoint may free the room that the lines in front of it lacked."""
@@ -98,7 +101,7 @@ class Saver:
             log.warning("%s", error)
         lacking = f" ({', '.join(names)} lack the last step)" if (names := folder.unwritten()) else ""
         lost = "" if self._saved == step else f", and computes steps {self._saved + 1} to {step} again"
-        return f"then the same command continues from {await self._latest()}{lost}{lacking}"
+        return f"the same command continues from {await self._latest()}{lost}{lacking}"
 
     async def _latest(self) -> str:
         checkpoints = self._folder.checkpoints

@@ -72,7 +72,7 @@ def rule_of(kind: inspect.Type) -> str:
             return f"an object with {_fields(kind)}"
         case inspect.TupleType():
             return _rule_of_tuple(kind)
-        case inspect.ListType() | inspect.SetType() | inspect.FrozenSetType():
+        case inspect.ListType() | inspect.VarTupleType() | inspect.SetType() | inspect.FrozenSetType():
             return f"a list, each {rule_of(kind.item_type)}{_lengths(kind, 'entries')}"
     return _rule_of_scalar(kind)
 
@@ -91,6 +91,8 @@ def _rule_of_scalar(kind: inspect.Type) -> str:
             return f"one of {', '.join(str(member.value) for member in kind.cls)}"
         case inspect.NoneType():
             return "null"
+        case inspect.DictType():
+            return "a mapping"
     return f"text{_lengths(kind, 'characters')}"
 
 

@@ -12,6 +12,7 @@ import re
 from videostr import graph as graphs
 from videostr.types import GraphAbsence, SceneGraph, Trace
 
+_OPENED = re.compile(r"<think>\s*\Z")
 _TAG = re.compile(r"</?(?:think|graph|answer)>")
 _PLAIN = ["<think>", "</think>", "<answer>", "</answer>"]
 _WITH_GRAPH = ["<think>", "<graph>", "</graph>", "</think>", "<answer>", "</answer>"]
@@ -42,6 +43,29 @@ def parse(text: str) -> Trace:
         well_formed=well_formed,
         problems=(*problems, *graph_problems),
     )
+
+
+def opened(prompt: str) -> str:
+    """Return the beginning of a trace that a chat text ends with: `<think>` and white space after it; "" for none.
+
+    The templates of models that always reason open the think block themselves. `Completion.text` begins with what they wrote.
+    """
+    found = _OPENED.search(prompt)
+    return found.group() if found else ""
+
+
+def rest_of(trace: str, prompt: str) -> str:
+    """Return what is left to write of a trace after a chat text, which may have opened it; a model is taught this."""
+    begun = opened(prompt)
+    return trace.removeprefix("<think>").lstrip() if begun else trace
+
+
+def without_thinking(text: str, prompt: str) -> str:
+    """Return the part of a completion's text after its think block, where the chat text opened one; else the whole text."""
+    if not opened(prompt):
+        return text
+    _, closed, after = text.rpartition("</think>")
+    return after if closed else ""
 
 
 _Tags = list[tuple[str, int, int]]

@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 # ----------------------------------------------------------------------------------------------------- record
 
@@ -103,6 +105,36 @@ class SceneGraph(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One per selected time, ascending in `t`."""
 
 
+class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a record asks, as values: its text is made from them, and its answer follows from them and a graph."""
+
+    family: str
+    """Question family, e.g. "counting"."""
+    objects: tuple[str, ...] = ()
+    """Ids of nodes of the true graph, in the order of the question."""
+    names: tuple[str, ...] = ()
+    """What the text calls each of them."""
+    boxes: tuple[tuple[float, float, float, float, float], ...] = ()
+    """(t, x1, y1, x2, y2) of those objects that the text names by a box; seconds, px of 0..1000."""
+    times: tuple[float, ...] = ()
+    """Seconds, ascending: the time, the start and the end, or every time that is asked about; () is the whole clip."""
+    axis: str = ""
+    """What is compared: "right" or "depth" from the camera, "image" across its image; "nearest" or "farthest"; a side, "long"."""
+    label: str = ""
+    """What is counted; "" is every object."""
+    within_m: float | None = None
+    """Only objects this near to the camera are counted."""
+    camera: Annotated[tuple[float, ...], Meta(min_length=12, max_length=12)] | None = None
+    """3 x 4, row by row: takes (position, 1) to the axes of the camera at the time asked about: x right, y down, z forward.
+
+    None where they are those of the graph.
+    """
+    up: tuple[float, float, float] | None = None
+    """Unit vector away from the ground in the axes of the graph; None where it is that of the frame of reference."""
+    options: tuple[str | float | tuple[str, ...], ...] = ()
+    """What each option of a choice says: "left", an id, a number, ids in their order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipSpec:
     """Which frames of which video a prompt shows."""
@@ -143,6 +175,8 @@ class Record:
     """Labels that a graph may use; may hold distractors."""
     graph: SceneGraph | None
     """The true scene, or None where the source has none."""
+    query: Query | None = None
+    """What `question` and `options` ask, as values; None where only the words are known."""
     image_size: tuple[int, int] | None = None
     """Width and height, px, of the images that the source's boxes and calibration refer to; None where it does not say."""
     origin: str = ""
@@ -199,15 +233,15 @@ class Completion:
     """One sampled continuation of a prompt."""
 
     text: str
-    """Decoded tokens without special tokens."""
+    """Decoded tokens without special tokens; before them what the chat template wrote of the trace (`trace.opened`)."""
     token_ids: np.ndarray
     """[T] int32, the end-of-turn token included when it was sampled."""
     logprobs: np.ndarray
-    """[T] float32, log-probability under the sampling distribution (temperature applied), nats."""
+    """[T] float32, log-probability under the sampling distribution (temperature applied), nats; NaN in a reference trace."""
     finish_reason: FinishReason
     """Why it ended."""
     weight_versions: tuple[VersionSpan, ...]
-    """Which weights sampled which tokens; covers [0, T)."""
+    """Which weights sampled which tokens; covers [0, T). Empty in a reference trace, which none sampled."""
 
 
 class GraphAbsence(Enum):

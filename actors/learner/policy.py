@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.parameters import gathered
+from actors.parameters import gathered, published
 from videostr.config.schema import Config
 from videostr.grpo.attention import Kernel
+from videostr.grpo.batch import Row
 from videostr.grpo.logprobs import PolicyLogprobs
+from videostr.grpo.lora import adapted_layers, add_lora, save_adapter, without_adapters
 from videostr.grpo.vision import VisionFeatures
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model, load_policy
@@ -33,7 +35,7 @@ class TrainedPolicy:
         policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         processor: belongs to the policy.
         features: the frozen tower and what it computed; None where the tower is trained.
-        reference: the frozen initial policy for the KL term, whole on every rank; None without such a term.
+        reference: the frozen initial policy for the KL term, whole on every rank; None without such a term, and with LoRA.
         engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
         optimizer: DeepSpeed's, around AdamW.
     """
@@ -73,10 +75,10 @@ class TrainedPolicy:
         A tensor is valid until the next is asked for. All ranks must take all of them.
         """
         with self._whole_policy():
-            parameters = list(self.policy.named_parameters())
-        for name, parameter in parameters:
-            with gathered([parameter]):
-                yield name, parameter.detach()
+            parameters = published(self.policy)
+        for each in parameters:
+            with gathered(each.parameters):
+                yield each.name, each.value()
 
     def save(self, folder: Path, *, writes: bool) -> None:
         """Gather the weights; the rank that writes puts policy and processor into `folder`, in Hugging Face format."""
@@ -93,12 +95,24 @@ class TrainedPolicy:
         except Exception as error:  # tokenizers knows no other type, also where the disk is full
             raise OSError(f"{folder}: {error}") from error
 
+    def save_adapter(self, folder: Path, *, writes: bool) -> None:
+        """Gather the adapters; the rank that writes puts them into `folder` in peft's format. Without LoRA, do nothing."""
+        weights = {}
+        for name, layer in adapted_layers(self.policy).items():
+            with gathered([layer.lora_A, layer.lora_B]):
+                if writes:
+                    weights[name] = (layer.lora_A.detach().cpu().clone(), layer.lora_B.detach().cpu().clone())
+        if weights:
+            save_adapter(folder, self._config.model.lora, self._config.model.path, weights)
+
     def _prepare_training(self) -> VisionFeatures | None:
         """Return the tower and its features where it is frozen."""
         self.policy.train()
         features = None
         tower = self.family.tower(self.policy)
         tower.requires_grad_(not self._config.model.freeze_vision)
+        if self._config.model.lora.rank:
+            add_lora(self.policy, self._config.model.lora, self._config.run.seed, leave_out=tower)
         if self._config.model.freeze_vision:
             limit = int(self._config.learner.vision_cache_gib * 2**30)
             features = VisionFeatures(tower.eval().to(self._device), self.family.features, limit)
@@ -108,6 +122,9 @@ class TrainedPolicy:
             # ZeRO-3 frees a layer's weights after use, which only the reentrant kind of checkpoint survives.
             reentrant = self._config.learner.zero_stage == 3
             self.policy.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            if reentrant and self._config.model.lora.rank:
+                # Such a checkpoint has a gradient only if its input has one, and the embeddings are frozen
+                self.policy.enable_input_require_grads()
         return features
 
     @contextmanager
@@ -122,8 +139,23 @@ class TrainedPolicy:
         finally:
             self.family.set_tower(self.policy, None)
 
-    def _load_reference(self) -> PolicyLogprobs | None:
+    def reference_logprobs(self, row: Row, temperature: float) -> Tensor | None:
+        """Return the initial policy's log-probabilities [N] of a row, without gradient; None without a KL term.
+
+        With LoRA it is the policy itself without its adapters, which needs no second copy.
+        """
         if self._config.loss.kl_coef == 0:
+            return None
+        with torch.no_grad():
+            if self.reference is not None:
+                logprobs, _ = self.reference(row, temperature)
+            else:
+                with without_adapters(self.policy):
+                    logprobs, _ = self.engine(row, temperature)
+        return logprobs
+
+    def _load_reference(self) -> PolicyLogprobs | None:
+        if self._config.loss.kl_coef == 0 or self._config.model.lora.rank:
             return None
         reference = load_policy(self._config.model.path, DTYPES[self._config.model.dtype])
         if self.features is not None:

@@ -20,7 +20,7 @@ from videostr.config.schema import Config
 from videostr.errors import LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
-from videostr.types import LearnerBatch, Update
+from videostr.types import Failure, LearnerBatch, Update
 
 log = logging.getLogger("videostr.learner")
 
@@ -108,6 +108,15 @@ class RayLearner:
             tuple(found.get((index, completion), empty) for completion in range(len(group.rollouts)))
             for index, group in enumerate(batch.groups)
         ]
+
+    async def predictions(
+        self, batch: LearnerBatch
+    ) -> tuple[dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], tuple[Failure, ...]]:
+        """Return what the policy makes of given completions; see `videostr.ports.Learner`."""
+        async with self.updating:  # ranks must meet their collectives in one order
+            parts = await self.call("predictions", ray.put(batch))
+        found = {(record, index): (a, b) for rows, _ in parts for record, index, a, b in rows}
+        return found, parts[0][1]
 
     async def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of every parameter's bytes, by Hugging Face name."""

@@ -180,9 +180,8 @@ class LearnerState:
             if here != there:
                 raise LearnerError(
                     f"{folder}: {key.partition('/')[2]} is {there} in the checkpoint and {here} in this model",
-                    remedy="load it "
-                    "with the model.path and model.freeze_vision that it was written with, or start a new run from its "
-                    "policy/ (model.path)",
+                    remedy="load it with the model.path, model.freeze_vision and model.lora that it was written with, or start a "
+                    "new run from its policy/ (model.path)",
                 )
 
     def _set_working_weights(self) -> None:

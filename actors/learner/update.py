@@ -46,6 +46,7 @@ class Updater:
     Attributes:
         version: weight version, the number of batches learned from.
         updates: optimizer steps taken, `train.updates_per_batch` a batch.
+        rows: plans and builds the rows of this rank.
     """
 
     def __init__(self, config: Config, trained: TrainedPolicy, rows: RankRows, device: torch.device) -> None:
@@ -53,7 +54,7 @@ class Updater:
         self._config = config
         self._trained = trained
         self._engine = trained.engine
-        self._rows = rows
+        self.rows = rows
         self._device = device
         self._nonfinite_steps = 0
         """In a row."""
@@ -69,7 +70,7 @@ class Updater:
             ConfigError: `loss.custom` failed.
             GradientError: the gradient was NaN or infinite in `MAX_NONFINITE_STEPS` steps in a row.
         """
-        batch, failures = self._rows.without_failures(batch)
+        batch, failures = self.rows.without_failures(batch)
         if failures and not batch.groups:
             return Update(version=self.version, failures=failures)
         parts = [
@@ -82,16 +83,23 @@ class Updater:
         ]
         old = self._old_logprobs(parts)
         steps = [self._step(part, logprobs) for part, logprobs in zip(parts, old, strict=True)]
-        self._rows.trim()
+        self.rows.trim()
         self.version += 1
         return Update(version=self.version, metrics=self._metrics(steps), failures=failures)
 
     def forward(self, batch: LearnerBatch, lengths: Sequence[Sequence[int]]) -> Iterator[tuple[Row, Tensor]]:
         """Yield this rank's rows and their log-probabilities [N], without gradient."""
-        for row in self._rows.build(self._rows.plan(batch, lengths), batch):
-            with torch.no_grad():
-                logprobs, _ = self._engine(row, batch.temperature)
+        for row, logprobs, _ in self.predict(batch, lengths):
             yield row, logprobs
+
+    def predict(
+        self, batch: LearnerBatch, lengths: Sequence[Sequence[int]], *, most_likely: bool = False
+    ) -> Iterator[tuple[Row, Tensor, Tensor]]:
+        """Yield this rank's rows, their log-probabilities [N], and entropies [N] or the most likely tokens [N]."""
+        for row in self.rows.build(self.rows.plan(batch, lengths), batch):
+            with torch.no_grad():
+                logprobs, other = self._engine(row, batch.temperature, most_likely)
+            yield row, logprobs, other
 
     def accumulate(self, batch: LearnerBatch, old: Sequence[Tensor] | None = None) -> LossSums:
         """Run forward and backward over this rank's rows; gradients are left reduced over ranks, sums are of all ranks.
@@ -101,10 +109,10 @@ class Updater:
             old: log-probabilities [N] of each of this rank's rows before the first step on the sampled batch; None in that
                 step.
         """
-        lengths = self._rows.learned_lengths(batch)
-        plan, counts = self._rows.plan(batch, lengths), count(lengths)
+        lengths = self.rows.learned_lengths(batch)
+        plan, counts = self.rows.plan(batch, lengths), count(lengths)
         sums = LossSums()
-        for number, row in enumerate(self._rows.build(plan, batch)):
+        for number, row in enumerate(self.rows.build(plan, batch)):
             self._engine.set_gradient_accumulation_boundary(number == len(plan) - 1)
             before = None if old is None else old[number]
             loss, row_sums = self._row_loss(row, batch.temperature, counts, before)
@@ -121,7 +129,7 @@ class Updater:
         """
         if self._config.loss.correction == "ratio":
             return [None for _ in parts]
-        later = (self.forward(part, self._rows.learned_lengths(part)) for part in parts[1:])
+        later = (self.forward(part, self.rows.learned_lengths(part)) for part in parts[1:])
         return [None, *([logprobs for _, logprobs in rows] for rows in later)]
 
     def _step(self, batch: LearnerBatch, old: Sequence[Tensor] | None) -> _Step:
@@ -161,11 +169,8 @@ class Updater:
     def _row_loss(
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
     ) -> tuple[Tensor, LossSums]:
+        reference = self._trained.reference_logprobs(row, temperature)
         logprobs, entropy = self._engine(row, temperature)
-        reference = None
-        if self._trained.reference is not None:
-            with torch.no_grad():
-                reference, _ = self._trained.reference(row, temperature)
         return policy_loss(row, logprobs, entropy, self._config.loss, counts, reference, old)
 
     def _local_gradient_norm(self) -> float:
@@ -184,9 +189,10 @@ class Updater:
         """
         metrics = reduce(LossSums.plus, (step.sums for step in steps)).metrics(self._config)
         taken = [step.norm for step in steps if step.was_taken]
+        first = steps[0].sums.metrics(self._config)
         metrics |= {
             "loss": metrics["loss"] / len(steps),
-            "mismatch_kl": steps[0].sums.metrics(self._config)["mismatch_kl"],
+            **{name: value for name, value in first.items() if name == "mismatch_kl"},
             "grad_norm": sum(taken) / len(taken) if taken else math.nan,
             "lr": steps[-1].rate,
         }

@@ -22,7 +22,7 @@ from actors.parameters import tensor_digest
 from videostr.config.schema import Config
 from videostr.errors import CheckpointError, StorageError
 from videostr.files import storage_error
-from videostr.types import LearnerBatch, Update
+from videostr.types import Failure, LearnerBatch, Update
 from videostr.video import FrameStore
 
 if TYPE_CHECKING:
@@ -95,6 +95,27 @@ class LearnerWorker(Named):
                 found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
         return found
 
+    def predictions(
+        self, batch: LearnerBatch
+    ) -> tuple[list[tuple[str, int, np.ndarray, np.ndarray]], tuple[Failure, ...]]:
+        """Return this rank's part of what the policy makes of given completions, and the groups that cannot be encoded.
+
+        Of each completion: (record id, completion, log-probabilities [T] float32, most likely tokens [T] int64).
+        """
+        batch, failures = self.updater.rows.without_failures(batch)
+        found = []
+        if batch.groups:
+            for row, *values in self.updater.predict(batch, all_lengths(batch), most_likely=True):
+                if not row.padding:
+                    lengths = row.sequence_ids.bincount().tolist()
+                    parts = zip(*(value.cpu().split(lengths) for value in values), strict=True)
+                    found += [
+                        (batch.groups[group].prompt.record_id, completion, logprobs.numpy(), tokens.numpy())
+                        for (group, completion), (logprobs, tokens) in zip(row.origins, parts, strict=True)
+                    ]
+        self.updater.rows.trim()
+        return found, failures
+
     def checksums(self) -> dict[str, str]:
         """Return the SHA-256 of every parameter's bytes, by Hugging Face name."""
         return {name: tensor_digest(tensor) for name, tensor in self.trained.full_parameters()}
@@ -104,11 +125,11 @@ class LearnerWorker(Named):
         if self.sender is None:
             from actors.transfer.sender import WeightSender  # brings all of vLLM, 20 s
 
-            self.sender = WeightSender(self.trained.policy, self.rank)
+            self.sender = WeightSender(self.trained.policy, self.rank, self.trained.family.stacked_parameters)
         return self.sender.send(request)
 
     def save(self, folder: str) -> None:
-        """Write `policy/` and `learner/` into `folder`, which all ranks share.
+        """Write `policy/` and `learner/`, and with LoRA `adapter/`, into `folder`, which all ranks share.
 
         Raises:
             CheckpointError: rank 0 could not write it; all ranks have done the same collectives, and can continue.
@@ -116,6 +137,7 @@ class LearnerWorker(Named):
         problems: list[str] = []
         for part in (
             lambda: self.trained.save(Path(folder) / "policy", writes=self.rank == 0),
+            lambda: self.trained.save_adapter(Path(folder) / "adapter", writes=self.rank == 0),
             lambda: self._state().save(Path(folder) / "learner", self.updater.version),
         ):
             try:

@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransfe
 
 from actors.transfer.gloo import GlooTrainerInitInfo, register_gloo
 from actors.transfer.request import TransferRequest
-from actors.transfer.source import BUFFER_BYTES, LearnerWeights
+from actors.transfer.source import BUFFER_BYTES, LearnerWeights, Stacked
 from videostr.errors import TransferError
 
 
@@ -26,9 +26,16 @@ class WeightSender:
     The group outlives a transfer, and is formed again when the engines changed or a transfer failed.
     """
 
-    def __init__(self, policy: nn.Module, rank: int) -> None:
-        """Join no group yet; `policy` is the Hugging Face model that the rank trains."""
+    def __init__(self, policy: nn.Module, rank: int, stacked: Stacked | None = None) -> None:
+        """Join no group yet.
+
+        Args:
+            policy: the Hugging Face model that the rank trains.
+            rank: of the learner.
+            stacked: `ModelFamily.stacked_parameters`, needed where some layers are trained and others not.
+        """
         self._policy = policy
+        self._stacked = stacked or {}
         self._rank = rank
         self._trainer: TrainerWeightTransferEngine[Any] | None = None
         self._members: tuple[Any, ...] = ()
@@ -42,7 +49,9 @@ class WeightSender:
         Raises:
             TransferError: names engine and phase. No engine of the call has usable weights then; the learner is unharmed.
         """
-        weights = LearnerWeights(self._policy, with_digests=request.verify and self._rank == 0)
+        weights = LearnerWeights(
+            self._policy, with_digests=request.verify and self._rank == 0, stacked=self._stacked
+        )
         if self._rank > 0:
             weights.finish_pass()
             return {}

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer import ParamMeta, WeightSource
 
-from actors.parameters import gathered, tensor_digest, whole_shape
+from actors.parameters import Published, gathered, published, tensor_digest
 
 BUFFER_BYTES = 256 * 2**20
 """Parameters are gathered, packed and broadcast in pieces of about this size."""
+Stacked = Mapping[str, tuple[str, tuple[int, ...]]]
+"""`ModelFamily.stacked_parameters`."""
 
 
 class LearnerWeights(WeightSource):
     """The learner's trained parameters as vLLM wants them: declared first, then streamed in the same order.
 
-    Parameters without gradient are left out: a frozen vision tower is in the engines already. Under ZeRO-3 the stream
-    is a collective (`deepspeed.zero.GatheredParameters` over groups of parameters): all ranks must take all of it.
+    Parameters without gradient are left out: a frozen vision tower is in the engines already. But vLLM makes a stacked layer
+    (q, k and v in one) anew from what it gets, so where adapters change a part of one, all of it is sent. Under ZeRO-3 the
+    stream is a collective (`deepspeed.zero.GatheredParameters` over groups of parameters): all ranks must take all of it.
     """
 
-    def __init__(self, module: nn.Module, *, with_digests: bool) -> None:
-        self.parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    def __init__(self, module: nn.Module, *, with_digests: bool, stacked: Stacked | None = None) -> None:
+        whole = published(module)
+        changed = {_stack(each.name, stacked or {}) for each in whole if each.is_trained}
+        self.parameters = [each for each in whole if _stack(each.name, stacked or {}) in changed]
         self.with_digests = with_digests
         self.digests: dict[str, str] = {}
         """`weight_digest` of every parameter of the last pass, when asked for."""
@@ -29,7 +34,7 @@ class LearnerWeights(WeightSource):
 
     def metadata(self) -> list[ParamMeta]:
         """Return the name, dtype and whole shape of every parameter, without gathering."""
-        return [ParamMeta(name, p.dtype, tuple(whole_shape(p))) for name, p in self.parameters]
+        return [ParamMeta(each.name, each.parameters[0].dtype, tuple(each.shape)) for each in self.parameters]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         self._pass = self._stream()
@@ -42,25 +47,37 @@ class LearnerWeights(WeightSource):
 
     def _stream(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._groups():
-            with gathered([parameter for _, parameter in group]):
-                for name, parameter in group:
+            with gathered([parameter for each in group for parameter in each.parameters]):
+                for each in group:
+                    value = each.value()
                     # Packing holds tensors until a buffer is full, and ZeRO-3 frees them when the group is left.
-                    whole = parameter.detach().clone() if hasattr(parameter, "ds_id") else parameter.detach()
+                    whole = (
+                        value.clone()
+                        if hasattr(each.parameters[0], "ds_id") and each.layer is None
+                        else value
+                    )
                     if self.with_digests:
-                        self.digests[name] = weight_digest(whole)
-                    yield name, whole
+                        self.digests[each.name] = weight_digest(whole)
+                    yield each.name, whole
 
-    def _groups(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
-        group: list[tuple[str, nn.Parameter]] = []
+    def _groups(self) -> Iterator[list[Published]]:
+        group: list[Published] = []
         size = 0
-        for name, parameter in self.parameters:
-            group.append((name, parameter))
-            size += whole_shape(parameter).numel() * parameter.element_size()
+        for each in self.parameters:
+            group.append(each)
+            size += each.nbytes
             if size >= BUFFER_BYTES:
                 yield group
                 group, size = [], 0
         if group:
             yield group
+
+
+def _stack(name: str, stacked: Stacked) -> str:
+    """Return the name of a parameter in the engine's model: that of the layer that stacks its layer with others."""
+    layer, _, attribute = name.rpartition(".")
+    parent, _, leaf = layer.rpartition(".")
+    return f"{parent}.{stacked.get(leaf, (leaf, ()))[0]}.{attribute}"
 
 
 def weight_digest(weight: Tensor) -> str:

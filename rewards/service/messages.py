@@ -42,9 +42,10 @@ class Code(IntEnum):
 def request_message(
     completions: Sequence[Completion | str], record: Record, group_id: int = 0
 ) -> pb.ScoreGroupRequest:
-    """Return the request that asks for scores of `completions`; the clip stays at home."""
+    """Return the request that asks for scores of `completions`; what they do not need (clip, image size, query) stays at home."""
     row = record_to_row(record)
-    del row["clip"]
+    for name in ("clip", "image_size", "query"):
+        del row[name]
     return pb.ScoreGroupRequest(
         id=group_id,
         record=pb.Record(**{name: value for name, value in row.items() if value is not None}),

@@ -107,7 +107,7 @@ def test_a_vision_token_that_engine_and_learner_see_alike_is_a_failure_too(
     change = same_ids(text(lambda t: t + "<|image_pad|>"), processor, tmp_path)
     failure = encoder.failure(change(group))
     assert failure is not None
-    assert "2 runs of vision tokens and 1 videos" in failure.detail
+    assert "2 runs of vision tokens, its video makes 1" in failure.detail
 
 
 def test_what_was_encoded_is_kept_until_it_is_too_much(

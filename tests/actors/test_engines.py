@@ -25,14 +25,13 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from actors.learner.ray_learner import RayLearner
-from actors.learner.worker import LearnerWorker
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, RolloutWorker, engine_seed
 from actors.sync import SupervisedSync, transfer_weights
-from actors.transfer.request import TransferRequest
+from tests.actors.sender import Learner, Sender
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
-from videostr.errors import TransferError
+from videostr.errors import ConfigError, TransferError
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
@@ -61,80 +60,6 @@ class World:
     frames: FrameStore
     prompts: tuple[Prompt, ...]
     """Two questions about the first video, one about the second."""
-
-
-class Sender:
-    """A learner rank without DeepSpeed: holds weights that differ from the engines' in every parameter."""
-
-    def __init__(self, path: str) -> None:
-        torch.set_num_threads(1)
-        self.path = path
-        self.policy = load_policy(path, torch.float32)
-        self.sender: Any = None
-
-    def perturb(self, seed: int, only: str = "") -> list[str]:
-        """Add noise to every parameter whose name contains `only`."""
-        generator = torch.Generator().manual_seed(seed)
-        changed = []
-        for name, parameter in self.policy.named_parameters():
-            if only in name:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data += 0.2 * max(float(parameter.std()), 0.02) * noise
-                changed.append(name)
-        return changed
-
-    def freeze_vision(self, frozen: bool) -> None:
-        family_of(self.policy.config).tower(self.policy).requires_grad_(not frozen)
-
-    def save(self, folder: str) -> None:
-        self.policy.save_pretrained(folder)
-
-    def send_weights(self, request: TransferRequest) -> dict[str, float]:
-        from actors.transfer.sender import WeightSender
-
-        self.sender = self.sender or WeightSender(self.policy, 0)
-        return self.sender.send(request)
-
-    def favour_placeholders(self) -> None:
-        """Make the four placeholders the likeliest tokens."""
-        tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
-        rows = tokenizer.convert_tokens_to_ids(list(family_of(self.path).placeholders))
-        self.policy.lm_head.weight.data[rows] *= 5
-
-    def forget_to_end(self) -> None:
-        """Make the token that ends a completion unlikely."""
-        row = AutoProcessor.from_pretrained(self.path).tokenizer.eos_token_id
-        self.policy.lm_head.weight.data[row] = 0
-
-    def send_without(self, name: str, request: TransferRequest) -> dict[str, float]:
-        """Send all but one parameter, and compare all."""
-        from actors.transfer import sender, source
-
-        class Forgetful(source.LearnerWeights):
-            def __init__(self, module: torch.nn.Module, *, with_digests: bool) -> None:
-                super().__init__(module, with_digests=with_digests)
-                self.parameters = [(key, p) for key, p in self.parameters if key != name]
-                self.digests[name] = source.weight_digest(module.get_parameter(name).detach())
-
-        complete, sender.LearnerWeights = sender.LearnerWeights, Forgetful  # type: ignore[misc]
-        try:
-            return self.send_weights(request)
-        finally:
-            sender.LearnerWeights = complete  # type: ignore[misc]
-
-
-class Learner(RayLearner):
-    """Stands where a learner stands: one rank, the sender."""
-
-    def __init__(self, config: Config, sender: Any, forget: str = "") -> None:
-        super().__init__(config, "", (), LearnerWorker)
-        self.workers, self.timeout_s = (sender,), 120
-        self.forget = forget
-
-    async def call(self, method: str, *arguments: Any, **deadline: Any) -> list[Any]:
-        if self.forget:
-            return await super().call("send_without", self.forget, *arguments, **deadline)
-        return await super().call(method, *arguments, **deadline)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +172,7 @@ def _difference(
     parts = []
     for completion in sampled.completions:
         tokens = torch.from_numpy(completion.token_ids.astype(np.int64))
-        inputs = plain_inputs(prompt, frames, processor, tokens)
+        inputs = plain_inputs(family_of(policy.config), prompt, frames, processor, tokens)
         parts.append(np.abs(completion.logprobs - _logprobs(policy, inputs, tokens, bias)))
     return float(np.concatenate(parts).mean())
 
@@ -468,6 +393,23 @@ def test_frozen_vision_tower_is_not_sent(
         assert _difference(world, tmp_path, prompt, after) <= AGREEMENT
 
 
+def test_adapters_reach_the_engines_and_leave_the_rest_of_their_stacks(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
+) -> None:
+    """vLLM makes q, k and v anew from what it gets: k and up, which have no adapter, are sent with the others."""
+    digests = ray.get(sender.adapt.remote(["q_proj", "v_proj", "gate_proj"]))
+    metrics = _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
+    config: Any = AutoConfig.from_pretrained(world.config.model.path)
+    text = config.text_config
+    keys = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    rows = text.hidden_size + 2 * keys + 2 * text.intermediate_size
+    assert metrics["sync/bytes"] == text.num_hidden_layers * rows * text.hidden_size * 4
+    assert len(digests) > 50
+    for engine in pool.handles():
+        assert ray.get(engine.transfer.remote("digests", list(digests))) == digests
+    ray.get(sender.merge_adapters.remote())
+
+
 def test_banned_placeholders(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
 ) -> None:
@@ -596,6 +538,16 @@ def test_an_engine_is_added_and_taken_out_while_groups_are_sampled(
     for engine in (0, 1):
         sampled = _direct(run, pool, engine, _request(world.prompts[0]))
         assert {span.version for c in sampled.completions for span in c.weight_versions} == {26}
+
+
+def test_what_vllm_refuses_is_bad_input(world: World, run: Run[Any], cluster: None, tmp_path: Path) -> None:
+    config = replace(
+        world.config, rollout=replace(world.config.rollout, engine_args={"kv_cach_dtype": "fp8"})
+    )
+    worker = ray.remote(RolloutWorker).remote(9, config, "", str(tmp_path / "engine.log"))
+    with pytest.raises(ConfigError, match=r"rollout\.engine_args: vLLM refuses .*given: kv_cach_dtype"):
+        ray.get(worker.start.remote())
+    ray.kill(worker)
 
 
 def test_dead_engine_costs_its_requests_a_second_try_and_is_replaced(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_safetensors
 from transformers import AutoConfig, AutoProcessor
 
 from actors.learner import state
@@ -25,14 +27,14 @@ from actors.learner.update import MAX_NONFINITE_STEPS
 from actors.learner.worker import LearnerWorker
 from actors.parameters import tensor_digest
 from videostr.config.schema import Config
-from videostr.config.sections import LearnerConfig, LossConfig, Model, TrainConfig
+from videostr.config.sections import LearnerConfig, Lora, LossConfig, Model, TrainConfig
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
 from videostr.grpo.losses import LossInputs
-from videostr.models.base import family_of
+from videostr.models.base import FAMILIES, family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
 from videostr.types import (
@@ -99,10 +101,12 @@ class Bench(LearnerWorker):
 class Stage:
     """A policy, a frame store and a batch of groups that show videos."""
 
-    def __init__(self, folder: Path) -> None:
-        self.policy = folder / "policy"
+    def __init__(self, folder: Path, model_type: str = "") -> None:
+        self.policy = folder / f"policy{model_type}"
         self.frames = folder / "frames"
-        make_tiny(self.policy, seed=0, texts=["where is the red_ball?", "<think>left</think>"])
+        texts = ["where is the red_ball?", "<think>left</think>"]
+        make_tiny(self.policy, seed=0, texts=texts, model_type=model_type)
+        self.others: dict[str, Stage] = {}
         self.family = family_of(self.policy)
         self.model_config: Any = AutoConfig.from_pretrained(self.policy)
         self.processor = AutoProcessor.from_pretrained(self.policy)
@@ -114,6 +118,16 @@ class Stage:
             ),
             temperature=0.9,
         )
+
+    def of(self, model_type: str) -> Stage:
+        """The same videos before a policy of another family."""
+        if model_type not in self.others:
+            self.others[model_type] = Stage(self.policy.parent, model_type)
+        return self.others[model_type]
+
+    @cached_property
+    def plain(self) -> tuple[float, dict[str, np.ndarray], dict[tuple[int, int], np.ndarray]]:
+        return plain_gradients(self)
 
     def config(self, **learner: Any) -> Config:
         return Config(
@@ -132,7 +146,8 @@ class Stage:
 
     def _group(self, folder: Path, seed: int, lengths: tuple[int, ...], question: str) -> RolloutGroup:
         video = folder / f"{seed}.mp4"
-        write_video(video, seed)
+        if not video.exists():
+            write_video(video, seed)
         content = [{"type": "video"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -275,6 +290,40 @@ def assert_close(gradient: np.ndarray, expected: np.ndarray, name: str) -> None:
     assert error <= max(1e-4 * np.linalg.norm(expected), 1e-6), f"{name}: {error}"
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "max_row_tokens", "checkpointing", "freeze_vision"),
+    [
+        (0, 1000, False, False),
+        (2, 60, False, True),
+        (2, 90, True, False),
+        (3, 90, True, False),
+        (3, 1000, False, True),
+    ],
+)
+@pytest.mark.parametrize("model_type", list(FAMILIES)[1:])
+def test_loss_and_gradients_of_every_family(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    model_type: str,
+    zero_stage: int,
+    max_row_tokens: int,
+    checkpointing: bool,
+    freeze_vision: bool,
+) -> None:
+    """Of those that the tests above and below do not have, on two ranks."""
+    others = stage.of(model_type)
+    expected_loss, expected, _ = others.plain
+    config = others.config(num_ranks=2, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
+    config.model.gradient_checkpointing, config.model.freeze_vision = checkpointing, freeze_vision
+    run(learners[2].call("rebuild", config))
+    for loss, gradients in run(learners[2].call("gradients", others.batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == {name for name in expected if not (freeze_vision and "visual" in name)}
+        for name, gradient in gradients.items():
+            assert_close(gradient, expected[name], name)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_resume_is_bit_identical_and_the_policy_loads(
     stage: Stage,
@@ -308,6 +357,52 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     loaded = load_policy(tmp_path / "policy", torch.float32)
     assert {name: tensor_digest(p.detach()) for name, p in loaded.named_parameters()} == saved
     assert AutoProcessor.from_pretrained(tmp_path / "policy").chat_template == stage.processor.chat_template
+
+
+def test_adapters_learn_the_same_on_any_ranks_and_are_saved(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    """With a KL term against the policy without them: rows, ranks, ZeRO and checkpoints of both kinds change nothing."""
+    found = []
+    for ranks, zero_stage, row, checkpointing in ((1, 0, 1000, False), (2, 2, 60, True), (2, 3, 90, True)):
+        config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=row, lr=1e-2)
+        config.model.freeze_vision, config.model.gradient_checkpointing = True, checkpointing
+        config.model.lora = Lora(rank=4, targets=["q_proj", "up_proj"])
+        run(learners[ranks].call("rebuild", config))
+        # AdamW's first step is the sign of the gradient, which is noise where B = 0: compared is what the second one sees.
+        updates = [run(learners[ranks].update(stage.batch)) for _ in range(3)]
+        metrics = [{name: v for name, v in u.metrics.items() if "vision" not in name} for u in updates]
+        found.append((metrics, run(learners[ranks].call("parameters"))[0]))
+    for metrics, weights in found[1:]:
+        for one, two in zip(found[0][0], metrics, strict=True):
+            assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
+        for name, values in found[0][1].items():
+            np.testing.assert_allclose(values, weights[name], rtol=0, atol=1e-3, err_msg=name)
+    assert found[0][0][0]["kl"] == 0.0  # the reference is the policy without adapters
+    assert found[0][0][2]["kl"] > 1e-4
+    initial = {name: p.detach() for name, p in load_policy(stage.policy, torch.float32).named_parameters()}
+    changed = {name for name, values in found[0][1].items() if not np.array_equal(values, initial[name])}
+    layers = stage.model_config.text_config.num_hidden_layers
+    assert len(changed) == 2 * layers
+    assert all(
+        name.endswith(("q_proj.weight", "up_proj.weight")) and ".visual." not in name for name in changed
+    )
+
+    learner = learners[2]  # of ZeRO-3
+    run(learner.save(tmp_path))
+    saved = run(learner.checksums())
+    again = run(learner.update(stage.batch))
+    adapter = load_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
+    policy = load_policy(tmp_path / "policy", torch.float32)
+    assert {name: tensor_digest(p.detach()) for name, p in policy.named_parameters()} == saved
+    for name in changed:
+        part = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = adapter[f"{part}.lora_A.weight"], adapter[f"{part}.lora_B.weight"]
+        assert torch.allclose(policy.get_parameter(name), initial[name] + 32.0 / 4 * b @ a, atol=1e-6)
+    run(learner.call("rebuild", config))
+    assert run(learner.load(tmp_path)) == 3
+    assert run(learner.checksums()) == saved
+    assert run(learner.update(stage.batch)) == again
 
 
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])

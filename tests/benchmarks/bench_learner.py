@@ -25,7 +25,8 @@ from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
 from videostr.models.checkpoint import load_policy
-from videostr.models.qwen2_5_vl import FAMILY, mrope_positions
+from videostr.models.qwen2_5_vl import FAMILY
+from videostr.models.qwen_vl import mrope_positions
 
 POLICY = Path("videostr/tabletop/pretrained")
 REPEATS = 5

@@ -26,12 +26,19 @@ OVERLAYS = sorted(path.parent for path in KUBERAY.glob("overlays/*/kustomization
 CLUSTERS = sorted(path.parent for path in KUBERAY.glob("clusters/*/kustomization.yaml"))
 CRDS = Path(os.environ.get("VIDEOSTR_CRDS", ROOT.parent / "shared" / "data" / "kuberay"))
 FITS = {
-    "small": ["qwen2_5_vl_3b_8gpu.yaml", "qwen2_5_vl_7b_8gpu.yaml"],
+    "small": [
+        "qwen2_5_vl_3b_8gpu.yaml",
+        "qwen2_5_vl_7b_8gpu.yaml",
+        "qwen3_vl_4b_8gpu.yaml",
+        "qwen3_vl_8b_8gpu.yaml",
+    ],
     "medium": [
         "qwen2_5_vl_3b_8gpu.yaml",
         "qwen2_5_vl_3b_8gpu_6_2.yaml",
         "qwen2_5_vl_7b_8gpu.yaml",
         "qwen2_5_vl_7b_2nodes.yaml",
+        "qwen3_vl_4b_8gpu.yaml",
+        "qwen3_vl_8b_8gpu.yaml",
     ],
     "large": [
         "qwen2_5_vl_3b_8gpu.yaml",
@@ -39,6 +46,8 @@ FITS = {
         "qwen2_5_vl_7b_8gpu.yaml",
         "qwen2_5_vl_7b_2nodes.yaml",
         "qwen2_5_vl_7b_8nodes.yaml",
+        "qwen3_vl_4b_8gpu.yaml",
+        "qwen3_vl_8b_8gpu.yaml",
     ],
 }
 """Which configs a size holds, as docs/cluster.md says."""

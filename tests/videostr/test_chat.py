@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
-from videostr.chat import LIKELY, chat_text, escape, special_tokens
+from videostr.chat import LIKELY, chat_text, escape, hidden_tokens, special_tokens
 from videostr.data.prompts import RecordSource
 from videostr.data.records import read_records
 from videostr.errors import PromptError
@@ -39,6 +40,7 @@ def with_tokens(processor: Any, *tokens: AddedToken, normalizer: Any = None, tem
         models.BPE(vocab={c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[])
     )
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
     if normalizer is not None:
         inner.normalizer = normalizer
     tokenizer = PreTrainedTokenizerFast(
@@ -174,3 +176,19 @@ def test_without_a_tokenizer_the_usual_tokens_are_found(record: Record) -> None:
         assert not LIKELY.search(escape(f"What is {token}?", LIKELY))
     ordinary = "a < b | c > d, <think>, <1>, [1, 2], x|y|z, <| x |>"
     assert special_in(replace(record, question=ordinary)) == []
+
+
+def test_completions_leave_out_special_tokens_but_not_those_of_a_trace(processor: Any) -> None:
+    """Some tokenizers have `<think>` as one special token."""
+    tags = ("<think>", "</think>")
+    thinking = with_tokens(processor, *(AddedToken(tag, special=True) for tag in tags)).tokenizer
+    ids = thinking("<think>left</think>B<|im_end|><|endoftext|>")["input_ids"]
+    assert len(ids) == 1 + 4 + 1 + 1 + 2
+    hidden = hidden_tokens(thinking)
+    assert thinking.decode([i for i in ids if i not in hidden]) == "<think>left</think>B"
+    # where no tag is special, the text is what skip_special_tokens makes of it
+    plain, hidden = processor.tokenizer, hidden_tokens(processor.tokenizer)
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).integers(0, len(plain), 60).tolist()
+        expected = plain.decode(drawn, skip_special_tokens=True)
+        assert plain.decode([i for i in drawn if i not in hidden]) == expected

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from videostr.config.load import dump, load, load_coldstart, validate
-from videostr.config.schema import ColdStartConfig, Config
+from videostr.config.load import dump, load, load_sft, validate
+from videostr.config.schema import Config, SftConfig
 from videostr.errors import ConfigError
 
 SPARSE = """
@@ -74,15 +74,16 @@ def test_dump_and_load_give_the_same_config(write: Callable[[str], Path], tmp_pa
     assert "lr: 3.5e-07" in again.read_text()
 
 
-def test_coldstart_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "x_coldstart.yaml"
-    path.write_text("data: {train: d}\nout: o\n")
-    config = load_coldstart(path, ["train.steps=2", "device=cuda"])
-    expected = ColdStartConfig(out="o", device="cuda")
-    expected.data.train, expected.train.steps = "d", 2
+def test_sft_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("data: {train: d}\nmodel: {tiny: qwen2_5_vl}\n")
+    config = load_sft(path, ["train.steps=200", "references.per_prompt=2"])
+    expected = SftConfig()
+    expected.data.train, expected.model.tiny = "d", "qwen2_5_vl"
+    expected.train.steps, expected.references.per_prompt = 200, 2
     assert config == expected
     path.write_text(dump(config))
-    assert load_coldstart(path) == config
+    assert load_sft(path) == config
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_coldstart_round_trip(tmp_path: Path) -> None:
         ("model: {pth: x}", [], ["model.pth"]),
         (SPARSE, ["train.stpes=3"], ["train.stpes"]),
         (SPARSE, ["train.steps=many"], ["train.steps"]),
-        (SPARSE, ["loss.name=reinforce"], ["loss.name"]),
+        (SPARSE, ["loss.name=sft"], ["loss.name"]),
         (SPARSE, ["run.seed=1.5"], ["run.seed"]),
         (SPARSE, ["learner.betas={a: 1}"], ["learner.betas", "a list of two numbers"]),
         (
@@ -270,7 +271,8 @@ def test_all_broken_rules_are_told_at_once() -> None:
     ("overrides", "word"),
     [
         (["data.train=''"], 'data.train = ""'),
-        (["out=''"], 'out = ""'),
+        (["model.tiny=''"], 'model.path = "": must name the policy to start from'),
+        (["references.ends_only=2"], "references.ends_only = 2: must be a finite number, from 0 to 1"),
         (["train.steps=0"], "train.steps = 0: must be a whole number, at least 1"),
         (["run.seed=-1"], "run.seed = -1: must be a whole number, from 0 to 4294967295"),
         (["learner.weight_decay=.nan"], "learner.weight_decay = nan: must be a finite number, at least 0"),
@@ -278,11 +280,11 @@ def test_all_broken_rules_are_told_at_once() -> None:
         (["x=1"], "x = 1: is not a key"),
     ],
 )
-def test_coldstart_rules(tmp_path: Path, overrides: list[str], word: str) -> None:
+def test_sft_rules(tmp_path: Path, overrides: list[str], word: str) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("data: {train: d}\nout: o\n")
+    path.write_text("data: {train: d}\nmodel: {tiny: qwen2_5_vl}\n")
     with pytest.raises(ConfigError) as caught:
-        load_coldstart(path, overrides)
+        load_sft(path, overrides)
     assert word in str(caught.value)
 
 
@@ -356,3 +358,60 @@ def test_a_run_that_was_shortened_by_an_override_loads_from_its_folder(write: Ca
     assert load(path, ["rollout.num_workers=2"]).train.checkpoint_every == 10
     with pytest.raises(ConfigError, match=r"checkpoint_every = 5: has no effect with train\.steps = 3"):
         load(path, ["train.checkpoint_every=5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("seed=3", "rollout.engine_args.seed = 3: has a key of its own; set run.seed"),
+        ("trust_remote_code=true", "code of a checkpoint is never run; leave it out"),
+        (
+            "logprobs_mode=raw_logprobs",
+            "the learner needs the log-probabilities that tokens were sampled with",
+        ),
+        ("enable_chunked_prefill=true", "cannot be changed on CPU"),
+    ],
+)
+def test_engine_arguments_that_training_relies_on_are_refused(
+    write: Callable[[str], Path], given: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(SPARSE), [f"rollout.engine_args.{given}"])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("rollout.engine_args.")
+    assert said in line
+
+
+def test_engine_arguments_are_kept_as_they_are(write: Callable[[str], Path], tmp_path: Path) -> None:
+    given = ["speculative_config={method: mtp, num_speculative_tokens: 2}", "kv_cache_dtype=fp8"]
+    config = load(write(SPARSE), [f"rollout.engine_args.{each}" for each in given])
+    assert config.rollout.engine_args == {
+        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+        "kv_cache_dtype": "fp8",
+    }
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert load(again) == config
+    with pytest.raises(ConfigError, match=r"rollout\.engine_args = 3: must be a mapping"):
+        load(write(SPARSE), ["rollout.engine_args=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["model.lora.rank=8"], "model.lora.rank = 8: needs model.freeze_vision=true"),
+        (
+            ["model.lora.rank=8", "model.freeze_vision=true", "model.lora.targets=[]"],
+            "must name at least one layer",
+        ),
+        (["model.lora.alpha=8"], "model.lora.alpha = 8.0: has no effect with model.lora.rank = 0"),
+        (
+            ["model.lora.rank=8", "model.freeze_vision=true", "model.lora.adapter=a", "loss.kl_coef=0.1"],
+            "model.lora.adapter = a: cannot go with loss.kl_coef = 0.1",
+        ),
+    ],
+)
+def test_rules_of_adapters(write: Callable[[str], Path], given: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(SPARSE), given)
+    assert said in str(caught.value)

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from rewards.rubric import PRESETS
 from videostr.config.effects import LENGTHS, Written, keys_without_effect, ratio_moves
-from videostr.config.load import dump, load, load_coldstart, load_evaluation
-from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig
+from videostr.config.load import dump, load, load_evaluation, load_sft
+from videostr.config.schema import Config, EvaluationConfig, SftConfig
 from videostr.config.values import flat
 from videostr.errors import ConfigError
 
@@ -249,15 +249,26 @@ def test_in_an_evaluation(overrides: list[str], word: str, tmp_path: Path) -> No
     assert line.startswith(word)
 
 
-def test_in_a_cold_start(tmp_path: Path) -> None:
-    path = tmp_path / "coldstart.yaml"
-    path.write_text("data: {train: d}\nout: o\n")
+def test_in_supervised_fine_tuning(tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text("data: {train: d}\nmodel: {tiny: qwen2_5_vl}\n")
     with pytest.raises(ConfigError) as caught:
-        load_coldstart(path, ["device=cuda", "learner.threads=3", "evaluate.prompts=4"])
+        load_sft(
+            path, ["model.path=m", "rollout.kv_cache_gib=2", "evaluate.every=4", "train.checkpoint_every=500"]
+        )
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
-        "learner.threads = 3",
-        "evaluate.prompts = 4",
+        "rollout.kv_cache_gib = 2",
+        "model.path = m",
+        "evaluate.every = 4",
+        "train.checkpoint_every = 500",
     ]
+
+
+def test_reinforce_clips_nothing(tmp_path: Path) -> None:
+    (line,) = refused("loss: {name: reinforce, correction: truncated}", ["loss.eps_low=0.1"], tmp_path)
+    assert line.startswith("loss.eps_low = 0.1: has no effect with loss.name = reinforce")
+    (line,) = refused("loss: {name: reinforce, correction: ratio}", [], tmp_path)
+    assert "loss.correction = ratio: has no effect with loss.name = reinforce" in line
 
 
 def test_updates_need_groups(tmp_path: Path) -> None:
@@ -266,7 +277,7 @@ def test_updates_need_groups(tmp_path: Path) -> None:
         assert word in line
 
 
-@pytest.mark.parametrize("kind", [Config, EvaluationConfig, ColdStartConfig])
+@pytest.mark.parametrize("kind", [Config, EvaluationConfig, SftConfig])
 def test_every_key_of_the_rules_is_one_of_the_schema(kind: type) -> None:
     """With all keys written: a rule that names an unknown one would raise KeyError."""
     config = kind()

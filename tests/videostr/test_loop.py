@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -363,6 +363,9 @@ def test_a_run_without_any_signal_ends_with_the_likely_cause(tabletop: Path, tmp
     ):
         stage.train()
     assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 3
+    newest = stage.folder.checkpoints.latest()
+    assert newest is not None
+    assert newest.name == "step_000003"  # what it had learned is not lost
 
 
 def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
@@ -423,13 +426,27 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, 
         stage.train()
 
 
+class Evaluator:
+    """Evaluates by a function."""
+
+    def __init__(self, evaluate: Callable[[RunState], Awaitable[None]], by_learner: bool = False) -> None:
+        self.by_learner = by_learner
+        self.evaluate = evaluate
+
+    async def evaluate_greedily(self, state: RunState) -> None:
+        await self.evaluate(state)
+
+
+@pytest.mark.parametrize("by_learner", [False, True])
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_evaluation_during_training_sees_one_version(staleness: int, tabletop: Path, tmp_path: Path) -> None:
+def test_evaluation_during_training_sees_one_version(
+    staleness: int, by_learner: bool, tabletop: Path, tmp_path: Path
+) -> None:
     stage = Stage(tabletop, tmp_path, steps=6, max_staleness=staleness)
     stage.config.evaluate.every = 2
     seen: list[tuple[int, set[int], int]] = []
 
-    async def evaluator(state: RunState) -> None:
+    async def evaluate(state: RunState) -> None:
         versions, asked = set(), len(stage.learner.batches)
         for _ in range(10):
             versions.add(stage.rollouts.version)
@@ -437,9 +454,9 @@ def test_evaluation_during_training_sees_one_version(staleness: int, tabletop: P
         seen.append((state.step, versions, len(stage.learner.batches) - asked))
         stage.folder.checkpoints.note_held_out(state.step, {2: 1.0, 4: 0.5}[state.step])
 
-    stage.train(evaluator=evaluator)
-    # The next step was sampled and learned meanwhile; its weights came after.
-    assert seen == [(2, {2}, 1), (4, {4}, 1)]
+    stage.train(evaluator=Evaluator(evaluate, by_learner))
+    # The next step was sampled and, unless the learner itself is asked, learned meanwhile; its weights came after.
+    assert seen == [(2, {2}, 0 if by_learner else 1), (4, {4}, 0 if by_learner else 1)]
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").glob("step_*")) == [
         "step_000002", "step_000004", "step_000006",
     ]  # fmt: skip
@@ -453,7 +470,7 @@ def test_an_evaluation_under_way_is_given_up_and_made_up_for(
     stage.config.evaluate.every = 2
     evaluated: list[tuple[int, str]] = []
 
-    async def evaluator(state: RunState) -> None:
+    async def evaluate(state: RunState) -> None:
         evaluated.append((state.step, "begun"))
         try:
             await asyncio.sleep(0.0 if len(evaluated) > 2 else 60.0)
@@ -471,11 +488,11 @@ def test_an_evaluation_under_way_is_given_up_and_made_up_for(
 
     stage.learner.update = update  # type: ignore[method-assign]
     if ends == "stop":
-        state = stage.train(evaluator=evaluator)
+        state = stage.train(evaluator=Evaluator(evaluate))
         assert state.step == 3
     else:
         with pytest.raises(LearnerError, match="rank 0 died"):
-            stage.train(evaluator=evaluator)
+            stage.train(evaluator=Evaluator(evaluate))
     assert evaluated == [(2, "begun"), (2, "given up")]
     newest = stage.folder.checkpoints.latest()
     assert newest is not None
@@ -485,7 +502,7 @@ def test_an_evaluation_under_way_is_given_up_and_made_up_for(
     again.config.evaluate.every = 2
     state = again.folder.checkpoints.state(newest)
     again.rollouts.version = state.version
-    assert again.train(state, evaluator=evaluator).step == 6
+    assert again.train(state, evaluator=Evaluator(evaluate)).step == 6
     missing = [(2, "begun"), (2, "done")] if ends == "error" else []
     assert evaluated[2:] == [*missing, (4, "begun"), (4, "done")]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec import structs
 
 from videostr.data.__main__ import main
 from videostr.data.prompts import RecordSource
@@ -24,6 +26,7 @@ from videostr.types import (
     FailureKind,
     GraphFrame,
     Node,
+    Query,
     Record,
     SceneGraph,
 )
@@ -52,13 +55,31 @@ ALL_KINDS = [
     record("span", answer=Answer(kind=AnswerKind.SPAN, value=(0.5, 2.0), unit="s")),
     record("track", answer=Answer(kind=AnswerKind.TRACK, value=((0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 2.0, 2.0)))),
     record("bare", graph=None),
+    record(
+        "query",
+        options=("left", "right"),
+        answer=Answer(kind=AnswerKind.CHOICE, value="B"),
+        query=Query(
+            family="counting",
+            objects=("cup.1", "pen.2"),
+            names=("the cup", "the pen (box [1,2,3,4] px at 0.5 s)"),
+            boxes=((0.5, 1.0, 2.0, 3.0, 4.0),),
+            times=(0.0, 0.5),
+            axis="right",
+            label="cup",
+            within_m=30.0,
+            camera=tuple(map(float, range(12))),
+            up=(0.0, -1.0, 0.0),
+            options=(2.5, ("cup.1", "pen.2")),
+        ),
+    ),
 ]
 
 
 def test_round_trip(tmp_path: Path) -> None:
     assert write_records(ALL_KINDS, tmp_path / "records-00000.parquet") == len(ALL_KINDS)
     back = list(read_records(tmp_path))
-    assert [r.origin.rsplit(":", 1)[1] for r in back if isinstance(r, Record)] == list("012345")
+    assert [r.origin.rsplit(":", 1)[1] for r in back if isinstance(r, Record)] == list("0123456")
     for one, two in zip(ALL_KINDS, back, strict=True):
         assert isinstance(two, Record)
         for name in Record.__slots__:
@@ -88,17 +109,23 @@ def graph(nodes: list[dict[str, Any]]) -> str:
         ({"question": None}, "question = None: must be text that is not empty"),
         ({"id": " "}, "id = ' ': must be text that is not empty"),
         ({"answer": {"kind": "essay"}}, "answer.kind = 'essay': must be one of choice, number"),
-        ({"answer": {"value": "two"}}, "answer.value = 'two': must be JSON"),
+        (
+            {"answer": {"value": "two"}},
+            "answer.value = 'two' of kind number: must be a finite number, as JSON",
+        ),
         ({"answer": {"value": '"2"'}}, "must be a finite number"),
         ({"answer": {"value": "NaN"}}, "must be a finite number"),
         ({"answer": {"value": "9" * 400}}, "must be a finite number"),
-        ({"answer": {"value": "[" * 100_000}}, "must be JSON"),
+        ({"answer": {"value": "[" * 100_000}}, "must be a finite number, as JSON"),
         (
             {"answer": {"kind": "choice", "value": '"C"'}, "options": ["x", "y"]},
             "the letter of one of at least two",
         ),
-        ({"answer": {"kind": "box2d", "value": "[1, 2, 3]"}}, "4 finite numbers"),
-        ({"answer": {"kind": "track", "value": "[]"}}, "a list of boxes"),
+        ({"answer": {"kind": "box2d", "value": "[1, 2, 3]"}}, "a list of four numbers"),
+        (
+            {"answer": {"kind": "track", "value": "[]"}},
+            "must be a list, each a list of four numbers, not empty",
+        ),
         ({"clip": {"video": ""}}, "clip.video = '': must be a path"),
         ({"clip": {"num_frames": 0}}, "clip.num_frames = 0"),
         ({"clip": {"end_s": 0.5}}, "clip.end_s = 0.5 lies before clip.start_s = 1.0"),
@@ -109,6 +136,14 @@ def graph(nodes: list[dict[str, Any]]) -> str:
         ({"graph": graph([{"id": "cup.1", "pos": [1, 2]}] * 2)}, "two nodes of one frame share an id"),
         ({"graph": graph([{"id": "hat.1", "pos": [1, 2]}])}, "labels ['hat'] that the column labels lacks"),
         ({"graph_frame": None}, "graph_frame is missing"),
+        ({"query": "{"}, "query = '{': must be JSON"),
+        ({"query": '{"times": [0]}'}, "query: family: is missing"),
+        ({"query": '{"family": "counting", "times": ["now"]}'}, "query: times[0]: must be a finite number"),
+        ({"query": '{"family": "order"}'}, "query.family = 'order': must be the record's, 'counting'"),
+        (
+            {"query": '{"family": "counting", "options": ["a"]}'},
+            "query.options has 1 entries, the record has 0 options",
+        ),
         ({"id": "b"}, ""),
     ],
 )
@@ -168,6 +203,42 @@ def test_an_unreadable_shard_is_one_failure_of_many_records(damage: Any, lost: i
     again.records = 12
     again.add(failure)
     assert json.loads((tmp_path / "quarantine.jsonl").read_text())["records"] == lost
+
+
+def test_version_1_which_has_no_queries_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "records-00000.parquet"
+    write_records([record("a"), record("b", query=Query(family="counting"))], path)
+    assert pq.read_schema(path).metadata[b"videostr.schema"] == b"2"
+    table = pq.read_table(path).drop_columns(["query"])
+    for version, readable in (("1", True), ("2", True), ("3", False)):
+        pq.write_table(table.replace_schema_metadata({"videostr.schema": version}), path)
+        if readable:
+            rows = [row for row in read_records(tmp_path) if isinstance(row, Record)]
+            assert [(row.id, row.query) for row in rows] == [("a", None), ("b", None)]
+        else:
+            with pytest.raises(DataError, match=r"record schema 3.*; this version reads schema 1 and 2"):
+                list(read_records(tmp_path))
+
+
+def test_check_finds_an_answer_that_the_graph_does_not_entail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = Query(family="counting", label="cup", times=(0.0,))
+    right = record("a", query=query, answer=Answer(kind=AnswerKind.NUMBER, value=1.0))
+    wrong = replace(right, id="b", question="How many?!", answer=Answer(kind=AnswerKind.NUMBER, value=2.0))
+    absent = replace(wrong, id="c", question="How many??", query=structs.replace(query, times=(9.0,)))
+    size = replace(right, id="d", question="How large?", family="size", query=Query(family="size"))
+    write_records([right, wrong, absent, size, record("e", question="!")], tmp_path / "records-00000.parquet")
+    assert main(["check", str(tmp_path), "--videos", "0"]) == 1
+    *lines, summary, last = capsys.readouterr().out.splitlines()
+    assert [line.partition(".parquet:")[2] for line in lines] == [
+        "1: its graph entails 1, its answer is 2; correct the graph, the query or the answer",
+        "2: its graph entails no answer, its answer is 2; correct the graph, the query or the answer",
+    ]
+    assert summary == (
+        "answers that the graph entails: 1 of 3; not told by a graph: size (1); without query or graph: 1"
+    )
+    assert last.endswith("5 rows, 2 bad")
 
 
 def test_every_epoch_is_another_permutation() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videostr import graph as graphs
-from videostr.trace import parse
+from videostr.trace import opened, parse, rest_of, without_thinking
 from videostr.types import Edge, GraphAbsence, GraphFrame, Node, SceneGraph
 
 GRAPH: dict[str, Any] = {
@@ -400,3 +400,41 @@ def test_circular_mean() -> None:
     assert graphs.circular_mean(np.array([10.0, 50.0])) == pytest.approx(30.0)
     assert graphs.circular_mean(np.array([0.0, 180.0])) == 0.0  # opposite: no direction
     assert graphs.circular_mean(np.array([])) == 0.0
+
+
+# ------------------------------------------------------------------------------- chat templates that open the trace
+
+
+ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"),
+    [
+        (f"Reason inside <think></think>.{ASSISTANT}", ""),
+        (f"Reason inside <think></think>.{ASSISTANT}<think>\n", "<think>\n"),
+        (f"{ASSISTANT}<think>", "<think>"),
+        (f"{ASSISTANT}<think>\n\n</think>\n\n", ""),  # closed: the completion is a trace of its own
+        ("", ""),
+    ],
+)
+def test_what_a_template_opened_belongs_to_the_trace(prompt: str, begun: str) -> None:
+    trace = "<think><graph>{}</graph> so</think><answer>B</answer>"
+    assert opened(prompt) == begun
+    written = rest_of(trace, prompt)
+    assert written == (trace.removeprefix("<think>") if begun else trace)
+    assert parse(begun + written).well_formed
+    assert parse(begun + written).answer == "B"
+    assert parse(begun + "\n  " + written).well_formed
+
+
+def test_a_completion_that_closes_what_it_did_not_open_is_not_well_formed() -> None:
+    """The prompt says whether the block was opened, not the text."""
+    assert not parse("so</think><answer>B</answer>").well_formed
+
+
+def test_a_direct_answer_follows_the_thinking_that_the_template_opened() -> None:
+    thinking = f"{ASSISTANT}<think>\n"
+    assert without_thinking("<think>\nA or B?</think>\n\nB", thinking) == "\n\nB"
+    assert without_thinking("<think>\nA or B?", thinking) == ""  # cut off before it answered
+    assert without_thinking("<think>A</think>B", ASSISTANT) == "<think>A</think>B"

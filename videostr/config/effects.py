@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig, PlanConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
 from videostr.config.sections import RewardConfig, RolloutConfig
 from videostr.config.values import Problem
 
@@ -52,7 +52,9 @@ def ratio_moves(config: Config) -> bool:
 
     Against the learner's own log-probabilities before the first update on a batch, it is 1 in that update.
     """
-    return config.loss.correction == "ratio" or config.train.updates_per_batch > 1
+    return config.loss.name != "reinforce" and (
+        config.loss.correction == "ratio" or config.train.updates_per_batch > 1
+    )
 
 
 def keys_without_effect(config: AnyConfig, values: Mapping[str, Any], written: Written) -> list[Problem]:
@@ -77,8 +79,8 @@ def keys_without_effect(config: AnyConfig, values: Mapping[str, Any], written: W
 
 
 def _inert(config: AnyConfig) -> Iterator[Inert]:
-    if isinstance(config, ColdStartConfig):
-        yield from _of_coldstart(config)
+    if isinstance(config, SftConfig):
+        yield from _of_sft(config)
     elif isinstance(config, EvaluationConfig):
         yield from _of_evaluation(config)
     else:
@@ -99,7 +101,19 @@ def _keys(section: str, *names: str) -> tuple[str, ...]:
 
 
 def _of_loss(c: Config) -> Iterator[Inert]:
-    if not ratio_moves(c) and not c.loss.custom:
+    if c.loss.name == "reinforce" and not c.loss.custom:
+        yield Inert(
+            keys=_keys("loss", "eps_low", "eps_high"),
+            why="loss.name = reinforce, which has no ratio to clip",
+            remedy="set loss.name=ppo_clip",
+        )
+        if c.loss.correction == "ratio":
+            yield Inert(
+                keys=("loss.correction",),
+                why="loss.name = reinforce, which has no ratio",
+                remedy="set loss.correction=truncated",
+            )
+    elif not ratio_moves(c) and not c.loss.custom:
         yield Inert(
             keys=_keys("loss", "name", "eps_low", "eps_high"),
             why=f"loss.correction = {c.loss.correction} and train.updates_per_batch = 1, where the ratio is 1 and nothing is "
@@ -120,7 +134,14 @@ def _of_loss(c: Config) -> Iterator[Inert]:
         )
 
 
-def _of_learner(c: Config) -> Iterator[Inert]:
+def _of_learner(c: RunConfig) -> Iterator[Inert]:
+    if not c.model.lora.rank:
+        yield Inert(
+            keys=_keys("model.lora", "alpha", "targets", "adapter"),
+            why="model.lora.rank = 0, where all weights are trained",
+            remedy="set model.lora.rank",
+            switch=("model.lora.rank",),
+        )
     if c.learner.packing == "none":
         yield Inert(
             keys=("learner.max_row_tokens",),
@@ -217,7 +238,7 @@ def _of_workers(c: Config) -> Iterator[Inert]:
         )
 
 
-def _of_data(c: Config) -> Iterator[Inert]:
+def _of_tabletop(c: RunConfig) -> Iterator[Inert]:
     tabletop = c.data.tabletop
     if not tabletop.train_scenes and not tabletop.heldout_scenes:
         yield Inert(
@@ -226,6 +247,10 @@ def _of_data(c: Config) -> Iterator[Inert]:
             remedy="set data.tabletop.train_scenes",
             switch=_keys("data.tabletop", "train_scenes", "heldout_scenes"),
         )
+
+
+def _of_data(c: Config) -> Iterator[Inert]:
+    yield from _of_tabletop(c)
     if not c.data.heldout:
         yield Inert(
             keys=(
@@ -245,7 +270,7 @@ def _of_data(c: Config) -> Iterator[Inert]:
         )
 
 
-def _of_steps(c: Config) -> Iterator[Inert]:
+def _of_steps(c: RunConfig) -> Iterator[Inert]:
     """Yield the intervals that end after the run; an override of its length lets the file keep them."""
     steps = c.train.steps
     if c.evaluate.every >= steps:
@@ -264,7 +289,7 @@ def _of_steps(c: Config) -> Iterator[Inert]:
         )
 
 
-def _of_logging(c: Config) -> Iterator[Inert]:
+def _of_logging(c: RunConfig) -> Iterator[Inert]:
     for name, enabled, keys in (
         ("wandb", c.logging.wandb.enabled, ("project", "entity", "mode", "group")),
         ("mlflow", c.logging.mlflow.enabled, ("tracking_uri", "experiment")),
@@ -350,13 +375,25 @@ def _of_judge(c: EvaluationConfig) -> Iterator[Inert]:
         )
 
 
-def _of_coldstart(c: ColdStartConfig) -> Iterator[Inert]:
-    if c.device != "cpu":
-        yield Inert(keys=("learner.threads",), why=f"device = {c.device}", switch=("device",))
-    if not c.data.heldout:
+def _of_sft(c: SftConfig) -> Iterator[Inert]:
+    yield Inert(
+        keys=(
+            *_keys("rollout", "tensor_parallel_size", "num_gpus", "max_num_batched_tokens"),
+            *_keys("rollout", "gpu_memory_utilization", "kv_cache_gib", "engine_args"),
+            "placement.reward",
+        ),
+        why="supervised fine-tuning: its rollout workers read references, without an engine, and nothing is scored",
+    )
+    if c.model.tiny:
+        yield Inert(keys=("model.path",), why=f"model.tiny = {c.model.tiny}", remedy='set model.tiny=""')
+    if not c.data.heldout or not c.evaluate.prompts:
         yield Inert(
-            keys=("evaluate.prompts",),
-            why='data.heldout = ""',
-            remedy="set data.heldout=DIR",
-            switch=("data.heldout",),
+            keys=("data.tabletop.heldout_scenes", *_keys("evaluate", "prompts", "every")),
+            why='data.heldout = ""' if not c.data.heldout else "evaluate.prompts = 0",
+            remedy="set data.heldout=DIR" if not c.data.heldout else "set evaluate.prompts",
+            switch=("data.heldout", "evaluate.prompts"),
         )
+    yield from _of_learner(c)
+    yield from _of_tabletop(c)
+    yield from _of_steps(c)
+    yield from _of_logging(c)

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from videostr.config import rules
 from videostr.config.effects import Written, keys_without_effect
-from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig, PlanConfig
-from videostr.config.values import Problem, convert, flat
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
+from videostr.config.values import LEAVES, Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
 
@@ -37,9 +37,15 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> PlanConfig:
     return _load(PlanConfig, path, overrides)  # type: ignore[no-any-return]
 
 
-def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdStartConfig:
-    """Read a cold start's config; raises as `load` does."""
-    return _load(ColdStartConfig, path, overrides)  # type: ignore[no-any-return]
+def load_sft(path: str | Path, overrides: Sequence[str] = ()) -> SftConfig:
+    """Read the config of supervised fine-tuning; raises as `load` does."""
+    return _load(SftConfig, path, overrides)  # type: ignore[no-any-return]
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """Read the config in a run folder, of whichever command made it; raises as `load` does."""
+    file, _ = _read(path)
+    return load_sft(path) if "references" in file else load(path)
 
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
@@ -89,8 +95,9 @@ def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
 
 
 def _is_part(key: str, written: Iterable[str]) -> bool:
-    """Return whether a key, or one of its section, was written."""
-    return any(each == key or each.startswith(f"{key}.") for each in written)
+    """Return whether a key, or one of its section, was written; of a mapping of the user's, whether any part was."""
+    mapping = next((leaf for leaf in LEAVES if key.startswith(f"{leaf}.")), key)
+    return any(each in {key, mapping} or each.startswith(f"{key}.") for each in written)
 
 
 def _broken(config: AnyConfig, written: Written, known: Sequence[Problem]) -> list[Problem]:

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 
 import msgspec.inspect as types
 
-from videostr.config.schema import ColdStartConfig, Config, EvaluationConfig, PlanConfig
+from videostr.config.schema import Config, EvaluationConfig, PlanConfig, SftConfig
 from videostr.config.values import shown
 from videostr.schema_rules import rule_of
 
@@ -30,7 +30,7 @@ names the remedy.
 KINDS = (
     (Config, "A run", "tabletop_cpu.yaml"),
     (PlanConfig, "A plan", "qwen2_5_vl_7b_8gpu.yaml"),
-    (ColdStartConfig, "A cold start", "tabletop_coldstart.yaml"),
+    (SftConfig, "Supervised fine-tuning", "tabletop_sft.yaml"),
     (EvaluationConfig, "An evaluation", "eval_tabletop.yaml"),
 )
 """Schema, heading, and an example in configs/."""
@@ -79,13 +79,9 @@ def sections(kind: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 
 def keys(section: type) -> list[Key]:
     """Return the keys of a section itself, in order."""
-    (body,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(body, ast.ClassDef)
-    meanings = {}
-    for statement, after in zip(body.body, body.body[1:], strict=False):
-        match statement, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                meanings[name] = " ".join(str(text).split())
+    meanings: dict[str, str] = {}
+    for kind in reversed(section.__mro__[:-1]):  # a section may extend another one
+        meanings |= _meanings(kind)
     hints, defaults = get_type_hints(section, include_extras=True), section()
     return [
         Key(
@@ -97,6 +93,18 @@ def keys(section: type) -> list[Key]:
         for name, hint in hints.items()
         if not dataclasses.is_dataclass(hint)
     ]
+
+
+def _meanings(section: type) -> dict[str, str]:
+    """Return what the docstrings below the fields of a class say, by field."""
+    (body,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                found[name] = " ".join(str(text).split())
+    return found
 
 
 def row(prefix: str, key: Key) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
-from videostr.config.schema import AnyConfig, ColdStartConfig, Config, EvaluationConfig
+from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.sections import RolloutConfig
 from videostr.config.values import Problem
 
 MAX_NAME, MAX_NAME_BYTES = 128, 200
@@ -23,8 +24,8 @@ def broken(config: AnyConfig) -> list[Problem]:
     """Return the broken rules of a command's config."""
     if isinstance(config, EvaluationConfig):
         return list(_evaluation(config))
-    if isinstance(config, ColdStartConfig):
-        return list(_coldstart(config))
+    if isinstance(config, SftConfig):
+        return list(_sft(config))
     return list(_training(config))
 
 
@@ -51,18 +52,22 @@ def _training(c: Config) -> Iterator[Problem]:
     )  # fmt: skip
     if c.sampling.group_size < 2:
         yield _problem(c, "sampling.group_size", "a group of one has no advantage", "set it to 2 or more")
-    if c.train.updates_per_batch > c.train.prompts_per_step:
-        yield _problem(
-            c, "train.updates_per_batch",
-            f"must be at most train.prompts_per_step = {c.train.prompts_per_step}: each update learns from whole groups of the "
-            "batch", "lower it",
-        )  # fmt: skip
+    yield from _updates(c)
     yield from _devices(c)
     yield from _rollout(c)
     yield from _placement(c)
     yield from _reward(c)
     yield from _learner(c)
     yield from _logging(c)
+
+
+def _updates(c: RunConfig) -> Iterator[Problem]:
+    if c.train.updates_per_batch > c.train.prompts_per_step:
+        yield _problem(
+            c, "train.updates_per_batch",
+            f"must be at most train.prompts_per_step = {c.train.prompts_per_step}: each update learns from whole groups of the "
+            "batch", "lower it",
+        )  # fmt: skip
 
 
 def _devices(c: Config) -> Iterator[Problem]:
@@ -81,6 +86,7 @@ def _devices(c: Config) -> Iterator[Problem]:
 
 def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
     r, on_gpu = c.rollout, c.rollout.num_gpus > 0
+    yield from _engine_args(r)
     tokens = {"sampling.max_tokens": c.sampling.max_tokens}
     if isinstance(c, EvaluationConfig):
         tokens["sampling.max_tokens_direct"] = c.sampling.max_tokens_direct
@@ -113,6 +119,51 @@ def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+OWN_KEYS = {
+    "model": "model.path", "dtype": "model.dtype", "seed": "run.seed",
+    **{name: f"rollout.{name}" for name in (
+        "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "gpu_memory_utilization",
+    )},
+}  # fmt: skip
+"""Arguments of vLLM that have keys of their own."""
+RELIED_ON = {
+    "logprobs_mode": "the learner needs the log-probabilities that tokens were sampled with",
+    "max_logprobs": "a completion has the log-probability of its own tokens",
+    "limit_mm_per_prompt": "a prompt shows one video",
+    "mm_processor_cache_gb": "a cache of pixels loses step with the engine's when a request is refused",
+    "mm_processor_kwargs": "learner and engine must process videos alike",
+    "media_io_kwargs": "frames come from the frame store",
+    "weight_transfer_config": "weights are sent as sync.backend says",
+    "worker_extension_cls": "it reads weights back for sync.verify",
+    "scheduler_cls": "it makes a request's tokens depend on nothing else in its batch",
+    "distributed_executor_backend": "actors are placed by the run",
+    "skip_tokenizer_init": "completions are decoded",
+    "tokenizer": "learner and engine must have one tokenizer",
+    "tokenizer_mode": "learner and engine must have one tokenizer",
+    "hf_overrides": "learner and engine must read one config.json",
+    "hf_config_path": "learner and engine must read one config.json",
+    "revision": "learner and engine must read one checkpoint",
+    "trust_remote_code": "code of a checkpoint is never run",
+    "enable_lora": "adapters are merged before they are sent",
+    "chat_template": "prompts are rendered by the run",
+    "data_parallel_size": "rollout.num_workers says how many engines there are",
+}  # fmt: skip
+"""Arguments of vLLM that training would go wrong with, and why."""
+
+
+def _engine_args(r: RolloutConfig) -> Iterator[Problem]:
+    for name, value in r.engine_args.items():
+        rule, remedy = "", "leave it out"
+        if name in OWN_KEYS:
+            rule, remedy = "has a key of its own", f"set {OWN_KEYS[name]}"
+        elif name in RELIED_ON:
+            rule = f"cannot be changed: {RELIED_ON[name]}"
+        elif name == "enable_chunked_prefill" and r.num_gpus == 0:
+            rule = "cannot be changed on CPU: a seeded request whose prompt is prefilled in chunks ends the engine"
+        if rule:
+            yield Problem(key=f"rollout.engine_args.{name}", value=value, rule=rule, remedy=remedy)
+
+
 def _reward(c: Config) -> Iterator[Problem]:
     if c.reward.band[0] > c.reward.band[1]:
         yield _problem(
@@ -125,7 +176,8 @@ def _reward(c: Config) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _learner(c: Config) -> Iterator[Problem]:
+def _learner(c: RunConfig) -> Iterator[Problem]:
+    yield from _lora(c)
     if c.learner.vision_cache_gib and not c.model.freeze_vision:
         yield _problem(
             c, "learner.vision_cache_gib",
@@ -139,7 +191,27 @@ def _learner(c: Config) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _logging(c: Config) -> Iterator[Problem]:
+def _lora(c: RunConfig) -> Iterator[Problem]:
+    lora = c.model.lora
+    if not lora.rank:
+        return
+    if not c.model.freeze_vision:
+        yield _problem(
+            c, "model.lora.rank", "needs model.freeze_vision=true: adapters are of the language model alone", "freeze it"
+        )  # fmt: skip
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        yield _problem(
+            c, "model.lora.targets", "must name at least one layer, each once", "write it as in [q_proj,v_proj]"
+        )  # fmt: skip
+    if lora.adapter and isinstance(c, Config) and c.loss.kl_coef > 0:
+        yield _problem(
+            c, "model.lora.adapter",
+            f"cannot go with loss.kl_coef = {c.loss.kl_coef:g}: the reference is the model without adapters, not the policy that "
+            "training starts from", "merge the adapter into the model, or set loss.kl_coef=0",
+        )  # fmt: skip
+
+
+def _logging(c: RunConfig) -> Iterator[Problem]:
     if c.logging.mlflow.tracking_uri.startswith(("file:", "/", ".")):
         yield _problem(
             c, "logging.mlflow.tracking_uri",
@@ -157,7 +229,7 @@ def _logging(c: Config) -> Iterator[Problem]:
     yield from _missing(c, required)
 
 
-def _placement(c: Config | EvaluationConfig) -> Iterator[Problem]:
+def _placement(c: AnyConfig) -> Iterator[Problem]:
     for name in ("rollout", "learner", "reward"):
         if getattr(c.placement, name) in RAY_RESOURCES:
             yield _problem(
@@ -188,13 +260,22 @@ def _evaluation(c: EvaluationConfig) -> Iterator[Problem]:
     yield from _placement(c)
 
 
-def _coldstart(c: ColdStartConfig) -> Iterator[Problem]:
-    yield from _missing(
-        c, {
-            "data.train": ("must name a record dataset", "build one with python -m videostr.data build"),
-            "out": ("must name the folder for the result", "set out=DIR"),
-        },
-    )  # fmt: skip
+def _sft(c: SftConfig) -> Iterator[Problem]:
+    yield from _name(c)
+    required = {
+        "run.dir": ("must name the parent of the run folder", "set run.dir=DIR"),
+        "data.train": ("must name a record dataset", "build one with python -m videostr.data build"),
+    }
+    if not c.model.tiny:
+        required["model.path"] = (
+            "must name the policy to start from",
+            "set model.path=DIR or model.tiny=FAMILY",
+        )
+    yield from _missing(c, required)
+    yield from _updates(c)
+    yield from _placement(c)
+    yield from _learner(c)
+    yield from _logging(c)
 
 
 # ------------------------------------------------------------------------------------------------------------ texts
@@ -207,7 +288,7 @@ def _missing(c: AnyConfig, required: dict[str, tuple[str, str]]) -> Iterator[Pro
             yield _problem(c, key, rule, remedy)
 
 
-def _name(c: Config | EvaluationConfig) -> Iterator[Problem]:
+def _name(c: AnyConfig) -> Iterator[Problem]:
     """Yield why the name cannot be that of a folder, and of a run in every logger."""
     for holds, rule in NAME_RULES:
         if not holds(c.run.name):

@@ -31,6 +31,7 @@ from videostr.config.sections import (
     Share,
     SyncConfig,
     TrainConfig,
+    TrainLength,
 )
 
 Mode = Literal["direct", "think", "graph"]
@@ -96,87 +97,72 @@ class PlanConfig(Config):
 
 
 @dataclass
-class ColdStartRun:
-    """What a cold start repeats."""
+class SftModel(Model):
+    """The policy to start from: a checkpoint, or a tiny one of random weights."""
 
-    seed: Seed = 0
-    """Seeds initial weights and data order."""
-
-
-@dataclass
-class ColdStartModel:
-    """The policy to start from."""
-
-    path: str = ""
-    """Folder of a model to start from; "" makes the tabletop policy from random weights."""
-    dtype: Dtype = "float32"
-    """Of weights and activations."""
-    freeze_vision: bool = False
-    """True trains the language model only."""
+    tiny: str = ""
+    """Family (a `model_type`, such as qwen2_5_vl) whose tiny policy is made of random weights, in place of `path`."""
 
 
 @dataclass
-class ColdStartData:
-    """Record datasets with reference traces."""
+class References:
+    """The reference traces that the policy learns to write: true graph and true answer of each record."""
 
-    train: str = ""
-    """Record dataset to learn from."""
-    heldout: str = ""
-    """Record dataset to measure on; "" for none."""
-    frame_store: str = ""
-    """Folder for decoded frames; "" is `frames/` in `data.train`."""
-
-
-@dataclass
-class ColdStartLearner:
-    """The optimizer."""
-
-    lr: Positive = 3e-3
-    """Peak learning rate of AdamW."""
-    weight_decay: NonNegative = 0.01
-    """AdamW's, of all trained parameters."""
-    warmup_steps: NonNegativeInt = 50
-    """Linear warm-up of the learning rate."""
-    max_grad_norm: Positive = 1.0
-    """Global gradient norm is clipped to this."""
-    threads: Count = 2
-    """OpenMP threads on CPU."""
-
-
-@dataclass
-class ColdStartTrain:
-    """Length of the training."""
-
-    steps: Count = 1000
-    """Optimizer steps; the learning rate falls to 0 over them, by a cosine."""
-    batch_size: Count = 64
-    """Traces per step."""
+    per_prompt: Count = 1
+    """Traces of a record in one step; they share the computation of its prompt."""
     ends_only: Share = 0.0
-    """Share of reference traces that state only the first and the last selected time: a habit for RL to unlearn."""
+    """Share of traces that state only the first and the last selected time: a habit for RL to unlearn."""
 
 
 @dataclass
-class ColdStartEvaluate:
-    """The accuracy at the end."""
+class SftLearner(LearnerConfig):
+    """DeepSpeed ranks, with a learning rate for supervised fine-tuning."""
 
-    prompts: Count = 128
-    """Held-out records that it is measured on, the first of the dataset."""
+    lr: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegativeInt = 20
+    """Linear warm-up of the learning rate, optimizer steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """After warm-up, over train.steps * train.updates_per_batch optimizer steps."""
 
 
 @dataclass
-class ColdStartConfig:
-    """Supervised cold start on reference traces: `python -m videostr.coldstart`."""
+class SftTrain(TrainLength):
+    """Length of the run."""
 
-    out: str = ""
-    """Folder for the result, Hugging Face format."""
-    device: str = "cpu"
-    """As torch names it: cpu, cuda, cuda:1."""
-    run: ColdStartRun = field(default_factory=ColdStartRun)
-    model: ColdStartModel = field(default_factory=ColdStartModel)
-    data: ColdStartData = field(default_factory=ColdStartData)
-    learner: ColdStartLearner = field(default_factory=ColdStartLearner)
-    train: ColdStartTrain = field(default_factory=ColdStartTrain)
-    evaluate: ColdStartEvaluate = field(default_factory=ColdStartEvaluate)
+    steps: Count = 500
+    """Steps of the run: each learns from the references of `prompts_per_step` records."""
+    prompts_per_step: Count = 64
+    """P, records per step."""
+
+
+@dataclass
+class SftEvaluate:
+    """Teacher-forced accuracy on held-out references, before and after training."""
+
+    prompts: NonNegativeInt = 128
+    """Held-out records, the first of the dataset; 0 for no evaluation."""
+    every: NonNegativeInt = 0
+    """Steps between evaluations during training; the best checkpoint by their accuracy is kept. 0 for none."""
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning on reference traces: `python -m videostr.sft`.
+
+    The processes are those of a run, but rollout workers read out reference traces, without an engine, and nothing is scored.
+    """
+
+    run: Run = field(default_factory=Run)
+    model: SftModel = field(default_factory=SftModel)
+    data: Data = field(default_factory=Data)
+    references: References = field(default_factory=References)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: SftLearner = field(default_factory=SftLearner)
+    train: SftTrain = field(default_factory=SftTrain)
+    evaluate: SftEvaluate = field(default_factory=SftEvaluate)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -274,4 +260,6 @@ class EvaluationConfig:
     placement: PlacementConfig = field(default_factory=PlacementConfig)
 
 
-AnyConfig = Config | ColdStartConfig | EvaluationConfig
+RunConfig = Config | SftConfig
+"""What has a run folder."""
+AnyConfig = RunConfig | EvaluationConfig

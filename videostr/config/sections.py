@@ -7,7 +7,7 @@ Every command that needs one of these things uses the same section with the same
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -38,6 +38,22 @@ class Run:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters: the policy's weights stay frozen, and small matrices next to some of them are trained."""
+
+    rank: NonNegativeInt = 0
+    """r; 0 trains all weights."""
+    alpha: Positive = 32.0
+    """Adapters are scaled by alpha / r."""
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Linear layers of the language model that get an adapter, by the last part of their name."""
+    adapter: str = ""
+    """Folder of an adapter in peft's format to start from; "" for a new one."""
+
+
+@dataclass
 class Model:
     """The policy."""
 
@@ -49,6 +65,7 @@ class Model:
     """True trains the language model only; the engines then keep their encoder caches across updates."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
@@ -122,6 +139,9 @@ class RolloutConfig:
     """Key-value cache of a CPU engine, GiB."""
     threads: Count = 1
     """OpenMP threads of a CPU engine."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's engine by their names there, such as kv_cache_dtype or speculative_config, which vLLM checks.
+    What the run sets itself, or relies on, is refused."""
     start_timeout_s: Positive = 900.0
     """Longest engine start."""
     request_timeout_s: Positive = 1800.0
@@ -226,10 +246,10 @@ class LearnerConfig:
 class LossConfig:
     """Advantage and policy loss (docs/method.md)."""
 
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """grpo divides by the group's standard deviation, dr_grpo does not."""
-    name: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
-    """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio per sequence), CISPO (clipped weight)."""
+    advantage: Literal["grpo", "dr_grpo", "none"] = "grpo"
+    """grpo divides by the group's standard deviation, dr_grpo does not; none is the reward itself, without a baseline."""
+    name: Literal["ppo_clip", "gspo", "cispo", "reinforce"] = "ppo_clip"
+    """PPO clip with eps_high above eps_low (DAPO), GSPO (one ratio a sequence), CISPO (clipped weight), REINFORCE (no ratio)."""
     custom: str = ""
     """A loss of your own in place of `name`, `package.module:function`: LossInputs -> loss per token (docs/extending.md)."""
     correction: Literal["ratio", "truncated", "none"] = "ratio"
@@ -266,25 +286,31 @@ class SyncConfig:
 
 
 @dataclass
-class TrainConfig:
-    """Length and shape of the run."""
+class TrainLength:
+    """Length of a run, and what it writes on the way."""
 
     steps: Count = 100
-    """Steps of the run: each samples a batch, learns from it, and sends the new weights to the engines."""
+    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights."""
     prompts_per_step: Count = 16
-    """P, groups per sampled batch."""
+    """P, groups per batch."""
     updates_per_batch: Count = 1
-    """K, optimizer steps per sampled batch: its groups are cut, in order, into K mini-batches of whole groups."""
-    max_staleness: NonNegativeInt = 0
-    """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
-    max_zero_variance_steps: NonNegativeInt = 20
-    """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
+    """K, optimizer steps per batch: its groups are cut, in order, into K mini-batches of whole groups."""
     checkpoint_every: NonNegativeInt = 50
     """Steps; the last step is always saved. 0 saves only the last."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     traces_every: NonNegativeInt = 10
     """Steps between trace dumps; the last step is always dumped. 0 for none."""
+
+
+@dataclass
+class TrainConfig(TrainLength):
+    """Length and shape of the run."""
+
+    max_staleness: NonNegativeInt = 0
+    """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
+    max_zero_variance_steps: NonNegativeInt = 20
+    """Stop after so many steps in a row without any group whose rewards differ; 0 never."""
 
 
 @dataclass

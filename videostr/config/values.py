@@ -19,6 +19,8 @@ from msgspec import inspect
 from videostr.errors import ConfigError
 from videostr.schema_rules import rule_of
 
+LEAVES = frozenset({"rollout.engine_args"})
+"""Keys whose value is a mapping of the user's, not a section."""
 SEE = "keys and types are listed in docs/config.md"
 
 
@@ -42,7 +44,7 @@ class Problem:
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted key and value of every leaf of nested sections; tuples as lists, as a file has them."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in LEAVES:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
@@ -100,6 +102,8 @@ def shown(value: Any) -> str:
     """Return a value as a config file has it; text that could be mistaken is quoted and escaped."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {shown(item)}' for key, item in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(shown(item) for item in value)}]"
     if isinstance(value, str):

@@ -10,18 +10,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from omegaconf import OmegaConf
 
 from videostr.command import command, run_main, typed
 from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
 from videostr.data.build import build
-from videostr.data.build.settings import Settings
+from videostr.data.build.settings import FrameCount, Settings
 from videostr.data.build.state import Progress, skip_table
 from videostr.data.check import large_clips, problems
 from videostr.data.records import usable_records, write_records
@@ -30,6 +31,7 @@ from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError, VideoError
 from videostr.lock import FolderLock
 from videostr.metrics import duration
+from videostr.schema_rules import field_problem
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
@@ -38,6 +40,8 @@ from videostr.video import LARGE_CLIP_BYTES, probe
 
 PROBED = 32
 """Videos of an import, about so many, that are opened to know the size of their frames."""
+FORMAT = "video-r1"
+"""What `export` writes and `import` reads."""
 WRITES_DATASET = {"build", "import"}
 """One at a time in a folder."""
 
@@ -91,7 +95,9 @@ def _add_source(make: argparse.ArgumentParser) -> None:
     make.add_argument("--scenes", type=typed(Count), help="at most so many scenes")
     make.add_argument("--clips", type=typed(Count), default=8, help="at most this many clips of a scene (8)")
     make.add_argument("--questions", type=typed(Count), default=8, help="at most this many about a clip (8)")
-    make.add_argument("--frames", dest="num_frames", type=int, default=8, help="frames of a clip (8)")
+    make.add_argument(
+        "--frames", dest="num_frames", type=typed(FrameCount), default=8, help="frames of a clip (8)"
+    )
     make.add_argument("--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252")
     make.add_argument(
         "--families",
@@ -134,9 +140,7 @@ def _add_exclude(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_readers(commands: Any) -> None:
-    stats = commands.add_parser(
-        "stats", help="print counts and baselines as JSON; write README.md and stats.html"
-    )
+    stats = commands.add_parser("stats", help="print counts and baselines as JSON; write README.md")
     stats.set_defaults(work=_stats)
     stats.add_argument("folder", type=Path)
     check = commands.add_parser(
@@ -163,15 +167,15 @@ def _add_readers(commands: Any) -> None:
 
 
 def _add_exchange(commands: Any) -> None:
-    export = commands.add_parser("export", help="write the rows of other trainers")
+    export = commands.add_parser("export", help="write rows of Video-R1 and SpaceR")
     export.set_defaults(work=_export)
     export.add_argument("folder", type=Path)
-    export.add_argument("--format", choices=list(EXPORTS), required=True)
+    export.add_argument("--format", choices=[FORMAT], default=FORMAT)
     export.add_argument("--out", type=Path, required=True)
-    take = commands.add_parser("import", help="read the rows of other trainers, which may lack graphs")
+    take = commands.add_parser("import", help="read rows of Video-R1 and SpaceR, which have no graphs")
     take.set_defaults(work=_import)
     take.add_argument("file", type=Path)
-    take.add_argument("--format", choices=list(IMPORTS), required=True)
+    take.add_argument("--format", choices=[FORMAT], default=FORMAT)
     take.add_argument(
         "--root", type=Path, default=Path(), help="folder that relative paths of videos are below"
     )
@@ -189,9 +193,7 @@ def _add_exchange(commands: Any) -> None:
 def _build_source(options: argparse.Namespace) -> int:
     width, height = options.size or (None, None)
     given = vars(options)
-    asked = {
-        f.name: given[f.name] for f in dataclasses.fields(Settings) if f.name in given and f.name != "exclude"
-    }
+    asked = {name: given[name] for name in Settings.__struct_fields__ if name in given and name != "exclude"}
     exclude = tuple(map(str, options.exclude))
     return _build(options, [Settings(**asked, exclude=exclude, width=width, height=height)])
 
@@ -199,7 +201,7 @@ def _build_source(options: argparse.Namespace) -> int:
 def _build_recipe(options: argparse.Namespace) -> int:
     exclude = tuple(map(str, options.exclude))
     recipe = read_recipe(options.recipe, dict(options.root))
-    return _build(options, [dataclasses.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
+    return _build(options, [structs.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
 
 
 def _build(options: argparse.Namespace, recipe: Sequence[Settings]) -> int:
@@ -252,29 +254,22 @@ def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
         ) from None
     except Exception as error:  # PyYAML, OmegaConf and the decoding of text share no base class
         raise ConfigError(f"{path}: not readable as YAML: {error}", remedy="correct the file") from error
+    if not isinstance(rows, dict) or not isinstance(rows.get("sources"), list):
+        raise ConfigError(f"{path}: must have a list `sources`", remedy="write source and root of each")
     try:
-        sources = rows["sources"]
-        unknown = {str(key) for row in sources for key in row} - {
-            f.name for f in dataclasses.fields(Settings)
-        }
-        recipe = msgspec.convert(sources, list[Settings])
-    except (KeyError, TypeError):
+        recipe = msgspec.convert(rows["sources"], list[Settings])
+    except msgspec.ValidationError as error:
         raise ConfigError(
-            f"{path}: must have a list `sources`", remedy="write source and root of each"
+            f"{path}: sources{field_problem(error, list[Settings])}", remedy="correct the recipe"
         ) from None
-    except (msgspec.ValidationError, ConfigError) as error:
-        raise ConfigError(f"{path}: sources: {error}", remedy="correct the recipe") from None
-    if unknown:
-        raise ConfigError(
-            f"{path}: sources: {sorted(unknown)[0]} is not a key of a source",
-            remedy="see Settings in videostr/data/build/settings.py",
-        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: sources: {error}", remedy=error.remedy) from None
     if strangers := sorted(roots.keys() - {each.source for each in recipe}):
         raise ConfigError(
             f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}",
             remedy=f"it has {', '.join(sorted({each.source for each in recipe}))}",
         )
-    return [dataclasses.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
+    return [structs.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
 
 
 def _named_root(text: str) -> tuple[str, str]:
@@ -347,7 +342,7 @@ def _export(options: argparse.Namespace) -> int:
             total += 1
             yield record
 
-    count = EXPORTS[options.format](usable(), options.out, options.folder)
+    count = exchange.export_video_r1(usable(), options.out, options.folder)
     print(f"{options.out}: {count} rows of {total} records")
     return 0
 
@@ -358,7 +353,7 @@ def _import(options: argparse.Namespace) -> int:
             f"{options.out}: already holds a dataset", remedy="name another folder or delete this one"
         )
     root = options.root.resolve()
-    rows = list(IMPORTS[options.format](options.file, num_frames=options.frames, unit=options.unit))
+    rows = list(exchange.import_video_r1(options.file, num_frames=options.frames, unit=options.unit))
     records = [row for row in rows if isinstance(row, Record)]
     for row in rows:
         if isinstance(row, Failure):
@@ -373,7 +368,7 @@ def _import(options: argparse.Namespace) -> int:
     if not placed:
         raise DataError(
             f"{options.file}: none of its {len(rows)} rows can be used, nothing is written",
-            remedy="correct the file, or name its format by --format",
+            remedy="correct the file",
         )
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
@@ -394,16 +389,6 @@ def _large_clips(records: Sequence[Record]) -> str:
     large = [shape for shape in shapes if math.prod(shape) > LARGE_CLIP_BYTES]
     return large_clips(large, len(shapes)) if large else ""
 
-
-IMPORTS: dict[str, Callable[..., Iterator[Record | Failure]]] = {
-    "video-r1": exchange.import_video_r1,
-    "easyr1": exchange.import_easyr1,
-}
-EXPORTS: dict[str, Callable[..., int]] = {
-    "video-r1": exchange.export_video_r1,
-    "easyr1": exchange.export_easyr1,
-    "trl": exchange.export_trl,
-}
 
 if __name__ == "__main__":
     run_main(main)

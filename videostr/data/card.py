@@ -1,6 +1,6 @@
-"""What is in a dataset: counts and baselines as JSON, as the dataset card `README.md`, and as `stats.html` with plots.
+"""What is in a dataset: counts and baselines as JSON, and as the dataset card `README.md`.
 
-In: a dataset's folder. Out: `Stats`, and the two files next to the shards.
+In: a dataset's folder. Out: `Stats`, and the card next to the shards.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from videostr.types import AnswerKind, Failure, Record
 CHOICES = 4000
 """Choices that baselines look at, at most, of a family of a source: so many that the error of a share is below a hundredth."""
 OTHERS = 1000
-"""Records of other kinds, for baselines and histograms."""
-BINS = 24
+"""Records of other kinds, for baselines and quantiles."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the true numbers."""
 
 
 @dataclass(slots=True)
@@ -102,6 +103,8 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
         "answers": _sums(stats, 2),
         "labels": dict(stats.labels.most_common()),
         "letters": dict(sorted(stats.letters.items())),
+        "numbers": _quantiles(stats.sample),
+        "nodes": dict(sorted(stats.nodes.items())),
         "without_graph": stats.without_graph,
         "guessing": [
             {
@@ -123,9 +126,9 @@ def guessing(stats: Stats) -> list[Guessing]:
 
 
 def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
-    """Write `README.md` and `stats.html`."""
+    """Write `README.md`."""
     environment = Environment(
-        loader=PackageLoader("videostr.data", "."), trim_blocks=True, lstrip_blocks=True, autoescape=True
+        loader=PackageLoader("videostr.data", "."), trim_blocks=True, lstrip_blocks=True
     )
     values = {
         "folder": folder.name,
@@ -136,12 +139,8 @@ def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
         },
         "rows": sorted(stats.table.items()),
         "guessing": guessed,
-        "histograms": _histograms(stats.sample),
-        "nodes": sorted(stats.nodes.items()),
         "settings": _settings(folder),
     }
-    write_text(folder / "stats.html", environment.get_template("stats.html").render(values))
-    environment.autoescape = False  # Markdown
     write_text(folder / "README.md", environment.get_template("card.md.html").render(values))
 
 
@@ -159,30 +158,14 @@ def _sums(stats: Stats, place: int) -> dict[str, int]:
     return dict(sums.most_common())
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """True values of a family's numbers."""
-
-    title: str
-    low: float
-    high: float
-    bars: Sequence[int]
-
-    @property
-    def most(self) -> int:
-        """Height of the highest bar."""
-        return max(self.bars)
-
-
-def _histograms(sample: Sequence[Record]) -> list[Histogram]:
+def _quantiles(sample: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Return how the true numbers of each family and unit spread."""
     values: dict[str, list[float]] = {}
     for record in sample:
         if record.answer.kind is AnswerKind.NUMBER:
-            title = f"{record.family}, {record.answer.unit}".rstrip(", ")
-            values.setdefault(title, []).append(float(record.answer.value))  # type: ignore[arg-type]
-    found = []
-    for title, numbers in sorted(values.items()):
-        high = float(np.quantile(numbers, 0.99))
-        bars, edges = np.histogram(np.clip(numbers, None, high), bins=BINS)
-        found.append(Histogram(title, float(edges[0]), float(edges[-1]), bars.tolist()))
-    return found
+            name = f"{record.family}, {record.answer.unit}".rstrip(", ")
+            values.setdefault(name, []).append(float(record.answer.value))  # type: ignore[arg-type]
+    return {
+        name: {f"{share:.0%}": round(float(np.quantile(numbers, share)), 3) for share in QUANTILES}
+        for name, numbers in sorted(values.items())
+    }

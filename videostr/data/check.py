@@ -1,4 +1,4 @@
-"""Is a dataset sound? Every row, its truth, its graph, its video; leakage and duplicates.
+"""Is a dataset sound? Every row, its truth, what its graph entails, its video; leakage and duplicates.
 
 In: a dataset's folder. Out: problems, each with the row it is in. What a row must be is said by `records.record_from_row`.
 """
@@ -6,8 +6,9 @@ In: a dataset's folder. Out: problems, each with the row it is in. What a row mu
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from msgspec import structs
 from rewards import score
 from rewards.rubric import PRESETS
 from videostr.data import leakage
-from videostr.data.naming import named_boxes
 from videostr.data.records import read_records
 from videostr.errors import PromptError, VideoError
-from videostr.prompt import prompt_text, reference_trace, special_in
+from videostr.prompt import answer_text, prompt_text, reference_trace, special_in
+from videostr.query import entailed, is_answerable
 from videostr.types import AnswerKind, Clip, Failure, Record
 from videostr.video import LARGE_CLIP_BYTES, decode, name_clip, probe
 
@@ -62,6 +63,7 @@ def problems(
         processor: whose special tokens the texts must not hold; None for those of common tokenizers.
     """
     total = 0
+    entailment = _Entailment()
     records: list[Record] = []
     for row in read_records(folder):
         total += row.records if isinstance(row, Failure) else 1
@@ -73,6 +75,8 @@ def problems(
             yield Problem(f"{row.origin}: {problem}", row.origin)
         if problem := truth_problem(row):
             yield Problem(f"{row.origin}: its own truth does not score full reward: {problem}", row.origin)
+        if problem := entailment.problem(row):
+            yield Problem(f"{row.origin}: {problem}", row.origin)
         if problem := _outside(row):
             yield Problem(f"{row.origin}: {problem}", row.origin)
     by_id = {record.id: record for record in records}
@@ -85,6 +89,8 @@ def problems(
         place = by_id[second].origin
         yield Problem(f"{place}: {second}: asks the same of the same video as {first}; drop one", place)
     yield from _of_videos(folder, records, videos, seed)
+    if summary := entailment.summary():
+        yield Problem(summary)
     yield total
 
 
@@ -97,6 +103,47 @@ def truth_problem(record: Record) -> str:
         if low:
             return f"{name}: {low}; {'; '.join(scored.notes)}"
     return ""
+
+
+@dataclass(slots=True)
+class _Entailment:
+    """Whether true graphs entail true answers."""
+
+    entailed: int = 0
+    wrong: int = 0
+    untold: Counter[str] = field(default_factory=Counter)
+    """Records by family whose answer a graph of theirs does not tell."""
+    without: int = 0
+    """Records without query or graph."""
+
+    def problem(self, record: Record) -> str:
+        """Count a record; return what is wrong with it."""
+        if record.query is None or record.graph is None:
+            self.without += 1
+            return ""
+        if not is_answerable(record.query, record.graph):
+            self.untold[record.family] += 1
+            return ""
+        found = entailed(record.query, record.graph)
+        if found == record.answer:
+            self.entailed += 1
+            return ""
+        self.wrong += 1
+        said = "no answer" if found is None else f"{answer_text(found)} {found.unit}".rstrip()
+        return (
+            f"its graph entails {said}, its answer is {answer_text(record.answer)} {record.answer.unit}".rstrip()
+            + "; correct the graph, the query or the answer"
+        )
+
+    def summary(self) -> str:
+        """Return one line about all records; "" where none has a query."""
+        if not (self.entailed or self.wrong or self.untold):
+            return ""
+        families = ", ".join(f"{family} ({count})" for family, count in sorted(self.untold.items()))
+        return (
+            f"answers that the graph entails: {self.entailed} of {self.entailed + self.wrong}; not told by a graph: "
+            f"{families or 'none'}; without query or graph: {self.without}"
+        )
 
 
 def _text_problem(record: Record, processor: Any) -> str:
@@ -201,7 +248,7 @@ def large_clips(shapes: Sequence[tuple[int, ...]], of: int) -> str:
 
 def _outside(record: Record) -> str:
     """Return the first box or position, in px of 0 to 1000 of the frame, that lies outside the frame."""
-    boxes: list[Any] = [box for _, box in named_boxes(record.question)]
+    boxes: list[Any] = [box for _, *box in record.query.boxes] if record.query else []
     if record.answer.kind is AnswerKind.BOX2D:
         boxes.append(record.answer.value)
     if record.answer.kind is AnswerKind.TRACK:

@@ -12,7 +12,7 @@ nodes of that while are left out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +20,12 @@ import numpy as np
 
 from videostr.data.scene import Array, Scene, Track, ground_axes, to_camera
 from videostr.graph import view_of
+from videostr.query import path
 from videostr.types import GraphFrame, Node, SceneGraph
 from videostr.video import target_times
 
+DECIMALS = 2
+"""Of positions and extents, m and px."""
 SEEN = 0.3
 CLEAR = 0.6
 """What a question asks about is seen to at least this share."""
@@ -103,11 +106,33 @@ class ClipView:
 
     @cached_property
     def positions(self) -> Array:
-        """[N, F, 3] centres in `camera0`, m, or [N, F, 2] centres of the boxes, px of 0..1000; NaN where not annotated."""
+        """[N, F, 3] centres in `camera0`, m, or [N, F, 2] centres of the boxes, px of 0..1000; NaN where not annotated.
+
+        Rounded as the graph states them, so that answers follow from it to the last digit.
+        """
         if not self.is_3d:
             boxes = self.boxes
             return (boxes[..., :2] + boxes[..., 2:]) / 2
-        return to_camera(self._centers.reshape(-1, 3), self.camera0).reshape(self._centers.shape)
+        found = to_camera(self._centers.reshape(-1, 3), self.camera0).reshape(self._centers.shape)
+        return found.round(DECIMALS)
+
+    def places(self, n: int, frames: Iterable[int]) -> list[tuple[float, ...]]:
+        """Return the positions of a track at selected frames."""
+        return [tuple(self.positions[n, f].tolist()) for f in frames]
+
+    def distance_between(self, a: int, b: int, f: int) -> float:
+        """Return metres between the positions of two tracks at a selected frame."""
+        return path([*self.places(a, (f,)), *self.places(b, (f,))])
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """[N] ids of the tracks' nodes in the graph: numbered within their labels."""
+        numbers: Counter[str] = Counter()
+        found = []
+        for label in self.labels:
+            numbers[label] += 1
+            found.append(f"{label}.{numbers[label]}")
+        return tuple(found)
 
     @cached_property
     def _centers(self) -> Array:
@@ -116,12 +141,12 @@ class ClipView:
 
     @cached_property
     def boxes(self) -> Array:
-        """[N, F, 4] 2-D boxes, px of 0..1000 of the image; NaN where there is none."""
+        """[N, F, 4] 2-D boxes, whole px of 0..1000 of the image; NaN where there is none."""
         if all(track.boxes is None for track in self.tracks):
             return np.full((len(self.tracks), len(self.frames), 4), np.nan)
         width, height = self.scene.image_size
-        scale: Array = self._at_frames(self.tracks, "boxes", np.nan) * 1000 / (width, height, width, height)
-        return scale
+        scaled: Array = self._at_frames(self.tracks, "boxes", np.nan) * 1000 / (width, height, width, height)
+        return scaled.round()
 
     @cached_property
     def sizes(self) -> Array:
@@ -149,6 +174,16 @@ class ClipView:
         assert self.scene.up is not None
         turned: Array = np.asarray(self.scene.up) @ self.camera0[:3, :3]
         return turned
+
+    @property
+    def up(self) -> tuple[float, float, float]:
+        """`Query.up`."""
+        x, y, z = (float(f"{v:.7g}") for v in self.up0)
+        return x, y, z
+
+    def camera(self, f: int) -> tuple[float, ...] | None:
+        """Return `Query.camera` at a selected frame; None in 2-D."""
+        return view_of((np.linalg.inv(self._poses[f]) @ self.camera0)[:3]) if self.is_3d else None
 
     def in_camera(self, frame: int) -> Array:
         """Return [N, 3] centres as the camera of selected frame `frame` sees them."""
@@ -252,21 +287,15 @@ class ClipView:
     @cached_property
     def _nodes(self) -> list[list[Node]]:
         """[N][F] nodes; those of frames in which a track is not seen are not used."""
-        decimals = 2 if self.is_3d else 0
-        positions = np.nan_to_num(self.positions).round(decimals).tolist()
-        extents = np.nan_to_num(self._extents()).round(decimals).tolist()
-        numbers: Counter[str] = Counter()
-        nodes = []
-        for n, label in enumerate(self.labels):
-            numbers[label] += 1
-            name = f"{label}.{numbers[label]}"
-            nodes.append(
-                [
-                    Node(id=name, label=label, pos=tuple(pos), size=tuple(size))
-                    for pos, size in zip(positions[n], extents[n], strict=True)
-                ]
-            )
-        return nodes
+        positions = np.nan_to_num(self.positions).tolist()
+        extents = np.nan_to_num(self._extents()).round(DECIMALS).tolist()
+        return [
+            [
+                Node(id=self.ids[n], label=label, pos=tuple(pos), size=tuple(size))
+                for pos, size in zip(positions[n], extents[n], strict=True)
+            ]
+            for n, label in enumerate(self.labels)
+        ]
 
     def _extents(self) -> Array:
         """Return [N, F, 3] or [N, F, 2] extents along the graph's axes."""

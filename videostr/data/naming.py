@@ -1,4 +1,4 @@
-"""How questions name the objects of a clip, and what a question's text names.
+"""How questions name the objects of a clip.
 
 An object is named by its label where it is the only one of it in the clip, else by its label and its 2-D box at a time. Boxes
 tell what is left of what, and nearly what is nearer, so that choices name no box: an object is the only one of its label
@@ -7,13 +7,15 @@ there, or the one nearest to the camera.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from videostr.data.clips import RANGE_M, ClipView
 from videostr.data.questions.question import Rng
+from videostr.types import Query
 
 AMBIGUITY_MARGIN = 0.15
 """Share of a threshold or a distance that two things must differ by to be told apart."""
@@ -21,16 +23,36 @@ AMBIGUITY_MARGIN_M = 0.5
 """And the least difference in metres."""
 
 
-def name_of(view: ClipView, n: int, f: int, *, by_box: bool = False) -> str:
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What to call a track."""
+
+    text: str
+    box: tuple[float, float, float, float, float] | None = None
+    """(t, x1, y1, x2, y2) where the text names it by a box."""
+
+
+def query_about(view: ClipView, family: str, named: Mapping[int, Name], **values: Any) -> Query:
+    """Return the query about tracks, in the order of the question."""
+    return Query(
+        family=family,
+        objects=tuple(view.ids[n] for n in named),
+        names=tuple(name.text for name in named.values()),
+        boxes=tuple(name.box for name in named.values() if name.box is not None),
+        **values,
+    )
+
+
+def name_of(view: ClipView, n: int, f: int, *, by_box: bool = False) -> Name:
     """Return what to call a track: by its label, with its box at a selected frame where the label alone fits others, too."""
     label = plain(view.labels[n])
     if is_unique(view, n) and not by_box:
-        return f"the {label}"
-    box = ",".join(f"{v:.0f}" for v in view.boxes[n, f])
-    return f"the {label} (box [{box}] px at {view.times[f]:g} s)"
+        return Name(f"the {label}")
+    t, (x1, y1, x2, y2) = view.times[f], view.boxes[n, f].tolist()
+    return Name(f"the {label} (box [{x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}] px at {t:g} s)", (t, x1, y1, x2, y2))
 
 
-def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> str | None:
+def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False) -> Name | None:
     """Return what to call a track that is the only one of its label, or clearly the nearest, at a selected frame; else None.
 
     Args:
@@ -44,27 +66,13 @@ def name_without_box(view: ClipView, n: int, f: int, *, with_time: bool = False)
     if not is_countable(view, view.labels[n]) or np.isnan(margin):
         return None
     if is_unique(view, n) or (np.isinf(margin) and margin > 0 and not with_time):
-        return f"the {label}"
+        return Name(f"the {label}")
     if not view.is_3d:
         return None
     least = max(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * (view.distances[n, f] + min(margin, RANGE_M)))
     if not margin >= least:
         return None
-    return f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else "")
-
-
-_NAMED_BOX = re.compile(r"\(box \[([\d,]+)\] px at ([\d.]+) s\)")
-_TIME = re.compile(r"([\d.]*\d) s\b")
-
-
-def named_boxes(text: str) -> list[tuple[float, tuple[float, ...]]]:
-    """Return (seconds, box) of the objects that a question names by their boxes."""
-    return [(float(t), tuple(float(v) for v in box.split(","))) for box, t in _NAMED_BOX.findall(text)]
-
-
-def asked_times(text: str) -> list[float]:
-    """Return times in a question, in its order; those of named boxes left out."""
-    return [float(t) for t in _TIME.findall(_NAMED_BOX.sub("", text))]
+    return Name(f"the {label} nearest to the camera" + (f" at {view.times[f]:g} s" if with_time else ""))
 
 
 def plain(label: str) -> str:
@@ -98,20 +106,10 @@ def pick(view: ClipView, rng: Rng, count: int, f: int) -> list[int] | None:
     return [int(n) for n in able[:count]] if len(able) >= count else None
 
 
-def pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, str] | None:
+def pick_named(view: ClipView, rng: Rng, count: int, f: int) -> dict[int, Name] | None:
     """So many tracks of different labels that are clearly seen at a selected frame, with names that need no box."""
     names = {
         int(n): name_without_box(view, int(n), f) for n in rng.permutation(np.flatnonzero(view.clear[:, f]))
     }
     able = [(n, name) for n, name in names.items() if name]
     return dict(able[:count]) if len(able) >= count else None
-
-
-def labels_of(view: ClipView, tracks: Sequence[int]) -> frozenset[str]:
-    """Return labels of tracks."""
-    return frozenset(view.labels[n] for n in tracks)
-
-
-def ordered_labels(view: ClipView, tracks: Sequence[int]) -> tuple[str, ...]:
-    """Return labels of tracks in the order of the question."""
-    return tuple(view.labels[n] for n in tracks)

@@ -24,6 +24,8 @@ class PromptItem:
     """In the seeded order; for evaluation, in the file order."""
     record: Record
     prompt: Prompt
+    references: tuple[str, ...] = ()
+    """Supervised fine-tuning: the completions to learn."""
 
 
 class RecordSource:

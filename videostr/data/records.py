@@ -9,25 +9,28 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videostr import graph as graphs
-from videostr.data.row_rules import AnswerRow, Row, checked_row, type_problems
+from videostr.data.row_rules import ANSWER_TYPES, AnswerRow, Row, checked_row, type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
 from videostr.options import letter_of
-from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Record, SceneGraph
+from videostr.schema_rules import field_problem, rule_of
+from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Query, Record, SceneGraph
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+READABLE_VERSIONS = {"1", SCHEMA_VERSION}
+"""Version 1 has no column `query`."""
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -52,20 +55,20 @@ SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("graph", pa.string()),
         pa.field("graph_frame", pa.string()),
+        pa.field("query", pa.string()),
         pa.field("image_size", pa.list_(pa.int32())),
     ],
     metadata={"videostr.schema": SCHEMA_VERSION},
 )
-"""`answer.value` and `graph` are JSON; `graph` follows the graph contract, its nodes with a `size`, its frame of reference
-stands in `graph_frame`."""
-NEWER = {"image_size"}
+"""`answer.value`, `graph` and `query` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame of
+reference stands in `graph_frame`. `query` has the fields of `Query`."""
+NEWER = {"image_size", "query"}
 """Columns that a shard may lack."""
 
 log = logging.getLogger(__name__)
 
 GROUP_ROWS = 1024
 """Rows of a row group; so many are in memory at a time."""
-NUMBERS_IN_BOX = {AnswerKind.BOX2D: 4, AnswerKind.BOX3D: 7, AnswerKind.SPAN: 2}
 
 
 def write_records(records: Iterable[Record], path: Path) -> int:
@@ -188,10 +191,10 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
                 [each for each in SCHEMA if each.name in {*schema.names} or each.name not in NEWER]
             )
             missing = set(wanted.names) - set(schema.names)
-            if version != SCHEMA_VERSION or missing:
+            if version not in READABLE_VERSIONS or missing:
                 raise DataError(
                     f"{shard}: record schema {version}, columns missing: {sorted(missing) or 'none'}",
-                    remedy=f"this version reads schema {SCHEMA_VERSION}: build the dataset again",
+                    remedy=f"this version reads schema {' and '.join(sorted(READABLE_VERSIONS))}: build the dataset again",
                 )
             count = file.metadata.num_rows
             if count and (wrong := type_problems(schema, wanted)):
@@ -247,6 +250,7 @@ def record_to_row(record: Record) -> dict[str, Any]:
         "labels": list(record.labels),
         "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
+        "query": None if record.query is None else msgspec.json.encode(record.query).decode(),
         "image_size": None if record.image_size is None else list(record.image_size),
     }
 
@@ -280,45 +284,25 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
         ),
         labels=tuple(found.labels),
         graph=_graph(found, origin),
+        query=_query(found, origin),
         image_size=found.image_size,
         origin=origin,
     )
 
 
 def _answer(row: AnswerRow, options: tuple[str, ...], origin: str) -> Answer:
+    kind = ANSWER_TYPES[row.kind]
+    letters = [letter_of(i) for i in range(len(options))] if len(options) > 1 else []
     try:
-        # As floats: thousands of digits are then infinite, and refused below.
-        value = json.loads(row.value, parse_int=float)
-    except (ValueError, RecursionError):
-        raise RecordError(f"{origin}: answer.value = {row.value!r:.80}: must be JSON") from None
-    if problem := _value_problem(row.kind, value, options):
-        raise RecordError(f"{origin}: answer.value = {value!r:.80} of kind {row.kind}: must be {problem}")
-    if isinstance(value, list):
-        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        value = msgspec.json.decode(row.value, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        value = None
+    if value is None or (row.kind is AnswerKind.CHOICE and value not in letters):
+        rule = rule_of(msgspec.inspect.type_info(kind))
+        raise RecordError(
+            f"{origin}: answer.value = {row.value!r:.80} of kind {row.kind}: must be {rule}, as JSON"
+        )
     return Answer(kind=row.kind, value=value, unit=(row.unit or "").strip())
-
-
-def _value_problem(kind: AnswerKind, value: Any, options: tuple[str, ...]) -> str:
-    if kind is AnswerKind.CHOICE:
-        letters = [letter_of(i) for i in range(len(options))]
-        good = len(options) >= 2 and value in letters
-        return "" if good else "the letter of one of at least two options"
-    if kind is AnswerKind.NUMBER:
-        return "" if _finite([value], 1) else "a finite number"
-    if kind is AnswerKind.TRACK:
-        good = isinstance(value, list) and bool(value) and all(_finite(box, 4) for box in value)
-        return "" if good else "a list of boxes of 4 finite numbers"
-    count = NUMBERS_IN_BOX[kind]
-    return "" if _finite(value, count) else f"{count} finite numbers"
-
-
-def _finite(values: Any, count: int) -> bool:
-    """Return whether values are so many finite numbers; true and false are not numbers."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(v, float) and math.isfinite(v) for v in values)
-    )
 
 
 def _graph(row: Row, origin: str) -> SceneGraph | None:
@@ -337,3 +321,23 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
             remedy="add them there",
         )
     return graph
+
+
+def _query(row: Row, origin: str) -> Query | None:
+    if row.query is None:
+        return None
+    try:
+        query = msgspec.json.decode(row.query, type=Query)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{origin}: query: {field_problem(error, Query)}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RecordError(f"{origin}: query = {row.query!r:.80}: must be JSON ({error})") from None
+    if query.family != row.family:
+        raise RecordError(
+            f"{origin}: query.family = {query.family!r:.80}: must be the record's, {row.family!r:.80}"
+        )
+    if query.options and len(query.options) != len(row.options):
+        raise RecordError(
+            f"{origin}: query.options has {len(query.options)} entries, the record has {len(row.options)} options"
+        )
+    return query

@@ -33,6 +33,18 @@ Unit = Annotated[
 """A number follows no digit, sign or point that is part of its unit."""
 
 
+Box = tuple[float, float, float, float]
+ANSWER_TYPES: dict[AnswerKind, Any] = {
+    AnswerKind.CHOICE: Annotated[str, Meta(description="the letter of one of at least two options")],
+    AnswerKind.NUMBER: float,
+    AnswerKind.BOX2D: Box,
+    AnswerKind.BOX3D: tuple[float, float, float, float, float, float, float],
+    AnswerKind.SPAN: tuple[float, float],
+    AnswerKind.TRACK: Annotated[tuple[Box, ...], Meta(min_length=1)],
+}
+"""What `AnswerRow.value` holds, as JSON."""
+
+
 class AnswerRow(msgspec.Struct):
     """Column `answer`."""
 
@@ -68,11 +80,13 @@ class Row(msgspec.Struct):
     labels: list[Filled]
     graph: str | None
     graph_frame: str | None
+    query: str | None = None
+    """JSON of a `Query`."""
     image_size: tuple[Side, Side] | None = None
 
 
 OPTIONAL = {
-    "graph", "graph_frame", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
+    "graph", "graph_frame", "query", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
 }  # fmt: skip
 """Paths of what may be null."""
 

@@ -14,7 +14,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image, ImageDraw
 
-from videostr.data.naming import asked_times, named_boxes
 from videostr.data.records import read_records, usable_records
 from videostr.draw import data_url, draw, view_of
 from videostr.errors import VideoError
@@ -29,7 +28,7 @@ MAX_SHOWN = 4
 WIDTH = 640
 """Of a frame, px."""
 SAME_S = 0.05
-"""Times in a question are rounded."""
+"""A frame that is shown may begin so much off the time that is asked about."""
 
 
 def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
@@ -94,12 +93,13 @@ def _image(record: Record, frames: ClipFrames, index: int, graph: GraphFrame | N
 
 def _boxes(record: Record, t: float) -> list[Sequence[float]]:
     """Return boxes that belong to a time: of the answer, and of objects that the question names by them."""
-    found: list[tuple[float, Sequence[float]]] = [*named_boxes(record.question)]
-    times, value = asked_times(record.question), record.answer.value
-    if record.answer.kind is AnswerKind.BOX2D and isinstance(value, tuple):
-        found += zip(times[-1:], [value], strict=True)  # type: ignore[list-item]
-    if record.answer.kind is AnswerKind.TRACK and isinstance(value, tuple):
-        found += zip(times[-len(value) :], value, strict=True)  # type: ignore[arg-type]
+    if record.query is None:
+        return []
+    found: list[tuple[float, Any]] = [(at, box) for at, *box in record.query.boxes]
+    if record.answer.kind in (AnswerKind.BOX2D, AnswerKind.TRACK):
+        value: Any = record.answer.value
+        boxes = (value,) if record.answer.kind is AnswerKind.BOX2D else value
+        found += zip(record.query.times, boxes, strict=False)
     return [box for at, box in found if abs(at - t) < SAME_S]
 
 

@@ -62,6 +62,7 @@ PROGRAM = "python -m videostr.evaluate"
 IN_FLIGHT = 2
 """Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
 RESULT = "figures.json"
+PAGE = "figures.md"
 ROWS = "questions.parquet"
 
 
@@ -171,7 +172,7 @@ def _ask_all(config: EvaluationConfig, folder: Path, answers: Answers, processor
         _keep(rows, folder / mode, config, asker, questions, judge)
     if len(modes) > 1:
         page = side_by_side([folder / mode for mode in modes], config.evaluate.bootstrap, config.run.seed)
-        _write_page(page, folder)
+        write_text(folder / PAGE, page.markdown())
 
 
 async def _ask(
@@ -236,8 +237,8 @@ def _keep(
     )
     evaluated.to_json(folder / RESULT)
     page = tables.one(evaluated)
-    _write_page(page, folder)
-    log.info("\n%s", page.text())
+    write_text(folder / PAGE, page.markdown())
+    log.info("\n%s", page.markdown())
 
 
 def _evaluated(
@@ -294,11 +295,6 @@ def _judged(benchmark: Benchmark, judge: EndpointJudge | None) -> dict[str, str]
     return {"judge": benchmark.judge_name, **unread}
 
 
-def _write_page(page: tables.Page, folder: Path) -> None:
-    write_text(folder / "figures.md", page.markdown())
-    write_text(folder / "figures.html", page.html())
-
-
 # -------------------------------------------------------------------------------------------- predictions
 
 
@@ -336,7 +332,7 @@ def _predictions(options: argparse.Namespace) -> int:
     if options.out:
         write_rows(rows, options.out / ROWS)
         evaluated.to_json(options.out / RESULT)
-        _write_page(tables.one(evaluated), options.out)
+        write_text(options.out / PAGE, tables.one(evaluated).markdown())
     print(
         json.dumps(
             {
@@ -372,9 +368,9 @@ def _compare(options: argparse.Namespace) -> int:
             remedy="give the base first, then what is compared with it",
         )
     page = side_by_side(options.compare, options.bootstrap, options.seed)
-    print(page.text())
+    print(page.markdown())
     if options.out:
-        _write_page(page, options.out)
+        write_text(options.out / PAGE, page.markdown())
     return 0
 
 

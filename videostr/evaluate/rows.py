@@ -20,7 +20,7 @@ from videostr.evaluate.records import Records
 from videostr.evaluate.run import Asker, PreparedQuestion, SkippedQuestion
 from videostr.evaluate.statistics import Scored, figure_values
 from videostr.files import replacing
-from videostr.trace import parse
+from videostr.trace import parse, without_thinking
 from videostr.types import Failure, Record
 
 
@@ -101,7 +101,10 @@ def tally(
     for item in items:
         answer = answers.get(item.key) if isinstance(item, PreparedQuestion) else None
         size = item.size if isinstance(item, PreparedQuestion) else None
-        verdict = verdict_of(asker.benchmark, item.question, item.mode, answer.text if answer else "", size)
+        text = answer.text if answer else ""
+        if isinstance(item, PreparedQuestion) and item.mode is Mode.DIRECT:
+            text = without_thinking(text, item.request.prompt.text)
+        verdict = verdict_of(asker.benchmark, item.question, item.mode, text, size)
         problem = verdict.note
         if isinstance(item, SkippedQuestion):
             problem = item.problem

@@ -138,10 +138,13 @@ class Asker:
         end = shape.seconds if question.end_s is None else min(question.end_s, shape.seconds)
         start = min(question.start_s, end)
         wanted = round((end - start) * frames.fps) if frames.fps else frames.max_frames
-        height, width = self.family.video_size(shape.height, shape.width, frames.max_pixels, self.processor)
+        num_frames = max(2, min(frames.max_frames, wanted) // 2 * 2)  # the tower takes frames in pairs
+        height, width = self.family.video_size(
+            shape.height, shape.width, num_frames, frames.max_pixels, self.processor
+        )
         return ClipSpec(
             video=question.video,
-            num_frames=max(2, min(frames.max_frames, wanted) // 2 * 2),  # the tower takes frames in pairs
+            num_frames=num_frames,
             start_s=start,
             end_s=end,
             height=height,

@@ -1,7 +1,7 @@
-"""Figures for people: terminal text, Markdown, and one HTML page without outside parts.
+"""Figures for people: Markdown that also reads well in a terminal.
 
 In: `Evaluated` runs, kept as JSON, and `Comparison`s. Out: a `Page`, of one run (`one`) or of several side by side
-(`compare`), which writes itself in the three forms.
+(`compare`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from dataclasses import dataclass, replace
 
 from videostr.bootstrap import Interval
-from videostr.charts import interval
-from videostr.evaluate.chart import NONE, Chart, number_text, range_text
 from videostr.evaluate.result import DIGITS, Evaluated, require_same_questions
 from videostr.evaluate.statistics import Comparison
 
@@ -36,6 +31,10 @@ WHY = {
 """Key of `Evaluated.counts` -> what is said of one question, and of several, that scored 0 by it."""
 
 
+NONE = "–"
+"""Where there is no figure."""
+
+
 # ---------------------------------------------------------------------------------------------------- pages
 
 
@@ -46,27 +45,24 @@ class Cell:
     main: str
     rest: str = ""
     """Its interval."""
-    sign: str = ""
-    """ "up" or "down" where it is a difference whose interval excludes 0."""
-    picture: str = ""
-    """The interval drawn, for HTML."""
+    differs: bool = False
+    """It is a difference whose interval excludes 0."""
 
     @property
-    def all(self) -> str:
-        """Figure and interval."""
-        return f"{self.main} {self.rest}".rstrip()
+    def text(self) -> str:
+        """Figure and interval; bold and starred where it differs."""
+        text = f"{self.main} {self.rest}".rstrip()
+        return rf"**{text}** \*" if self.differs else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One figure: a line of the table and of the chart."""
+    """One figure: a line of the table."""
 
     label: str
     """The name without its group."""
     cells: tuple[Cell, ...]
     """One a column."""
-    picture: Markup
-    """Dots and whiskers of the runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,61 +91,19 @@ class Page:
     columns: tuple[str, ...]
     groups: Mapping[str, Sequence[Row]]
     """By the prefix of the figures' names, in the benchmark's order."""
-    marks: tuple[str, ...]
-    """Baselines that the chart marks."""
-    axis: Markup
-    """The chart's scale."""
     notes: tuple[str, ...]
     """How to read the table."""
 
-    def text(self) -> str:
-        """For the terminal."""
-        rows = [row for members in self.groups.values() for row in members]
-        columns = [_column(title, [row.cells[i] for row in rows]) for i, title in enumerate(self.columns)]
-        labels = iter(_padded(["", *(f"  {row.label}" for row in rows)]))
-        body = iter("  ".join(line) for line in zip(labels, *columns, strict=True))
-        table = [next(body)]
-        for group, members in self.groups.items():
-            table += [group, *(next(body) for _ in members)]
-        names = _padded([setting.name for setting in self.settings])
-        values = [_padded([s.values[i] for s in self.settings]) for i in range(len(self.runs))]
-        settings = ["  ".join(line) for line in zip(names, *values, strict=True)]
-        lines = [
-            *self.lines,
-            "",
-            *table,
-            "",
-            *self.notes,
-            "",
-            "settings",
-            *(f"  {line}" for line in settings),
-        ]
-        return "\n".join(line.rstrip() for line in lines)
-
     def markdown(self) -> str:
-        """As a document; differences whose interval excludes 0 are bold and starred."""
-        lines = [f"# {_plain(self.title)}", "", *(f"- {_plain(line)}" for line in self.lines)]
+        """Return the page; its columns are padded, so that it reads as well in a terminal."""
+        blocks = [f"# {_plain(self.title)}", "\n".join(f"- {_plain(line)}" for line in self.lines)]
         for group, members in self.groups.items():
-            lines += ["", f"## {_plain(group)}", "", _markdown_row(("figure", *map(_plain, self.columns)))]
-            lines.append(_markdown_row(("---", *("---:" for _ in self.columns))))
-            for row in members:
-                cells = [rf"**{cell.main} {cell.rest}** \*" if cell.sign else cell.all for cell in row.cells]
-                lines.append(_markdown_row((_plain(row.label), *cells)))
-        lines += ["", "## settings", "", _markdown_row(("setting", *map(_plain, self.runs)))]
-        lines.append(_markdown_row(("---", *("---" for _ in self.runs))))
-        lines += [_markdown_row((_plain(s.name), *map(_plain, s.values))) for s in self.settings]
-        lines += [line for note in self.notes for line in ("", _plain(note))]
-        return "\n".join(lines) + "\n"
-
-    def html(self) -> str:
-        """Return the whole file."""
-        environment = Environment(
-            loader=PackageLoader("videostr.evaluate", "."),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("compare.html").render(page=self)
+            rows = [(_plain(row.label), *(cell.text for cell in row.cells)) for row in members]
+            head = ("figure", *map(_plain, self.columns))
+            blocks += [f"## {_plain(group)}", _table(head, rows, align="rjust")]
+        settings = [(_plain(s.name), *map(_plain, s.values)) for s in self.settings]
+        blocks += ["## settings", _table(("setting", *map(_plain, self.runs)), settings, align="ljust")]
+        return "\n\n".join([*blocks, *map(_plain, self.notes)]) + "\n"
 
 
 def one(evaluated: Evaluated) -> Page:
@@ -158,7 +112,7 @@ def one(evaluated: Evaluated) -> Page:
 
     def cells(figure: str) -> tuple[Cell, ...]:
         guesses = (evaluated.baselines[name].get(figure, math.nan) for name in names)
-        return (_figure(evaluated.intervals[figure]), *(Cell(main=number_text(guess)) for guess in guesses))
+        return (_figure(evaluated.intervals[figure]), *(Cell(main=_number(guess)) for guess in guesses))
 
     notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
@@ -184,13 +138,6 @@ def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Compar
     """
     require_same_questions(runs)
     base, *others = runs
-    ends = [
-        abs(end)
-        for found in comparisons
-        for c in found.values()
-        for end in (c.difference.low, c.difference.high)
-    ]
-    reach = max((end for end in ends if not math.isnan(end)), default=1.0)
     columns = [run.name for run in runs]
     tested = [any(c.test for c in found.values()) for found in comparisons]
     for other, has_p in zip(others, tested, strict=True):
@@ -200,7 +147,7 @@ def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Compar
         row = [_figure(run.intervals[figure]) if figure in run.intervals else Cell(main=NONE) for run in runs]
         for found, has_p in zip(comparisons, tested, strict=True):
             comparison = found.get(figure)
-            row.append(_difference(comparison.difference, reach) if comparison else Cell(main=NONE))
+            row.append(_difference(comparison.difference) if comparison else Cell(main=NONE))
             if has_p:
                 row.append(_p_value(comparison))
         return tuple(row)
@@ -234,12 +181,11 @@ def _page(
     cells: Mapping[str, tuple[Cell, ...]],
     notes: Sequence[str],
 ) -> Page:
-    chart = Chart.of(runs)
     groups: dict[str, list[Row]] = {}
     for figure, row in cells.items():
         prefix, slash, rest = figure.partition("/")
         group, label = (prefix, rest) if slash else ("overall", figure)
-        groups.setdefault(group, []).append(Row(label=label, cells=row, picture=chart.row(figure)))
+        groups.setdefault(group, []).append(Row(label=label, cells=row))
     return Page(
         title=f"{runs[0].benchmark}: {', '.join(run.name for run in runs)}",
         runs=tuple(run.name for run in runs),
@@ -247,8 +193,6 @@ def _page(
         settings=_settings(runs),
         columns=tuple(columns),
         groups=groups,
-        marks=tuple(runs[0].baselines),
-        axis=chart.axis(),
         notes=tuple(notes),
     )
 
@@ -306,19 +250,21 @@ def _without(found: Iterable[Interval]) -> list[str]:
     return ["No interval: of one video alone, which says nothing about others."] if is_there else []
 
 
-def _figure(found: Interval) -> Cell:
-    return Cell(main=number_text(found.value), rest=range_text(found))
+def _number(value: float, sign: str = "") -> str:
+    """Round to one decimal; adding 0.0 makes a rounded -0.0 a 0.0."""
+    return NONE if math.isnan(value) else f"{round(value, 1) + 0.0:{sign}.1f}"
 
 
-def _difference(found: Interval, reach: float) -> Cell:
+def _figure(found: Interval, sign: str = "") -> Cell:
     if math.isnan(found.low):
-        return Cell(main=number_text(found.value, "+"))
+        return Cell(main=_number(found.value, sign))
     return Cell(
-        main=number_text(found.value, "+"),
-        rest=range_text(found, "+"),
-        sign="" if not found.excludes_zero else "up" if found.low > 0 else "down",
-        picture=interval(found.value, found.low, found.high, reach),
+        main=_number(found.value, sign), rest=f"[{_number(found.low, sign)}, {_number(found.high, sign)}]"
     )
+
+
+def _difference(found: Interval) -> Cell:
+    return replace(_figure(found, "+"), differs=found.excludes_zero)
 
 
 def _p_value(comparison: Comparison | None) -> Cell:
@@ -328,23 +274,20 @@ def _p_value(comparison: Comparison | None) -> Cell:
     return Cell(main="<0.001" if p < 0.001 else f"{p:.3f}")
 
 
-def _column(title: str, cells: Sequence[Cell]) -> list[str]:
-    """Return the title and cells in one width, figures below figures and intervals below intervals."""
-    width = max((len(cell.main) for cell in cells), default=0)
-    texts = _padded([f"{cell.main:>{width}} {cell.rest}".rstrip() for cell in cells])
-    if any(cell.sign for cell in cells):
-        texts = [text + (" *" if cell.sign else "  ") for text, cell in zip(texts, cells, strict=True)]
-    width = max(map(len, (title, *texts)))
-    return [f"{text:>{width}}" for text in (title, *texts)]
-
-
-def _padded(texts: Sequence[str]) -> list[str]:
-    width = max(map(len, texts), default=0)
-    return [text.ljust(width) for text in texts]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) -> str:
+    """Return a table whose columns but the first are aligned by a method of str."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    if align == "rjust":
+        rule = [rule[0], *(f"{line[1:]}:" for line in rule[1:])]
+    lines = [
+        [
+            first.ljust(widths[0]),
+            *(getattr(text, align)(width) for text, width in zip(rest, widths[1:], strict=True)),
+        ]
+        for first, *rest in (head, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(text: str) -> str:

@@ -21,18 +21,21 @@ def has_zero_variance(rewards: Sequence[float] | np.ndarray) -> bool:
 
 
 def advantages(
-    rewards: Sequence[float] | np.ndarray, kind: Literal["grpo", "dr_grpo"] = "grpo"
+    rewards: Sequence[float] | np.ndarray, kind: Literal["grpo", "dr_grpo", "none"] = "grpo"
 ) -> np.ndarray:
     """Return the advantages [G] float32 of a group's rewards [G].
 
     grpo: `A = (r - mean) / (std + 1e-4)` (arXiv 2402.03300), std the sample standard deviation (divisor G - 1).
     dr_grpo: `A = r - mean` (arXiv 2503.20783).
     A zero-variance group gets exact zeros.
+    none: `A = r`, without a baseline.
 
     Raises:
         LearnerError: fewer than two rewards, for a group of one has no baseline.
     """
     r = np.asarray(rewards, dtype=np.float64)
+    if kind == "none":
+        return r.astype(np.float32)
     if r.size < 2:
         raise LearnerError(
             f"a group of {r.size} rollout has no group-relative advantage, it needs 2 or more",

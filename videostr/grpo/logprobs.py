@@ -39,7 +39,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, norms = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        is_trained = ctx.needs_input_grad[1]  # float32 of a vocabulary by a width is 2 GiB for 7B
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if is_trained else None
         for start in range(0, len(hidden), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             # d log p[target] / d logits = onehot(target) - p
@@ -48,8 +49,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_logits.mul_(minus_scale).scatter_add_(1, targets[part, None], -minus_scale)
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[part] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[part]
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def _of_chunk(
@@ -79,10 +81,16 @@ class LogprobHead(nn.Linear):
     chunk = CHUNK_TOKENS
 
     def forward(  # type: ignore[override]  # a head with targets
-        self, hidden: Tensor, targets: Tensor, temperature: float
+        self, hidden: Tensor, targets: Tensor, temperature: float, most_likely: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N]."""
+        """Return log-probabilities [N] and entropies [N] float32, nats, of hidden states [N, D] and targets [N].
+
+        With `most_likely`, the tokens [N] int64 of the greatest probability take the place of the entropies.
+        """
         logprobs, entropy = _ChunkedLogprobs.apply(hidden, self.weight, targets, temperature, self.chunk)  # type: ignore[no-untyped-call]
+        if most_likely:
+            parts = torch.split(hidden, self.chunk)
+            return logprobs, torch.cat([_logits(part, self.weight, 1.0).argmax(dim=1) for part in parts])
         return logprobs, entropy
 
 
@@ -120,10 +128,13 @@ class PolicyLogprobs(nn.Module):
         policy.lm_head = head
         self.policy = policy
 
-    def forward(self, row: Row, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [N] and entropies [N], float32, nats, of the row's completion tokens."""
+    def forward(self, row: Row, temperature: float, most_likely: bool = False) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [N] and entropies [N], float32, nats, of the row's completion tokens.
+
+        With `most_likely`, the tokens [N] that the policy would choose take the place of the entropies.
+        """
         hidden = self.family.hidden_states(self.policy, row, self.attention)
-        logprobs, entropy = self.policy.lm_head(
-            hidden.index_select(0, row.predictors), row.targets, temperature
+        logprobs, other = self.policy.lm_head(
+            hidden.index_select(0, row.predictors), row.targets, temperature, most_likely
         )
-        return logprobs, entropy
+        return logprobs, other

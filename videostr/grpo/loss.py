@@ -5,6 +5,7 @@ Losses are normalised by counts of the whole batch of an update, so the sum over
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -58,15 +59,14 @@ class LossSums:
     def metrics(self, config: Config) -> dict[str, float]:
         """Return the metrics that the run's loss has, averaged over completion tokens.
 
-        Absent are `kl` without a KL term, `ratio_max` and `clip_fraction` where the ratio is 1, `clip_fraction` of a loss of
-        the user's, and `importance_weight_*` where tokens have no weight.
+        Absent are `mismatch_kl` of reference traces, which no engine sampled, `kl` without a KL term, `ratio_max` and
+        `clip_fraction` where the ratio is 1, `clip_fraction` of a loss of the user's, and `importance_weight_*` where tokens
+        have no weight.
         """
         tokens = max(self.tokens, 1.0)
-        found = {
-            "loss": self.loss,
-            "entropy": self.entropy / tokens,
-            "mismatch_kl": self.mismatch_kl / tokens,
-        }
+        found = {"loss": self.loss, "entropy": self.entropy / tokens}
+        if not (math.isnan(self.mismatch_kl) and config.loss.advantage == "none"):
+            found["mismatch_kl"] = self.mismatch_kl / tokens
         if config.loss.kl_coef > 0:
             found["kl"] = self.kl / tokens
         if ratio_moves(config):

@@ -5,6 +5,7 @@ A the advantage of the token's sequence, lo = 1 - eps_low, hi = 1 + eps_high:
   ppo_clip  -min(r A, clip(r, lo, hi) A)                                    (arXiv 1707.06347, 2503.14476)
   gspo      the same with one r per sequence, exp of the mean of its log r  (arXiv 2507.18071)
   cispo     -stop_gradient(clip(r, lo, hi)) A log pi                        (arXiv 2506.13585)
+  reinforce -A log pi, without a ratio; with A = 1 the loss of supervised fine-tuning
 A user's own, `loss.custom`, gets the same `LossInputs` and returns the loss per token.
 """
 
@@ -80,6 +81,13 @@ def cispo(inputs: LossInputs) -> TokenLoss:
     return TokenLoss(loss=loss, ratio=ratio, clipped=clamped != ratio)
 
 
+def reinforce(inputs: LossInputs) -> TokenLoss:
+    """Return the plain policy gradient."""
+    ratio = torch.ones_like(inputs.logprobs).detach()
+    loss = -inputs.advantages * inputs.logprobs
+    return TokenLoss(loss=loss, ratio=ratio, clipped=torch.zeros_like(ratio, dtype=torch.bool))
+
+
 def _clipped(inputs: LossInputs, ratio: Tensor) -> TokenLoss:
     low, high = 1.0 - inputs.eps_low, 1.0 + inputs.eps_high
     advantage = inputs.advantages
@@ -92,6 +100,7 @@ LOSSES: dict[str, Callable[[LossInputs], TokenLoss]] = {
     "ppo_clip": ppo_clip,
     "gspo": gspo,
     "cispo": cispo,
+    "reinforce": reinforce,
 }
 """By `loss.name`."""
 

@@ -15,6 +15,11 @@ from transformers import AttentionInterface
 
 from videostr.grpo.attention import RowAttention
 
+ROW = "videostr_row_attention"
+"""Name under which a row's `RowAttention` is given to a model, which hands it on to every attention function.
+
+It cannot stand where a mask does: some text models make a mask of whatever is given, and lose it.
+"""
 INTERFACE = "videostr_row"
 """Name of `attend` among transformers' attention functions."""
 TOWER_INTERFACE = "videostr_flash_windows"
@@ -34,15 +39,16 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: RowAttention,
+    attention_mask: None,  # noqa: ARG001  # the interface's; a row needs none
     scaling: float,
+    videostr_row_attention: RowAttention,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return the outputs [1, T, H, D], and no weights, of a layer that is handed a `RowAttention` where it took a mask.
+    """Return the outputs [1, T, H, D], and no weights, of a layer of the language model.
 
     The signature is that of transformers' attention interface. There is no dropout.
     """
-    return attention_mask.attend(query, key, value, scaling).transpose(1, 2), None
+    return videostr_row_attention.attend(query, key, value, scaling).transpose(1, 2), None
 
 
 def attend_windows(

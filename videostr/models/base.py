@@ -24,7 +24,11 @@ from videostr.models.processor import check_json
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
-FAMILIES = {"qwen2_5_vl": "videostr.models.qwen2_5_vl"}
+FAMILIES = {
+    "qwen2_5_vl": "videostr.models.qwen2_5_vl",
+    "qwen3_vl": "videostr.models.qwen3_vl",
+    "qwen2_vl": "videostr.models.qwen2_vl",
+}
 """`model_type` of config.json: module of the family."""
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"
 
@@ -72,6 +76,12 @@ class Shapes:
     vision: Stack
     frozen_cost: RowCost
     """Operations of a row, forward and backward, without the backward pass of the tower."""
+    linear_ends: Mapping[str, int]
+    """Inputs and outputs of the language model's linear layers, summed over those of one last name, such as q_proj."""
+
+    def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
+        """Return the weights of adapters of this rank; names that the model does not have add nothing."""
+        return rank * sum(self.linear_ends.get(target, 0) for target in targets)
 
     @property
     def output_parameters(self) -> int:
@@ -151,8 +161,10 @@ class ModelFamily(RowModel, Protocol):
 
     # prompts
 
-    def video_size(self, height: int, width: int, max_pixels: int, processor: Any) -> tuple[int, int]:
-        """Return height and width, as near as may be, that the processor leaves as they are; at most `max_pixels`."""
+    def video_size(
+        self, height: int, width: int, num_frames: int, max_pixels: int, processor: Any
+    ) -> tuple[int, int]:
+        """Return height and width, as near as may be, that the processor leaves as they are; at most `max_pixels` a frame."""
         ...
 
     def engine_inputs(self, prompt: Prompt, frames: ClipFrames) -> EngineInputs:

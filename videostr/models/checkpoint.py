@@ -15,7 +15,7 @@ import torch
 
 from videostr.files import storage
 from videostr.models.base import family_of, read_config
-from videostr.models.processor import load_processor, processor_warnings
+from videostr.models.processor import load_processor
 from videostr.models.weights import Weights, check_weights
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def open_checkpoint(path: str | Path, *, cpu: bool) -> Any:
     config = check_model(path, cpu=cpu)
     processor = load_processor(path, config)
     weights = weights_of(path, config) if Path(path).is_dir() else None
-    for found, remedy in warnings_of(path, processor, weights):
+    for found, remedy in warnings_of(path, weights):
         log.warning("model.path = %s: %s; %s", path, found, remedy)
     return processor
 
@@ -50,9 +50,8 @@ def weights_of(path: str | Path, config: Any) -> Weights:
     return check_weights(Path(path), 0 if quantised else family_of(config).shapes(config).parameters)
 
 
-def warnings_of(path: str | Path, processor: Any, weights: Weights | None) -> Iterator[tuple[str, str]]:
+def warnings_of(path: str | Path, weights: Weights | None) -> Iterator[tuple[str, str]]:
     """Return what would work, but badly, each with its remedy."""
-    yield from processor_warnings(processor)
     if weights is not None and weights.pickled:
         yield (
             f"{', '.join(weights.files[:3])}: pickled weights load more slowly than safetensors, and a pickle can hold code",

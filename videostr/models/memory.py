@@ -73,6 +73,9 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
       activations  of the longest row, all video where the tower is trained: `Stack.held`
       logits       two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py)
+                   With adapters (model.lora) N are theirs, the model itself counts as parameters alone, the reference is the
+                   model without them, the output layer has no gradient, and 12 bytes an element of the largest matrix are for
+                   merging it (videostr/grpo/lora.py).
       buffers      DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers
     Engine on t GPUs: weights / t; its working memory (`Shapes.engine_elements`); the rest of gpu_memory_utilization is
     key-value cache. On a CPU the cache is `rollout.kv_cache_gib`.
@@ -107,19 +110,24 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
     learner, element = config.learner, ELEMENT_BYTES[config.model.dtype]
     mixed = config.model.dtype == "bfloat16"
     frozen = shapes.vision_parameters if config.model.freeze_vision else 0
-    trained = shapes.parameters - frozen
+    base = shapes.parameters - frozen
+    lora = config.model.lora
+    trained = shapes.adapter_parameters(lora.rank, lora.targets) if lora.rank else base
+    merging = 12 * shapes.text.hidden_size * shapes.text.intermediate_size if lora.rank else 0
+    output_gradient = 0 if lora.rank else shapes.output_parameters
     shards = [1 if learner.zero_stage < stage else learner.num_ranks for stage in (1, 2, 3)]
-    gathered = min(trained, LIVE_ELEMENTS) if shards[2] > 1 else 0.0
-    reference = (shapes.parameters - frozen) if config.loss.kl_coef > 0 else 0
+    held = base + (trained if lora.rank else 0)
+    gathered = min(held, LIVE_ELEMENTS) if shards[2] > 1 else 0.0
+    reference = base if config.loss.kl_coef > 0 and not lora.rank else 0
     exact_gradients = 4 if mixed and learner.zero_stage == 0 else 0
     bucket = min(BUCKET_ELEMENTS, trained) * element if learner.zero_stage else 0.0
     return LearnerMemory(
-        parameters=((trained / shards[2] + gathered + frozen + reference) * element) / GIB,
+        parameters=((held / shards[2] + gathered + frozen + reference) * element) / GIB,
         gradients=(trained / shards[1] * element + trained * exact_gradients) / GIB,
         optimizer=trained / shards[0] * (12 if mixed else 8) / GIB,
         activations=_activations(config, shapes) * element / GIB,
-        logits=(2 * CHUNK_TOKENS * shapes.vocab_size + shapes.output_parameters) * 4 / GIB,
-        buffers=bucket / GIB + (BUFFERS_GIB if on_gpu else 0.0),
+        logits=(2 * CHUNK_TOKENS * shapes.vocab_size + output_gradient) * 4 / GIB,
+        buffers=(bucket + merging) / GIB + (BUFFERS_GIB if on_gpu else 0.0),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoProcessor
 
-from videostr.chat import OWN_TAGS, template_problems
+from videostr.chat import template_problems
 from videostr.errors import ModelError, first_line, printable
 
 JSON_FILES = (
@@ -73,16 +73,6 @@ def load_processor(path: str | Path, config: Any = None) -> Any:
     for problem, remedy in found:
         raise ModelError(f"model.path = {path}: {problem}", remedy=remedy)
     return processor
-
-
-def processor_warnings(processor: Any) -> Iterator[tuple[str, str]]:
-    """Return what would make a policy's texts unreadable, and the remedy."""
-    tags = sorted(OWN_TAGS & set(processor.tokenizer.all_special_tokens))
-    if tags:
-        yield (
-            f"the tokenizer has {', '.join(tags)} as special tokens, which are left out of completions: no trace is well formed",
-            'add them as ordinary tokens ("special": false in tokenizer.json)',
-        )
 
 
 def check_json(path: str | Path) -> None:

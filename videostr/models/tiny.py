@@ -39,6 +39,16 @@ CHAT_TEMPLATE = (
 )
 
 
+WIDTH = 128
+"""Of the language model."""
+PATCHES = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+"""Of image and video processors."""
+FRAME_SIZE = {"shortest_edge": 16 * 16, "longest_edge": 128 * 128}
+"""Fewest and most pixels of a frame."""
+VISION = {"depth": 2, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+"""Of `vision_config`."""
+
+
 def make_tiny(folder: str | Path, seed: int, texts: Iterable[str], *, model_type: str = "") -> None:
     """Write a policy with random weights into a folder.
 
@@ -75,6 +85,37 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         additional_special_tokens=list(SPECIAL[1:]),
     )
+
+
+def text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+    """Return `text_config` of a policy of three layers."""
+    ids = tokenizer.get_vocab()
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
+        "eos_token_id": ids[END],
+        "pad_token_id": ids[PAD],
+        # vLLM's CPU build keeps the old packed lm_head after a weight update when embeddings are tied.
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return the ids of vision tokens, as they stand in a configuration."""
+    ids = tokenizer.get_vocab()
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
 
 
 def save_tiny(folder: str | Path, seed: int, model_class: Any, config: Any, processor: Any) -> None:

@@ -39,8 +39,8 @@ def check_policy(config: Config, context: Context) -> Iterator[Finding]:
         yield from_error("weights", error)
         return
     yield ok("weights", f"{len(weights.files)} file{'s' * (len(weights.files) > 1)} whole")
-    for found, remedy in warnings_of(path, context.processor, weights):
-        yield warn("weights" if weights.pickled or weights.ignored else "model", found, remedy)
+    for found, remedy in warnings_of(path, weights):
+        yield warn("weights", found, remedy)
 
 
 def _count(number: float) -> str:

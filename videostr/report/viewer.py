@@ -22,14 +22,13 @@ from videostr.draw import (
     MAX_DRAWN_EDGES,
     View,
     chosen,
-    frame_at,
     frame_images,
     frame_times,
-    half_spacing,
     label_color,
     read_graph,
     view_of,
 )
+from videostr.graph import frame_at, half_spacing
 from videostr.report.stats import json_of
 from videostr.traces import TraceRow
 from videostr.types import FinishReason, GraphAbsence, GraphFrame, SceneGraph

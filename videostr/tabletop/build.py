@@ -1,6 +1,7 @@
 """Builds a tabletop dataset: seeds -> scenes -> MP4 files and records.
 
-Splits draw their scene seeds from disjoint streams of one seed, so that training, cold start and held-out never share a scene.
+Splits draw their scene seeds from disjoint streams of one seed, so that training, supervised fine-tuning and held-out never
+share a scene.
 The result does not depend on the number of worker processes.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videostr.config.schema import Config
+from videostr.config.schema import RunConfig, SftConfig
 from videostr.data.records import write_records
 from videostr.errors import DataError
 from videostr.files import make_folder, storage
@@ -34,7 +35,7 @@ class Split(IntEnum):
     """Stream of scene seeds."""
 
     TRAIN = 0
-    COLDSTART = 1
+    SFT = 1
     HELDOUT = 2
 
 
@@ -59,11 +60,12 @@ def build(
         return write_records(_flat(pool.map(one, range(scenes), chunksize=16)), shard)
 
 
-def build_missing(config: Config) -> None:
+def build_missing(config: RunConfig) -> None:
     """Build the datasets that the config asks for and that do not exist yet."""
     tabletop = config.data.tabletop
+    train = Split.SFT if isinstance(config, SftConfig) else Split.TRAIN
     for folder, scenes, split in (
-        (config.data.train, tabletop.train_scenes, Split.TRAIN),
+        (config.data.train, tabletop.train_scenes, train),
         (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
     ):
         if not folder or scenes == 0 or _is_dataset(folder):

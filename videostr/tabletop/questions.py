@@ -6,14 +6,17 @@ localisation gives an image box. Ambiguous questions (near ties, a label with se
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from videostr.graph import view_of
+from videostr.query import DECIMALS, LENGTH_UNITS
 from videostr.tabletop.render import box2d
 from videostr.tabletop.world import COLORS, SHAPES, Difficulty, Scene, Solid
-from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Query, Record, SceneGraph
 
 DISTRACTORS = 2
 TIE = 0.2
@@ -27,91 +30,130 @@ def make_records(scene: Scene, video: str, name: str, limit: int) -> list[Record
     graph = true_graph(scene)
     records: list[Record] = []
     for family in rng.permutation(list(FAMILIES)):
-        asked = FAMILIES[str(family)](scene, rng)
-        if asked is None or len(records) == limit:
+        question = FAMILIES[str(family)](scene, rng)
+        if question is None or len(records) == limit:
             continue
-        question, options, answer = asked
+        query, answer = question
         records.append(
             Record(
                 id=f"{name}/{family}",
                 source=f"tabletop/{scene.difficulty}",
                 family=str(family),
-                question=question,
-                options=options,
+                question=TEXTS[query.family].format(**_words(query), unit=answer.unit),
+                options=tuple(_option_text(query, option) for option in query.options),
                 answer=answer,
                 clip=ClipSpec(video=video, num_frames=scene.num_frames),
                 labels=labels,
                 graph=graph,
+                query=query,
             )
         )
     return records
 
 
+TEXTS = {
+    "counting": "How many objects are on the floor at {t:g} s?",
+    "displacement": "How far, in {unit}, does the {a} move in a straight line from {t:g} s to {end:g} s?",
+    "direction": "At {t:g} s, where is the {a} as seen by the camera?",
+    "distance": "At {t:g} s, what is closer to the {a}?",
+    "order": "Which of the two appears first?",
+    "localisation": "Where in the image is the {a} at {t:g} s?",
+}
+DIRECTIONS = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "nearer": "in front of",
+    "farther": "behind",
+}
+"""The shipped policy was trained on these words and texts."""
+
+
+def _words(query: Query) -> dict[str, object]:
+    times, names = (query.times or (0.0,)), (query.names or ("",))
+    return {"t": times[0], "end": times[-1], "a": names[0]}
+
+
+def _option_text(query: Query, option: object) -> str:
+    if option in query.objects:
+        return query.names[query.objects.index(str(option))]
+    return f"{DIRECTIONS[str(option)]} the {query.names[1]}"
+
+
 def true_graph(scene: Scene) -> SceneGraph:
     """Return cells on the floor for `easy`, metres in `camera0` for `full`; solids in view at each selected time."""
     easy = scene.difficulty is Difficulty.EASY
-    numbers: Counter[str] = Counter()
-    ids: list[str] = []
-    for solid in scene.solids:
-        numbers[solid.label] += 1
-        ids.append(f"{solid.label}.{numbers[solid.label]}")
     frames = []
     for t in scene.times():
         nodes = []
-        for name, solid in sorted(zip(ids, scene.solids, strict=True), key=lambda pair: pair[0]):
+        for name, solid in sorted(_ids(scene), key=lambda pair: pair[0]):
             if not _in_view(scene, solid, t):
                 continue
-            point = solid.position(t)
-            pos = point[:2] if easy else scene.camera.to_camera(point, 0.0)
-            extent = (2 * solid.radius,) * len(pos)
-            nodes.append(
-                Node(id=name, label=solid.label, pos=tuple(round(float(p), 3) for p in pos), size=extent)
-            )
+            pos = _place(scene, solid, t)
+            nodes.append(Node(id=name, label=solid.label, pos=pos, size=(2 * solid.radius,) * len(pos)))
         frames.append(GraphFrame(t=t, nodes=tuple(nodes), view=None if easy else scene.camera.view(t)))
     return SceneGraph(unit=scene.unit, frame="floor" if easy else "camera0", frames=tuple(frames))
 
 
-Asked = tuple[str, tuple[str, ...], Answer] | None
+def _ids(scene: Scene) -> Iterator[tuple[str, Solid]]:
+    """Yield every solid with the id of its node."""
+    numbers: Counter[str] = Counter()
+    for solid in scene.solids:
+        numbers[solid.label] += 1
+        yield f"{solid.label}.{numbers[solid.label]}", solid
 
 
-def _counting(scene: Scene, rng: np.random.Generator) -> Asked:
+def _place(scene: Scene, solid: Solid, t: float) -> tuple[float, ...]:
+    """Return the position of a solid as the graph states it."""
+    point = solid.position(t)
+    pos = point[:2] if scene.difficulty is Difficulty.EASY else scene.camera.to_camera(point, 0.0)
+    return tuple(round(float(p), 3) for p in pos)
+
+
+Question = tuple[Query, Answer] | None
+
+
+def _counting(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     count = sum(_in_view(scene, solid, t) for solid in scene.solids)
-    return (
-        f"How many objects are on the floor at {t:g} s?",
-        (),
-        Answer(kind=AnswerKind.NUMBER, value=float(count)),
-    )
+    return Query(family="counting", times=(t,)), Answer(kind=AnswerKind.NUMBER, value=float(count))
 
 
-def _displacement(scene: Scene, rng: np.random.Generator) -> Asked:
+def _displacement(scene: Scene, rng: np.random.Generator) -> Question:
     solid = _pick(scene, rng, lambda s: s.velocity != (0.0, 0.0) and s.appears_s == 0)
-    if solid is None:
+    times = (0.0, scene.duration_s)
+    if solid is None or not all(_in_view(scene, solid, t) for t in times):
         return None
-    end = scene.duration_s
-    moved = float(np.linalg.norm(solid.position(end) - solid.position(0.0)))
-    unit = "cells" if scene.unit == "grid" else "m"
-    text = f"How far, in {unit}, does the {solid.label} move in a straight line from 0 s to {end:g} s?"
-    return text, (), Answer(kind=AnswerKind.NUMBER, value=round(moved, 1), unit=unit)
+    start, end = (_place(scene, solid, t) for t in times)
+    unit = LENGTH_UNITS[scene.unit]
+    answer = Answer(kind=AnswerKind.NUMBER, value=round(math.dist(start, end), DECIMALS), unit=unit)
+    return _query_about("displacement", solid, times=times), answer
 
 
-def _direction(scene: Scene, rng: np.random.Generator) -> Asked:
+def _direction(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     pair = _pair(scene, rng, t)
     if pair is None:
         return None
     a, b = pair
     axis = int(rng.integers(2))
-    words = (("to the left of", "to the right of"), ("in front of", "behind"))[axis]
+    words = (("left", "right"), ("nearer", "farther"))[axis]
     a_pos, b_pos = (_viewed(scene, solid, t)[axis] for solid in (a, b))
     if abs(a_pos - b_pos) < TIE * scene.floor / 2:
         return None
-    text = f"At {t:g} s, where is the {a.label} as seen by the camera?"
-    truth, other = (f"{word} the {b.label}" for word in (words if a_pos < b_pos else words[::-1]))
-    return text, *_choice(truth, other, rng)
+    options, answer = _choice(*(words if a_pos < b_pos else words[::-1]), rng)
+    query = _query_about(
+        "direction",
+        a,
+        b,
+        times=(t,),
+        axis=("right", "depth")[axis],
+        options=options,
+        camera=_camera(scene, t),
+    )
+    return query, answer
 
 
-def _distance(scene: Scene, rng: np.random.Generator) -> Asked:
+def _distance(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     unique = [solid for solid in _unique(scene) if _in_view(scene, solid, t)]
     if len(unique) < 3:
@@ -123,10 +165,11 @@ def _distance(scene: Scene, rng: np.random.Generator) -> Asked:
     )
     if gap < TIE * scene.floor / 2:
         return None
-    return f"At {t:g} s, what is closer to the {target.label}?", *_choice(near.label, far.label, rng)
+    options, answer = _choice(_id(near), _id(far), rng)
+    return _query_about("distance", target, a, b, times=(t,), axis="nearest", options=options), answer
 
 
-def _order(scene: Scene, rng: np.random.Generator) -> Asked:
+def _order(scene: Scene, rng: np.random.Generator) -> Question:
     unique = [solid for solid in _unique(scene) if _in_view(scene, solid, scene.duration_s)]
     late = [solid for solid in unique if solid.appears_s > 0]
     early = [solid for solid in unique if solid.appears_s == 0]
@@ -134,20 +177,25 @@ def _order(scene: Scene, rng: np.random.Generator) -> Asked:
         return None
     second = late[int(rng.integers(len(late)))]
     first = early[int(rng.integers(len(early)))]
-    return "Which of the two appears first?", *_choice(first.label, second.label, rng)
+    if not _in_view(scene, first, 0.0):
+        return None
+    options, answer = _choice(_id(first), _id(second), rng)
+    return _query_about("order", first, second, options=options), answer
 
 
-def _localisation(scene: Scene, rng: np.random.Generator) -> Asked:
+def _localisation(scene: Scene, rng: np.random.Generator) -> Question:
     t = _time(scene, rng)
     solid = _pick(scene, rng, lambda s: _in_view(scene, s, t))
     box = box2d(scene, solid, t) if solid else None
     if solid is None or box is None:
         return None
-    text = f"Where in the image is the {solid.label} at {t:g} s?"
-    return text, (), Answer(kind=AnswerKind.BOX2D, value=tuple(float(round(v, -1)) for v in box), unit="px")
+    value = tuple(float(round(v, -1)) for v in box)
+    return _query_about("localisation", solid, times=(t,)), Answer(
+        kind=AnswerKind.BOX2D, value=value, unit="px"
+    )
 
 
-FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
+FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question]] = {
     "counting": _counting,
     "displacement": _displacement,
     "direction": _direction,
@@ -155,6 +203,39 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Asked]] = {
     "order": _order,
     "localisation": _localisation,
 }
+
+
+def _id(solid: Solid) -> str:
+    """Return the id of a solid that is the only one of its label."""
+    return f"{solid.label}.1"
+
+
+def _query_about(
+    family: str,
+    *solids: Solid,
+    times: tuple[float, ...] = (),
+    axis: str = "",
+    options: tuple[str, ...] = (),
+    camera: tuple[float, ...] | None = None,
+) -> Query:
+    """Return the query about solids that are the only ones of their labels."""
+    return Query(
+        family=family,
+        objects=tuple(map(_id, solids)),
+        names=tuple(solid.label for solid in solids),
+        times=times,
+        axis=axis,
+        options=options,
+        camera=camera,
+    )
+
+
+def _camera(scene: Scene, t: float) -> tuple[float, ...] | None:
+    """Return `Query.camera`; None where the graph's axes are those of the view from above."""
+    if scene.difficulty is Difficulty.EASY:
+        return None
+    turned = scene.camera.rotation(t) @ scene.camera.rotation(0.0).T
+    return view_of(np.column_stack([turned, np.zeros(3)]))
 
 
 def _choice(truth: str, other: str, rng: np.random.Generator) -> tuple[tuple[str, ...], Answer]:

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from rewards.service.client import (
 )
 from rewards.service.messages import SERVICE, describe, read_scores, request_message, response_message
 from videostr.prompt import reference_trace
-from videostr.types import Completion, FinishReason, Record, Score
+from videostr.types import Completion, FinishReason, Query, Record, Score
 
 # The preset `default` with the probe, which scores 0.5 and weighs 0.
 RUBRIC = Rubric(custom="reward_probe:reward", w_custom=0.0)
@@ -126,13 +127,16 @@ def test_metrics_count_groups_and_traces(service: Any, record: Record) -> None:
     ("change", "words"),
     [
         ({"kind": "colour"}, "record 'r1': answer.kind = 'colour': must be one of choice, number"),
-        ({"value": '"C"'}, "answer.value = 'C' of kind choice: must be the letter of one of at least two"),
+        ({"value": '"C"'}, "of kind choice: must be the letter of one of at least two"),
         ({"value": "[" * 100_000}, "answer.value = '[[[["),
         (
             {"kind": "number", "value": "1" + "0" * 400},
-            "answer.value = inf of kind number: must be a finite number",
+            "of kind number: must be a finite number, as JSON",
         ),
-        ({"value": "A"}, "answer.value = 'A': must be JSON"),
+        (
+            {"value": "A"},
+            "answer.value = 'A' of kind choice: must be the letter of one of at least two options, as JSON",
+        ),
     ],
 )
 def test_a_record_that_breaks_the_schema_is_refused_with_field_and_rule(
@@ -145,6 +149,11 @@ def test_a_record_that_breaks_the_schema_is_refused_with_field_and_rule(
     assert code == "INVALID_ARGUMENT"
     assert words in detail
     assert len(detail) <= 500
+
+
+def test_what_scoring_does_not_need_stays_at_home(record: Record) -> None:
+    whole = replace(record, image_size=(64, 48), query=Query(family=record.family))
+    assert request_message([RIGHT], whole) == request_message([RIGHT], record)
 
 
 @pytest.mark.parametrize(

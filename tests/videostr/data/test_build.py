@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -28,7 +29,8 @@ from videostr.types import AnswerKind, Record
 
 
 def settings(street: Path, **more: object) -> Settings:
-    return replace(Settings(source="kitti", root=str(street), clips=40, questions=24, num_frames=4), **more)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"clips": 40, "questions": 24, "num_frames": 4}
+    return Settings(source="kitti", root=str(street), **values | more)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -202,7 +204,6 @@ def test_excluded_scenes_and_broken_files_are_reported(
     card = (out / "README.md").read_text()
     assert "CC BY-NC-SA" in card
     assert "| kitti | tracking | track |" in card
-    assert "<html" in (out / "stats.html").read_text()
 
 
 def test_a_build_of_nothing_starts_anew_once_the_files_are_mended(street: Path, tmp_path: Path) -> None:
@@ -298,20 +299,21 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert page.count("<article>") == 5
     assert page.count("data:image/jpeg;base64,") == 20
     assert "car.1" in page
-    for name, suffix in (("video-r1", "jsonl"), ("easyr1", "parquet"), ("trl", "parquet")):
-        target = tmp_path / f"{name}.{suffix}"
-        assert main(["export", str(out), "--format", name, "--out", str(target)]) == 0
-        assert target.stat().st_size > 0
-    for name, suffix in (("video-r1", "jsonl"), ("easyr1", "parquet")):
-        back = tmp_path / f"{name}-back"
-        assert main(["import", str(tmp_path / f"{name}.{suffix}"), "--format", name, "--out", str(back)]) == 0
-        kept = {(r.question, r.options, r.answer) for r in read_records(back) if isinstance(r, Record)}
-        asked = {(r.question, r.options, r.answer) for r in read_records(out) if isinstance(r, Record)}
-        assert kept == {each for each in asked if each[2].kind in {AnswerKind.CHOICE, AnswerKind.NUMBER}}
+    target = tmp_path / "rows.jsonl"
+    assert main(["export", str(out), "--out", str(target)]) == 0
+    assert target.stat().st_size > 0
+    assert main(["import", str(target), "--out", str(tmp_path / "back")]) == 0
+    kept = {
+        (r.question, r.options, r.answer) for r in read_records(tmp_path / "back") if isinstance(r, Record)
+    }
+    asked = {(r.question, r.options, r.answer) for r in read_records(out) if isinstance(r, Record)}
+    assert kept == {each for each in asked if each[2].kind in {AnswerKind.CHOICE, AnswerKind.NUMBER}}
     capsys.readouterr()
     assert main(["stats", str(out)]) == 0
     stats = json.loads(capsys.readouterr().out)
     assert stats["sources"] == {"kitti": stats["records"]}
+    assert 0.1 < stats["numbers"]["size, m"]["5%"] <= stats["numbers"]["size, m"]["95%"]
+    assert sum(stats["nodes"].values()) > 0
     assert {row["family"] for row in stats["guessing"]} <= set(stats["families"])
     assert any(row["family"] == "size" and 0 < row["score"] <= 1 for row in stats["guessing"])
 
@@ -341,8 +343,8 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
         *(
             (["--source", "kitti", "--root", "/nowhere", name, value, "--out", "x"], message)
             for name, value, message in (
-                ("--frames", "17", "num_frames = 17: must be 2 to 16"),
-                ("--frames", "1", "num_frames = 1: must be 2 to 16"),
+                ("--frames", "17", "argument --frames: 17: must be a whole number, from 2 to 16"),
+                ("--frames", "1", "argument --frames: 1: must be a whole number, from 2 to 16"),
                 ("--seed", "-1", "argument --seed: -1: must be a whole number, from 0"),
                 ("--limit", "0", "argument --limit: 0: must be a whole number, at least 1"),
                 ("--questions", "0", "argument --questions: 0: must be"),
@@ -385,14 +387,15 @@ def test_a_recipe_with_an_unknown_value_is_refused(
     recipe.write_text("sources:\n  - source: kitti\n    root: here\n    limit: many\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
     message = capsys.readouterr().err
-    assert "r.yaml: sources: " in message
-    assert "limit" in message
+    assert "r.yaml: sources[0].limit: must be a whole number, at least 1, or null" in message
     recipe.write_text("sources:\n  - {source: kitti, root: here, limits: 4}\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
-    assert "limits" in capsys.readouterr().err
+    assert (
+        "r.yaml: sources[0]: limits is not a field (the fields are source, root, " in capsys.readouterr().err
+    )
     recipe.write_text("sources:\n  - {source: kitti, root: here, num_frames: 17}\n")
     assert main(["build", "--recipe", str(recipe), "--out", str(tmp_path / "x")]) == 2
-    assert "r.yaml: sources: num_frames = 17: must be 2 to 16" in capsys.readouterr().err
+    assert "r.yaml: sources[0].num_frames: must be a whole number, from 2 to 16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"sources: [", b"sources: \xff", b"sources: {a: b", b"\x00", b"a: ${b"])

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from videostr.data.__main__ import main
-from videostr.data.exchange import export_easyr1
 from videostr.data.records import read_records, write_records
 from videostr.prompt import instruction, part_shown
-from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Query, Record, SceneGraph
 
 RECORD = Record(
     id="a",
@@ -28,6 +27,8 @@ RECORD = Record(
     labels=(),
     graph=None,
 )
+
+OUTSIDE = Query(family="counting", boxes=((0.5, 10.0, 10.0, 1500.0, 40.0),))
 
 
 def write_video(path: Path, frames: int = 10, size: tuple[int, int] = (64, 48), upright: bool = True) -> None:
@@ -79,7 +80,7 @@ def test_boxes_outside_the_frame_are_found(tmp_path: Path, capsys: pytest.Captur
     wrong = (
         replace(RECORD, id="box", answer=Answer(kind=AnswerKind.BOX2D, value=(100.0, 100.0, 1920.0, 900.0))),
         replace(RECORD, id="track", answer=Answer(kind=AnswerKind.TRACK, value=((0.0, -50.0, 10.0, 10.0),))),
-        replace(RECORD, id="name", question="How far is the car (box [10,10,1500,40] px at 0.5 s)?"),
+        replace(RECORD, id="name", question="How far?", query=OUTSIDE),
         replace(
             RECORD,
             id="graph",
@@ -102,7 +103,7 @@ def test_boxes_outside_the_frame_are_found(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_row_with_two_problems_is_one_bad_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_video(tmp_path / "v.mp4")
-    wrong = replace(RECORD, question="How far is the car (box [10,10,1500,40] px at 0.5 s)?")
+    wrong = replace(RECORD, query=OUTSIDE)
     status, said = check(tmp_path, capsys, wrong, replace(wrong, id="again"))
     assert status == 1
     assert said.count("lies outside the frame") == 2
@@ -180,12 +181,3 @@ def test_a_prompt_says_which_part_of_a_video_is_shown(tmp_path: Path) -> None:
     with_graph = replace(part, graph=SceneGraph(unit="px", frame="image", frames=frames))
     assert "The video is shown" not in instruction(with_graph)
     assert "Times: 20.3, 23.8 s." in instruction(with_graph)
-    # Trainers that show the whole video do not learn of a part.
-    import pyarrow.parquet as pq
-
-    export_easyr1([part], tmp_path / "rows.parquet", tmp_path)
-    assert (
-        pq.read_table(tmp_path / "rows.parquet")
-        .to_pylist()[0]["problem"]
-        .startswith("<video>When does it stop?")
-    )

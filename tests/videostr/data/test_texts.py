@@ -29,8 +29,12 @@ def test_the_usual_tokens_are_found_without_a_tokenizer(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", str(folder), "--videos", "0"]) == 1
-    *lines, last = capsys.readouterr().out.splitlines()
+    *lines, entailed, last = capsys.readouterr().out.splitlines()
     assert last.endswith("8 rows, 2 bad")
+    assert (
+        entailed
+        == "answers that the graph entails: 6 of 6; not told by a graph: localisation (2); without query or graph: 0"
+    )
     assert [line.partition(": a special token")[0] for line in lines] == [
         f"{folder}/records-00000.parquet:3: question holds <|video_pad|>",
         f"{folder}/records-00000.parquet:5: question holds <|eot_id|>",
@@ -40,7 +44,7 @@ def test_the_usual_tokens_are_found_without_a_tokenizer(
 
 def test_those_of_a_checkpoint_are_found_with_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(folder), "--videos", "0", "--model", POLICY]) == 1
-    first, last = capsys.readouterr().out.splitlines()
+    first, _, last = capsys.readouterr().out.splitlines()
     assert first.startswith(
         f"{folder}/records-00000.parquet:3: question holds <|video_pad|>: a special token of the"
     )

@@ -169,6 +169,22 @@ def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> No
     assert "graph" in drawn.problem
 
 
+def test_a_direct_answer_is_what_follows_the_thinking_that_the_template_opened(world: World) -> None:
+    """The texts of a model that always reasons begin with the tag that the template wrote."""
+    world.asker.processor.chat_template = world.asker.processor.chat_template.replace(
+        "assistant\n", "assistant\n<think>\n"
+    )
+    truths = {question.id: question.truth for question in world.questions}
+    world.pool.say = {name: f"<think>\nA, or 3?\n</think>\n\n{truth}" for name, truth in truths.items()}
+    cut_off = world.questions[0].id
+    world.pool.say[cut_off] = f"<think>\n{truths[cut_off]}"
+    items = prepare(world, Mode.DIRECT)
+    assert all(item.request.prompt.text.endswith("<think>\n") for item in items)  # type: ignore[union-attr]
+    rows = tally(items, world.answers, answered(world, items), world.asker)
+    assert {row.id: row.scores["answer"] for row in rows} == {name: float(name != cut_off) for name in truths}
+    assert all(row.text.startswith("<think>\n") for row in rows)
+
+
 def test_nothing_is_asked_twice(world: World) -> None:
     items = prepare(world, Mode.GRAPH)
     answered(world, [*items, *items])

@@ -21,7 +21,7 @@ from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
 from videostr.models.attention import INTERFACE
-from videostr.models.base import ModelFamily
+from videostr.models.base import FAMILIES, ModelFamily
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
@@ -65,7 +65,7 @@ def test_row_equals_the_plain_forward_of_prompt_and_completion(
     expected = []
     for completion in group.completions:
         with torch.no_grad():
-            logits = policy(**plain_inputs(prompt, frames, processor, completion)).logits[0]
+            logits = policy(**plain_inputs(family, prompt, frames, processor, completion)).logits[0]
         # the logits at token t - 1 predict token t
         log_p = torch.log_softmax(logits[len(group.prompt.input_ids) - 1 : -1] / temperature, -1)
         expected.append(log_p.gather(1, completion[:, None])[:, 0])
@@ -129,10 +129,16 @@ def learn(
 @pytest.mark.parametrize(
     ("shapes", "max_row_tokens", "rows"),
     [
-        ([((9, 1, 17, 5), 4, 4.0)], 500, 1),
-        ([((9, 1, 17, 5), 4, 4.0)], 60, 2),  # split: the prompt is repeated
-        ([((6, 8), 4, 4.0), ((3, 3, 12), 8, 1.0), ((20, 2), 2, 0.25)], 1000, 1),  # shared row, three videos
-        ([((6, 8), 4, 4.0), ((3, 30, 12), 8, 1.0), ((20, 2, 1), 2, 0.25)], 110, 2),  # two share, one alone
+        ([((9, 1, 17, 5), 4, 4.0)], lambda _: 500, 1),
+        ([((9, 1, 17, 5), 4, 4.0)], lambda prompts: prompts[0] + 20, 2),  # split: the prompt is repeated
+        # shared row, three videos
+        ([((6, 8), 4, 4.0), ((3, 3, 12), 8, 1.0), ((20, 2), 2, 0.25)], lambda _: 1000, 1),
+        # the first and the last share, the longest is alone
+        (
+            [((6, 8), 4, 4.0), ((3, 30, 12), 8, 1.0), ((20, 2, 1), 2, 0.25)],
+            lambda prompts: max(prompts[0] + 12 + prompts[2] + 20, prompts[1] + 42),
+            2,
+        ),
     ],
 )
 def test_packed_equals_per_sample(
@@ -140,15 +146,16 @@ def test_packed_equals_per_sample(
     policy: Any,
     make_group: MakeGroup,
     shapes: list[tuple[tuple[int, ...], int, float]],
-    max_row_tokens: int,
+    max_row_tokens: Callable[[list[int]], int],
     rows: int,
 ) -> None:
     groups = [
         make_group(seed, lengths, question="where? " * (seed + 1), num_frames=frames, fps=fps)
         for seed, (lengths, frames, fps) in enumerate(shapes)
     ]
+    limit = max_row_tokens([len(group.prompt.input_ids) for group in groups])
     packed, alone = (
-        learn(family, policy, groups, max_row_tokens, "group"),
+        learn(family, policy, groups, limit, "group"),
         learn(family, policy, groups, 1, "none"),
     )
     assert packed[-1] == rows
@@ -174,7 +181,11 @@ def assert_same(
         assert error < 1e-4, f"{name}: {error}"
 
 
-@pytest.mark.parametrize("seed", range(8))
+FIRST, *OTHERS = FAMILIES
+SEEDS = [(FIRST, seed) for seed in range(8)] + [(kind, seed) for kind in OTHERS for seed in range(2)]
+
+
+@pytest.mark.parametrize(("family", "seed"), SEEDS, indirect=["family"])
 @pytest.mark.parametrize("freeze_vision", [False, True])
 def test_packed_equals_per_sample_for_random_groups(
     family: ModelFamily, policy: Any, make_group: MakeGroup, seed: int, freeze_vision: bool

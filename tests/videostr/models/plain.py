@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videostr.models.base import ModelFamily
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
 
-def plain_inputs(prompt: Prompt, frames: ClipFrames, processor: Any, completion: Tensor) -> dict[str, Tensor]:
+def plain_inputs(
+    family: ModelFamily, prompt: Prompt, frames: ClipFrames, processor: Any, completion: Tensor
+) -> dict[str, Tensor]:
     """Return the arguments of a Hugging Face model, which makes positions of its own; a batch of one."""
     metadata = {key: value for key, value in frames.metadata.items() if key != "do_sample_frames"}
     inputs = processor(
-        text=[prompt.text],
+        text=[family.engine_inputs(prompt, frames).text],
         videos=[np.array(frames.pixels)],
         videos_kwargs={"video_metadata": [metadata], "do_sample_frames": False},
         return_tensors="pt",

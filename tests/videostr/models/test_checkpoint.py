@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from videostr.errors import ModelError
+from videostr.models.base import FAMILIES, family_of
 from videostr.models.checkpoint import check_model, load_policy, untie
 
 
@@ -29,11 +30,24 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
         check_model(tmp_path, cpu=True)
 
 
-def test_text_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model_type 'qwen2', so it takes no video here; use a Qwen2\.5-VL"):
-        check_model(write_config(tmp_path, model_type="qwen2"), cpu=False)
-    with pytest.raises(ModelError, match="no vision_config"):
-        check_model(write_config(tmp_path, model_type="qwen2_5_vl"), cpu=False)
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "qwen3_vl_moe", "qwen3_5", "llava_onevision", "internvl", "glm4v", "", None]
+)
+def test_other_families_are_refused_with_the_names_of_those_that_are_not(
+    tmp_path: Path, kind: str | None
+) -> None:
+    with pytest.raises(ModelError) as refused:
+        check_model(write_config(tmp_path, model_type=kind, vision_config={}, text_config={}), cpu=False)
+    assert f"model_type {kind!r}, so it takes no video here" in refused.value.message
+    assert refused.value.remedy.startswith("use a ")
+    for taken in FAMILIES:
+        assert f"a {family_of({'model_type': taken}).name} (model_type {taken!r})" in refused.value.remedy
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_text_model_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match="no vision_config, so it takes no video here"):
+        check_model(write_config(tmp_path, model_type=kind), cpu=False)
 
 
 def test_sliding_window_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from videostr import coldstart, launch
+from videostr import launch, sft
 from videostr.config.load import load
 from videostr.errors import ModelError
 from videostr.evaluate import __main__ as evaluate
@@ -258,11 +258,8 @@ def test_every_command_says_so_before_it_starts_anything(
             ["--config", "configs/eval_tabletop.yaml", f"model.path={folder}", f"benchmark.root={tabletop / 'heldout'}",
              f"run.dir={tmp_path / 'e'}"]
         ),
-        "coldstart": lambda: coldstart.main(
-            [
-                "--config", "configs/tabletop_coldstart.yaml",
-                f"model.path={folder}", data, f"out={tmp_path / 'o'}",
-            ]
+        "sft": lambda: sft.main(
+            ["--config", "configs/tabletop_sft_habit.yaml", f"model.path={folder}", data, f"run.dir={tmp_path / 'runs'}"]
         ),
     }  # fmt: skip
     for name, command in commands.items():

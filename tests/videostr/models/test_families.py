@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -114,14 +115,18 @@ def test_the_engine_is_given_the_frames_as_they_are(family: ModelFamily, make_pr
     assert sum(inputs.text.count(token) for token in family.placeholders if "video" in token) == 1
 
 
+@pytest.mark.parametrize("frames", [2, 8, 40])
 @pytest.mark.parametrize("most", [1600, 64 * 64])
 def test_a_video_size_is_one_that_the_processor_keeps(
-    family: ModelFamily, policy: Any, processor: Any, most: int
+    family: ModelFamily, policy: Any, processor: Any, most: int, frames: int
 ) -> None:
-    height, width = family.video_size(300, 400, most, processor)
+    height, width = family.video_size(300, 400, frames, most, processor)
     assert height * width <= most
     side = policy.config.vision_config.patch_size
-    assert (height % side, width % side) == (0, 0)
+    shown = processor.video_processor(
+        [np.zeros((frames, height, width, 3), np.uint8)], do_sample_frames=False, return_tensors="pt"
+    )
+    assert shown["video_grid_thw"].tolist() == [[frames // 2, height // side, width // side]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

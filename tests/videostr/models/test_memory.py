@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from videostr.config.load import load
 from videostr.config.schema import Config
+from videostr.config.sections import Lora
 from videostr.grpo.batch import RowCost
 from videostr.models.base import Shapes, Stack, shapes_of
 from videostr.models.memory import BUFFERS_GIB, GIB, estimate
@@ -15,6 +17,7 @@ TINY = Shapes(
     text=Stack(layers=1, hidden_size=4, intermediate_size=8, activations=82),
     vision=Stack(layers=1, hidden_size=2, intermediate_size=3, activations=40),
     frozen_cost=RowCost(token=3 * 288, pair=3 * 16, target=4 * 80, patch=100),
+    linear_ends={"q_proj": 8, "up_proj": 12, "down_proj": 12},
 )  # fmt: skip
 """As tests/videostr/models/test_qwen2_5_vl.py counts them."""
 
@@ -53,6 +56,30 @@ def test_memory_of_a_tiny_model_by_hand() -> None:
     assert engine.kv_tokens == (5 * GIB - 10_640) // 8
     assert engine.sequences == engine.kv_tokens // 50
     assert not memory.problems
+
+
+def test_adapters_alone_have_gradients_and_an_optimizer() -> None:
+    config = config_of(
+        model__freeze_vision=True,
+        model__lora=Lora(rank=2, targets=["q_proj", "up_proj"]),
+        learner__num_ranks=1,
+        loss__kl_coef=0.1,
+    )
+    learner = estimate(config, TINY, 10.0).learner
+    # 2 (8 + 12) = 40 weights; the model's 320 once, no reference; stage 0 keeps float32 gradients
+    assert learner.parameters * GIB == pytest.approx((320 + 40) * 2)
+    assert learner.gradients * GIB == pytest.approx(40 * (2 + 4))
+    assert learner.optimizer * GIB == pytest.approx(40 * 12)
+    assert learner.logits * GIB == pytest.approx(2 * 512 * 10 * 4)
+    # the largest matrix, 4 x 8, is merged in float32
+    assert (learner.buffers - BUFFERS_GIB) * GIB == pytest.approx(12 * 32, abs=1e-3)
+
+
+def test_adapters_of_a_7b_fit_one_gpu_of_80_gb() -> None:
+    config = load("configs/qwen2_5_vl_7b_2gpu_lora.yaml")
+    memory = estimate(config, shapes_of(config.model.path), 79.2)
+    assert not memory.problems
+    assert memory.learner.total < 40
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from videostr.models.attention import TOWER_INTERFACE, use_row_attention
 from videostr.models.base import shapes_of
 from videostr.models.layers import FusedRMSNorm, PaddedLinear
-from videostr.models.qwen2_5_vl import FAMILY, mrope_positions, use_fast_layers
+from videostr.models.qwen2_5_vl import FAMILY, Qwen25VL
+from videostr.models.qwen_vl import mrope_positions
 from videostr.types import Clip, ClipSpec, Prompt
 from videostr.video import ClipFrames
 
@@ -64,7 +65,7 @@ def test_seconds_are_rounded_to_the_dtype_of_the_model_as_the_engine_does() -> N
 
 
 @pytest.mark.parametrize(("kinds", "problem"), [
-    ([0, 0, 0], "0 runs of vision tokens and 1 videos"),
+    ([0, 0, 0], "0 runs of vision tokens, its video makes 1"),
     ([0, *[2] * 11], "11 tokens for a video of 12 merged patches"),
 ])  # fmt: skip
 def test_tokens_that_do_not_fit_the_video_are_named(kinds: list[int], problem: str) -> None:
@@ -111,7 +112,7 @@ def outputs_and_gradients(tower: nn.Module) -> dict[str, Tensor]:
 def test_a_tower_with_fast_layers_computes_the_same() -> None:
     tower = make_tower()
     fast = deepcopy(tower)
-    use_fast_layers(fast)
+    Qwen25VL().use_fast_layers(fast)
     kinds = [type(module) for module in fast.modules()]
     assert kinds.count(PaddedLinear) == 2 * 3
     assert kinds.count(FusedRMSNorm) == 2 * 2 + 1

@@ -19,15 +19,14 @@ from videostr.config.schema import Config
 from videostr.draw import (
     chosen,
     draw,
-    frame_at,
     frame_images,
     frame_times,
-    half_spacing,
     label_color,
     read_graph,
     view_of,
 )
 from videostr.errors import DataError, RunFolderError
+from videostr.graph import frame_at, half_spacing
 from videostr.metrics import duration
 from videostr.report.__main__ import main
 from videostr.report.page import render, write_report

@@ -6,7 +6,7 @@ In: what each source is to give. Out: a folder with
     frames/SCENE.frames.json   the images of every scene as a video (nothing is copied); frames/1/SCENE.frames.json where
                                source 1 of the recipe has other images of a scene that an earlier one has, too
     skipped.jsonl              everything that was left out, with file, line and reason
-    README.md  stats.html      dataset card, plots
+    README.md                  dataset card
     build.json                 how far it is, and what it was asked for: the same command continues after an interruption
 
 The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make

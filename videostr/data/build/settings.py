@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
+
+from videostr.config.sections import Count, Seed
 from videostr.data.questions import FAMILIES
 from videostr.errors import ConfigError
 from videostr.graph import MAX_FRAMES
 
+FrameCount = Annotated[int, msgspec.Meta(ge=2, le=MAX_FRAMES)]
+"""As many times as a graph may have."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one source; they decide the bytes that come out."""
 
     source: str
     root: str
     split: str = "train"
-    seed: int = 0
-    limit: int | None = None
+    seed: Seed = 0
+    limit: Count | None = None
     """Records, at most."""
-    scenes: int | None = None
+    scenes: Count | None = None
     """Scenes, at most, from the first."""
-    clips: int = 8
+    clips: Count = 8
     """Clips of a scene, at most."""
-    questions: int = 8
+    questions: Count = 8
     """Questions about a clip, at most, before balancing."""
-    num_frames: int = 8
+    num_frames: FrameCount = 8
     """F, frames shown and times of the graph."""
-    height: int | None = None
-    width: int | None = None
+    height: Count | None = None
+    width: Count | None = None
     """Size of the frames handed to the model, px; None keeps the images'."""
     exclude: tuple[str, ...] = ()
     """Files with names of scenes to leave out (`videostr/data/leakage.py`)."""
@@ -36,21 +41,11 @@ class Settings:
     """Those that are asked; () is all."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be built with, and families that do not exist.
+        """Refuse families that do not exist.
 
         Raises:
-            ConfigError: names the key, its value and the rule.
+            ConfigError: names the first of them.
         """
-        if not 2 <= self.num_frames <= MAX_FRAMES:
-            raise ConfigError(
-                f"num_frames = {self.num_frames}: must be 2 to {MAX_FRAMES}, as many times as a graph may have"
-            )
-        if self.seed < 0:
-            raise ConfigError(f"seed = {self.seed}: must not be negative")
-        for key in ("limit", "scenes", "clips", "questions", "height", "width"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} = {value}: must be at least 1")
         for name in self.families:
             if name not in FAMILIES:
                 raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import structs
 
 from videostr.data.balance import Balancer
 from videostr.data.build.settings import Settings
@@ -43,7 +44,7 @@ class Progress:
 
 
 def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Packed]]:
-    wanted = json.loads(json.dumps([asdict(settings) for settings in recipe]))
+    wanted = json.loads(json.dumps([structs.asdict(settings) for settings in recipe]))
     path = out / "build.json"
     if not path.exists():
         if list(out.glob("records-*.parquet")):

@@ -75,7 +75,7 @@ def scene_records(
         video = str((Path(settings.root) / file).resolve())
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
         for number, question in enumerate(ask(view, rng, settings.questions, settings.families)):
-            identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.family}/{number}"
+            identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.query.family}/{number}"
             yield _record(settings, identity, video, view, question, rng), question.balance
 
 
@@ -91,7 +91,7 @@ def _record(
     return Record(
         id=identity,
         source=view.scene.source,
-        family=question.family,
+        family=question.query.family,
         question=question.text,
         options=question.options,
         answer=question.answer,
@@ -105,6 +105,7 @@ def _record(
         ),
         labels=tuple(sorted(question.labels if labels is None else labels)),
         graph=None if labels is None else view.graph(labels),
+        query=question.query,
         image_size=view.scene.image_size,
     )
 

@@ -64,6 +64,6 @@ def ask(view: ClipView, rng: Rng, limit: int, families: Sequence[str] = ()) -> l
         for name in rng.permutation(families or list(FAMILIES)):
             question = FAMILIES[str(name)](view, rng)
             if question is not None and len(found) < limit:
-                found.setdefault((question.family, question.text), question)
+                found.setdefault((question.query.family, question.text), question)
         rounds_without_new = rounds_without_new + 1 if len(found) == before else 0
     return list(found.values())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from videostr.data.clips import ClipView
 from videostr.data.naming import AMBIGUITY_MARGIN, is_countable, plain
 from videostr.data.questions.question import Balance, PreparedQuestion, Rng, number
+from videostr.types import Query
 
 COUNT_WITHIN_M = 30.0
 """Objects of a street are counted within this distance of the camera."""
@@ -27,25 +28,28 @@ def counting(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         count = int(clear.any(1).sum())
         if count == 0 or shown.any(1).sum() > count:
             return None
-        return _count(rng, COUNT_ROOM, count, label)
+        return _count(rng, Query(family="counting", label=label), count)
     f = int(rng.integers(len(view.frames)))
-    counted, where = shown[:, f], ""
+    near: dict[str, Any] = {}
+    counted = shown[:, f]
     if view.is_3d:
         distance = view.all_distances[of_label, f]
         if (np.abs(distance - COUNT_WITHIN_M) < AMBIGUITY_MARGIN * COUNT_WITHIN_M).any():
             return None
         counted = distance < COUNT_WITHIN_M  # NaN where not annotated
-        where = f" within {COUNT_WITHIN_M:g} m of the camera"
+        near = {"within_m": COUNT_WITHIN_M, "camera": view.camera(f)}
     count = int(counted.sum())
     if count == 0 or not clear[counted, f].all():
         return None
-    return _count(rng, COUNT_AT, count, label, t=view.times[f], where=where)
+    return _count(rng, Query(family="counting", label=label, times=(view.times[f],), **near), count)
 
 
-def _count(rng: Rng, texts: Sequence[str], count: int, label: str, **values: object) -> PreparedQuestion:
+def _count(rng: Rng, query: Query, count: int) -> PreparedQuestion:
     """Make 1 half of the answers, else "1" would nearly always be right."""
-    asked = number("counting", rng, texts, float(count), "", label=plain(label), labels={label}, **values)
-    return replace(asked, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
+    where = "" if query.within_m is None else f" within {query.within_m:g} m of the camera"
+    texts = COUNT_AT if query.times else COUNT_ROOM
+    question = number(rng, texts, query, float(count), "", label=plain(query.label), where=where)
+    return replace(question, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 
 
 COUNT_ROOM = (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, labels_of, pick_named
+from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, pick_named, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.data.scene import Array, ground_axes
+from videostr.query import QUARTERS
 
 AMBIGUITY_MARGIN_PX = 60.0
 """What two things must differ by in the image to be told apart, px of 0..1000."""
+AMBIGUITY_MARGIN_SLOPE = 0.02
+"""And, in 3-D, metres to the side for a metre of depth: the middle of a box that the border cuts is not that of the object."""
 AMBIGUITY_MARGIN_DEG = 20.0
 """Angles closer to the border between two directions are not asked."""
 
@@ -20,27 +23,35 @@ def direction_camera(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     names = pick_named(view, rng, 2, f)
     if names is None:
         return None
-    a, b = pair = list(names)
+    pair = list(names)
     in_depth = view.is_3d and bool(rng.integers(2))
-    if in_depth:
+    places = view.in_camera(f)[pair] if view.is_3d else None
+    if in_depth and places is not None:
         # By depth as by distance: of two things, the one farther to the side may be nearer in one and farther in the other.
-        far = np.array([view.in_camera(f)[pair, 2], view.distances[pair, f]])
-        gaps, least = (
-            far[:, 0] - far[:, 1],
-            np.maximum(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * np.abs(far.max(1))),
-        )
-        words, texts = ("nearer to the camera", "farther from the camera"), DEPTH
+        far = np.array([places[:, 2], view.distances[pair, f]])
+        gaps = far[:, 0] - far[:, 1]
+        least = np.maximum(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * np.abs(far.max(1)))
+        axis, words, texts = "depth", NEARER_FARTHER, DEPTH
     else:
         centres = (view.boxes[pair, f, 0] + view.boxes[pair, f, 2]) / 2
         gaps, least = centres[:1] - centres[1:], np.array([AMBIGUITY_MARGIN_PX])
-        words, texts = ("left", "right"), SIDE
+        axis, words, texts = "image", LEFT_RIGHT, SIDE
+        if places is not None:
+            if not (places[:, 2] > 0).all():
+                return None
+            slopes = places[:, 0] / places[:, 2]
+            gaps, least = np.append(gaps, slopes[0] - slopes[1]), np.append(least, AMBIGUITY_MARGIN_SLOPE)
     if not ((gaps >= least).all() or (-gaps >= least).all()):
         return None
-    truth = words[int(gaps[0] > 0)]
-    text = worded(rng, texts, a=names[a], b=names[b], t=view.times[f])
-    return choice("direction_camera", rng, text, truth, words, labels_of(view, pair), tuple(names.values()))
+    truth = list(words)[int(gaps[0] > 0)]
+    query = query_about(
+        view, "direction_camera", names, times=(view.times[f],), axis=axis, camera=view.camera(f)
+    )
+    return choice(rng, worded(rng, texts, query), query, truth, words, query.names)
 
 
+LEFT_RIGHT = {"left": "left", "right": "right"}
+NEARER_FARTHER = {"nearer to the camera": "nearer", "farther from the camera": "farther"}
 SIDE = (
     "At {t:g} s, is {a} to the left or to the right of {b} in the image?",
     "As the camera sees it at {t:g} s, on which side of {b} is {a}?",
@@ -70,12 +81,11 @@ def direction_object(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
     if border < AMBIGUITY_MARGIN_DEG:
         return None
-    text = worded(rng, STANCE, **dict(zip("abc", names.values(), strict=True)), t=view.times[f])
-    labels = labels_of(view, list(names))
-    return choice("direction_object", rng, text, QUARTERS[quarter], QUARTERS, labels, tuple(names.values()))
+    query = query_about(view, "direction_object", names, times=(view.times[f],), up=view.up)
+    text = worded(rng, STANCE, query)
+    return choice(rng, text, query, QUARTERS[quarter], {each: each for each in QUARTERS}, query.names)
 
 
-QUARTERS = ("front-right", "back-right", "back-left", "front-left")
 STANCE = (
     "At {t:g} s, someone stands at {a} and faces {b}. Where is {c} from there?",
     "If I stand at the place of {a} at {t:g} s and look towards {b}, in which direction is {c}?",

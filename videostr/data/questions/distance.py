@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from videostr.data.clips import ClipView
 from videostr.data.naming import (
     AMBIGUITY_MARGIN,
     AMBIGUITY_MARGIN_M,
-    labels_of,
     name_of,
     name_without_box,
-    ordered_labels,
     pick,
     pick_named,
+    query_about,
 )
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, number, numeric_choice, worded
-from videostr.data.scene import Array
+from videostr.query import DECIMALS
 
 LEAST_DISTANCE_M = 1.0
 """Between the centres of two objects that are asked about."""
@@ -34,17 +30,22 @@ def distance_relative(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if names is None:
         return None
     target, *others = names
-    distances = np.linalg.norm(_places(view, others, f) - _places(view, [target], f), axis=1)
+    distances = np.array([view.distance_between(n, target, f) for n in others])
     nearest = bool(rng.integers(2))
     order = np.argsort(distances if nearest else -distances)
     best, second = distances[order[:2]]
     if abs(best - second) < max(AMBIGUITY_MARGIN_M, AMBIGUITY_MARGIN * max(best, second)):
         return None
-    options = tuple(sorted(names[n] for n in others))
-    text = worded(rng, NEAREST if nearest else FARTHEST, a=names[target], t=view.times[f])
-    key = (str(nearest), names[target], *options)
-    truth = names[others[int(order[0])]]
-    return choice("distance_relative", rng, text, truth, options, labels_of(view, list(names)), key)
+    axis = "nearest" if nearest else "farthest"
+    options = {
+        name.text: view.ids[n]
+        for n, name in sorted(names.items(), key=lambda pair: pair[1].text)
+        if n in others
+    }
+    query = query_about(view, "distance_relative", names, times=(view.times[f],), axis=axis)
+    text = worded(rng, NEAREST if nearest else FARTHEST, query)
+    truth = names[others[int(order[0])]].text
+    return choice(rng, text, query, truth, options, (str(nearest), names[target].text, *options))
 
 
 NEAREST = (
@@ -66,30 +67,17 @@ def distance_absolute(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     pair = pick(view, rng, 2, f)
     if pair is None:
         return None
-    a, b = _places(view, pair, f)
-    distance = float(np.linalg.norm(a - b))
-    values: dict[str, Any] = {"t": view.times[f], "labels": labels_of(view, pair)}
-    names = [name_without_box(view, n, f) for n in pair]
-    if all(names) and rng.integers(2):
-        key = sorted(ordered_labels(view, pair))
-        return numeric_choice(
-            "distance_absolute",
-            rng,
-            DISTANCE,
-            distance,
-            "m",
-            LEAST_DISTANCE_M,
-            key,
-            a=names[0],
-            b=names[1],
-            **values,
-        )
+    distance = view.distance_between(pair[0], pair[1], f)
+    free = {n: name for n in pair if (name := name_without_box(view, n, f))}
+    if len(free) == 2 and rng.integers(2):
+        query = query_about(view, "distance_absolute", free, times=(view.times[f],))
+        key = sorted(view.labels[n] for n in pair)
+        return numeric_choice(rng, DISTANCE, query, distance, "m", LEAST_DISTANCE_M, key)
     if not distance >= LEAST_DISTANCE_M:
         return None
-    names = [name_of(view, n, f) for n in pair]
-    return number(
-        "distance_absolute", rng, DISTANCE, round(distance, 1), "m", a=names[0], b=names[1], **values
-    )
+    named = {n: name_of(view, n, f) for n in pair}
+    query = query_about(view, "distance_absolute", named, times=(view.times[f],))
+    return number(rng, DISTANCE, query, round(distance, DECIMALS), "m")
 
 
 DISTANCE = (
@@ -97,9 +85,3 @@ DISTANCE = (
     "What is the distance in metres from the centre of {a} to that of {b} at {t:g} s?",
     "How many metres lie between the centres of {a} and {b} at {t:g} s?",
 )
-
-
-def _places(view: ClipView, tracks: Sequence[int], f: int) -> Array:
-    """Return [N, 3] positions in `camera0` at a selected frame."""
-    places: Array = view.positions[list(tracks), f]
-    return places

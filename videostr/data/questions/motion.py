@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import is_nameable, labels_of, name_of, name_without_box
+from videostr.data.naming import Name, is_nameable, name_of, name_without_box, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number, numeric_choice
+from videostr.query import DECIMALS, path
+from videostr.types import Query
 
 MOVES_M = 1.5
 """An object whose centre moves less may as well be parked: annotated boxes jitter."""
@@ -23,12 +23,13 @@ def displacement(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if moving is None:
         return None
     n, first, last = moving
-    moved = float(np.linalg.norm(view.positions[n, last] - view.positions[n, first]))
+    moved = path(view.places(n, (first, last)))
     if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
-        lasting = str(round(np.log2(view.times[last] - view.times[first])))
-        key, motion = (view.labels[n], lasting), _motion(view, *moving) | {"a": name}
-        return numeric_choice("displacement", rng, DISPLACEMENT, moved, "m", MOVES_M, key, **motion)
-    return number("displacement", rng, DISPLACEMENT, round(moved, 1), "m", **_motion(view, *moving))
+        key = (view.labels[n], str(round(np.log2(view.times[last] - view.times[first]))))
+        query = _query(view, "displacement", moving, name)
+        return numeric_choice(rng, DISPLACEMENT, query, moved, "m", MOVES_M, key)
+    query = _query(view, "displacement", moving, name_of(view, n, first))
+    return number(rng, DISPLACEMENT, query, round(moved, DECIMALS), "m")
 
 
 DISPLACEMENT = (
@@ -42,8 +43,9 @@ def path_length(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     moving = _moving(view, rng)
     if moving is None:
         return None
-    length = _path(view, *moving)
-    return number("path_length", rng, PATH, round(length, 1), "m", **_motion(view, *moving))
+    n, first, _ = moving
+    query = _query(view, "path_length", moving, name_of(view, n, first))
+    return number(rng, PATH, query, round(_path(view, *moving), DECIMALS), "m")
 
 
 PATH = (
@@ -61,9 +63,10 @@ def speed(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not speed >= LEAST_SPEED:
         return None
     if (name := name_without_box(view, n, first, with_time=True)) and rng.integers(2):
-        motion = _motion(view, *moving) | {"a": name}
-        return numeric_choice("speed", rng, SPEED, speed, "m/s", LEAST_SPEED, (view.labels[n],), **motion)
-    return number("speed", rng, SPEED, round(speed, 1), "m/s", **_motion(view, *moving))
+        query = _query(view, "speed", moving, name)
+        return numeric_choice(rng, SPEED, query, speed, "m/s", LEAST_SPEED, (view.labels[n],))
+    query = _query(view, "speed", moving, name_of(view, n, first))
+    return number(rng, SPEED, query, round(speed, DECIMALS), "m/s")
 
 
 SPEED = (
@@ -82,7 +85,7 @@ def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
         if len(at) < 2 or at[-1] - at[0] != len(at) - 1:
             continue
         first, last = int(at[0]), int(at[-1])
-        moved = np.linalg.norm(view.positions[n, last] - view.positions[n, first])
+        moved = path(view.places(n, (first, last)))
         if moved >= max(MOVES_M, MOVES_SHARE * view.camera_path(first, last)) and is_nameable(view, n, first):
             found.append((n, first, last))
     return found[int(rng.integers(len(found)))] if found else None
@@ -90,9 +93,9 @@ def _moving(view: ClipView, rng: Rng) -> tuple[int, int, int] | None:
 
 def _path(view: ClipView, n: int, first: int, last: int) -> float:
     """Through the selected frames: between them jitter of the boxes would add up."""
-    return float(np.linalg.norm(np.diff(view.positions[n, first : last + 1], axis=0), axis=1).sum())
+    return path(view.places(n, range(first, last + 1)))
 
 
-def _motion(view: ClipView, n: int, first: int, last: int) -> dict[str, Any]:
-    return {"a": name_of(view, n, first), "start": view.times[first], "end": view.times[last],
-            "labels": labels_of(view, [n])}  # fmt: skip
+def _query(view: ClipView, family: str, moving: tuple[int, int, int], name: Name) -> Query:
+    n, first, last = moving
+    return query_about(view, family, {n: name}, times=(view.times[first], view.times[last]))

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import is_unique, labels_of, plain
+from videostr.data.naming import Name, is_unique, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.types import Answer, AnswerKind
 
@@ -22,11 +22,15 @@ def order(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if len(chosen) < 2:
         return None
     chosen = sorted(chosen[:3], key=lambda n: firsts[n])
-    labels = [plain(view.labels[n]) for n in chosen]
-    options = tuple(sorted(", ".join(order) for order in permutations(labels)))
-    text = worded(rng, ORDER, names=", ".join(sorted(f"the {label}" for label in labels)))
-    key = tuple(sorted(labels))
-    return choice("order", rng, text, ", ".join(labels), options, labels_of(view, chosen), key)
+    names = {n: Name(plain(view.labels[n])) for n in sorted(chosen, key=lambda n: plain(view.labels[n]))}
+    orders = {
+        ", ".join(names[n].text for n in each): tuple(view.ids[n] for n in each)
+        for each in permutations(chosen)
+    }
+    query = query_about(view, "order", names)
+    text = worded(rng, ORDER, query, names=", ".join(f"the {name}" for name in query.names))
+    truth = next(iter(orders))  # the first permutation is the order itself
+    return choice(rng, text, query, truth, dict(sorted(orders.items())), query.names)
 
 
 ORDER = (
@@ -64,11 +68,10 @@ def presence(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not found:
         return None
     n, start, end = found[int(rng.integers(len(found)))]
-    text = worded(
-        rng, PRESENCE, a=f"the {plain(view.labels[n])}", times=", ".join(f"{t:g}" for t in view.times)
-    )
+    query = query_about(view, "presence", {n: Name(f"the {plain(view.labels[n])}")}, times=view.times)
+    text = worded(rng, PRESENCE, query, times=", ".join(f"{t:g}" for t in view.times))
     answer = Answer(kind=AnswerKind.SPAN, value=(start, end), unit="s")
-    return PreparedQuestion(family="presence", text=text, answer=answer, labels=labels_of(view, [n]))
+    return PreparedQuestion(query=query, text=text, answer=answer)
 
 
 PRESENCE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import is_nameable, is_unique_at, labels_of, name_of, pick, plain
+from videostr.data.naming import Name, is_nameable, is_unique_at, name_of, pick, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, worded
 from videostr.types import Answer, AnswerKind
 
@@ -22,16 +22,14 @@ def tracking(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not found:
         return None
     n = found[int(rng.integers(len(found)))]
-    asked = np.unique(np.linspace(1, len(view.frames) - 1, 3).round().astype(int))
-    boxes = tuple(tuple(float(v) for v in view.boxes[n, f].round()) for f in asked)
-    text = worded(
-        rng,
-        TRACKING,
-        a=name_of(view, n, 0, by_box=True),
-        times=", ".join(f"{view.times[f]:g} s" for f in asked),
+    shown = np.unique(np.linspace(1, len(view.frames) - 1, 3).round().astype(int))
+    name = name_of(view, n, 0, by_box=True)
+    query = query_about(view, "tracking", {n: name}, times=tuple(view.times[f] for f in shown))
+    text = worded(rng, TRACKING, query, times=", ".join(f"{t:g} s" for t in query.times))
+    answer = Answer(
+        kind=AnswerKind.TRACK, value=tuple(tuple(view.boxes[n, f].tolist()) for f in shown), unit="px"
     )
-    answer = Answer(kind=AnswerKind.TRACK, value=boxes, unit="px")
-    return PreparedQuestion(family="tracking", text=text, answer=answer, labels=labels_of(view, [n]))
+    return PreparedQuestion(query=query, text=text, answer=answer)
 
 
 TRACKING = (
@@ -46,10 +44,11 @@ def localisation_2d(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if not len(found):
         return None
     n, f = (int(v) for v in found[int(rng.integers(len(found)))])
-    text = worded(rng, WHERE_2D, a=f"the {plain(view.labels[n])}", t=view.times[f])
-    box = tuple(float(v) for v in view.boxes[n, f].round())
-    answer = Answer(kind=AnswerKind.BOX2D, value=box, unit="px")
-    return PreparedQuestion(family="localisation_2d", text=text, answer=answer, labels=labels_of(view, [n]))
+    query = query_about(
+        view, "localisation_2d", {n: Name(f"the {plain(view.labels[n])}")}, times=(view.times[f],)
+    )
+    answer = Answer(kind=AnswerKind.BOX2D, value=tuple(view.boxes[n, f].tolist()), unit="px")
+    return PreparedQuestion(query=query, text=worded(rng, WHERE_2D, query), answer=answer)
 
 
 WHERE_2D = (
@@ -70,11 +69,11 @@ def localisation_3d(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     length, width, height = view.sizes[n]
     heading = view.headings[n, f]
     yaw = float(np.arctan2(-heading[2], heading[0]))
-    place = tuple(float(v) for v in view.positions[n, f].round(2))
+    place = view.places(n, (f,))[0]
     sides = tuple(round(float(v), 2) for v in (length, height, width))
     answer = Answer(kind=AnswerKind.BOX3D, value=(*place, *sides, round(yaw, 2)), unit="m")
-    text = worded(rng, WHERE_3D, a=name_of(view, n, f), t=view.times[f])
-    return PreparedQuestion(family="localisation_3d", text=text, answer=answer, labels=labels_of(view, one))
+    query = query_about(view, "localisation_3d", {n: name_of(view, n, f)}, times=(view.times[f],))
+    return PreparedQuestion(query=query, text=worded(rng, WHERE_3D, query), answer=answer)
 
 
 WHERE_3D = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import labels_of, name_of, pick
+from videostr.data.naming import name_of, pick, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number
+from videostr.types import Query
 
 
 def size(view: ClipView, rng: Rng) -> PreparedQuestion | None:
@@ -15,16 +16,13 @@ def size(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if one is None:
         return None
     axis = int(rng.integers(3))
-    name = name_of(view, one[0], f)
-    sides = view.sizes[one[0]]
+    sides, named = view.sizes[one[0]], {one[0]: name_of(view, one[0], f)}
     if all(track.is_static for track in view.tracks):  # boxes of a scan follow the room, not the object
-        return number(
-            "size", rng, LONGEST, round(float(sides.max()), 2), "m", a=name, labels=labels_of(view, one)
-        )
-    return number(
-        "size", rng, SIZE, round(float(sides[axis]), 2), "m",
-        a=name, dimension=("long", "wide", "tall")[axis], labels=labels_of(view, one),
-    )  # fmt: skip
+        query = query_about(view, "size", named, times=(view.times[f],), axis="longest")
+        return number(rng, LONGEST, query, round(float(sides.max()), 2), "m")
+    dimension = ("long", "wide", "tall")[axis]
+    query = query_about(view, "size", named, times=(view.times[f],), axis=dimension)
+    return number(rng, SIZE, query, round(float(sides[axis]), 2), "m", dimension=dimension)
 
 
 SIZE = (
@@ -40,7 +38,7 @@ LONGEST = (
 def room_size(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     if view.scene.room_size is None:
         return None
-    return number("room_size", rng, ROOM, round(view.scene.room_size, 1), "m2", labels=set())
+    return number(rng, ROOM, Query(family="room_size"), round(view.scene.room_size, 1), "m2")
 
 
 ROOM = (

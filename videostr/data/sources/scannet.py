@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
-from videostr.data.scene import NEAR_M, Array, Frame, Scene, Skip, SkipReason, Track, are_rigid, cut
+from videostr.data.scene import Array, Frame, Scene, Skip, SkipReason, Track, are_rigid, cut
 from videostr.data.source import LIMIT, SkipEntry, Source, are_usable, floats, no_object
+from videostr.data.sources.occlusion import seen_vertices
 from videostr.data.sources.ply import ply_vertices
 from videostr.errors import DataError
 
@@ -42,15 +43,6 @@ HEAPS = frozenset({"books", "clothes", "paper"})
 """Labels one instance of which may be several things."""
 SPELLINGS = {"refridgerator": "refrigerator"}
 """NYU40's own spelling."""
-GRID = (80, 60)
-"""Columns and rows of the finest depth grid."""
-LEVELS = 3
-"""Depth grids, each half as fine as the one before."""
-SPACING_M = 0.03
-"""Vertices of a scan are not farther apart than this: each is drawn in the finest grid whose cells are as large there, since in
-finer ones a near surface would have holes."""
-TOLERANCE_M, TOLERANCE = 0.1, 0.02
-"""A vertex is hidden when it is farther than the nearest one of its cell by more than this, and this share."""
 LEAST_BEST = 0.25
 """An object of which no frame shows this share of its vertices is hidden in part in all of them."""
 
@@ -373,7 +365,7 @@ def _tracks(
     boxes = np.full((len(objects), len(poses), 4), np.nan)
     axes = np.ascontiguousarray(points.T, dtype=np.float32)
     for f, pose in enumerate(poses):
-        seen, pixels = _seen(axes, pose, projection, image_size)
+        seen, pixels = seen_vertices(axes, pose, projection, image_size)
         place = np.full(len(points), -1)
         place[seen] = np.arange(len(seen))
         for n, item in enumerate(objects):
@@ -404,31 +396,3 @@ def _track(item: _Object, points: Array, shares: Array, boxes: Array) -> Track:
         boxes=boxes[frames],
         is_static=True,
     )
-
-
-def _seen(
-    axes: NDArray[np.float32], pose: Array, projection: Array, image_size: tuple[int, int]
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return indices of those vertices, [3, N], that a camera sees, and their [n, 2] pixels."""
-    width, height = image_size
-    # Sums over whole axes: a product of matrices is several times slower where processes share the cores.
-    u, v, depth = (
-        a * axes[0] + b * axes[1] + c * axes[2] + d
-        for a, b, c, d in (projection @ np.linalg.inv(pose)).tolist()
-    )
-    inside = (depth >= NEAR_M) & (u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth)
-    index = np.flatnonzero(inside)
-    depth = depth[index]
-    pixels = np.stack([u[index], v[index]], axis=1) / depth[:, None]
-    cells_per_spacing = SPACING_M * projection[0, 0] / depth * GRID[0] / width
-    levels = np.clip(np.ceil(np.log2(cells_per_spacing)), 0, LEVELS - 1)
-    hidden = np.zeros(len(depth), dtype=bool)
-    for level in range(LEVELS):
-        columns, rows = GRID[0] >> level, GRID[1] >> level
-        column, row = (pixels * (columns / width, rows / height)).astype(int).T
-        cells = np.minimum(row, rows - 1) * columns + np.minimum(column, columns - 1)
-        drawn = levels == level
-        nearest = np.full(columns * rows, np.inf, dtype=np.float32)  # of the type of depth, or `at` is slow
-        np.minimum.at(nearest, cells[drawn], depth[drawn])
-        hidden |= depth > nearest[cells] * (1 + TOLERANCE) + TOLERANCE_M
-    return index[~hidden], pixels[~hidden]

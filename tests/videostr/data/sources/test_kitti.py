@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videostr.data.build.settings import Settings
+from videostr.data.build.worker import scene_records
+from videostr.data.records import record_from_row, record_to_row
 from videostr.data.scene import Scene, Skip, SkipReason, Track, corners, ground_axes, projected_box, to_camera
 from videostr.data.sources.kitti import Kitti
 from videostr.errors import DataError
+from videostr.query import entailed, is_answerable
 
 REAL = Path(__file__).parents[4].parent / "shared" / "data" / "kitti_tracking"
 P2 = "700 0 600 45 0 700 170 0.2 0 0 1 0.003"
@@ -525,6 +530,28 @@ def test_a_parked_car_stays_where_it_is(real, name, track):
     assert apparent > 13
     assert real_m < 0.7
     assert real_m < 0.04 * apparent
+
+
+def test_true_graphs_of_real_labels_entail_the_answers(real):
+    counts = Counter()
+    for seed in (0, 1):
+        settings = Settings(source="kitti", root="", seed=seed, clips=12, questions=24)
+        for scene in real.values():
+            for record, _ in scene_records(settings, scene):
+                # As it is read from a dataset: the graph and the query have been text.
+                record = record_from_row(record_to_row(record), "row")
+                if record.graph is None:  # too many nodes for one
+                    continue
+                told = is_answerable(record.query, record.graph)
+                counts[record.family, told] += 1
+                assert not told or entailed(record.query, record.graph) == record.answer, record
+    assert {family for family, told in counts if not told} == {
+        "localisation_2d",
+        "localisation_3d",
+        "size",
+        "tracking",
+    }
+    assert sum(count for (_, told), count in counts.items() if told) > 500
 
 
 def overlaps_of_clear_cars(scene: Scene) -> Iterator[float]:

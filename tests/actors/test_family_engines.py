@@ -1,0 +1,321 @@
+"""Every family on a real vLLM engine: prompts, log-probabilities and weights are those of the learner.
+
+One engine for each family but the first, which tests/actors/test_engines.py has. They start together, once for the module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import pytest
+import ray
+import torch
+from tokenizers import AddedToken
+from transformers import AutoProcessor
+
+from actors.rollout import BAN, RolloutWorker
+from actors.sync import transfer_weights
+from tests.actors.sender import Learner, Sender
+from videostr.chat import chat_text, hidden_tokens
+from videostr.config.schema import Config
+from videostr.errors import TransferError
+from videostr.grpo.batch import Group, build_row, plan_rows
+from videostr.models.base import FAMILIES, ModelFamily, family_of
+from videostr.models.checkpoint import load_policy
+from videostr.ports import Sampled, SampleRequest
+from videostr.types import ClipSpec, FinishReason, Prompt
+from videostr.video import FrameStore, name_clip
+
+T = TypeVar("T")
+TEMPERATURE = 0.8
+AGREEMENT = 1e-4
+"""Largest difference between log-probabilities of engine and learner, float32, nats."""
+OTHERS = list(FAMILIES)[1:]
+VIDEOS = {
+    "square.mp4": (64, 64, Fraction(10)),
+    "wide.mp4": (48, 80, Fraction(30000, 1001)),
+    "odd.mp4": (70, 100, Fraction(4)),
+}
+"""Height, width and frame rate; 100 x 70 is no multiple of a merged patch."""
+CLIPS = (
+    ClipSpec(video="square.mp4", num_frames=6),
+    ClipSpec(video="wide.mp4", num_frames=5),
+    ClipSpec(video="wide.mp4", num_frames=4, start_s=1.3, end_s=2.9),
+    ClipSpec(video="odd.mp4", num_frames=2, start_s=2.5),
+)
+THINKING = "qwen3_vl"
+"""The family whose policy here is one that always reasons."""
+ENDS = ("<|im_end|>", "<|endoftext|>")
+MISSING = {
+    "qwen3_vl": (
+        "model.visual.deepstack_merger_list.1.linear_fc2.weight",
+        "model.language_model.layers.1.self_attn.q_norm.weight",
+    ),
+}
+"""Parameters whose loss has to be seen; of no other family than this one."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family with an engine."""
+
+    family: ModelFamily
+    config: Config
+    frames: FrameStore
+    prompts: tuple[Prompt, ...]
+    """About one video each."""
+    processor: Any
+    engine: Any
+    sender: Any
+
+    @property
+    def policy(self) -> str:
+        """Folder of the weights that the engine started with."""
+        return self.config.model.path
+
+
+Run = Callable[[Awaitable[T]], T]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run[Any]]:
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def all_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
+    folder = tmp_path_factory.mktemp("families")
+    for number, (name, (height, width, rate)) in enumerate(VIDEOS.items()):
+        write_video(folder / name, height, width, rate, number)
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    found = {kind: serve(kind, folder) for kind in OTHERS}
+    ray.get([served.engine.start.remote() for served in found.values()])
+    yield found
+    ray.get([served.engine.close.remote() for served in found.values()])
+    ray.shutdown()
+
+
+@pytest.fixture(params=OTHERS)
+def served(request: pytest.FixtureRequest, all_served: dict[str, Served]) -> Served:
+    return all_served[request.param]
+
+
+def serve(kind: str, folder: Path) -> Served:
+    family, policy = family_of({"model_type": kind}), folder / kind
+    family.make_tiny(policy, 0, ["where is the red_ball at 2.5 s?", "<0.1 seconds><think>left</think>"])
+    sharpen(policy)
+    if kind == THINKING:
+        make_thinking(policy)
+    processor = AutoProcessor.from_pretrained(policy)
+    config = Config()
+    config.model.path, config.model.dtype = str(policy), "float32"
+    config.rollout.num_cpus = 1
+    config.rollout.max_model_len, config.rollout.max_num_batched_tokens = 1024, 4096
+    config.sync.timeout_s, config.sync.verify = 60, True
+    frames = FrameStore(folder / "frames")
+    prompts = tuple(
+        Prompt(
+            record_id=str(i),
+            text=chat_text("where is it? " * (i + 1), processor),
+            clip=name_clip(spec, folder),
+        )
+        for i, spec in enumerate(CLIPS)
+    )
+    engine = ray.remote(RolloutWorker).options(num_cpus=1)
+    return Served(
+        family=family,
+        config=config,
+        frames=frames,
+        prompts=prompts,
+        processor=processor,
+        engine=engine.remote(0, config, str(frames.folder), str(folder / f"{kind}.log")),
+        sender=ray.remote(Sender).options(num_cpus=1).remote(str(policy)),
+    )
+
+
+def write_video(path: Path, height: int, width: int, rate: Fraction, seed: int) -> None:
+    """Four seconds of noise that fades from frame to frame."""
+    draw = np.random.default_rng(seed)
+    first, last = draw.integers(0, 256, (2, height, width, 3))
+    count = round(4 * rate)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(count):
+            image = first + (last - first) * number // count
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8))))
+        container.mux(stream.encode())
+
+
+def sharpen(folder: Path) -> None:
+    """Scale random weights so that tokens have different probabilities, and depend on the video."""
+    policy = load_policy(folder, torch.float32)
+    with torch.no_grad():
+        policy.lm_head.weight *= 8
+        for name, parameter in policy.named_parameters():
+            if (
+                "merger" in name
+                and parameter.ndim == 2
+                and len(parameter) == policy.config.text_config.hidden_size
+            ):
+                parameter *= 20
+            if "language_model" in name and name.endswith(("o_proj.weight", "v_proj.weight")):
+                parameter *= 5
+    policy.save_pretrained(folder)
+
+
+def make_thinking(folder: Path) -> None:
+    """Give a policy what released models that always reason have: tokens for the tags, a template that opens the block.
+
+    And two tokens that end a completion. The tags are special tokens here, which is the harder case.
+    """
+    policy, processor = load_policy(folder, torch.float32), AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.add_tokens([AddedToken(tag, special=True) for tag in ("<think>", "</think>")])
+    processor.chat_template = processor.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    policy.resize_token_embeddings(len(processor.tokenizer))
+    policy.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(list(ENDS))
+    policy.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def sample(served: Served, prompt: Prompt, **changes: Any) -> Sampled:
+    request = SampleRequest(prompt=prompt, n=4, temperature=TEMPERATURE, max_tokens=16, seed=7)
+    sampled = ray.get(served.engine.sample.remote(replace(request, **changes)), timeout=120)
+    assert isinstance(sampled, Sampled), sampled
+    return sampled
+
+
+def learned(served: Served, policy: Any, prompt: Prompt, sampled: Sampled) -> np.ndarray:
+    """Log-probabilities [N] of sampled tokens as the learner computes them, in one packed row, placeholders banned."""
+    (inputs,) = served.family.encode(
+        [prompt], [served.frames.frames(prompt.clip)], served.processor, policy.config
+    )
+    assert sampled.prompt_token_ids.tolist() == inputs.input_ids.tolist()
+    completions = tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in sampled.completions)
+    group = Group(
+        prompt=inputs,
+        completions=completions,
+        behaviour_logprobs=tuple(torch.zeros(len(tokens)) for tokens in completions),
+        advantages=torch.zeros(len(completions)),
+    )
+    (plan,) = plan_rows([len(inputs.input_ids)], [[len(c) for c in completions]], max_row_tokens=4096)
+    row = build_row(plan, {0: group})
+    vocabulary = served.processor.tokenizer.get_vocab()
+    with torch.no_grad():
+        hidden = served.family.hidden_states(policy, row, "sdpa")
+        logits = policy.lm_head(hidden[row.predictors])
+        logits[:, [vocabulary[token] for token in served.family.placeholders]] += BAN
+        logprobs = torch.log_softmax(logits / TEMPERATURE, -1).gather(1, row.targets[:, None])[:, 0]
+    return logprobs.numpy()
+
+
+def loaded(served: Served, folder: str | Path) -> Any:
+    """A policy that computes rows."""
+    policy = load_policy(folder, torch.float32).eval()
+    served.family.prepare(policy)
+    return policy
+
+
+def difference(served: Served, policy: Any, prompt: Prompt, sampled: Sampled) -> float:
+    """Largest difference between log-probabilities of engine and learner."""
+    found = np.concatenate([completion.logprobs for completion in sampled.completions])
+    return float(np.abs(found - learned(served, policy, prompt, sampled)).max())
+
+
+def transfer(served: Served, run: Run[Any], version: int, forget: str = "") -> dict[str, float]:
+    learner = Learner(served.config, served.sender, forget=forget)
+    metrics: dict[str, float] = run(transfer_weights(served.config, learner, [served.engine], version))
+    return metrics
+
+
+def test_ids_and_logprobs_are_those_of_the_learner(served: Served) -> None:
+    policy = loaded(served, served.policy)
+    spread = []
+    for prompt in served.prompts:
+        sampled = sample(served, prompt)
+        assert difference(served, policy, prompt, sampled) < AGREEMENT
+        spread.append(np.concatenate([completion.logprobs for completion in sampled.completions]).std())
+    assert min(spread) > 0.5  # agreement would say nothing without
+    first, *_, last = served.prompts
+    swapped = replace(last, text=first.text)
+    assert (
+        sample(served, swapped).completions[0].token_ids.tolist()
+        != sample(served, first).completions[0].token_ids.tolist()
+    )
+
+
+def test_after_a_sync_every_parameter_is_that_of_the_learner(
+    served: Served, run: Run[Any], tmp_path: Path
+) -> None:
+    """The transfer compares all of them; what is sampled then is the proof."""
+    prompt = served.prompts[1]
+    before = sample(served, prompt)
+    names = ray.get(served.sender.perturb.remote(1))
+    ray.get(served.sender.save.remote(str(tmp_path)))
+    policy = loaded(served, tmp_path)
+    assert set(names) == {name for name, _ in policy.named_parameters()}
+    metrics = transfer(served, run, 1)
+    assert metrics["sync/bytes"] == sum(p.numel() * 4 for p in policy.parameters())
+    after = sample(served, prompt)
+    assert {span.version for c in after.completions for span in c.weight_versions} == {1}
+    assert difference(served, policy, prompt, after) < AGREEMENT
+    assert difference(served, policy, prompt, before) > 100 * AGREEMENT
+
+
+def test_a_frozen_tower_is_not_sent(served: Served, run: Run[Any], tmp_path: Path) -> None:
+    served.config.model.freeze_vision = True
+    ray.get([served.sender.freeze_vision.remote(True), served.sender.perturb.remote(2, "language_model")])
+    ray.get(served.sender.save.remote(str(tmp_path)))
+    metrics = transfer(served, run, 2)
+    served.config.model.freeze_vision = False
+    ray.get(served.sender.freeze_vision.remote(False))
+    policy = loaded(served, tmp_path)
+    tower = sum(p.numel() for p in served.family.tower(policy).parameters())
+    assert metrics["sync/bytes"] == 4 * (sum(p.numel() for p in policy.parameters()) - tower)
+    assert difference(served, policy, served.prompts[1], sample(served, served.prompts[1])) < AGREEMENT
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in MISSING.items() for name in names]
+)
+def test_a_missing_parameter_is_named(
+    all_served: dict[str, Served], run: Run[Any], kind: str, name: str
+) -> None:
+    served = all_served[kind]
+    ray.get(served.sender.perturb.remote(3))
+    with pytest.raises(TransferError, match=f"{name} differs .*version 3"):
+        transfer(served, run, 3, forget=name)
+    transfer(served, run, 4)
+
+
+def test_a_model_that_always_reasons(all_served: dict[str, Served], run: Run[Any]) -> None:
+    """Its texts begin with what the template wrote, hold the tags, and end at each of the tokens that end a completion."""
+    served = all_served[THINKING]
+    tokenizer, prompt = served.processor.tokenizer, served.prompts[0]
+    assert prompt.text.endswith("<think>\n")
+    ray.get(served.sender.favour_alike.remote(["</think>", *ENDS]))
+    transfer(served, run, 5)
+    ends = tokenizer.convert_tokens_to_ids(list(ENDS))
+    close = tokenizer.convert_tokens_to_ids("</think>")
+    last, closed = set(), 0
+    for completion in sample(served, prompt, n=32, max_tokens=64).completions:
+        ids = completion.token_ids.tolist()
+        stopped = completion.finish_reason is FinishReason.STOP
+        assert [i for i in ids if i in ends] == ([ids[-1]] if stopped else [])
+        last.add(ids[-1])
+        closed += close in ids
+        shown = tokenizer.decode([i for i in ids if i not in hidden_tokens(tokenizer)])
+        assert completion.text == "<think>\n" + shown
+        assert completion.text.count("</think>") == ids.count(close)
+        assert not any(end in completion.text for end in ENDS)
+    assert last >= set(ends)
+    assert closed

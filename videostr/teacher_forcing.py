@@ -1,0 +1,104 @@
+"""Teacher-forced accuracy on held-out references: how well the policy predicts each token, given the true ones before it.
+
+In: held-out records with their references, ports. Out: an `Evaluation` whose figures are `tokens` and `digits` (the share of
+tokens, and of those that are one digit, whose most likely value is the true one) and `loss` (the mean of -log p, nats).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from videostr.asking import ask
+from videostr.config.schema import Config
+from videostr.data.prompts import PromptItem
+from videostr.heldout import Evaluation
+from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.types import Failure, FailureKind, LearnerBatch, RolloutGroup
+
+log = logging.getLogger("videostr.evaluate")
+
+
+class TeacherForcing:
+    """Evaluates held-out references; implements `videostr.run.Evaluate`."""
+
+    def __init__(self, processor: Any) -> None:
+        """Take the policy's processor, which knows the tokens of digits."""
+        vocabulary = processor.tokenizer.get_vocab()
+        self._digits = [vocabulary[str(digit)] for digit in range(10) if str(digit) in vocabulary]
+
+    async def __call__(
+        self,
+        config: Config,
+        heldout: Sequence[PromptItem | Failure],
+        ports: Ports,
+        version: int,
+        *,
+        greedy_only: bool = False,
+    ) -> Evaluation:
+        """Return the figures of the learner's weights, which are those of `version`; nothing is sampled.
+
+        Prompts that fail are counted and left out. Weights that have become others meanwhile are a failure of all.
+        """
+        del greedy_only
+        items = {item.record.id: item for item in heldout if isinstance(item, PromptItem)}
+        groups: dict[str, RolloutGroup] = {}
+
+        async def keep(name: str, sampled: Sampled) -> Failure | None:
+            found = await ports.rewards.score(items[name].record, sampled.completions)
+            if isinstance(found, Failure):
+                return found
+            groups[name] = RolloutGroup(
+                prompt=items[name].prompt, prompt_token_ids=sampled.prompt_token_ids, rollouts=found
+            )
+            return None
+
+        requests = {
+            name: SampleRequest(
+                prompt=item.prompt, n=1, temperature=1.0, max_tokens=config.sampling.max_tokens, seed=0,
+                references=item.references[:1],
+            )
+            for name, item in items.items()
+        }  # fmt: skip
+        refused = await ask(requests, ports.rollouts, keep, at_once=config.train.prompts_per_step)
+        failures = [*(item for item in heldout if isinstance(item, Failure)), *refused.values()]
+        scores: dict[str, dict[str, float]] = {}
+        ordered = [groups[name] for name in items if name in groups]
+        size = config.train.prompts_per_step
+        for chunk in (ordered[start : start + size] for start in range(0, len(ordered), size)):
+            if ports.learner.version != version:
+                failures += [_too_late(group, version, ports.learner.version) for group in chunk]
+                continue
+            batch = LearnerBatch(
+                groups=tuple(chunk), advantages=tuple(np.ones(1, np.float32) for _ in chunk), temperature=1.0
+            )
+            found, failed = await ports.learner.predictions(batch)
+            failures += failed
+            for group in chunk:
+                if (values := found.get((group.prompt.record_id, 0))) is not None:
+                    scores[group.prompt.record_id] = self._figures(group, *values)
+        return Evaluation(
+            version=version,
+            sampled={},
+            greedy=scores,
+            failures=dict(Counter(failure.kind.name.lower() for failure in failures)),
+        )
+
+    def _figures(self, group: RolloutGroup, logprobs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+        """Return the figures of one reference."""
+        true = group.rollouts[0].completion.token_ids
+        right, is_digit = tokens == true, np.isin(true, self._digits)
+        figures = {"tokens": float(right.mean()), "loss": -float(logprobs.mean())}
+        return figures | ({"digits": float(right[is_digit].mean())} if is_digit.any() else {})
+
+
+def _too_late(group: RolloutGroup, version: int, now: int) -> Failure:
+    return Failure(
+        kind=FailureKind.OTHER_WEIGHTS,
+        record_id=group.prompt.record_id,
+        detail=f"the learner has version {now}, version {version} is evaluated",
+    )
