@@ -112,6 +112,8 @@ def costs_of(
       a row         ZeRO-3: two gathers and one reduction of all trained weights
       an update     optimizer: 28 bytes a weight; ZeRO 0 to 2: an all-reduce of all trained weights
       weight sync   overhead + trained bytes, gathered and broadcast
+    With adapters (model.lora) matrices have no gradients of their own: a pass less, and reductions and optimizer are of the
+    adapters; gathers and weight sync stay those of the model.
     A decode step reads and computes one after the other here; in truth they overlap partly.
     """
     rollout, learner, on_cpu = config.rollout, config.learner, hardware.memory_gib == 0
@@ -130,25 +132,29 @@ def costs_of(
         passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes
     pass_s = hardware.learn / (hardware.learn_flops * (learner.threads if on_cpu else 1))
-    trained = shapes.parameters - (shapes.vision_parameters if config.model.freeze_vision else 0)
+    lora = config.model.lora
+    changed = shapes.parameters - (shapes.vision_parameters if config.model.freeze_vision else 0)
+    trained = shapes.adapter_parameters(lora.rank, lora.targets) if lora.rank else changed
     one_node = gpus_of(config) <= gpus_per_node
     link = LINK_SHARE * (hardware.node_link if one_node else hardware.network_link)
-    exchange_s = 2 * trained * element / link * (1 - 1 / learner.num_ranks)
+    exchange_s = element / link * (1 - 1 / learner.num_ranks)  # of one weight, once
     optimizer_s = 28 * trained / hardware.bandwidth / (learner.num_ranks if learner.zero_stage else 1)
     return Costs(
         step_s=hardware.engine * step_s,
         sequence_s=hardware.engine * sequence_s,
         prefill_s=hardware.engine * forward.segment(work.prompt_tokens, (), patches) / flops_s,
         reward_s=hardware.reward * config.sampling.group_size / TRACES_PER_S,
-        learn_fixed_s=hardware.learn * (optimizer_s + (exchange_s if learner.zero_stage < 3 else 0.0)),
+        learn_fixed_s=hardware.learn
+        * (optimizer_s + (2 * trained * exchange_s if learner.zero_stage < 3 else 0.0)),
         row=RowCost(
-            token=passes * forward.token * pass_s,
+            token=(passes - (lora.rank > 0)) * forward.token * pass_s,
             pair=passes * forward.pair * pass_s,
-            target=4 * forward.target * pass_s,
+            target=(4 - (lora.rank > 0)) * forward.target * pass_s,
             patch=vision_passes * forward.patch * pass_s,
         ),
-        learn_row_s=hardware.learn * (1.5 * exchange_s if learner.zero_stage == 3 else 0.0),
-        sync_s=hardware.sync * (hardware.sync_s + 2 * trained * element / link),
+        learn_row_s=hardware.learn
+        * ((2 * changed + trained) * exchange_s if learner.zero_stage == 3 else 0.0),
+        sync_s=hardware.sync * (hardware.sync_s + 2 * changed * element / link),
         prompt_patches=patches,
     )
 

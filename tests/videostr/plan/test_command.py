@@ -240,7 +240,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_command_plans_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    text = answer(capsys, CPU_CONFIG, "plan.cores=2", "plan.staleness=[0,1]")
+    text = answer(capsys, CPU_CONFIG, "plan.cores=2", "plan.staleness=[0,1]", "train.prompts_per_step=4")
     assert "2 cores shared by all; speeds: assumed, not measured" in text
     rows = rows_of(text)
     assert [(row["mark"], row["GPUs"], row["S"]) for row in rows[:2]] == [
@@ -282,7 +282,7 @@ def test_a_config_that_does_not_fit_is_said_and_others_are_found(capsys: pytest.
 
 
 def test_engines_that_die_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ["plan.cores=2", "plan.staleness=[0]", "rollout.max_restarts=100", "train.prompts_per_step=4"]
+    keys = ["plan.cores=2", "plan.staleness=[0]", "rollout.max_restarts=100", "train.prompts_per_step=2"]
     dying = answer(capsys, CPU_CONFIG, *keys, "plan.mtbf_hours=0.005", "plan.restart_s=20")
     assert "tokens a step are sampled again after failures of engines" in dying
     living = answer(capsys, CPU_CONFIG, *keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from tests.videostr.models.test_memory import TINY, config_of
 from videostr.config.schema import Config
+from videostr.config.sections import Lora
 from videostr.errors import ModelError
 from videostr.models.base import shapes_of
 from videostr.plan.costs import HARDWARE, Costs, Hardware, costs_of
@@ -101,6 +103,19 @@ def test_checkpointing_and_a_reference_cost_a_pass_each_and_a_frozen_tower_two_l
         (base.row.token * 5 / 3, base.row.patch * 5 / 3)
     )
     assert (frozen.row.token, frozen.row.patch) == pytest.approx((base.row.token, base.row.patch / 3))
+
+
+def test_adapters_save_the_gradients_of_matrices_and_what_is_reduced() -> None:
+    whole = config_of(model__dtype="bfloat16", model__freeze_vision=True, learner__num_ranks=2)
+    adapted = replace(whole, model=replace(whole.model, lora=Lora(rank=2, targets=["q_proj", "up_proj"])))
+    base, found = costs(whole), costs(adapted)
+    assert (found.row.token, found.row.pair) == pytest.approx((base.row.token * 2 / 3, base.row.pair))
+    assert found.row.target == pytest.approx(base.row.target * 3 / 4)
+    # 2 (8 + 12) = 40 weights of 2 bytes at 700 a second, of which half is the rank's own
+    assert found.learn_fixed_s == pytest.approx(28 * 40 / 500 + 2 * 40 * 2 / 700 / 2)
+    assert found.sync_s == base.sync_s  # the merged matrices
+    adapted.learner.zero_stage = 3
+    assert costs(adapted).learn_row_s == pytest.approx((2 * 244 + 40) * 2 / 700 / 2)
 
 
 def test_what_a_run_measured_scales_its_side() -> None:
