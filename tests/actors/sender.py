@@ -88,7 +88,7 @@ class Sender:
         first, *others = tokenizer.convert_tokens_to_ids(tokens)
         weight = self.policy.lm_head.weight.data
         weight[first] *= 5
-        weight[others] = weight[first]
+        weight[others] = weight[first].clone()
 
     def forget_to_end(self) -> None:
         """Make the token that ends a completion unlikely."""

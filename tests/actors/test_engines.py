@@ -28,6 +28,8 @@ from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, RolloutWorker, engine_seed
 from actors.sync import SupervisedSync, transfer_weights
+from tests.actors import agreement
+from tests.actors.agreement import difference, prompts_of, row_policy, sharpen, write_videos
 from tests.actors.sender import Learner, Sender
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
@@ -72,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         records.append(make_records(scene, f"{number}.mp4", f"scene-{number}", 2))
     texts = [text for of in records for r in of for text in (instruction(r), reference_trace(r))]
     make_tiny(folder / "policy", 0, texts)
-    _sharpen(folder / "policy")
+    sharpen(folder / "policy")
     processor = AutoProcessor.from_pretrained(folder / "policy")
     chosen = (records[0][0], records[0][1], records[1][0])
     prompts = tuple(render(r, name_clip(r.clip, folder), processor) for r in chosen)
@@ -83,18 +85,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config.rollout.start_timeout_s, config.rollout.request_timeout_s = 400, 120
     config.sync.timeout_s, config.sync.verify = 60, True
     return World(config=config, frames=FrameStore(folder / "frames"), prompts=prompts)
-
-
-def _sharpen(folder: Path) -> None:
-    """Scale random weights so that tokens have different probabilities, and depend on the video."""
-    policy = load_policy(folder, torch.float32)
-    with torch.no_grad():
-        policy.lm_head.weight *= 8
-        policy.model.visual.merger.mlp[2].weight *= 20
-        for layer in policy.model.language_model.layers:
-            layer.self_attn.o_proj.weight *= 5
-            layer.self_attn.v_proj.weight *= 5
-    policy.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +222,19 @@ def test_group_agrees_with_transformers(world: World, run: Run[Any], pool: RayRo
     assert _difference(world, world.config.model.path, prompt, sampled) <= AGREEMENT
     # With random weights, 4 of about 640 tokens are banned: the learner's plain log-softmax is lower by about 4 / 640.
     assert _difference(world, world.config.model.path, prompt, sampled, banned=False) <= AGREEMENT
+
+
+def test_ids_and_logprobs_are_those_of_the_learner_whatever_the_video(
+    world: World, run: Run[Any], pool: RayRolloutPool, tmp_path: Path
+) -> None:
+    write_videos(tmp_path)
+    policy, processor = (
+        make(world.config.model.path) for make in (row_policy, AutoProcessor.from_pretrained)
+    )
+    for prompt in prompts_of(tmp_path, processor):
+        sampled = _direct(run, pool, 0, _request(prompt, n=4))
+        frames = world.frames.frames(prompt.clip)
+        assert difference(policy, processor, prompt, frames, sampled) < agreement.AGREEMENT
 
 
 def _check(completion: Completion, eos: int) -> None:

@@ -8,48 +8,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-import av
-import numpy as np
 import pytest
 import ray
 import torch
 from tokenizers import AddedToken
 from transformers import AutoProcessor
 
-from actors.rollout import BAN, RolloutWorker
+from actors.rollout import RolloutWorker
 from actors.sync import transfer_weights
+from tests.actors.agreement import (
+    AGREEMENT,
+    TEMPERATURE,
+    difference,
+    logprobs_of,
+    prompts_of,
+    row_policy,
+    sharpen,
+    write_videos,
+)
 from tests.actors.sender import Learner, Sender
-from videostr.chat import chat_text, hidden_tokens
+from videostr.chat import hidden_tokens
 from videostr.config.schema import Config
 from videostr.errors import TransferError
-from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.models.base import FAMILIES, ModelFamily, family_of
 from videostr.models.checkpoint import load_policy
 from videostr.ports import Sampled, SampleRequest
-from videostr.types import ClipSpec, FinishReason, Prompt
-from videostr.video import FrameStore, name_clip
+from videostr.types import FinishReason, Prompt
+from videostr.video import FrameStore
 
 T = TypeVar("T")
-TEMPERATURE = 0.8
-AGREEMENT = 1e-4
-"""Largest difference between log-probabilities of engine and learner, float32, nats."""
 OTHERS = list(FAMILIES)[1:]
-VIDEOS = {
-    "square.mp4": (64, 64, Fraction(10)),
-    "wide.mp4": (48, 80, Fraction(30000, 1001)),
-    "odd.mp4": (70, 100, Fraction(4)),
-}
-"""Height, width and frame rate; 100 x 70 is no multiple of a merged patch."""
-CLIPS = (
-    ClipSpec(video="square.mp4", num_frames=6),
-    ClipSpec(video="wide.mp4", num_frames=5),
-    ClipSpec(video="wide.mp4", num_frames=4, start_s=1.3, end_s=2.9),
-    ClipSpec(video="odd.mp4", num_frames=2, start_s=2.5),
-)
 THINKING = "qwen3_vl"
 """The family whose policy here is one that always reasons."""
 ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -94,8 +85,7 @@ def run() -> Iterator[Run[Any]]:
 @pytest.fixture(scope="module")
 def all_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
     folder = tmp_path_factory.mktemp("families")
-    for number, (name, (height, width, rate)) in enumerate(VIDEOS.items()):
-        write_video(folder / name, height, width, rate, number)
+    write_videos(folder)
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     found = {kind: serve(kind, folder) for kind in OTHERS}
     ray.get([served.engine.start.remote() for served in found.values()])
@@ -122,55 +112,16 @@ def serve(kind: str, folder: Path) -> Served:
     config.rollout.max_model_len, config.rollout.max_num_batched_tokens = 1024, 4096
     config.sync.timeout_s, config.sync.verify = 60, True
     frames = FrameStore(folder / "frames")
-    prompts = tuple(
-        Prompt(
-            record_id=str(i),
-            text=chat_text("where is it? " * (i + 1), processor),
-            clip=name_clip(spec, folder),
-        )
-        for i, spec in enumerate(CLIPS)
-    )
     engine = ray.remote(RolloutWorker).options(num_cpus=1)
     return Served(
         family=family,
         config=config,
         frames=frames,
-        prompts=prompts,
+        prompts=prompts_of(folder, processor),
         processor=processor,
         engine=engine.remote(0, config, str(frames.folder), str(folder / f"{kind}.log")),
         sender=ray.remote(Sender).options(num_cpus=1).remote(str(policy)),
     )
-
-
-def write_video(path: Path, height: int, width: int, rate: Fraction, seed: int) -> None:
-    """Four seconds of noise that fades from frame to frame."""
-    draw = np.random.default_rng(seed)
-    first, last = draw.integers(0, 256, (2, height, width, 3))
-    count = round(4 * rate)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(count):
-            image = first + (last - first) * number // count
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8))))
-        container.mux(stream.encode())
-
-
-def sharpen(folder: Path) -> None:
-    """Scale random weights so that tokens have different probabilities, and depend on the video."""
-    policy = load_policy(folder, torch.float32)
-    with torch.no_grad():
-        policy.lm_head.weight *= 8
-        for name, parameter in policy.named_parameters():
-            if (
-                "merger" in name
-                and parameter.ndim == 2
-                and len(parameter) == policy.config.text_config.hidden_size
-            ):
-                parameter *= 20
-            if "language_model" in name and name.endswith(("o_proj.weight", "v_proj.weight")):
-                parameter *= 5
-    policy.save_pretrained(folder)
 
 
 def make_thinking(folder: Path) -> None:
@@ -194,41 +145,8 @@ def sample(served: Served, prompt: Prompt, **changes: Any) -> Sampled:
     return sampled
 
 
-def learned(served: Served, policy: Any, prompt: Prompt, sampled: Sampled) -> np.ndarray:
-    """Log-probabilities [N] of sampled tokens as the learner computes them, in one packed row, placeholders banned."""
-    (inputs,) = served.family.encode(
-        [prompt], [served.frames.frames(prompt.clip)], served.processor, policy.config
-    )
-    assert sampled.prompt_token_ids.tolist() == inputs.input_ids.tolist()
-    completions = tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in sampled.completions)
-    group = Group(
-        prompt=inputs,
-        completions=completions,
-        behaviour_logprobs=tuple(torch.zeros(len(tokens)) for tokens in completions),
-        advantages=torch.zeros(len(completions)),
-    )
-    (plan,) = plan_rows([len(inputs.input_ids)], [[len(c) for c in completions]], max_row_tokens=4096)
-    row = build_row(plan, {0: group})
-    vocabulary = served.processor.tokenizer.get_vocab()
-    with torch.no_grad():
-        hidden = served.family.hidden_states(policy, row, "sdpa")
-        logits = policy.lm_head(hidden[row.predictors])
-        logits[:, [vocabulary[token] for token in served.family.placeholders]] += BAN
-        logprobs = torch.log_softmax(logits / TEMPERATURE, -1).gather(1, row.targets[:, None])[:, 0]
-    return logprobs.numpy()
-
-
-def loaded(served: Served, folder: str | Path) -> Any:
-    """A policy that computes rows."""
-    policy = load_policy(folder, torch.float32).eval()
-    served.family.prepare(policy)
-    return policy
-
-
-def difference(served: Served, policy: Any, prompt: Prompt, sampled: Sampled) -> float:
-    """Largest difference between log-probabilities of engine and learner."""
-    found = np.concatenate([completion.logprobs for completion in sampled.completions])
-    return float(np.abs(found - learned(served, policy, prompt, sampled)).max())
+def difference_of(served: Served, policy: Any, prompt: Prompt, sampled: Sampled) -> float:
+    return difference(policy, served.processor, prompt, served.frames.frames(prompt.clip), sampled)
 
 
 def transfer(served: Served, run: Run[Any], version: int, forget: str = "") -> dict[str, float]:
@@ -238,12 +156,12 @@ def transfer(served: Served, run: Run[Any], version: int, forget: str = "") -> d
 
 
 def test_ids_and_logprobs_are_those_of_the_learner(served: Served) -> None:
-    policy = loaded(served, served.policy)
+    policy = row_policy(served.policy)
     spread = []
     for prompt in served.prompts:
         sampled = sample(served, prompt)
-        assert difference(served, policy, prompt, sampled) < AGREEMENT
-        spread.append(np.concatenate([completion.logprobs for completion in sampled.completions]).std())
+        assert difference_of(served, policy, prompt, sampled) < AGREEMENT
+        spread.append(logprobs_of(sampled).std())
     assert min(spread) > 0.5  # agreement would say nothing without
     first, *_, last = served.prompts
     swapped = replace(last, text=first.text)
@@ -261,14 +179,14 @@ def test_after_a_sync_every_parameter_is_that_of_the_learner(
     before = sample(served, prompt)
     names = ray.get(served.sender.perturb.remote(1))
     ray.get(served.sender.save.remote(str(tmp_path)))
-    policy = loaded(served, tmp_path)
+    policy = row_policy(tmp_path)
     assert set(names) == {name for name, _ in policy.named_parameters()}
     metrics = transfer(served, run, 1)
     assert metrics["sync/bytes"] == sum(p.numel() * 4 for p in policy.parameters())
     after = sample(served, prompt)
     assert {span.version for c in after.completions for span in c.weight_versions} == {1}
-    assert difference(served, policy, prompt, after) < AGREEMENT
-    assert difference(served, policy, prompt, before) > 100 * AGREEMENT
+    assert difference_of(served, policy, prompt, after) < AGREEMENT
+    assert difference_of(served, policy, prompt, before) > 100 * AGREEMENT
 
 
 def test_a_frozen_tower_is_not_sent(served: Served, run: Run[Any], tmp_path: Path) -> None:
@@ -278,10 +196,10 @@ def test_a_frozen_tower_is_not_sent(served: Served, run: Run[Any], tmp_path: Pat
     metrics = transfer(served, run, 2)
     served.config.model.freeze_vision = False
     ray.get(served.sender.freeze_vision.remote(False))
-    policy = loaded(served, tmp_path)
+    policy = row_policy(tmp_path)
     tower = sum(p.numel() for p in served.family.tower(policy).parameters())
     assert metrics["sync/bytes"] == 4 * (sum(p.numel() for p in policy.parameters()) - tower)
-    assert difference(served, policy, served.prompts[1], sample(served, served.prompts[1])) < AGREEMENT
+    assert difference_of(served, policy, served.prompts[1], sample(served, served.prompts[1])) < AGREEMENT
 
 
 @pytest.mark.parametrize(
