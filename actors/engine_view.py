@@ -29,7 +29,7 @@ class EngineView:
     token_ids: np.ndarray
     """[T] int64."""
     positions: np.ndarray
-    """[3, T] int64, M-RoPE; [T] in a model without axes of space."""
+    """[3, T] or [T] int64."""
     vision: dict[str, np.ndarray]
     """Vision inputs by the names of the processor; pixels are normalised."""
 
@@ -76,19 +76,18 @@ def _views(
 def _view(model: Any, processor: Any, prompt: Prompt, clip: ClipFrames) -> EngineView:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-    inputs = family_of(model.hf_config).engine_inputs(prompt, clip)
+    family = family_of(model.hf_config)
+    inputs = family.engine_inputs(prompt, clip)
     items = processor.info.parse_mm_data({"video": [(inputs.pixels, dict(inputs.metadata))]})
     found = processor(inputs.text, items, hf_processor_mm_kwargs=dict(inputs.processor_options))
     (vision,), (place,) = found["mm_kwargs"]["video"], found["mm_placeholders"]["video"]
     feature = MultiModalFeatureSpec(
         data=vision, modality="video", identifier=prompt.clip.digest, mm_position=place
     )
-    positions, _ = _model_without_weights(model).get_mrope_input_positions(
-        found["prompt_token_ids"], [feature]
-    )
+    positions = family.engine_positions(_model_without_weights(model), found["prompt_token_ids"], [feature])
     return EngineView(
         token_ids=np.asarray(found["prompt_token_ids"], dtype=np.int64),
-        positions=np.asarray(positions, dtype=np.int64),
+        positions=positions,
         vision={name: _normalised(model, field.data).numpy() for name, field in vision.items()},
     )
 

@@ -29,7 +29,7 @@ names the remedy.
 """
 KINDS = (
     (Config, "A run", "tabletop_cpu.yaml"),
-    (PlanConfig, "A plan", "qwen2_5_vl_7b_8gpu.yaml"),
+    (PlanConfig, "A plan", "tabletop_cpu.yaml"),
     (SftConfig, "Supervised fine-tuning", "tabletop_sft.yaml"),
     (EvaluationConfig, "An evaluation", "eval_tabletop.yaml"),
 )

@@ -101,7 +101,7 @@ class SftModel(Model):
     """The policy to start from: a checkpoint, or a tiny one of random weights."""
 
     tiny: str = ""
-    """Family (a `model_type`, such as qwen2_5_vl) whose tiny policy is made of random weights, in place of `path`."""
+    """Family, by a `model_type` that `videostr/models` knows, whose tiny policy is made of random weights in place of `path`."""
 
 
 @dataclass

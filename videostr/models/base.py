@@ -171,6 +171,16 @@ class ModelFamily(RowModel, Protocol):
         """Return what vLLM is given for a prompt and the frames of its clip."""
         ...
 
+    def engine_positions(self, model: Any, token_ids: Sequence[int], videos: Sequence[Any]) -> np.ndarray:
+        """Return the positions [3, T] or [T] int64 that vLLM gives a prompt.
+
+        Args:
+            model: of vLLM's class for this family, with its configuration; needs no weights.
+            token_ids: [T], expanded.
+            videos: vLLM's `MultiModalFeatureSpec` of each video.
+        """
+        ...
+
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:
         """Return arguments that vLLM needs for this family, added to those of a run."""
         ...

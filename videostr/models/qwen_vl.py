@@ -212,6 +212,11 @@ class QwenVL:
             processor_options={},
         )
 
+    def engine_positions(self, model: Any, token_ids: Sequence[int], videos: Sequence[Any]) -> np.ndarray:
+        """Return the M-RoPE positions [3, T] that vLLM gives a prompt."""
+        positions, _ = model.get_mrope_input_positions(list(token_ids), list(videos))
+        return np.asarray(positions, dtype=np.int64)
+
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:  # noqa: ARG002  # the same everywhere
         """Return none: vLLM serves it as any other."""
         return {}
