@@ -20,10 +20,17 @@ from scipy.stats import trim_mean
 from videostr.checkpoint import Ledger, RunState
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem
-from videostr.errors import ConfigError, RolloutError, TransferError
+from videostr.errors import ConfigError
 from videostr.loop import train
 from videostr.plan.clock import run_virtual
-from videostr.plan.workers import SimulatedLearner, SimulatedPool, SimulatedRewards, SimulatedSync, World
+from videostr.plan.workers import (
+    EnginesLost,
+    SimulatedLearner,
+    SimulatedPool,
+    SimulatedRewards,
+    SimulatedSync,
+    World,
+)
 from videostr.ports import Ports
 from videostr.timeline import StepTimes, Timeline
 from videostr.types import Answer, AnswerKind, Clip, ClipSpec, Prompt, Record
@@ -97,7 +104,7 @@ def simulate(world: World, *, steps: int = 20) -> Outcome:
     logger.setLevel(logging.CRITICAL + 1)  # engines that die here are simulated
     try:
         return _outcome(world.config, run_virtual(_train(world, first + steps), cores=world.cores), first)
-    except (RolloutError, TransferError):
+    except EnginesLost:
         raise ConfigError(
             f"the simulated engines die so often that the run ends, with rollout.max_restarts = "
             f"{world.config.rollout.max_restarts}",

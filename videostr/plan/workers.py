@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from videostr.config.schema import Config
-from videostr.errors import TransferError
+from videostr.errors import RolloutError, TransferError
 from videostr.grpo.batch import assign_rows, plan_rows
 from videostr.grpo.schedule import mini_batches
 from videostr.plan.clock import Work
@@ -36,6 +36,7 @@ from videostr.sync import EngineSync
 from videostr.timeline import Timeline
 from videostr.types import (
     Completion,
+    Failure,
     FinishReason,
     GraphAbsence,
     LearnerBatch,
@@ -186,6 +187,10 @@ class Engine:
         heapq.heappush(self._running, (self._decoded + length, next(self._numbers), group))
 
 
+class EnginesLost(Exception):
+    """No engine is left. Not one of the errors that a run ends by after it has saved what it learned."""
+
+
 class SimulatedPool(EnginePool):
     """The pool of a run; deadlines of calls do not hold."""
 
@@ -194,6 +199,13 @@ class SimulatedPool(EnginePool):
         self._world = world
         self._processes: dict[int, Engine] = {}
         """The newest of each index."""
+
+    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+        """Sample one group; raises `EnginesLost` when no engine is left."""
+        try:
+            return await super().sample(request)
+        except RolloutError as error:
+            raise EnginesLost from error
 
     async def fail(self) -> None:
         """Let engines die."""
@@ -235,6 +247,13 @@ class SimulatedSync(EngineSync):
     def __init__(self, world: World, learner: SimulatedLearner, pool: SimulatedPool) -> None:
         super().__init__(learner, pool, world.timeline)
         self._seconds = world.costs.sync_s
+
+    async def sync(self, version: int) -> dict[str, float]:
+        """Send weights to every engine; raises `EnginesLost` when none is left, or they die in three transfers in a row."""
+        try:
+            return await super().sync(version)
+        except (RolloutError, TransferError) as error:
+            raise EnginesLost from error
 
     async def _send(self, engines: Sequence[Engine], version: int) -> dict[str, float]:
         await asyncio.sleep(self._seconds)
