@@ -82,12 +82,10 @@ class Sender:
         rows = tokenizer.convert_tokens_to_ids(list(family_of(self.path).placeholders))
         self.policy.lm_head.weight.data[rows] *= 5
 
-    def favour_alike(self, tokens: list[str]) -> None:
-        """Make tokens equally likely, and often the likeliest."""
-        tokenizer = AutoProcessor.from_pretrained(self.path).tokenizer
-        first, *others = tokenizer.convert_tokens_to_ids(tokens)
+    def make_alike(self, ids: list[int]) -> None:
+        """Make tokens as likely as the first of them."""
+        first, *others = ids
         weight = self.policy.lm_head.weight.data
-        weight[first] *= 5
         weight[others] = weight[first].clone()
 
     def forget_to_end(self) -> None:

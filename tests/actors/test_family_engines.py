@@ -6,11 +6,13 @@ One engine for each family but the first, which tests/actors/test_engines.py has
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -149,6 +151,10 @@ def difference_of(served: Served, policy: Any, prompt: Prompt, sampled: Sampled)
     return difference(policy, served.processor, prompt, served.frames.frames(prompt.clip), sampled)
 
 
+def tokens_of(sampled: Sampled) -> list[np.ndarray]:
+    return [completion.token_ids for completion in sampled.completions]
+
+
 def transfer(served: Served, run: Run[Any], version: int, forget: str = "") -> dict[str, float]:
     learner = Learner(served.config, served.sender, forget=forget)
     metrics: dict[str, float] = run(transfer_weights(served.config, learner, [served.engine], version))
@@ -220,10 +226,11 @@ def test_a_model_that_always_reasons(all_served: dict[str, Served], run: Run[Any
     served = all_served[THINKING]
     tokenizer, prompt = served.processor.tokenizer, served.prompts[0]
     assert prompt.text.endswith("<think>\n")
-    ray.get(served.sender.favour_alike.remote(["</think>", *ENDS]))
-    transfer(served, run, 5)
     ends = tokenizer.convert_tokens_to_ids(list(ENDS))
     close = tokenizer.convert_tokens_to_ids("</think>")
+    common, _ = Counter(np.concatenate(tokens_of(sample(served, prompt))).tolist()).most_common(1)[0]
+    ray.get(served.sender.make_alike.remote([common, close, *ends]))
+    transfer(served, run, 5)
     last, closed = set(), 0
     for completion in sample(served, prompt, n=32, max_tokens=64).completions:
         ids = completion.token_ids.tolist()
