@@ -178,7 +178,9 @@ class RewardClient:
         except grpc.aio.AioRpcError as error:
             await asyncio.to_thread(self._endpoint.check_connection, error, _PROBE_S)
             if (error.details() or "").startswith(_CUT):
-                await self.info(timeout_s=_PROBE_S)  # raises what was lost with the status, such as a token that is refused
+                await self.info(
+                    timeout_s=_PROBE_S
+                )  # raises what was lost with the status, such as a token that is refused
             raise _translate(error, self._endpoint.target) from None
         finally:
             call.cancel()
