@@ -67,6 +67,7 @@ FLOORS = {
         "videostr.media",
         "videostr.images",
         "videostr.prompt",
+        "videostr.reasoning",
         "videostr.draw",
         "videostr.charts",
         "videostr.bootstrap",

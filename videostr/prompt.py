@@ -15,6 +15,7 @@ from videostr import graph as graphs
 from videostr.chat import LIKELY, chat_text, found_in
 from videostr.errors import PromptError
 from videostr.options import letter_of, lettered
+from videostr.reasoning import reasoning
 from videostr.types import Answer, AnswerKind, Clip, ClipSpec, GraphFrame, Node, Prompt, Record, SceneGraph
 
 AXES = {
@@ -131,18 +132,20 @@ def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> st
     )
 
 
-def reference_trace(record: Record, *, ends_only: bool = False) -> str:
+def reference_trace(record: Record, *, ends_only: bool = False, reasoned: bool = False) -> str:
     """Return the trace that scores 1 everywhere: the true graph and the true answer.
 
     Args:
         record: what is asked.
         ends_only: state only the first and the last selected time, which scores less.
+        reasoned: say after the graph why the answer follows from it, where it does.
     """
     graph = record.graph
     if graph is not None and ends_only and len(graph.frames) > 2:
         graph = replace(graph, frames=(graph.frames[0], graph.frames[-1]))
     block = "" if graph is None else f"<graph>{graphs.to_json(graph)}</graph>"
-    return f"<think>{block}</think><answer>{answer_text(record.answer)}</answer>"
+    reasons = reasoning(record, graph) if reasoned and graph is not None else ""
+    return f"<think>{block}{reasons}</think><answer>{answer_text(record.answer)}</answer>"
 
 
 def answer_text(answer: Answer) -> str:

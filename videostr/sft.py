@@ -92,7 +92,7 @@ async def launch(config: SftConfig, training: Config, lock: FolderLock, processo
 
 
 class ReferenceSource(RecordSource):
-    """Records with the reference traces to learn; those of `first` are complete, as held-out ones have to be."""
+    """Records with the reference traces to learn; those of `first`, which are held out, are complete and reason if most do."""
 
     def __init__(self, folder: str, processor: Any, seed: int, references: References) -> None:
         super().__init__(folder, processor, seed)
@@ -103,14 +103,24 @@ class ReferenceSource(RecordSource):
         item = super().draw(position)
         if isinstance(item, Failure):
             return item
-        chosen = np.random.default_rng([self.seed, position]).random(self._references.per_prompt)
-        texts = [reference_trace(item.record, ends_only=p < self._references.ends_only) for p in chosen]
+        chosen = np.random.default_rng([self.seed, position]).random((self._references.per_prompt, 2))
+        texts = [
+            reference_trace(
+                item.record,
+                ends_only=ends < self._references.ends_only,
+                reasoned=reasons < self._references.reasoned,
+            )
+            for ends, reasons in chosen
+        ]
         return replace(item, references=tuple(texts))
 
     def first(self, count: int) -> list[PromptItem | Failure]:
         """Return the first `count` records in file order, each with its complete trace."""
+        reasoned = self._references.reasoned > 0.5
         return [
-            item if isinstance(item, Failure) else replace(item, references=(reference_trace(item.record),))
+            item
+            if isinstance(item, Failure)
+            else replace(item, references=(reference_trace(item.record, reasoned=reasoned),))
             for item in super().first(count)
         ]
 
@@ -158,7 +168,12 @@ def _initial_policy(config: SftConfig) -> str:
     folder = run_folder(config) / "initial"
     if not (folder / "config.json").exists():
         records = list(islice(usable_records(config.data.train), TOKENIZER_RECORDS))
-        texts = [text for record in records for text in (instruction(record), reference_trace(record))]
+        reasoned = config.references.reasoned > 0
+        texts = [
+            text
+            for record in records
+            for text in (instruction(record), reference_trace(record, reasoned=reasoned))
+        ]
         make_folder(folder)
         make_tiny(folder, config.run.seed, texts, model_type=config.model.tiny)
     return str(folder)

@@ -60,7 +60,18 @@ def test_complete_references_state_every_time(tabletop: Path, processor: Any) ->
     assert [item_at(ends, 0).references[0].count(f'"t":{t},') for t in range(4)] == [1, 0, 0, 1]
     (held_out,) = ends.first(1)
     assert isinstance(held_out, PromptItem)
-    assert held_out.references == (reference_trace(held_out.record),)
+    assert held_out.references == (reference_trace(held_out.record, reasoned=True),)
+
+
+def test_a_share_of_references_reasons(tabletop: Path, processor: Any) -> None:
+    half = source(tabletop, processor, per_prompt=8, reasoned=0.5)
+    items = [item_at(half, position) for position in range(20)]
+    told = [item for item in items if item.record.family != "localisation"]
+    reasoned = [text for item in told for text in item.references if "</graph></think>" not in text]
+    assert 0.3 < len(reasoned) / (8 * len(told)) < 0.7
+    assert all("</graph></think>" in text for item in items if item not in told for text in item.references)
+    never = source(tabletop, processor, reasoned=0.0)
+    assert all("</graph></think>" in item_at(never, position).references[0] for position in range(20))
 
 
 class Worker(ReferenceWorker):

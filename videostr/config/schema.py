@@ -110,6 +110,8 @@ class References:
 
     per_prompt: Count = 1
     """Traces of a record in one step; they share the computation of its prompt."""
+    reasoned: Share = 1.0
+    """Share of traces that say, after the graph, why the answer follows from it; where the graph does not tell, none does."""
     ends_only: Share = 0.0
     """Share of traces that state only the first and the last selected time: a habit for RL to unlearn."""
 

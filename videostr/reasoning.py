@@ -1,0 +1,249 @@
+"""The reasoning of a reference trace: why its answer follows from its graph, in a line or two of text.
+
+In: a structured question and the graph as it is written. Out: the nodes that matter, quoted, then the comparison or the
+arithmetic, then the conclusion in the words of the option; "" where the graph does not tell. Every position is one of the graph;
+what is computed from them is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from videostr.graph import frame_at, ground_axes
+from videostr.options import letter_of, option_texts
+from videostr.query import TOLERANCE_S, entailed, path
+from videostr.types import Answer, AnswerKind, Node, Query, Record, SceneGraph
+
+DECIMALS = 2
+"""Of computed numbers."""
+
+
+def reasoning(record: Record, graph: SceneGraph) -> str:
+    """Return why the true answer follows from `graph`; "" where it does not, and for questions without a structure.
+
+    Args:
+        record: what is asked, with its query and true answer.
+        graph: as the trace states it; an incomplete one may not tell.
+    """
+    query = record.query
+    if query is None or query.family not in STEPS:
+        return ""
+    found = entailed(query, graph)
+    if found is None or found.value != record.answer.value:
+        return ""
+    facts = STEPS[query.family](_Told(query, graph))
+    return f"{facts} So {_conclusion(record, found)}."
+
+
+class _Told:
+    """The part of a graph that a question is about, as text."""
+
+    def __init__(self, query: Query, graph: SceneGraph) -> None:
+        self.query = query
+        self.graph = graph
+
+    def node(self, name: str, t: float) -> Node:
+        """Return a node that the graph is known to have."""
+        frame = frame_at(self.graph, t, TOLERANCE_S)
+        nodes = () if frame is None else frame.nodes
+        label = name.rpartition(".")[0]
+        by_id = [node for node in nodes if node.id == name]
+        return (by_id or [node for node in nodes if node.label == label])[0]
+
+    def quoted(self, name: str, t: float) -> str:
+        """Return a node as its graph has it: "red_ball.1 [4,7]"."""
+        node = self.node(name, t)
+        return f"{node.id} [{','.join(_number(x) for x in node.pos)}]"
+
+    def at(self, t: float, names: Sequence[str]) -> str:
+        """Return nodes of one time: "t 3: red_ball.1 [4,7], blue_ball.1 [2,5]."."""
+        return f"t {_number(t)}: {', '.join(self.quoted(name, t) for name in names)}."
+
+    def seen(self, name: str, t: float) -> tuple[float, float]:
+        """Return a position to the right of and in front of the camera that the question is about."""
+        pos = self.node(name, t).pos
+        if self.query.camera is None:
+            right, forward = ground_axes(self.graph.frame)
+            return pos[right], pos[forward]
+        right_, _, forward_ = np.reshape(self.query.camera, (3, 4)) @ (*pos, 1.0)
+        return float(right_), float(forward_)
+
+
+def _number(value: float) -> str:
+    """Return a number as the graph writes it."""
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _rounded(value: float) -> str:
+    return _number(round(value, DECIMALS))
+
+
+def _compared(a: float, b: float) -> str:
+    """Return "4 > 7" or "4 < 7", with as many digits as it takes to tell them apart."""
+    digits = DECIMALS
+    while round(a, digits) == round(b, digits) and digits < 9:
+        digits += 1
+    return f"{_number(round(a, digits))} {'>' if a > b else '<'} {_number(round(b, digits))}"
+
+
+# ------------------------------------------------------------------------------------------- facts, by family
+
+
+def _counting(told: _Told) -> str:
+    query = told.query
+    t = query.times[0] if query.times else None
+    frames = told.graph.frames if t is None else [frame_at(told.graph, t, TOLERANCE_S)]
+    ids = {
+        node.id: None
+        for frame in frames
+        if frame is not None
+        for node in frame.nodes
+        if query.label in ("", node.label)
+    }
+    where = "all times" if t is None else f"t {_number(t)}"
+    if query.within_m is not None:
+        return f"{where}: {', '.join(_within(told, query.within_m))}."
+    return f"{where}: {', '.join(ids) or 'none'}."
+
+
+def _within(told: _Told, limit_m: float) -> list[str]:
+    """Return the nodes of the time that is asked about, each with its distance from the camera."""
+    frame = frame_at(told.graph, told.query.times[0], TOLERANCE_S)
+    found = []
+    for node in () if frame is None else frame.nodes:
+        if told.query.label in ("", node.label):
+            pos = node.pos
+            if told.query.camera is not None:
+                pos = tuple(np.reshape(told.query.camera, (3, 4)) @ (*pos, 1.0))
+            found.append(f"{node.id} {_compared(math.hypot(*pos), limit_m)}")
+    return found or ["none"]
+
+
+def _direction(told: _Told) -> str:
+    query, (t, *_) = told.query, told.query.times
+    a, b = (told.seen(name, t) for name in query.objects)
+    facts = told.at(t, query.objects)
+    if query.axis == "depth":
+        return f"{facts} Away from the camera: {_compared(a[1], b[1])}."
+    if query.axis == "image" and told.graph.frame != "image":
+        return f"{facts} To the right in the image: {_compared(a[0] / a[1], b[0] / b[1])}."
+    return f"{facts} To the right: {_compared(a[0], b[0])}."
+
+
+def _direction_object(told: _Told) -> str:
+    query, (t, *_) = told.query, told.query.times
+    here, ahead, there = (np.array(told.node(name, t).pos) for name in query.objects)
+    facing, target = (np.append(to - here, [0.0] * (3 - len(here))) for to in (ahead, there))
+    default = (0.0, -1.0, 0.0) if told.graph.frame == "camera0" else (0.0, 0.0, 1.0)
+    up = np.array(query.up or default)
+    length = float(np.linalg.norm(facing - (facing @ up) * up))
+    right = float(np.cross(facing, up) @ target) / length
+    forward = float((facing - (facing @ up) * up) @ target) / length
+    return (
+        f"{told.at(t, query.objects)} From {query.objects[0]} towards {query.objects[1]}, {query.objects[2]} is "
+        f"{_rounded(forward)} ahead and {_rounded(right)} to the right."
+    )
+
+
+def _distance_relative(told: _Told) -> str:
+    query, (t, *_) = told.query, told.query.times
+    target, *others = query.objects
+    place = told.node(target, t).pos
+    distances = [f"{name} {_rounded(math.dist(place, told.node(name, t).pos))}" for name in others]
+    return f"{told.at(t, query.objects)} From {target}: {', '.join(distances)}."
+
+
+def _distance_absolute(told: _Told) -> str:
+    query, (t, *_) = told.query, told.query.times
+    a, b = (told.node(name, t).pos for name in query.objects)
+    return f"{told.at(t, query.objects)} Apart: {_apart(a, b)}."
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> str:
+    """Return the distance of two positions by its differences: "sqrt(3^2 + 4^2) = 5"."""
+    steps = " + ".join(f"{_rounded(abs(p - q))}^2" for p, q in zip(a, b, strict=True))
+    return f"sqrt({steps}) = {_rounded(math.dist(a, b))}"
+
+
+def _displacement(told: _Told) -> str:
+    name, (start, end) = told.query.objects[0], told.query.times
+    a, b = told.node(name, start).pos, told.node(name, end).pos
+    return f"t {_number(start)}: {told.quoted(name, start)}, t {_number(end)}: {told.quoted(name, end)}. Moved: {_apart(a, b)}."
+
+
+def _way(told: _Told) -> str:
+    """Return the way between two times, place by place."""
+    name, (start, end) = told.query.objects[0], told.query.times
+    times = [frame.t for frame in told.graph.frames if start <= frame.t <= end and _has(frame.nodes, name)]
+    places = [told.node(name, t).pos for t in times]
+    quoted = ", ".join(f"t {_number(t)} {told.quoted(name, t)}" for t in times)
+    steps = " + ".join(_rounded(math.dist(a, b)) for a, b in pairwise(places))
+    return f"{quoted}. Way: {steps} = {_rounded(path(places))}."
+
+
+def _speed(told: _Told) -> str:
+    start, end = told.query.times
+    return f"{_way(told)} Time: {_rounded(end - start)}."
+
+
+def _has(nodes: Sequence[Node], name: str) -> bool:
+    label = name.rpartition(".")[0]
+    return any(node.id == name for node in nodes) or [node.label for node in nodes].count(label) == 1
+
+
+def _order(told: _Told) -> str:
+    firsts = {
+        name: next(frame.t for frame in told.graph.frames if _has(frame.nodes, name))
+        for name in told.query.objects
+    }
+    return f"First seen: {', '.join(f'{name} at {_number(t)}' for name, t in firsts.items())}."
+
+
+def _presence(told: _Told) -> str:
+    name = told.query.objects[0]
+    times = [frame.t for frame in told.graph.frames if _has(frame.nodes, name)]
+    return f"{name} at {', '.join(_number(t) for t in times)}."
+
+
+def _boxes(told: _Told) -> str:
+    name = told.query.objects[0]
+    shown = []
+    for t in told.query.times:
+        node = told.node(name, t)
+        size = "" if node.size is None else f" of {' x '.join(_number(x) for x in node.size)}"
+        shown.append(f"t {_number(t)}: {told.quoted(name, t)}{size}")
+    return f"{', '.join(shown)}."
+
+
+STEPS: dict[str, Callable[[_Told], str]] = {
+    "counting": _counting,
+    "direction": _direction,
+    "direction_camera": _direction,
+    "direction_object": _direction_object,
+    "distance": _distance_relative,
+    "distance_relative": _distance_relative,
+    "distance_absolute": _distance_absolute,
+    "displacement": _displacement,
+    "path_length": _way,
+    "speed": _speed,
+    "order": _order,
+    "presence": _presence,
+    "localisation": _boxes,
+    "localisation_2d": _boxes,
+    "tracking": _boxes,
+}
+"""By question family: the facts and what is computed from them."""
+
+
+def _conclusion(record: Record, answer: Answer) -> str:
+    """Return the answer in words: that of an option for a choice."""
+    if answer.kind is AnswerKind.CHOICE:
+        texts = option_texts(record.options)
+        return next(text for i, text in enumerate(texts) if letter_of(i) == answer.value)
+    if isinstance(answer.value, float):
+        return f"{_number(answer.value)} {answer.unit}".strip()
+    return "it is as stated"
