@@ -64,7 +64,7 @@ class Sender:
         return {each.name: weight_digest(each.value()) for each in published(self.policy)}
 
     def merge_adapters(self) -> None:
-        """Keep the policy as it is published; all but the tower is trained again."""
+        """Keep the policy as it is published; all of it is trained again."""
         from videostr.grpo.lora import adapted_layers
 
         for name, layer in adapted_layers(self.policy).items():
@@ -74,7 +74,6 @@ class Sender:
                 linear.bias.data = layer.bias.data
             self.policy.set_submodule(name, linear)
         self.policy.requires_grad_(True)
-        self.freeze_vision(True)
 
     def favour_placeholders(self) -> None:
         """Make the four placeholders the likeliest tokens."""
