@@ -178,9 +178,7 @@ class RewardClient:
         except grpc.aio.AioRpcError as error:
             await asyncio.to_thread(self._endpoint.check_connection, error, _PROBE_S)
             if (error.details() or "").startswith(_CUT):
-                await self.info(
-                    timeout_s=_PROBE_S
-                )  # raises what was lost with the status, such as a token that is refused
+                await self._check_token()
             raise _translate(error, self._endpoint.target) from None
         finally:
             call.cancel()
@@ -188,6 +186,14 @@ class RewardClient:
     async def info(self, *, timeout_s: float = 10.0) -> pb.InfoResponse:
         """Return the rubric and limits of the service; raises as `score_group` does."""
         return pb.InfoResponse.FromString(await self._call("Info", b"", timeout_s))
+
+    async def _check_token(self) -> None:
+        """Raise what a stream that is cut under a write does not say: that the service refuses this client's token."""
+        try:
+            await self.info(timeout_s=_PROBE_S)
+        except RewardServiceError as error:
+            if grpc.StatusCode.UNAUTHENTICATED.name in str(error):
+                raise
 
     async def close(self) -> None:
         """End the connection."""
