@@ -47,8 +47,8 @@ class ReferenceWorker(Named):
         """Load processor and tokenizer; raises as `start` does."""
         torch.set_num_threads(self.config.rollout.threads)
         path = self.config.model.path
-        self._config = check_model(path, cpu=False)
-        self._processor = load_processor(path, self._config)
+        self._model_config = check_model(path, cpu=False)
+        self._processor = load_processor(path, self._model_config)
         self._family = family_of(path)
 
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
@@ -81,7 +81,7 @@ class ReferenceWorker(Named):
     def _expand(self, prompt: Prompt) -> np.ndarray:
         """Return the token ids [T] int32 of a prompt, its video placeholder expanded."""
         frames = self.frames.frames(prompt.clip)
-        (inputs,) = self._family.encode([prompt], [frames], self._processor, self._config)
+        (inputs,) = self._family.encode([prompt], [frames], self._processor, self._model_config)
         return inputs.input_ids.numpy().astype(np.int32)
 
     def _completion(self, text: str, prompt: str) -> Completion:

@@ -160,8 +160,7 @@ async def cluster(
     _stop_on_signal(stop)  # again: Ray's own handler would print a stack trace first
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.callback(stop_ray)
-        scores_here = rewards is None and not config.reward.endpoint
-        placement = Placement(config, ROLES if scores_here else ROLES[:2])
+        placement = Placement(config, ROLES if rewards is None else ROLES[:2])
         cleanup.callback(placement.close)
         await until_stopped(stop, placement.reserve())
         config = _absolute(config)

@@ -202,12 +202,12 @@ async def compare_computation(config: Config, cases: Sequence[Case], folder: Pat
     try:
         log.info("starting an engine and a learner rank")
         await asyncio.gather(pool.start(), learner.restart())
-        rows = await _compare_logprobs(config, pool, learner, cases, "")
         groups = await _sample(pool, cases)
+        rows = await _compare_logprobs(config, learner, groups, "")
         update = await learner.update(_batch(groups))
         changed = f"after an update (gradient norm {update.metrics['grad_norm']:.3g})"
         rows.append(await _sync(config, pool, learner, update.version))
-        return rows + await _compare_logprobs(config, pool, learner, cases, changed)
+        return rows + await _compare_logprobs(config, learner, await _sample(pool, cases), changed)
     finally:
         pool.close()
         learner.close()
@@ -226,9 +226,8 @@ async def _sync(config: Config, pool: RayRolloutPool, learner: RayLearner, versi
 
 
 async def _compare_logprobs(
-    config: Config, pool: RayRolloutPool, learner: RayLearner, cases: Sequence[Case], note: str
+    config: Config, learner: RayLearner, groups: Sequence[RolloutGroup], note: str
 ) -> list[Row]:
-    groups = await _sample(pool, cases)
     packed = await learner.logprobs(_batch(groups))
     alone = [
         [

@@ -95,7 +95,7 @@ def instruction(record: Record) -> str:
 def part_shown(clip: ClipSpec) -> str:
     """Return a line on which part of the video is shown; "" where its beginning is.
 
-    Some models see any clip as beginning at 0 s. Others are told the times of its frames in the video, which agree with this.
+    Some models see any clip as beginning at 0 s. Prompts of others have the times of its frames in the video, which agree.
     """
     if not clip.start_s:
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -124,13 +124,16 @@ def cancel_when_lost(lock: FolderLock) -> None:
 
 
 def open_sources(
-    config: Config, folder: RunFolder, processor: Any
+    config: Config,
+    folder: RunFolder,
+    processor: Any,
+    source_class: Callable[[str, Any, int], RecordSource] = RecordSource,
 ) -> tuple[RecordSource, RecordSource | None]:
     """Read the records of training, and the held-out ones where they are evaluated; quarantine what cannot be read."""
-    source = RecordSource(config.data.train, processor, config.run.seed)
+    source = source_class(config.data.train, processor, config.run.seed)
     folder.quarantine.begin(len(source.records), source.failures)
     evaluating = config.data.heldout and config.evaluate.prompts
-    return source, RecordSource(config.data.heldout, processor, config.run.seed) if evaluating else None
+    return source, source_class(config.data.heldout, processor, config.run.seed) if evaluating else None
 
 
 # ------------------------------------------------------------------------------------------------- resume

@@ -175,10 +175,10 @@ class RunFolder:
         """Find the best of the checkpoints that are left, by the evaluations during training."""
         for path in sorted(self.path.glob("eval/greedy_*.json")):
             number = path.stem.removeprefix("greedy_")
-            total = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"]
-            total = total.get("total", total.get("tokens"))
-            if total is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
-                self.checkpoints.note_held_out(int(number), total)
+            means = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"]
+            value = means.get("total", means.get("tokens"))  # the latter of supervised fine-tuning
+            if value is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
+                self.checkpoints.note_held_out(int(number), value)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Append one step.

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -35,8 +36,8 @@ from videostr.models.checkpoint import open_checkpoint
 from videostr.models.tiny import make_tiny
 from videostr.pool import EnginePool
 from videostr.prompt import instruction, reference_trace
-from videostr.run import HeldOut, run, until_stopped
-from videostr.run_folder import RunFolder, run_folder
+from videostr.run import HeldOut, open_sources, run, until_stopped
+from videostr.run_folder import run_folder
 from videostr.sync import EngineSync, Sender
 from videostr.tabletop.build import build_missing
 from videostr.teacher_forcing import TeacherForcing
@@ -74,7 +75,10 @@ async def launch(config: SftConfig, training: Config, lock: FolderLock, processo
     """Run from the config to the report; `training` is what loop and learner work by."""
     began = time.monotonic()
     with open_folder(config, lock) as (folder, stop):
-        source, heldout = await until_stopped(stop, folder.thread(_sources, config, folder, processor))
+        sources = partial(ReferenceSource, references=config.references)
+        source, heldout = await until_stopped(
+            stop, folder.thread(open_sources, training, folder, processor, sources)
+        )
         async with cluster(
             training,
             folder,
@@ -150,17 +154,6 @@ class NothingToSend(EngineSync):
     async def _send(self, engines: Sequence[Any], version: int) -> dict[str, float]:
         del engines, version
         return {}
-
-
-def _sources(
-    config: SftConfig, folder: RunFolder, processor: Any
-) -> tuple[ReferenceSource, ReferenceSource | None]:
-    """Read the records of training, and the held-out ones where they are evaluated; quarantine what cannot be read."""
-    seed, data = config.run.seed, config.data
-    source = ReferenceSource(data.train, processor, seed, config.references)
-    folder.quarantine.begin(len(source.records), source.failures)
-    heldout = data.heldout and config.evaluate.prompts
-    return source, ReferenceSource(data.heldout, processor, seed, config.references) if heldout else None
 
 
 def _initial_policy(config: SftConfig) -> str:

@@ -6,7 +6,6 @@ tokens, and of those that are one digit, whose most likely value is the true one
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +18,6 @@ from videostr.data.prompts import PromptItem
 from videostr.heldout import Evaluation
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, LearnerBatch, RolloutGroup
-
-log = logging.getLogger("videostr.evaluate")
 
 
 class TeacherForcing:

@@ -18,8 +18,8 @@ Stacked = Mapping[str, tuple[str, tuple[int, ...]]]
 class LearnerWeights(WeightSource):
     """The learner's trained parameters as vLLM wants them: declared first, then streamed in the same order.
 
-    Parameters without gradient are left out: a frozen vision tower is in the engines already. But vLLM makes a stacked layer
-    (q, k and v in one) anew from what it gets, so where adapters change a part of one, all of it is sent. Under ZeRO-3 the
+    Parameters without gradient are left out: a frozen vision tower is in the engines already. But vLLM rebuilds a stacked
+    layer (q, k and v in one) from what it gets, so where adapters change a part of one, all of it is sent. Under ZeRO-3 the
     stream is a collective (`deepspeed.zero.GatheredParameters` over groups of parameters): all ranks must take all of it.
     """
 

@@ -399,7 +399,7 @@ def test_frozen_vision_tower_is_not_sent(
 def test_adapters_reach_the_engines_and_leave_the_rest_of_their_stacks(
     world: World, run: Run[Any], pool: RayRolloutPool, sender: Any
 ) -> None:
-    """vLLM makes q, k and v anew from what it gets: k and up, which have no adapter, are sent with the others."""
+    """vLLM rebuilds q, k and v from what it gets: k and up, which have no adapter, are sent with the others."""
     digests = ray.get(sender.adapt.remote(["q_proj", "v_proj", "gate_proj"]))
     metrics = _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
     config: Any = AutoConfig.from_pretrained(world.config.model.path)

@@ -1,4 +1,4 @@
-"""Adapters against peft: what it makes of ours, what we make of its. Largest difference of log-probabilities, nats, in float64.
+"""Adapters against peft: this project's in peft, and peft's here. Largest difference of log-probabilities, nats, in float64.
 
 peft runs in an environment of its own (extra `bench`; `make bench` makes it in build/bench): transformers changes its ways where
 accelerate, which peft needs, is installed.

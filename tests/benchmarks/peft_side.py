@@ -1,4 +1,4 @@
-"""peft, in the environment of the extra `bench`: applies an adapter of ours, and writes one of its own.
+"""peft, in the environment of the extra `bench`: applies an adapter of this project, and writes one.
 
     python -m tests.benchmarks.peft_side POLICY ADAPTER FOLDER
 

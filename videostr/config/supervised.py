@@ -6,6 +6,8 @@ baseline. Rollout workers read them, so that collecting a batch does not depend 
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from videostr.config.schema import Config, RunConfig
 from videostr.config.sections import EvaluateConfig, LossConfig, Model, Sampling, TrainConfig
 
@@ -18,15 +20,10 @@ def as_training(config: RunConfig, model_path: str = "") -> Config:
     if isinstance(config, Config):
         return config
     model, train = config.model, config.train
+    shared = {each.name: getattr(model, each.name) for each in fields(Model)}
     return Config(
         run=config.run,
-        model=Model(
-            path=model_path or model.path,
-            dtype=model.dtype,
-            freeze_vision=model.freeze_vision,
-            gradient_checkpointing=model.gradient_checkpointing,
-            lora=model.lora,
-        ),
+        model=Model(**shared | {"path": model_path or model.path}),
         data=config.data,
         sampling=Sampling(group_size=config.references.per_prompt),
         rollout=config.rollout,

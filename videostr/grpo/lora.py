@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def _check_settings(folder: Path, settings: Any, lora: Lora) -> None:
             )
 
 
-def _pattern(names: Iterator[str] | Sequence[str] | dict[str, Any]) -> str:
+def _pattern(names: Iterable[str]) -> str:
     """Return a regular expression that matches these names of layers, and no others of the model."""
     general = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in names})
     return "|".join(general)

@@ -12,8 +12,6 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qwen2_5_VLRMSNorm
 
@@ -78,16 +76,9 @@ class Qwen25VL(QwenVL):
                 for part in ("gate_proj", "up_proj", "down_proj"):
                     setattr(child, part, PaddedLinear(getattr(child, part)))
 
-    def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the processor of a tiny policy."""
-        return Qwen2_5_VLProcessor(
-            image_processor=Qwen2VLImageProcessor(**tiny.PATCHES, size=tiny.FRAME_SIZE),
-            tokenizer=tokenizer,
-            video_processor=Qwen2VLVideoProcessor(
-                **tiny.PATCHES, size=tiny.FRAME_SIZE, cap_pixels_per_frame=False
-            ),
-            chat_template=tiny.CHAT_TEMPLATE,
-        )
+        return tiny.frame_processor(Qwen2_5_VLProcessor, tokenizer)
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         """Return the configuration of a tiny policy."""

@@ -10,9 +10,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
@@ -61,16 +59,9 @@ class Qwen2VL(QwenVL):
             output_size=vision.hidden_size,
         )
 
-    def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
+    def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the processor of a tiny policy."""
-        return Qwen2VLProcessor(
-            image_processor=Qwen2VLImageProcessor(**tiny.PATCHES, size=tiny.FRAME_SIZE),
-            tokenizer=tokenizer,
-            video_processor=Qwen2VLVideoProcessor(
-                **tiny.PATCHES, size=tiny.FRAME_SIZE, cap_pixels_per_frame=False
-            ),
-            chat_template=tiny.CHAT_TEMPLATE,
-        )
+        return tiny.frame_processor(Qwen2VLProcessor, tokenizer)
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
         """Return the configuration of a tiny policy."""

@@ -6,6 +6,7 @@ prompt, in the tower, and in the widths of heads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def text_sizes(
     }
 
 
-class QwenVL:
+class QwenVL(ABC):
     """Implements `videostr.models.base.ModelFamily`; subclasses fill in what differs."""
 
     name: str
@@ -118,21 +119,21 @@ class QwenVL:
 
     # -------------------------------------------------------------------------------- what subclasses say
 
+    @abstractmethod
     def layout(self, inputs: Mapping[str, Any], index: int, config: Any) -> Layout:
         """Return how the vision tokens of prompt `index` are laid out; `inputs` is what the processor returned for several."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tower_sizes(self, config: Any) -> Tower:
         """Return the sizes of the vision tower."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the processor of a tiny policy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the configuration of a tiny policy."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------ checkpoint
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from videostr.models.base import FAMILIES, family_of
 
@@ -116,6 +116,16 @@ def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
     }
+
+
+def frame_processor(processor_class: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Return a processor whose limits are of one frame, as those before Qwen3-VL's."""
+    return processor_class(
+        image_processor=Qwen2VLImageProcessor(**PATCHES, size=FRAME_SIZE),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**PATCHES, size=FRAME_SIZE, cap_pixels_per_frame=False),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def save_tiny(folder: str | Path, seed: int, model_class: Any, config: Any, processor: Any) -> None:
