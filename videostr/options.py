@@ -26,6 +26,11 @@ def letter_of(index: int) -> str:
     return chr(ord("A") + index)
 
 
+def text_of(options: Sequence[str], letter: str) -> str:
+    """Return the text of the option with a letter, without letters that the texts carry themselves."""
+    return option_texts(tuple(options))[ord(letter) - ord("A")]
+
+
 def lettered(options: Sequence[str]) -> list[str]:
     """Return one line "A) text" for each option, whether or not the texts carry letters already."""
     return [f"{letter_of(i)}) {text}" for i, text in enumerate(option_texts(tuple(options)))]

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from videostr import graph as graphs
 from videostr.chat import LIKELY, chat_text, found_in
 from videostr.errors import PromptError
-from videostr.options import letter_of, lettered
+from videostr.options import letter_of, lettered, text_of
 from videostr.reasoning import reasoning
 from videostr.types import Answer, AnswerKind, Clip, ClipSpec, GraphFrame, Node, Prompt, Record, SceneGraph
 
@@ -132,20 +132,26 @@ def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> st
     )
 
 
-def reference_trace(record: Record, *, ends_only: bool = False, reasoned: bool = False) -> str:
+def reference_trace(
+    record: Record, *, ends_only: bool = False, reasoned: bool = False, option_text: bool = False
+) -> str:
     """Return the trace that scores 1 everywhere: the true graph and the true answer.
 
     Args:
         record: what is asked.
         ends_only: state only the first and the last selected time, which scores less.
         reasoned: say after the graph why the answer follows from it, where it does.
+        option_text: answer a choice by the text of the option instead of its letter.
     """
     graph = record.graph
     if graph is not None and ends_only and len(graph.frames) > 2:
         graph = replace(graph, frames=(graph.frames[0], graph.frames[-1]))
     block = "" if graph is None else f"<graph>{graphs.to_json(graph)}</graph>"
     reasons = reasoning(record, graph) if reasoned and graph is not None else ""
-    return f"<think>{block}{reasons}</think><answer>{answer_text(record.answer)}</answer>"
+    answer = answer_text(record.answer)
+    if option_text and record.answer.kind is AnswerKind.CHOICE:
+        answer = text_of(record.options, answer)
+    return f"<think>{block}{reasons}</think><answer>{answer}</answer>"
 
 
 def answer_text(answer: Answer) -> str:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from videostr.graph import frame_at, ground_axes
-from videostr.options import letter_of, option_texts
+from videostr.options import text_of
 from videostr.query import TOLERANCE_S, entailed, path
 from videostr.types import Answer, AnswerKind, Node, Query, Record, SceneGraph
 
@@ -153,7 +153,7 @@ def _distance_relative(told: _Told) -> str:
     query, (t, *_) = told.query, told.query.times
     target, *others = query.objects
     place = told.node(target, t).pos
-    distances = [f"{name} {_rounded(math.dist(place, told.node(name, t).pos))}" for name in others]
+    distances = [f"{name} {_apart(place, told.node(name, t).pos)}" for name in others]
     return f"{told.at(t, query.objects)} From {target}: {', '.join(distances)}."
 
 
@@ -242,8 +242,7 @@ STEPS: dict[str, Callable[[_Told], str]] = {
 def _conclusion(record: Record, answer: Answer) -> str:
     """Return the answer in words: that of an option for a choice."""
     if answer.kind is AnswerKind.CHOICE:
-        texts = option_texts(record.options)
-        return next(text for i, text in enumerate(texts) if letter_of(i) == answer.value)
+        return text_of(record.options, str(answer.value))
     if isinstance(answer.value, float):
         return f"{_number(answer.value)} {answer.unit}".strip()
     return "it is as stated"

@@ -101,6 +101,7 @@ class ReferenceSource(RecordSource):
     def __init__(self, folder: str, processor: Any, seed: int, references: References) -> None:
         super().__init__(folder, processor, seed)
         self._references = references
+        self._option_text = references.choice == "text"
 
     def draw(self, position: int) -> PromptItem | Failure:
         """Return the record at a position of the endless seeded order, with `references.per_prompt` traces."""
@@ -113,6 +114,7 @@ class ReferenceSource(RecordSource):
                 item.record,
                 ends_only=ends < self._references.ends_only,
                 reasoned=reasons < self._references.reasoned,
+                option_text=self._option_text,
             )
             for ends, reasons in chosen
         ]
@@ -124,9 +126,12 @@ class ReferenceSource(RecordSource):
         return [
             item
             if isinstance(item, Failure)
-            else replace(item, references=(reference_trace(item.record, reasoned=reasoned),))
+            else replace(item, references=(self._complete(item.record, reasoned),))
             for item in super().first(count)
         ]
+
+    def _complete(self, record: Record, reasoned: bool) -> str:
+        return reference_trace(record, reasoned=reasoned, option_text=self._option_text)
 
 
 class NotScored:
@@ -161,11 +166,14 @@ def _initial_policy(config: SftConfig) -> str:
     folder = run_folder(config) / "initial"
     if not (folder / "config.json").exists():
         records = list(islice(usable_records(config.data.train), TOKENIZER_RECORDS))
-        reasoned = config.references.reasoned > 0
+        reasoned, text_answers = config.references.reasoned > 0, config.references.choice == "text"
         texts = [
             text
             for record in records
-            for text in (instruction(record), reference_trace(record, reasoned=reasoned))
+            for text in (
+                instruction(record),
+                reference_trace(record, reasoned=reasoned, option_text=text_answers),
+            )
         ]
         make_folder(folder)
         make_tiny(folder, config.run.seed, texts, model_type=config.model.tiny)

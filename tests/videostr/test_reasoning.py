@@ -95,7 +95,8 @@ def ask(family: str, *objects: str, **values: Any) -> Query:
         (
             ask("distance_relative", "van.1", "car.1", "dog.1", times=(1.0,), axis="nearest", options=("car.1", "dog.1")),
             ("the car", "the dog"),
-            "t 1: van.1 [0,1,10], car.1 [4,1,13], dog.1 [-2,1,13]. From van.1: car.1 5, dog.1 3.61. So the dog.",
+            "t 1: van.1 [0,1,10], car.1 [4,1,13], dog.1 [-2,1,13]. From van.1: car.1 sqrt(4^2 + 0^2 + 3^2) = 5, "
+            "dog.1 sqrt(2^2 + 0^2 + 3^2) = 3.61. So the dog.",
         ),
         (
             ask("distance_absolute", "van.1", "car.1", times=(1.0,)), (),

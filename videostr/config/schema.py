@@ -112,6 +112,8 @@ class References:
     """Traces of a record in one step; they share the computation of its prompt."""
     reasoned: Share = 1.0
     """Share of traces that say, after the graph, why the answer follows from it; where the graph does not tell, none does."""
+    choice: Literal["letter", "text"] = "letter"
+    """How a choice is answered: small policies copy a text from their reasoning long before they learn to find its letter."""
     ends_only: Share = 0.0
     """Share of traces that state only the first and the last selected time: a habit for RL to unlearn."""
 
