@@ -149,7 +149,7 @@ def reward_group(
     graphs: Sequence[SceneGraph | GraphAbsence], target: Target, rule: GraphRule
 ) -> list[GraphScore]:
     """Return node, edge and graph terms of the graphs of a group; a trace without a usable graph scores 0."""
-    notes = [_refusal(graph, target) for graph in graphs]
+    notes = [refusal(graph, target) for graph in graphs]
     usable = [
         graph
         for graph, note in zip(graphs, notes, strict=True)
@@ -165,7 +165,7 @@ def reward_group(
     ]
 
 
-def _refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
+def refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
     """Return why a graph scores 0; None if it can be scored, "" where the trace's problems say it."""
     if isinstance(graph, GraphAbsence):
         return f"graph: {graph.value}" if graph is GraphAbsence.ABSENT else ""

@@ -26,6 +26,7 @@ from videostr.data.records import usable_records
 from videostr.errors import DataError
 from videostr.graph import MAX_NODES, ground_axes, to_json
 from videostr.prompt import answer_text
+from videostr.query import entailed
 from videostr.tabletop.build import Split, scene_seed
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.world import Difficulty, make_scene
@@ -33,7 +34,7 @@ from videostr.types import Answer, AnswerKind, Edge, GraphFrame, Node, Record, S
 
 _Move = Callable[[GraphFrame, Floats], Floats]
 GRAPH_COLUMNS = ("graph_node", "graph_edge", "graph")
-COLUMNS = ("format", "answer", *GRAPH_COLUMNS, "total")
+COLUMNS = ("format", "answer", *GRAPH_COLUMNS, "entailed", "consistency", "total")
 CROWDS = (2, 5, 12, 20, 60)
 
 
@@ -188,7 +189,19 @@ def probes(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[
             if fixed
             else {}
         ),
+        **_fitted(record, truth, rng),
     }
+
+
+def _fitted(record: Record, truth: SceneGraph, rng: np.random.Generator) -> dict[str, str]:
+    """Return a graph at random places with the answer that follows from it: what fitting a graph to a guess is worth."""
+    graph = _held_still(truth, rng)
+    found = None if record.query is None else entailed(record.query, graph)
+    return (
+        {}
+        if found is None
+        else {"(n) a graph at random, the answer that it entails": trace(to_json(graph), answer_text(found))}
+    )
 
 
 def wrong_answer(answer: Answer) -> str:

@@ -1,7 +1,8 @@
 """The rubric: weighs the rewards into one scalar with named parts.
 
 In: completions of one record. Out: `Score` (and the `Trace` it was computed from) per completion, by
-`total = gate(format) * (w_answer R_answer + w_graph R_graph + w_custom R_custom) + w_format R_format + length`
+`total = gate(format) * (w_answer R_answer + w_graph R_graph + w_consistency R_consistency + w_custom R_custom)
++ w_format R_format + length`
 (docs/rewards.md).
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rewards import choice, graph, length, number, region
+from rewards import choice, consistency, graph, length, number, region
 from rewards import format as format_reward
 from rewards.graph import GraphRule
 from rewards.map_score import map_score
@@ -50,6 +51,7 @@ class Rubric:
     w_format: float = 0.2
     w_answer: float = 1.0
     w_graph: float = 1.0
+    w_consistency: float = 0.0
     gate: Literal["format", "none"] = "format"
     """format: answer and graph count only where the format is right."""
     graph: Literal["relation", "map"] = "relation"
@@ -89,7 +91,9 @@ class Rubric:
             ConfigError: `reward.custom` cannot be imported.
         """
         preset = cls.preset(config.rubric)
-        weights = {name: getattr(config, name) for name in ("w_format", "w_answer", "w_graph")}
+        weights = {
+            name: getattr(config, name) for name in ("w_format", "w_answer", "w_graph", "w_consistency")
+        }
         rubric = replace(
             preset,
             **{name: value for name, value in weights.items() if value is not None},
@@ -162,8 +166,8 @@ def score_group_with_traces(
         rubric: how completions are scored, or the name of a preset.
 
     Parts: `format`, `answer`, `length` (where the rubric has one), `graph` and `graph_node` (if the record has a graph),
-    `graph_edge` (if that has two nodes in some frame), `map` and `custom` (if the rubric asks for them). Whatever the
-    completions say, nothing is raised.
+    `graph_edge` (if that has two nodes in some frame), `entailed` and `consistency` (if a graph tells the answer), `map` and
+    `custom` (if the rubric asks for them). Whatever the completions say, nothing is raised.
 
     Raises:
         RewardError: the custom reward raised or returned something other than a number in [0, 1].
@@ -245,11 +249,19 @@ def _answer(trace: Trace, record: Record) -> tuple[float, str]:
     return _ANSWER_REWARDS[record.answer.kind](trace.answer, record)
 
 
+def _judge(answer: str, record: Record) -> float:
+    """Return what the text of an answer is worth; 0 for none and for one that is too long."""
+    if not 0 < len(answer) <= _MAX_ANSWER:
+        return 0.0
+    return _ANSWER_REWARDS[record.answer.kind](answer, record)[0]
+
+
 def _score_graphs(group: _Group) -> None:
     truth, rule = group.record.graph, group.rubric.graph_rule
     if truth is None:
         return
-    found = graph.reward_group([trace.graph for trace in group.traces], graph.prepare(truth, rule), rule)
+    target = graph.prepare(truth, rule)
+    found = graph.reward_group([trace.graph for trace in group.traces], target, rule)
     for score, trace, graph_score in zip(group.scores, group.traces, found, strict=True):
         score.parts.update(graph=graph_score.graph, graph_node=graph_score.node)
         if graph_score.edge is not None:
@@ -257,6 +269,9 @@ def _score_graphs(group: _Group) -> None:
         score.notes.extend(graph_score.notes)
         if group.rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
             score.parts["map"] = map_score(trace.graph, truth)
+    used = consistency.reward_group(group.traces, group.record, target, _judge)
+    for score, (entailed, consistent) in zip(group.scores, used, strict=False):
+        score.parts.update(entailed=entailed, consistency=consistent)
 
 
 def _score_custom(group: _Group) -> None:
@@ -301,7 +316,7 @@ def _score_lengths(group: _Group) -> None:
 _PARTS: dict[tuple[str, ...], Callable[[_Group], None]] = {
     ("format",): _score_formats,
     ("answer",): _score_answers,
-    ("graph", "graph_node", "graph_edge", "map"): _score_graphs,
+    ("graph", "graph_node", "graph_edge", "map", "entailed", "consistency"): _score_graphs,
     ("custom",): _score_custom,
     ("length",): _score_lengths,
 }
@@ -311,6 +326,7 @@ _PARTS: dict[tuple[str, ...], Callable[[_Group], None]] = {
 def _total(parts: dict[str, float], record: Record, rubric: Rubric) -> float:
     gate = parts["format"] if rubric.gate == "format" else 1.0
     gated = _with_map(parts, record, rubric) if rubric.graph == "map" else _with_relations(parts, rubric)
+    gated += rubric.w_consistency * parts.get("consistency", 0.0)
     gated += rubric.w_custom * parts.get("custom", 0.0)
     total = gate * gated + rubric.w_format * parts["format"] + parts.get("length", 0.0)
     if not math.isfinite(total):

@@ -26,9 +26,12 @@ from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, Rollout
 
 log = logging.getLogger("videostr.evaluate")
-PARTS = ("total", "format", "answer", "graph", "custom", "tokens", "digits", "loss")
+PARTS = (
+    *("answer", "graph", "entailed", "consistency", "format", "custom", "total"),
+    *("tokens", "digits", "loss"),
+)
 """Those that a record or rubric does not have are left out; the last three are of supervised fine-tuning."""
-GAINS = ("total", "graph", "answer")
+GAINS = ("answer", "graph", "total")
 SAMPLED, GREEDY = "sampled", "greedy"
 
 
@@ -169,7 +172,7 @@ def table(values: Mapping[str, Any]) -> str:
             old, new = heldout[before][part], heldout[after][part]
             gain = heldout["gain"].get(part) if kind == "sampled" else None
             interval = f" [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}]" if gain else ""
-            lines.append(f"{kind:8s} {part:8s}         {old:8.3f}{new:8.3f}  {new - old:+8.3f}{interval}")
+            lines.append(f"{kind:8s} {part:11s}      {old:8.3f}{new:8.3f}  {new - old:+8.3f}{interval}")
     return "\n".join(lines)
 
 

@@ -42,9 +42,9 @@ class Code(IntEnum):
 def request_message(
     completions: Sequence[Completion | str], record: Record, group_id: int = 0
 ) -> pb.ScoreGroupRequest:
-    """Return the request that asks for scores of `completions`; what they do not need (clip, image size, query) stays at home."""
+    """Return the request that asks for scores of `completions`; what they do not need (clip, image size) stays at home."""
     row = record_to_row(record)
-    for name in ("clip", "image_size", "query"):
+    for name in ("clip", "image_size"):
         del row[name]
     return pb.ScoreGroupRequest(
         id=group_id,
@@ -71,8 +71,8 @@ def read_record(request: pb.ScoreGroupRequest) -> Record:
         raise
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:  # JSON of no sense at all
         raise RecordError(
-            f"{origin}: answer.value or graph cannot be read ({type(error).__name__}: {error})",
-            remedy="both must be JSON of the record schema",
+            f"{origin}: answer.value, graph or query cannot be read ({type(error).__name__}: {error})",
+            remedy="they must be JSON of the record schema",
         ) from None
 
 
@@ -160,6 +160,7 @@ def _row(message: pb.Record) -> dict[str, Any]:
         "labels": list(message.labels),
         "graph": message.graph if message.HasField("graph") else None,
         "graph_frame": message.graph_frame if message.HasField("graph_frame") else None,
+        "query": message.query if message.HasField("query") else None,
     }
 
 

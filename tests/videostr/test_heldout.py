@@ -86,7 +86,7 @@ def test_summary_has_the_documented_shape(tmp_path):
     values = summary(config, *evaluations, {"startup": 1.0, "train": 2.0, "evaluate": 3.0})
     assert list(values) == ["seed", "heldout", "seconds"]
     assert list(values["heldout"]) == ["prompts", "before", "after", "greedy_before", "greedy_after", "gain"]
-    assert list(values["heldout"]["gain"]) == ["total", "graph", "answer"]
+    assert list(values["heldout"]["gain"]) == ["answer", "graph", "total"]
     assert values["heldout"]["prompts"] == 2
     assert values["heldout"]["gain"]["answer"]["mean"] == pytest.approx(0.5)
     text = table(values)

@@ -159,11 +159,13 @@ class RewardConfig:
     rubric: Literal["default", "paper", "spacer", "answer_only"] = "default"
     """Preset of weights, gate, graph score and length term (docs/rewards.md)."""
     w_format: NonNegative | None = None
-    """Weight of the format; null takes the preset's, as in the next two."""
+    """Weight of the format; null takes the preset's, as in the next three."""
     w_answer: NonNegative | None = None
     """Weight of the answer."""
     w_graph: NonNegative | None = None
     """Weight of the relation graph."""
+    w_consistency: NonNegative | None = None
+    """Weight of whether the stated answer follows from the stated graph."""
     custom: str = ""
     """A reward of your own, `package.module:function`: (Trace, Record) -> float in [0, 1]; gated as the answer is."""
     w_custom: NonNegative = 1.0

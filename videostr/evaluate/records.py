@@ -22,7 +22,7 @@ from videostr.prompt import answer_format, answer_text, format_question, instruc
 from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
 
-PARTS = ("answer", "format", "graph", "graph_node", "graph_edge")
+PARTS = ("answer", "format", "graph", "graph_node", "graph_edge", "entailed", "consistency")
 
 
 class Records:
@@ -99,12 +99,21 @@ class Records:
     def figures(
         self, questions: Sequence[Question], scores: Mapping[str, np.ndarray], weights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return `overall` (the answer), the other parts, then the answer by family and by source; percent."""
+        """Return `overall` (the answer), the other parts, then the answer by family and by source; percent.
+
+        `part/supported` is the share of what the answers score that follows from the stated graphs, over the questions that
+        a graph can answer.
+        """
         answer = scores["answer"]
         found = {"overall": mean(answer, weights)}
         for name in PARTS[1:]:
             if name in scores and not np.isnan(scores[name]).all():
                 found[f"part/{name}"] = mean(scores[name], weights)
+        if "part/consistency" in found:
+            told = ~np.isnan(scores["consistency"])
+            right = mean(np.where(told, answer, np.nan), weights)
+            both = mean(answer * scores["consistency"], weights)
+            found["part/supported"] = np.divide(both, right, out=np.full_like(both, np.nan), where=right > 0)
         for prefix, of in (("task", [q.task for q in questions]), ("source", [q.source for q in questions])):
             for value in dict.fromkeys(of):
                 inside = np.array([other == value for other in of])

@@ -33,6 +33,9 @@ LINE_CHARTS = [
     Wanted("Reward", "total", {"reward/total": "total"}),
     Wanted("Reward parts", "0 to 1", _PARTS),
     Wanted("Graph reward", "0 to 1", {"reward/graph_node": "nodes", "reward/graph_edge": "edges"}),
+    Wanted(
+        "Answer and graph", "0 to 1", {"reward/entailed": "entailed", "reward/consistency": "consistency"}
+    ),
     Wanted("Length reward", "-1 to 1", {"reward/length": "length"}),
     Wanted("Loss", "", {"loss": "loss"}),
     Wanted("Gradient norm", "before clipping", {"grad_norm": "norm"}),

@@ -118,14 +118,15 @@ def _status(run: RunData) -> tuple[str, str]:
 
 def _tiles(run: RunData) -> list[tuple[str, str, str]]:
     """Return (name, figure, remark), those that exist."""
-    before, after = (_number(_at(run.summary, "heldout", when, "total")) for when in ("before", "after"))
     speeds = [v for v in run.series("rollout/tokens_per_s") if v is not None]
     seconds = {name: _number(_at(run.summary, "seconds", name)) for name in ("startup", "train", "evaluate")}
     rewards = [v for v in run.series("reward/total") if v is not None]
     tiles = []
-    if before is not None and after is not None:
-        tiles.append(("Held-out reward", f"{before:.3f} → {after:.3f}", "sampled, before and after"))
-    elif rewards:
+    for part, name in (("answer", "Held-out answer"), ("total", "Held-out reward")):
+        before, after = (_number(_at(run.summary, "heldout", when, part)) for when in ("before", "after"))
+        if before is not None and after is not None:
+            tiles.append((name, f"{before:.3f} → {after:.3f}", "sampled, before and after"))
+    if not tiles and rewards:
         tiles.append(("Reward", short(fmean(rewards[-10:])), "mean of the last 10 steps"))
     if run.metrics:
         planned = f"of {run.config.train.steps}" if run.config else ""

@@ -34,7 +34,7 @@ from rewards.service.client import (
 )
 from rewards.service.messages import SERVICE, describe, read_scores, request_message, response_message
 from videostr.prompt import reference_trace
-from videostr.types import Completion, FinishReason, Query, Record, Score
+from videostr.types import Completion, FinishReason, Record, Score
 
 # The preset `default` with the probe, which scores 0.5 and weighs 0.
 RUBRIC = Rubric(custom="reward_probe:reward", w_custom=0.0)
@@ -152,7 +152,7 @@ def test_a_record_that_breaks_the_schema_is_refused_with_field_and_rule(
 
 
 def test_what_scoring_does_not_need_stays_at_home(record: Record) -> None:
-    whole = replace(record, image_size=(64, 48), query=Query(family=record.family))
+    whole = replace(record, image_size=(64, 48), clip=replace(record.clip, video="other.mp4"))
     assert request_message([RIGHT], whole) == request_message([RIGHT], record)
 
 

@@ -127,9 +127,10 @@ def answered(
 def test_true_traces_earn_all_and_rows_say_what_determined_them(world: World, tmp_path: Path) -> None:
     items = prepare(world, Mode.GRAPH)
     rows = tally(items, world.answers, answered(world, items), world.asker)
-    assert {
-        name: set(values) for name, values in scores_of([r.scores for r in rows], Records.columns).items()
-    } == {name: {1.0} for name in Records.columns}
+    scored = scores_of([r.scores for r in rows], Records.columns)
+    assert {name: set(values[~np.isnan(values)]) for name, values in scored.items()} == {
+        name: {1.0} for name in Records.columns
+    }
     assert world.pool.most == 4
     write_rows(rows, tmp_path / "questions.parquet")
     table = pq.read_table(tmp_path / "questions.parquet").to_pylist()
@@ -360,3 +361,16 @@ def test_a_question_that_cannot_be_put_into_the_template_counts_as_wrong(
     item = world.asker.prepare(world.questions[0], Mode.DIRECT)
     assert isinstance(item, SkippedQuestion)
     assert "rewrite the text" in item.problem
+
+
+def test_the_supported_share_is_that_of_what_answers_score(world: World) -> None:
+    questions = world.questions[:4]
+    nan = float("nan")
+    scores = {"answer": np.array([1.0, 1.0, 0.0, 1.0]), "consistency": np.array([1.0, 0.0, 1.0, nan])}
+    benchmark = Records(Rubric.preset("default"))
+    found = benchmark.figures(questions, scores, np.ones((1, 4)))
+    assert found["part/supported"].tolist() == [
+        50.0
+    ]  # of two right answers that a graph can tell, one follows from it
+    none = benchmark.figures(questions, scores | {"answer": np.zeros(4)}, np.ones((1, 4)))
+    assert np.isnan(none["part/supported"]).all()

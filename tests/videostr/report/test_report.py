@@ -180,6 +180,7 @@ def test_a_finished_run_shows_its_figures(run_dir: Path) -> None:
     for words in [
         "demo finished",
         "seed 5",
+        "Held-out answer 0.310 → 0.440",
         "Held-out reward 0.951 → 1.310",
         "Steps 3 of 3",
         "Training time 7 min 00 s startup 1 min 35 s, evaluate 1 min 01 s",
@@ -187,7 +188,7 @@ def test_a_finished_run_shows_its_figures(run_dir: Path) -> None:
         "256 prompts.",
         "total 0.951 1.310 +0.359 +0.311 to +0.412",
         "answer 0.310 0.440 +0.130 -0.020 to +0.160",
-        "greedy before after gain 95 % interval total 1.100 1.350 –",
+        "greedy before after gain 95 % interval answer 0.360 0.450 –",
         "bad_video 3 the video is missing or cannot be decoded",
         "7.mp4: truncated",
         "2 rollouts of 1 prompt, dumped at 1 step.",
