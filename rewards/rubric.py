@@ -97,6 +97,7 @@ class Rubric:
         rubric = replace(
             preset,
             **{name: value for name, value in weights.items() if value is not None},
+            gate=preset.gate if config.gate == "preset" else config.gate,
             length=preset.length if config.length == "preset" else config.length,
             max_tokens=max_tokens,
             overlong_buffer=config.overlong_buffer,

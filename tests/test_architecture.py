@@ -21,6 +21,7 @@ FLOORS = {
         "videostr.data.check",
         "videostr.evaluate",
         "videostr.plan",
+        "videostr.ablate",
         "videostr.report",
     ),
     "actors": ("actors",),

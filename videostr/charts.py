@@ -83,6 +83,43 @@ def share_chart(title: str, unit: str, steps: Sequence[int], series: Sequence[Se
     return _chart(title, unit, steps, shares, [*body, _axes(scale, [0.0, 0.25, 0.5, 0.75, 1.0])])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """One curve with what lies around it."""
+
+    name: str
+    steps: Sequence[int]
+    middle: Sequence[float]
+    """One per step, as `low` and `high`."""
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def band_chart(title: str, unit: str, bands: Sequence[Band]) -> Chart | None:
+    """Return curves with their bands, all smoothed; steps need not be the same. None without a curve."""
+    if not bands:
+        return None
+    steps = sorted({step for band in bands for step in band.steps})
+    soft = [
+        [[v for v in smoothed(values) if v is not None] for values in (band.low, band.middle, band.high)]
+        for band in bands
+    ]
+    ticks = nice_ticks(min(min(low) for low, _, _ in soft), max(max(high) for _, _, high in soft))
+    scale = _Scale(steps[0], steps[-1], ticks[0], ticks[-1])
+    body = [_axes(scale, ticks)]
+    for index, (band, (low, _, high)) in enumerate(zip(bands, soft, strict=True)):
+        body.append(_area(scale, band.steps, low, high, f"area soft c{index}"))
+    for index, (band, (_, middle, _)) in enumerate(zip(bands, soft, strict=True)):
+        body.append(_path(scale, band.steps, middle, f"line c{index}"))
+    series = [
+        Series(
+            name=band.name, values=[dict(zip(band.steps, middle, strict=True)).get(step) for step in steps]
+        )
+        for band, (_, middle, _) in zip(bands, soft, strict=True)
+    ]
+    return _chart(title, unit, steps, series, body)
+
+
 def interval(mean: float, low: float, high: float, reach: float) -> Markup:
     """Return a mean with its confidence interval about a zero line; `reach` is the value at the right border."""
 

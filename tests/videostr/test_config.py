@@ -103,9 +103,9 @@ def test_sft_round_trip(tmp_path: Path) -> None:
         ),
         (SPARSE, ["train=4"], ["train = 4: must be a section"]),
         (
-            SPARSE + "train: {steps: 0, stpes: 1}",
+            SPARSE + "train: {steps: -1, stpes: 1}",
             [],
-            ["train.steps = 0", "train.stpes = 1: is not a key; did you mean train.steps?"],
+            ["train.steps = -1", "train.stpes = 1: is not a key; did you mean train.steps?"],
         ),
         (SPARSE, ["train.steps"], ["train.steps", "key=value"]),
         ("[1, 2]", [], ["must be a mapping"]),
@@ -263,7 +263,7 @@ def test_a_value_out_of_range_names_key_value_and_range(key: str, value: object)
 
 def test_all_broken_rules_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(with_values({"train.steps": 0, "model.path": "", "sampling.group_size": 1}))
+        validate(with_values({"train.steps": -1, "model.path": "", "sampling.group_size": 1}))
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -329,10 +329,10 @@ def test_any_other_name_is_taken(name: str) -> None:
 
 def test_an_error_of_several_keys_has_a_message_and_a_remedy_of_each() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(with_values({"train.steps": 0, "model.path": ""}))
+        validate(with_values({"train.steps": -1, "model.path": ""}))
     error = pickle.loads(pickle.dumps(caught.value))
     assert error.message.splitlines() == [
-        "train.steps = 0: must be a whole number, at least 1",
+        "train.steps = -1: must be a whole number, at least 0",
         'model.path = "": must name the policy',
     ]
     assert error.remedy.splitlines() == ["keys and types are listed in docs/config.md", "set model.path=DIR"]
@@ -342,11 +342,11 @@ def test_an_error_of_several_keys_has_a_message_and_a_remedy_of_each() -> None:
 def test_a_key_of_the_file_is_named_with_the_file_and_one_of_the_command_line_without(
     write: Callable[[str], Path],
 ) -> None:
-    path = write(SPARSE + "train: {steps: 0}")
+    path = write(SPARSE + "train: {steps: -1}")
     with pytest.raises(ConfigError) as caught:
         load(path, ["learner.lr=0"])
     assert [error.message for error in caught.value.problems] == [
-        f"{path}: train.steps = 0: must be a whole number, at least 1",
+        f"{path}: train.steps = -1: must be a whole number, at least 0",
         "learner.lr = 0: must be a finite number, above 0",
     ]
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from videostr.config.load import RESOLVED, load
 from videostr.config.reference import Key, keys, reference, row, sections
-from videostr.config.schema import Config, EvaluationConfig, PlanConfig, SftConfig
+from videostr.config.schema import AblationConfig, Config, EvaluationConfig, PlanConfig, SftConfig
 from videostr.config.values import flat, shown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "config.md"
@@ -22,7 +22,7 @@ def test_the_document_is_of_this_schema() -> None:
     assert DOCUMENT.read_text() == reference(), "run python -m videostr.config.reference > docs/config.md"
 
 
-@pytest.mark.parametrize("kind", [PlanConfig, SftConfig, EvaluationConfig])
+@pytest.mark.parametrize("kind", [PlanConfig, SftConfig, EvaluationConfig, AblationConfig])
 def test_every_key_is_described(kind: type) -> None:
     without = [
         f"{section.__name__}.{key.name}"

@@ -156,7 +156,7 @@ def _of_learner(c: RunConfig) -> Iterator[Inert]:
             switch=("learner.num_gpus",),
         )
     updates = c.train.steps * c.train.updates_per_batch
-    if c.learner.schedule != "constant" and c.learner.warmup_steps >= updates:
+    if c.learner.schedule != "constant" and c.learner.warmup_steps >= updates > 0:
         yield Inert(
             keys=("learner.schedule",),
             why=f"learner.warmup_steps = {c.learner.warmup_steps} and {updates} updates in the run "
@@ -273,6 +273,8 @@ def _of_data(c: Config) -> Iterator[Inert]:
 def _of_steps(c: RunConfig) -> Iterator[Inert]:
     """Yield the intervals that end after the run; an override of its length lets the file keep them."""
     steps = c.train.steps
+    if steps == 0:  # such a run is often another one's config, with this key overridden
+        return
     if c.evaluate.every >= steps:
         yield Inert(
             keys=("evaluate.every",),

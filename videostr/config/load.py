@@ -14,7 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from videostr.config import rules
 from videostr.config.effects import Written, keys_without_effect
-from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
+from videostr.config.schema import (
+    AblationConfig,
+    AnyConfig,
+    Config,
+    EvaluationConfig,
+    PlanConfig,
+    RunConfig,
+    SftConfig,
+)
 from videostr.config.values import LEAVES, Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
@@ -53,6 +61,20 @@ def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluati
     return _load(EvaluationConfig, path, overrides)  # type: ignore[no-any-return]
 
 
+def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
+    """Read the config of an ablation; its arms are not looked into.
+
+    Raises:
+        ConfigError: as `load`; there are no arms, or a name cannot be that of a folder.
+    """
+    config, _, problems = _converted(AblationConfig, path, overrides)
+    if not problems:
+        problems = rules.broken(config)
+    if problems:
+        raise ConfigError.of([problem.error(str(path)) for problem in problems])
+    return config  # type: ignore[no-any-return]
+
+
 def dump(config: AnyConfig) -> str:
     """Return the resolved config as YAML; `load` of it gives the same config."""
     return RESOLVED + OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
@@ -75,7 +97,10 @@ def validate(config: AnyConfig, written: Written | None = None) -> None:
         raise ConfigError.of([problem.error() for problem in problems])
 
 
-def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+def _converted(
+    schema: type, path: str | Path, overrides: Sequence[str]
+) -> tuple[Any, Written, list[Problem]]:
+    """Return the config, the keys that the user wrote, and what is wrong with single keys."""
     file, is_resolved = _read(path)
     given: dict[str, Any] = {}
     for text in overrides:
@@ -83,6 +108,11 @@ def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
     problems: list[Problem] = []
     config = convert(schema, _merged(file, given), problems)
     written = _written(convert(schema, file, []) if is_resolved else file, given)
+    return config, written, problems
+
+
+def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+    config, written, problems = _converted(schema, path, overrides)
     if not problems:
         problems = _broken(config, written, [])
     if problems:

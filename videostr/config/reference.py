@@ -15,8 +15,8 @@ from typing import Any, get_type_hints
 
 import msgspec.inspect as types
 
-from videostr.config.schema import Config, EvaluationConfig, PlanConfig, SftConfig
-from videostr.config.values import shown
+from videostr.config.schema import AblationConfig, Config, EvaluationConfig, PlanConfig, SftConfig
+from videostr.config.values import part_of, shown
 from videostr.schema_rules import rule_of
 
 HEAD = """# Config reference
@@ -32,6 +32,7 @@ KINDS = (
     (PlanConfig, "A plan", "tabletop_cpu.yaml"),
     (SftConfig, "Supervised fine-tuning", "tabletop_sft.yaml"),
     (EvaluationConfig, "An evaluation", "eval_tabletop.yaml"),
+    (AblationConfig, "An ablation", "ablation_tabletop.yaml"),
 )
 """Schema, heading, and an example in configs/."""
 
@@ -75,6 +76,8 @@ def sections(kind: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     for name, section in get_type_hints(kind).items():
         if dataclasses.is_dataclass(section):
             yield from sections(section, f"{prefix}.{name}".lstrip("."))  # type: ignore[arg-type]
+        elif (part := part_of(section)) is not None:
+            yield from sections(part, f"{prefix}.{name}.NAME".lstrip("."))
 
 
 def keys(section: type) -> list[Key]:
@@ -91,7 +94,7 @@ def keys(section: type) -> list[Key]:
             meaning=meanings.get(name, ""),
         )
         for name, hint in hints.items()
-        if not dataclasses.is_dataclass(hint)
+        if not dataclasses.is_dataclass(hint) and part_of(hint) is None
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
-from videostr.config.schema import AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.schema import AblationConfig, AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
 from videostr.config.sections import RolloutConfig
 from videostr.config.values import Problem
 
@@ -20,8 +20,10 @@ RAY_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 """Resources that Ray counts itself."""
 
 
-def broken(config: AnyConfig) -> list[Problem]:
+def broken(config: AnyConfig | AblationConfig) -> list[Problem]:
     """Return the broken rules of a command's config."""
+    if isinstance(config, AblationConfig):
+        return list(_ablation(config))
     if isinstance(config, EvaluationConfig):
         return list(_evaluation(config))
     if isinstance(config, SftConfig):
@@ -29,12 +31,14 @@ def broken(config: AnyConfig) -> list[Problem]:
     return list(_training(config))
 
 
-def value_at(config: AnyConfig, key: str) -> Any:
+def value_at(config: AnyConfig | AblationConfig, key: str) -> Any:
     """Return the value of a dotted key."""
-    return reduce(getattr, key.split("."), config)
+    return reduce(
+        lambda of, name: of[name] if isinstance(of, dict) else getattr(of, name), key.split("."), config
+    )
 
 
-def _problem(config: AnyConfig, key: str, rule: str, remedy: str) -> Problem:
+def _problem(config: AnyConfig | AblationConfig, key: str, rule: str, remedy: str) -> Problem:
     return Problem(key=key, value=value_at(config, key), rule=rule, remedy=remedy)
 
 
@@ -278,22 +282,47 @@ def _sft(c: SftConfig) -> Iterator[Problem]:
     yield from _logging(c)
 
 
+def _ablation(c: AblationConfig) -> Iterator[Problem]:
+    yield from _name(c, "name")
+    yield from _missing(
+        c,
+        {
+            "dir": ("must name the parent of the ablation's folder", "set dir=DIR"),
+            "base": ("must name the config of the training run", "set base=FILE"),
+            "arms": ("must name at least one way of training", "write it as in arms.default.overrides=[]"),
+        },
+    )
+    for name in c.arms:
+        if (rule := _name_rule(name)) is not None:
+            yield Problem(
+                key=f"arms.{name}", value=name, rule=rule, remedy="choose another name, such as default"
+            )
+    if c.reference and c.reference not in c.arms:
+        yield _problem(c, "reference", "must be one of the arms", f"choose one of {', '.join(c.arms)}")
+    for key in ("seeds", *(f"arms.{name}.seeds" for name in c.arms if "." not in name)):
+        if len(set(value_at(c, key))) < len(value_at(c, key)):
+            yield _problem(c, key, "must name each seed once", "leave out what is there twice")
+
+
 # ------------------------------------------------------------------------------------------------------------ texts
 
 
-def _missing(c: AnyConfig, required: dict[str, tuple[str, str]]) -> Iterator[Problem]:
+def _missing(c: AnyConfig | AblationConfig, required: dict[str, tuple[str, str]]) -> Iterator[Problem]:
     """Yield the keys whose text is empty; `required` has the rule and the remedy of each."""
     for key, (rule, remedy) in required.items():
         if not value_at(c, key):
             yield _problem(c, key, rule, remedy)
 
 
-def _name(c: AnyConfig) -> Iterator[Problem]:
+def _name(c: AnyConfig | AblationConfig, key: str = "run.name") -> Iterator[Problem]:
     """Yield why the name cannot be that of a folder, and of a run in every logger."""
-    for holds, rule in NAME_RULES:
-        if not holds(c.run.name):
-            yield _problem(c, "run.name", rule, "choose another name, such as run-1")
-            return
+    if (rule := _name_rule(value_at(c, key))) is not None:
+        yield _problem(c, key, rule, "choose another name, such as run-1")
+
+
+def _name_rule(name: str) -> str | None:
+    """Return the rule that a name breaks."""
+    return next((rule for holds, rule in NAME_RULES if not holds(name)), None)
 
 
 NAME_RULES: tuple[tuple[Callable[[str], bool], str], ...] = (

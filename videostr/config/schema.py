@@ -56,6 +56,45 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
+# -------------------------------------------------------------------------------------------------------- ablations
+
+
+@dataclass
+class Arm:
+    """One way of training."""
+
+    overrides: list[str] = field(default_factory=list)
+    """key=value, in place of those of `base` and of the ablation."""
+    seeds: list[Seed] = field(default_factory=list)
+    """[] for those of the ablation."""
+    sft: str = ""
+    """A config of videostr.sft, whose run takes the place of reinforcement learning; `overrides` are of its keys."""
+
+
+@dataclass
+class AblationConfig:
+    """The same training with one thing changed at a time, over several seeds: `python -m videostr.ablate`."""
+
+    name: str = "ablation"
+    """Folder below `dir`: one name, not a path."""
+    dir: str = "runs"
+    """Parent of the folder; a run is a folder of its own in it."""
+    base: str = ""
+    """Config of the training run."""
+    overrides: list[str] = field(default_factory=list)
+    """key=value for all arms, e.g. train.steps=100."""
+    seeds: Annotated[list[Seed], Meta(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
+    """Values of run.seed."""
+    reference: str = ""
+    """The arm that all others are compared with; "" for the first."""
+    at_once: Count = 1
+    """Runs at a time: 1 on one machine; as many as it has room for on a cluster."""
+    resamples: Count = 2000
+    """Of the bootstrap over seeds and prompts."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """Name of an arm -> what is different in it."""
+
+
 # --------------------------------------------------------------------------------------------------------- planning
 
 

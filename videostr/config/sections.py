@@ -166,6 +166,8 @@ class RewardConfig:
     """Weight of the relation graph."""
     w_consistency: NonNegative | None = None
     """Weight of whether the stated answer follows from the stated graph."""
+    gate: Literal["preset", "format", "none"] = "preset"
+    """format: all but the format itself and the length count only where the format is right."""
     custom: str = ""
     """A reward of your own, `package.module:function`: (Trace, Record) -> float in [0, 1]; gated as the answer is."""
     w_custom: NonNegative = 1.0
@@ -309,6 +311,8 @@ class TrainLength:
 class TrainConfig(TrainLength):
     """Length and shape of the run."""
 
+    steps: NonNegativeInt = 100
+    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights. 0 only evaluates."""
     max_staleness: NonNegativeInt = 0
     """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
     max_zero_variance_steps: NonNegativeInt = 20

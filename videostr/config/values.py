@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import inspect
@@ -61,10 +61,15 @@ def convert(schema: type, tree: Mapping[Any, Any], problems: list[Problem], pref
             meant = f"did you mean {prefix}{close[0]}? " if close else ""
             problems.append(Problem(key=key, value=value, rule="is not a key", remedy=f"{meant}{SEE}"))
         elif dataclasses.is_dataclass(types[name]):
+            values[name] = _section(types[name], value, problems, key)
+        elif (part := part_of(types[name])) is not None:
             if isinstance(value, Mapping):
-                values[name] = convert(types[name], value, problems, f"{key}.")
+                values[name] = {
+                    str(of): _section(part, {} if each is None else each, problems, f"{key}.{of}")
+                    for of, each in value.items()
+                }
             else:
-                rule = f"must be a section with keys, such as {key}.{next(iter(get_type_hints(types[name])))}"
+                rule = "must be a section of names, each with keys of its own"
                 problems.append(Problem(key=key, value=value, rule=rule, remedy=SEE))
         else:
             try:
@@ -73,6 +78,20 @@ def convert(schema: type, tree: Mapping[Any, Any], problems: list[Problem], pref
                 remedy = "put it in quotes" if "YAML" in str(error) else SEE
                 problems.append(Problem(key=key, value=value, rule=f"must be {error}", remedy=remedy))
     return schema(**values)
+
+
+def _section(schema: type, value: Any, problems: list[Problem], key: str) -> Any:
+    if isinstance(value, Mapping):
+        return convert(schema, value, problems, f"{key}.")
+    rule = f"must be a section with keys, such as {key}.{next(iter(get_type_hints(schema)))}"
+    problems.append(Problem(key=key, value=value, rule=rule, remedy=SEE))
+    return schema()
+
+
+def part_of(annotation: Any) -> type | None:
+    """Return the section of a mapping of names to sections."""
+    arguments = get_args(annotation)
+    return arguments[1] if get_origin(annotation) is dict and dataclasses.is_dataclass(arguments[1]) else None  # type: ignore[return-value]
 
 
 def value_of(value: Any, annotation: Any) -> Any:
