@@ -208,10 +208,7 @@ RANGES: list[tuple[str, object]] = [
         (key, 0)
         for key in ("sampling.temperature", "sampling.max_tokens", "rollout.num_workers", "learner.lr")
     ],
-    *[
-        (key, 0)
-        for key in ("train.steps", "train.prompts_per_step", "train.keep_checkpoints", "evaluate.samples")
-    ],
+    *[(key, 0) for key in ("train.prompts_per_step", "train.keep_checkpoints", "evaluate.samples")],
     *[(key, -1) for key in ("reward.deadline_s", "sync.timeout_s", "loss.eps_low", "learner.max_grad_norm")],
     *[
         (key, -1)
