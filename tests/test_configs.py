@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from videostr.config.load import dump, load, load_evaluation, load_sft
+from videostr.config.load import dump, load, load_ablation, load_evaluation, load_sft
 from videostr.config.reference import keys
 from videostr.config.schema import BenchmarkConfig
 from videostr.data.__main__ import read_recipe
@@ -30,6 +30,8 @@ def load_of(path: Path) -> Callable[[Path], Any]:
     """The function that loads this kind of config, told by the file's name."""
     if path.stem.startswith("eval_"):
         return load_evaluation
+    if path.stem.startswith("ablation_"):
+        return load_ablation
     return load_sft if is_sft(path) else load
 
 

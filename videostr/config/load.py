@@ -67,7 +67,9 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationCo
     Raises:
         ConfigError: as `load`; there are no arms, or a name cannot be that of a folder.
     """
-    config, _, problems = _converted(AblationConfig, path, overrides)
+    file, given, _ = _trees(AblationConfig, path, overrides)
+    problems: list[Problem] = []
+    config = convert(AblationConfig, _merged(file, given), problems)
     if not problems:
         problems = rules.broken(config)
     if problems:
@@ -75,7 +77,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationCo
     return config  # type: ignore[no-any-return]
 
 
-def dump(config: AnyConfig) -> str:
+def dump(config: AnyConfig | AblationConfig) -> str:
     """Return the resolved config as YAML; `load` of it gives the same config."""
     return RESOLVED + OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
@@ -97,22 +99,22 @@ def validate(config: AnyConfig, written: Written | None = None) -> None:
         raise ConfigError.of([problem.error() for problem in problems])
 
 
-def _converted(
+def _trees(
     schema: type, path: str | Path, overrides: Sequence[str]
-) -> tuple[Any, Written, list[Problem]]:
-    """Return the config, the keys that the user wrote, and what is wrong with single keys."""
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return the tree of a file, that of the overrides, and whether the file was written by `dump`."""
     file, is_resolved = _read(path)
     given: dict[str, Any] = {}
     for text in overrides:
         given = _merged(given, _override(text, schema))
-    problems: list[Problem] = []
-    config = convert(schema, _merged(file, given), problems)
-    written = _written(convert(schema, file, []) if is_resolved else file, given)
-    return config, written, problems
+    return file, given, is_resolved
 
 
 def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
-    config, written, problems = _converted(schema, path, overrides)
+    file, given, is_resolved = _trees(schema, path, overrides)
+    problems: list[Problem] = []
+    config = convert(schema, _merged(file, given), problems)
+    written = _written(convert(schema, file, []) if is_resolved else file, given)
     if not problems:
         problems = _broken(config, written, [])
     if problems:
