@@ -170,8 +170,7 @@ class RolloutWorker(Named):
 
         prompt = request.prompt
         try:
-            frames = await asyncio.to_thread(self.frames.frames, prompt.clip)
-            return await self._sample_first_alone(request, frames)
+            return await self._sample_first_alone(request)
         except VideoError as error:
             return Failure(kind=FailureKind.BAD_VIDEO, record_id=prompt.record_id, detail=str(error))
         except EngineDeadError:
@@ -183,7 +182,7 @@ class RolloutWorker(Named):
                 kind=FailureKind.ENGINE, record_id=prompt.record_id, detail=f"{self.name}: {error}"
             )
 
-    async def _sample_first_alone(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
+    async def _sample_first_alone(self, request: SampleRequest) -> Sampled | Failure:
         """Sample; other requests wait until the first of a process is done.
 
         What vLLM and transformers load at a first request parses source code, and where two threads do so at once CPython
@@ -193,24 +192,25 @@ class RolloutWorker(Named):
         if not self._has_sampled:
             async with self._first:
                 if not self._has_sampled:
-                    return await self._sample_again(request, frames)
-        return await self._sample_again(request, frames)
+                    return await self._sample_again(request)
+        return await self._sample_again(request)
 
-    async def _sample_again(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
+    async def _sample_again(self, request: SampleRequest) -> Sampled | Failure:
         """Sample, several times where two threads parsed at once."""
         for _ in range(PARSE_TRIES - 1):
             try:
-                sampled = await self._sample(request, frames)
+                sampled = await self._sample(request)
             except SystemError:
                 logging.getLogger(__name__).exception("%s: asked again", request.prompt.record_id)
             else:
                 self._has_sampled = True
                 return sampled
-        return await self._sample(request, frames)
+        return await self._sample(request)
 
-    async def _sample(self, request: SampleRequest, frames: ClipFrames) -> Sampled | Failure:
+    async def _sample(self, request: SampleRequest) -> Sampled | Failure:
         from vllm.exceptions import VLLMError
 
+        frames = await asyncio.to_thread(self.frames.frames, request.prompt.clip)
         try:
             rendered = await self._render(request, frames)
         except VLLMError:

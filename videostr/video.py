@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +114,10 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     return Clip(digest=digest, spec=absolute)
 
 
+_PARSING = threading.Lock()
+"""NumPy reads the head of a file with Python's parser, which fails where two threads parse at once (CPython issue 106905)."""
+
+
 class FrameStore:
     """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once."""
 
@@ -135,7 +140,8 @@ class FrameStore:
             self._store(clip.digest, frames)
         about = json.loads(pixels.with_suffix(".json").read_text(encoding="utf-8"))
         about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
-        return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
+        with _PARSING:
+            return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
 
     def _store(self, digest: str, frames: ClipFrames) -> None:
         about = asdict(replace(frames, pixels=np.empty(0)))

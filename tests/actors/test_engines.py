@@ -625,7 +625,7 @@ def test_the_first_request_is_sampled_alone_and_again_where_two_threads_parsed_a
     counts: list[int] = []
     tries: Counter[str] = Counter()
 
-    async def sample(request: Any, frames: Any) -> str:
+    async def sample(request: Any) -> str:
         name = request.prompt.record_id
         tries[name] += 1
         under_way.add(name)
@@ -636,7 +636,7 @@ def test_the_first_request_is_sampled_alone_and_again_where_two_threads_parsed_a
             raise SystemError("AST constructor recursion depth mismatch")
         return name
 
-    vars(worker).update(frames=SimpleNamespace(frames=lambda clip: None), _sample=sample)
+    vars(worker).update(_sample=sample)
     names = [f"r{number}" for number in range(4)]
     requests: list[Any] = [SimpleNamespace(prompt=SimpleNamespace(clip=None, record_id=n)) for n in names]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from videostr.checkpoint import Checkpoints
 from videostr.config.load import load, load_sft
-from videostr.config.schema import AblationConfig, Arm
+from videostr.config.schema import AblationConfig
 from videostr.errors import ConfigError
 from videostr.files import make_folder
 from videostr.metrics import duration
@@ -46,6 +46,7 @@ class ArmRun:
     overrides: tuple[str, ...]
     sft: str = ""
     """Config of the supervised fine-tuning that takes the place of the training run, which then only evaluates."""
+    sft_overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -69,21 +70,14 @@ class ArmRun:
 
     def next_command(self) -> list[str]:
         """Return the command that is to be run now, without the interpreter."""
+        launch = ["videostr.launch", "--config", self.base, *self.overrides]
         if not self.sft:
-            return ["videostr.launch", "--config", self.base, *self.overrides, *self.arguments(self.name)]
+            return [*launch, *self.arguments(self.name)]
         if not (self.sft_folder / "summary.json").exists():
-            return [
-                "videostr.sft",
-                "--config",
-                self.sft,
-                *self.overrides,
-                *self.arguments(self.sft_folder.name),
-            ]
+            sft = ["videostr.sft", "--config", self.sft, *self.sft_overrides]
+            return [*sft, *self.arguments(self.sft_folder.name)]
         policy = Checkpoints(self.sft_folder / "checkpoints", keep=1).latest()
-        return [
-            *("videostr.launch", "--config", self.base, f"model.path={policy}/policy", "train.steps=0"),
-            *self.arguments(self.name),
-        ]
+        return [*launch, f"model.path={policy}/policy", "train.steps=0", *self.arguments(self.name)]
 
 
 def runs_of(config: AblationConfig, path: str) -> list[ArmRun]:
@@ -99,27 +93,32 @@ def runs_of(config: AblationConfig, path: str) -> list[ArmRun]:
     parent = Path(config.dir) / config.name
     found = []
     for seed in sorted({*config.seeds, *(s for arm in config.arms.values() for s in arm.seeds)}):
-        for name, arm in config.arms.items():
-            if seed in (arm.seeds or config.seeds):
-                shared = () if arm.sft else config.overrides
-                overrides = (*shared, *arm.overrides)
-                found.append(
-                    ArmRun(
-                        arm=name, seed=seed, parent=parent, base=config.base, overrides=overrides, sft=arm.sft
-                    )
-                )
-    for name, arm in config.arms.items():
-        _check(path, name, arm, next(run for run in found if run.arm == name))
+        found += [
+            ArmRun(
+                arm=name,
+                seed=seed,
+                parent=parent,
+                base=config.base,
+                overrides=(*config.overrides, *(() if arm.sft else arm.overrides)),
+                sft=arm.sft,
+                sft_overrides=tuple(arm.overrides) if arm.sft else (),
+            )
+            for name, arm in config.arms.items()
+            if seed in (arm.seeds or config.seeds)
+        ]
+    for name in config.arms:
+        _check(f"{path}: arms.{name}", next(run for run in found if run.arm == name))
     return found
 
 
-def _check(path: str, name: str, arm: Arm, run: ArmRun) -> None:
-    where = f"{path}: arms.{name}"
-    for override in run.overrides:
+def _check(where: str, run: ArmRun) -> None:
+    for override in (*run.overrides, *run.sft_overrides):
         if override.partition("=")[0] in OWN:
             raise ConfigError(f"{where}: {override}: the ablation sets it itself", remedy="leave it out")
     try:
-        (load_sft if arm.sft else load)(arm.sft or run.base, [*run.overrides, *run.arguments(run.name)])
+        load(run.base, [*run.overrides, *run.arguments(run.name)])
+        if run.sft:
+            load_sft(run.sft, [*run.sft_overrides, *run.arguments(run.name)])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

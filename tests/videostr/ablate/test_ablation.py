@@ -55,7 +55,13 @@ def test_runs_of_a_seed_stand_together(write: Callable[[str], Path]) -> None:
 
 def test_an_arm_of_supervised_fine_tuning_is_trained_and_then_evaluated(tmp_path: Path) -> None:
     run = ArmRun(
-        arm="more", seed=3, parent=tmp_path, base="b.yaml", overrides=("train.steps=9",), sft="s.yaml"
+        arm="more",
+        seed=3,
+        parent=tmp_path,
+        base="b.yaml",
+        overrides=("train.steps=5",),
+        sft="s.yaml",
+        sft_overrides=("train.steps=9",),
     )
     assert run.next_command() == [
         *(
@@ -70,11 +76,20 @@ def test_an_arm_of_supervised_fine_tuning_is_trained_and_then_evaluated(tmp_path
     ]
     checkpoint = tmp_path / "more-3-sft/checkpoints/step_000009"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "COMPLETE").touch()
+    (checkpoint / "state.json").write_text("{}")
     (tmp_path / "more-3-sft/summary.json").write_text("{}")
     command = run.next_command()
-    assert command[:3] == ["videostr.launch", "--config", "b.yaml"]
-    assert command[4:] == ["train.steps=0", f"run.dir={tmp_path}", "run.name=more-3", "run.seed=3"]
+    assert command == [
+        *(
+            "videostr.launch",
+            "--config",
+            "b.yaml",
+            "train.steps=5",
+            f"model.path={checkpoint}/policy",
+            "train.steps=0",
+        ),
+        *(f"run.dir={tmp_path}", "run.name=more-3", "run.seed=3"),
+    ]
 
 
 @pytest.mark.parametrize(
