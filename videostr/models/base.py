@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen2_5_vl": "videostr.models.qwen2_5_vl",
     "qwen3_vl": "videostr.models.qwen3_vl",
     "qwen2_vl": "videostr.models.qwen2_vl",
+    "qwen3_5": "videostr.models.qwen3_5",
 }
 """`model_type` of config.json: module of the family."""
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"

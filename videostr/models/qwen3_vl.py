@@ -121,7 +121,8 @@ class Qwen3VL(QwenVL):
 
     def features_of(self, encoded: Any) -> dict[str, Tensor]:
         """Return the features of the video's tokens, and those of each level."""
-        levels = {LEVEL.format(i): level for i, level in enumerate(encoded.deepstack_features)}
+        deepstack = getattr(encoded, "deepstack_features", ())
+        levels = {LEVEL.format(i): level for i, level in enumerate(deepstack)}
         return {**super().features_of(encoded), **levels}
 
     def encoded(self, features: Vision) -> Any:
@@ -145,7 +146,7 @@ class Qwen3VL(QwenVL):
             attended=FRAME_PATCHES,
             merged=vision.spatial_merge_size**2,
             output_size=vision.out_hidden_size,
-            mergers=1 + len(vision.deepstack_visual_indexes),
+            mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
         )
 
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:

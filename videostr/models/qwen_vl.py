@@ -302,10 +302,14 @@ class QwenVL(ABC):
             input_ids=row.input_ids[None],
             position_ids=row.positions[:, None],
             use_cache=False,
-            **{ROW: row_attention(row.prompt_ids, row.completion_ids, kernel)},
+            **self.row_arguments(policy, row, kernel),
             **vision,
         ).last_hidden_state[0]
         return hidden
+
+    def row_arguments(self, policy: Any, row: Row, kernel: Kernel) -> dict[str, Any]:  # noqa: ARG002
+        """Return what the layers need to know of a row, by the names under which the model hands it on to them."""
+        return {ROW: row_attention(row.prompt_ids, row.completion_ids, kernel)}
 
     # ------------------------------------------------------------------------------------------- estimates
 
