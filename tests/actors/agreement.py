@@ -71,8 +71,12 @@ def sharpen(folder: Path) -> None:
                 and len(parameter) == policy.config.text_config.hidden_size
             ):
                 parameter *= 20
-            if "language_model" in name and name.endswith(("o_proj.weight", "v_proj.weight")):
+            if "language_model" in name and name.endswith(
+                ("o_proj.weight", "v_proj.weight", "out_proj.weight")
+            ):
                 parameter *= 5
+            if name.endswith("A_log"):  # recurrent layers forget slowly
+                parameter -= 3
     policy.save_pretrained(folder)
 
 

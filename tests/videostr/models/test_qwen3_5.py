@@ -150,3 +150,6 @@ def test_completions_go_on_from_the_state_of_their_prompt(
     print(logprobs, gradients)
     assert logprobs > 1e-3
     assert gradients > 1e-2
+
+
+# ------------------------------------------------------------------------------------- checks, sizes, and layout
