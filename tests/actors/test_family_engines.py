@@ -223,7 +223,9 @@ def test_a_frozen_tower_is_not_sent(served: Served, run: Run[Any], tmp_path: Pat
     ray.get(served.sender.freeze_vision.remote(False))
     policy = row_policy(tmp_path)
     tower = sum(p.numel() for p in served.family.tower(policy).parameters())
-    assert metrics["sync/bytes"] == served.element_bytes * (sum(p.numel() for p in policy.parameters()) - tower)
+    assert metrics["sync/bytes"] == served.element_bytes * (
+        sum(p.numel() for p in policy.parameters()) - tower
+    )
     assert difference_of(served, policy, served.prompts[1], sample(served, served.prompts[1])) < served.limit
 
 

@@ -1,4 +1,4 @@
-"""Layers with a recurrent state over packed rows: which tokens follow which in, states forked from a prompt to its completions out.
+"""Layers with a recurrent state over packed rows: which tokens follow which in, states forked to completions out.
 
 No attention mask can describe such a layer: its state after the prompt goes on into every completion. So the recurrence runs
 twice a layer, over all prompts of the row and over all its completions, each a batch padded on the right, and the second
@@ -67,7 +67,7 @@ class RowForks:
     """How the tokens of one row follow each other; made once a row, for all layers."""
 
     preceded: Tensor
-    """[T + R (K - 1)] int64: the row with the K - 1 inputs before each of its R prompts and completions; T is an input of zeros."""
+    """[T + R (K - 1)] int64: the row, K - 1 inputs before each of its R prompts and completions; T is an input of zeros."""
     outputs: Tensor
     """[T] int64, place of each token in `preceded`."""
     prompts: Parts

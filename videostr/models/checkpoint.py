@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from videostr.errors import ModelError
 from videostr.files import storage
 from videostr.models.base import family_of, read_config
 from videostr.models.processor import load_processor

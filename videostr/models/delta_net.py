@@ -8,10 +8,8 @@ as ZeRO-3's collectives need it.
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
@@ -53,7 +51,9 @@ class RowDeltaNet(nn.Module):
         beta = self.in_proj_b(hidden).sigmoid()
         g = -self.A_log.float().exp() * F.softplus(self.in_proj_a(hidden).float() + self.dt_bias)
         found = forks.scan(delta_rule, query, key, value.unflatten(1, (self.value_heads, -1)), g, beta)
-        output: Tensor = self.out_proj(self.norm(found.flatten(0, 1), gate.flatten(0, 1)).view(len(hidden), -1))
+        output: Tensor = self.out_proj(
+            self.norm(found.flatten(0, 1), gate.flatten(0, 1)).view(len(hidden), -1)
+        )
         return output[None]
 
 

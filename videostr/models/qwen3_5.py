@@ -99,7 +99,7 @@ class Mixers:
         return 2 * self.recurrent_keys + self.values
 
     def products(self, hidden: int) -> int:
-        """Return the multiplications of a token in all layers, forward, without pairs of tokens; see `Qwen3_5.row_cost`."""
+        """Return the multiplications of a token in all layers, forward, without pairs of tokens; see `Qwen35.row_cost`."""
         full = hidden * (3 * self.queries + 2 * self.keys)
         matrices = hidden * (self.convolved + 2 * self.values + 2 * self.value_heads)
         repeated = self.value_heads * self.key_head
@@ -112,7 +112,7 @@ class Mixers:
         return self.recurrent * (self.key_head * self.values + (self.kernel_size - 1) * self.convolved)
 
 
-class Qwen3_5(Qwen3VL):
+class Qwen35(Qwen3VL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen3.5"
@@ -121,7 +121,7 @@ class Qwen3_5(Qwen3VL):
         "Qwen3.5-9B": _published(32, 4096, 12288, 32, 16, 4),
         "Qwen3.5-27B": _published(48, 5120, 17408, 64, 24, 4),
     }
-    stacked_parameters = {
+    stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]] = {
         **QwenVL.stacked_parameters,
         "in_proj_qkv": ("in_proj_qkvz", (0, 1, 2)),
         "in_proj_z": ("in_proj_qkvz", (3,)),
@@ -143,11 +143,14 @@ class Qwen3_5(Qwen3VL):
                 f"layers, learners always apply silu",
                 remedy="use a checkpoint whose output_gate_type is silu, as those of Qwen are",
             )
-        heads = {"linear_key_head_dim": text.linear_key_head_dim, "linear_value_head_dim": text.linear_value_head_dim}
+        heads = {
+            "linear_key_head_dim": text.linear_key_head_dim,
+            "linear_value_head_dim": text.linear_value_head_dim,
+        }
         if cpu and set(heads.values()) != {CPU_HEAD}:
             raise ModelError(
                 f"model.path = {path}: {heads} in text_config; vLLM's CPU engine has recurrent heads of {CPU_HEAD} only",
-                remedy=f"use a checkpoint with heads of {CPU_HEAD}, as those of Qwen, or give the engines GPUs (rollout.num_gpus)",
+                remedy=f"use a checkpoint with heads of {CPU_HEAD}, as those of Qwen, or give engines GPUs (rollout.num_gpus)",
             )
 
     def engine_dtypes(self, *, cpu: bool) -> tuple[str, ...]:
@@ -204,7 +207,11 @@ class Qwen3_5(Qwen3VL):
         `saved_tensors_hooks` on bfloat16 layers whose delta rule holds its inputs and one matrix of 64 a token and head. What
         is stated is the mean of the layers.
         """
-        shapes, mixers, text = super().shapes(config, name=name), Mixers.of(config.text_config), config.text_config
+        shapes, mixers, text = (
+            super().shapes(config, name=name),
+            Mixers.of(config.text_config),
+            config.text_config,
+        )
         full = 11 * mixers.queries + 4 * mixers.keys
         recurrent = 4 * mixers.recurrent_keys + 14 * mixers.values + CHUNK * mixers.value_heads
         mixing = (mixers.full * full + mixers.recurrent * recurrent) // text.num_hidden_layers
@@ -249,4 +256,4 @@ class Qwen3_5(Qwen3VL):
         )
 
 
-FAMILY: ModelFamily = Qwen3_5()
+FAMILY: ModelFamily = Qwen35()
