@@ -8,18 +8,25 @@ as ZeRO-3's collectives need it.
 from __future__ import annotations
 
 import inspect
+import logging
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
 from videostr.grpo.recurrence import RowForks
 
+log = logging.getLogger(__name__)
 FORKS = "videostr_row_forks"
 """Name under which a row's `RowForks` is given to a model, which hands it on to every layer."""
-_reference: Any = inspect.unwrap(torch_chunk_gated_delta_rule)
-"""transformers' PyTorch code; its wrapper takes a package of kernels for GPUs wherever one is installed."""
+RULE = "videostr_delta_rule"
+"""Name under which the code of the delta rule is."""
+TOLERANCE = 0.02
+"""Of kernels that compute in bfloat16, see `disagreement`."""
 
 
 class RowDeltaNet(nn.Module):
@@ -37,7 +44,9 @@ class RowDeltaNet(nn.Module):
         self.key_heads, self.value_heads = layer.num_k_heads, layer.num_v_heads
         self.key_width, self.value_width = layer.key_dim, layer.value_dim
 
-    def forward(self, hidden_states: Tensor, videostr_row_forks: RowForks, **_: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, videostr_row_forks: RowForks, videostr_delta_rule: DeltaRule, **_: Any
+    ) -> Tensor:
         """Map the states [1, T, D] of a row to [1, T, D]."""
         hidden, forks = hidden_states[0], videostr_row_forks
         mixed = F.silu(forks.convolve(self.conv1d, self.in_proj_qkv(hidden)))
@@ -50,25 +59,86 @@ class RowDeltaNet(nn.Module):
         gate = self.in_proj_z(hidden).unflatten(1, (self.value_heads, -1))
         beta = self.in_proj_b(hidden).sigmoid()
         g = -self.A_log.float().exp() * F.softplus(self.in_proj_a(hidden).float() + self.dt_bias)
-        found = forks.scan(delta_rule, query, key, value.unflatten(1, (self.value_heads, -1)), g, beta)
+        found = forks.scan(
+            videostr_delta_rule, query, key, value.unflatten(1, (self.value_heads, -1)), g, beta
+        )
         output: Tensor = self.out_proj(
             self.norm(found.flatten(0, 1), gate.flatten(0, 1)).view(len(hidden), -1)
         )
         return output[None]
 
 
-def delta_rule(
-    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Compute the delta rule by chunks; see `videostr.grpo.recurrence.Recurrence`."""
-    found: tuple[Tensor, Tensor] = _reference(
-        query,
-        key,
-        value,
-        g=g,
-        beta=beta,
-        initial_state=state,
-        output_final_state=True,
-        use_qk_l2norm_in_kernel=True,
+@dataclass(frozen=True, slots=True)
+class DeltaRule:
+    """The gated delta rule by chunks; see `videostr.grpo.recurrence.Recurrence`."""
+
+    compute: Any
+    """A function with the arguments of transformers' code, which are those of flash-linear-attention's."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs and last states."""
+        found: tuple[Tensor, Tensor] = self.compute(
+            query,
+            key,
+            value,
+            g=g,
+            beta=beta,
+            initial_state=state,
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )
+        return found
+
+
+REFERENCE = DeltaRule(inspect.unwrap(torch_chunk_gated_delta_rule))
+"""transformers' PyTorch code; its wrapper takes a package of kernels for GPUs wherever one is installed."""
+
+
+def delta_rule_of(device: torch.device, dtype: torch.dtype) -> DeltaRule:
+    """Return the fastest code: flash-linear-attention's where it is installed, on GPUs in bfloat16."""
+    return _kernels(device) if device.type == "cuda" and dtype is torch.bfloat16 else REFERENCE
+
+
+@cache
+def _kernels(device: torch.device) -> DeltaRule:
+    """Return flash-linear-attention's code if it agrees with the reference on this device, else the reference."""
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    except ImportError as error:
+        problem = f"flash-linear-attention cannot be imported ({error})"
+    else:
+        kernels = DeltaRule(chunk_gated_delta_rule)
+        worst = disagreement(kernels, device)
+        if worst <= TOLERANCE:
+            return kernels
+        problem = f"flash-linear-attention differs from transformers' code by {worst:.3g} (limit {TOLERANCE})"
+    log.warning(
+        "%s: recurrent layers compute with PyTorch code, which is slower and holds more memory; pip install fla-core",
+        problem,
     )
-    return found
+    return REFERENCE
+
+
+def disagreement(rule: DeltaRule, device: torch.device) -> float:
+    """Return how far a rule is from the reference: outputs, last states and all gradients, in parts of the norm of each.
+
+    The case is that of a row: two prompts, the states of which are forked to three sequences, which remember most of them.
+    """
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(5, 70, 2, 128)] * 3 + [(5, 70, 2)] * 2
+    drawn = [torch.randn(shape, generator=draw) for shape in shapes]
+    weights = [torch.randn(3, 70, 2, 128, generator=draw), torch.randn(3, 2, 128, 128, generator=draw)]
+    found = []
+    for each in (rule, REFERENCE):
+        query, key, value = (x.to(device, torch.bfloat16).requires_grad_() for x in drawn[:3])
+        g, beta = (drawn[3] + 5).sigmoid().log().to(device), drawn[4].sigmoid().to(device, torch.bfloat16)
+        inputs = [query, key, value, g.requires_grad_(), beta.requires_grad_()]
+        with torch.enable_grad():
+            _, states = each(*(x[:2] for x in inputs), None)
+            outputs = each(*(x[2:] for x in inputs), states[[0, 0, 1]])
+            total = sum((x.float() * w.to(device)).sum() for x, w in zip(outputs, weights, strict=True))
+            gradients = torch.autograd.grad(total, inputs)  # type: ignore[arg-type]  # sum of tensors
+        found.append([x.detach().float() for x in (*outputs, *gradients)])
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))

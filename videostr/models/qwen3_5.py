@@ -20,7 +20,7 @@ from videostr.grpo.batch import Row, RowCost
 from videostr.grpo.recurrence import RowForks
 from videostr.models import tiny
 from videostr.models.base import ModelFamily, Shapes
-from videostr.models.delta_net import FORKS, RowDeltaNet
+from videostr.models.delta_net import FORKS, RULE, RowDeltaNet, delta_rule_of
 from videostr.models.layers import CenteredRMSNorm
 from videostr.models.qwen3_vl import Qwen3VL
 from videostr.models.qwen_vl import QwenVL, text_sizes, widths
@@ -179,7 +179,8 @@ class Qwen35(Qwen3VL):
         """Return attention and, for the recurrent layers, which tokens follow which."""
         size = policy.config.text_config.linear_conv_kernel_dim
         forks = RowForks.of(row.prompt_ids, row.completion_ids, size)
-        return {**super().row_arguments(policy, row, kernel), FORKS: forks}
+        rule = delta_rule_of(row.input_ids.device, policy.dtype)
+        return {**super().row_arguments(policy, row, kernel), FORKS: forks, RULE: rule}
 
     def row_cost(self, config: Any, *, freeze_vision: bool) -> RowCost:
         """Return the floating-point operations of a row.

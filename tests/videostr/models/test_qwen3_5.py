@@ -23,7 +23,7 @@ from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.recurrence import RowForks
 from videostr.models.base import ModelFamily, shapes_of
 from videostr.models.checkpoint import check_model
-from videostr.models.delta_net import delta_rule
+from videostr.models.delta_net import REFERENCE, TOLERANCE, DeltaRule, delta_rule_of, disagreement
 from videostr.models.memory import estimate
 from videostr.models.qwen3_5 import FAMILY
 from videostr.preflight.findings import Context, Severity
@@ -210,9 +210,9 @@ def test_padding_leaves_a_state_alone() -> None:
     query, key, value = torch.randn(3, 87, 2, 16)
     g, beta = -torch.rand(87, 2), torch.rand(87, 2)
     padded = [forks.prompts.gather(x) for x in (query, key, value, g, beta)]
-    _, states = delta_rule(*padded, None)
+    _, states = REFERENCE(*padded, None)
     for row, (start, end) in enumerate([(0, 7), (7, 87)]):
-        _, state = delta_rule(*(x[None, start:end] for x in (query, key, value, g, beta)), None)
+        _, state = REFERENCE(*(x[None, start:end] for x in (query, key, value, g, beta)), None)
         torch.testing.assert_close(states[row], state[0], atol=1e-6, rtol=0)
 
 
@@ -223,7 +223,7 @@ def test_the_delta_rule_by_hand() -> None:
     query, key, value = torch.randn(3, 1, tokens, 1, width)
     g, beta = -torch.rand(1, tokens, 1), torch.rand(1, tokens, 1)
     start = torch.randn(1, 1, width, width)
-    found, last = delta_rule(query, key, value, g, beta, start)
+    found, last = REFERENCE(query, key, value, g, beta, start)
     state = start[0, 0]
     for t in range(tokens):
         q, k = (x[0, t, 0] / x[0, t, 0].norm() for x in (query, key))
@@ -233,6 +233,30 @@ def test_the_delta_rule_by_hand() -> None:
         )
         torch.testing.assert_close(found[0, t, 0], state.T @ q / width**0.5, atol=1e-5, rtol=0)
     torch.testing.assert_close(last[0, 0], state, atol=1e-5, rtol=0)
+
+
+def test_kernels_are_used_on_gpus_in_bfloat16_only() -> None:
+    assert delta_rule_of(torch.device("cpu"), torch.bfloat16) is REFERENCE
+    assert delta_rule_of(torch.device("cuda"), torch.float32) is REFERENCE
+
+
+def test_kernels_that_lose_a_state_or_its_gradient_are_found() -> None:
+    """As they are compared on a GPU before they are used."""
+    compute = REFERENCE.compute
+
+    def changed(**change: Callable[[Any], Any]) -> float:
+        def of(*inputs: Tensor, **options: Any) -> Any:
+            return compute(
+                *inputs, **options | {k: f(options[k]) for k, f in change.items() if options[k] is not None}
+            )
+
+        return disagreement(DeltaRule(of), torch.device("cpu"))
+
+    assert changed() == 0.0
+    assert changed(beta=lambda b: b * (1 + 2**-8)) < TOLERANCE
+    for wrong in (lambda s: None, lambda s: s.detach(), lambda s: s.flip(0)):
+        assert changed(initial_state=wrong) > 2 * TOLERANCE
+    assert changed(g=lambda g: 2 * g) > 2 * TOLERANCE
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
