@@ -64,7 +64,8 @@ def _parts(module: Any, owner: Any, local: Tensor) -> list[Tensor]:
     )
     from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
 
-    if isinstance(owner, GatedDeltaNetAttention) and type(module) is ColumnParallelLinear:
+    is_recurrent = isinstance(owner, GatedDeltaNetAttention)
+    if is_recurrent and type(module) is ColumnParallelLinear:
         # The convolution over queries, keys and values, whose shards are cut from each of them
         sizes = (owner.key_dim, owner.key_dim, owner.value_dim)
         return list(local.split([size // owner.tp_size for size in sizes]))

@@ -59,7 +59,8 @@ class Parts:
 
     def gather(self, states: Tensor) -> Tensor:
         """Return the states [B, L, ...] of a row's [T, ...], zeros where there is no token."""
-        return _with_zero(states).index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+        found = _with_zero(states).index_select(0, self.places.flatten())
+        return found.view(*self.places.shape, *states.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,15 @@ class RowForks:
         self, recurrence: Recurrence, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor
     ) -> Tensor:
         """Return the outputs [T, H, E] of a recurrence over the row; arguments as of `Recurrence`, [T, ...] each."""
-        streams = (query, key, value, g, beta)
-        found, states = recurrence(*(self.prompts.gather(stream) for stream in streams), None)
+
+        def run(parts: Parts, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            q, k, v, decay, rate = (parts.gather(stream) for stream in (query, key, value, g, beta))
+            return recurrence(q, k, v, decay, rate, state)
+
+        found, states = run(self.prompts, None)
         outputs = [found.flatten(0, 1)]
         if self.completions is not None:
-            forked = states.index_select(0, self.parents)
-            found, _ = recurrence(*(self.completions.gather(stream) for stream in streams), forked)
+            found, _ = run(self.completions, states.index_select(0, self.parents))
             outputs.append(found.flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.order)
 

@@ -7,6 +7,7 @@ as ZeRO-3's collectives need it.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ class RowDeltaNet(nn.Module):
     Args:
         layer: transformers' layer, whose parameters and modules it takes over.
     """
+
+    in_proj_qkv: nn.Module
+    in_proj_z: nn.Module
+    in_proj_b: nn.Module
+    in_proj_a: nn.Module
+    conv1d: nn.Module
+    norm: nn.Module
+    out_proj: nn.Module
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -105,11 +114,10 @@ def delta_rule_of(device: torch.device, dtype: torch.dtype) -> DeltaRule:
 def _kernels(device: torch.device) -> DeltaRule:
     """Return flash-linear-attention's code if it agrees with the reference on this device, else the reference."""
     try:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    except ImportError as error:
+        kernels = DeltaRule(importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule)
+    except (ImportError, AttributeError) as error:
         problem = f"flash-linear-attention cannot be imported ({error})"
     else:
-        kernels = DeltaRule(chunk_gated_delta_rule)
         worst = disagreement(kernels, device)
         if worst <= TOLERANCE:
             return kernels
@@ -136,8 +144,10 @@ def disagreement(rule: DeltaRule, device: torch.device) -> float:
         g, beta = (drawn[3] + 5).sigmoid().log().to(device), drawn[4].sigmoid().to(device, torch.bfloat16)
         inputs = [query, key, value, g.requires_grad_(), beta.requires_grad_()]
         with torch.enable_grad():
-            _, states = each(*(x[:2] for x in inputs), None)
-            outputs = each(*(x[2:] for x in inputs), states[[0, 0, 1]])
+            q, k, v, decay, rate = (x[:2] for x in inputs)
+            _, states = each(q, k, v, decay, rate, None)
+            q, k, v, decay, rate = (x[2:] for x in inputs)
+            outputs = each(q, k, v, decay, rate, states[[0, 0, 1]])
             total = sum((x.float() * w.to(device)).sum() for x, w in zip(outputs, weights, strict=True))
             gradients = torch.autograd.grad(total, inputs)  # type: ignore[arg-type]  # sum of tensors
         found.append([x.detach().float() for x in (*outputs, *gradients)])

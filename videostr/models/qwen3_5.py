@@ -49,7 +49,7 @@ def _published(value_heads: int, *text: int) -> dict[str, Any]:
     """Return config.json of a published model, as far as sizes need it; every fourth layer is of full attention."""
     heads = {"linear_num_key_heads": 16, "linear_num_value_heads": value_heads}
     return {
-        "text_config": text_sizes(*text, 248_320, head_dim=256, **heads),
+        "text_config": text_sizes(*text, head_dim=256, **heads),
         "vision_config": {**_TOWER, "out_hidden_size": text[0]},
         "tie_word_embeddings": False,
     }
@@ -118,8 +118,8 @@ class Qwen35(Qwen3VL):
     name = "Qwen3.5"
     model_types: tuple[str, ...] = ("qwen3_5",)
     published: Mapping[str, Mapping[str, Any]] = {
-        "Qwen3.5-9B": _published(32, 4096, 12288, 32, 16, 4),
-        "Qwen3.5-27B": _published(48, 5120, 17408, 64, 24, 4),
+        "Qwen3.5-9B": _published(32, 4096, 12288, 32, 16, 4, 248_320),
+        "Qwen3.5-27B": _published(48, 5120, 17408, 64, 24, 4, 248_320),
     }
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]] = {
         **QwenVL.stacked_parameters,
@@ -224,7 +224,7 @@ class Qwen35(Qwen3VL):
             text=replace(shapes.text, activations=activations),
         )
 
-    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3_5Config:
+    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the configuration of a tiny policy; recurrent heads of 128, as vLLM's CPU engine has no others."""
         rope = {
             "rope_type": "default",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -71,9 +71,9 @@ class Qwen3VL(QwenVL):
         "Qwen3-VL-8B": _published((4096, 12288, 36, 32, 8, 151_936), *_LARGE),
         "Qwen3-VL-32B": _published((5120, 25600, 64, 64, 8, 151_936), *_LARGE),
     }
-    config_class = Qwen3VLConfig
-    model_class = Qwen3VLForConditionalGeneration
-    norm_class = Qwen3VLTextRMSNorm
+    config_class: Any = Qwen3VLConfig
+    model_class: Any = Qwen3VLForConditionalGeneration
+    norm_class: type[nn.Module] = Qwen3VLTextRMSNorm
     norms_heads = True
 
     def check(self, config: Any, path: str | Path, *, cpu: bool) -> None:
@@ -165,7 +165,7 @@ class Qwen3VL(QwenVL):
             chat_template=tiny.CHAT_TEMPLATE,
         )
 
-    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the configuration of a tiny policy, whose heads are together wider than its layers, as those of the 4B."""
         rope = {
             "rope_type": "default",

@@ -17,9 +17,11 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config, Model
+from videostr.config.sections import Lora
 from videostr.errors import ModelError
 from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
+from videostr.grpo.lora import add_lora
 from videostr.grpo.recurrence import RowForks
 from videostr.models.base import ModelFamily, shapes_of
 from videostr.models.checkpoint import check_model
@@ -369,3 +371,14 @@ def test_a_recurrent_state_takes_room_in_an_engine(family: ModelFamily, policy: 
     # Two layers of keys in bfloat16; two of two states of 128 x 128 and 3 inputs of 512, in float32
     sequence = 100 * 2 * 2 * 64 * 2 + 2 * (2 * 128**2 + 3 * 512) * 4
     assert estimate(config, shapes, None).engine.sequences == 2**30 // sequence
+
+
+@alone
+def test_recurrent_layers_take_adapters(family: ModelFamily, policy: Any, make_group: MakeGroup) -> None:
+    adapted, group = deepcopy(policy), make_group(0, (9, 5))
+    names = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]
+    add_lora(adapted, Lora(rank=2, targets=names), 0, leave_out=family.tower(adapted))
+    _, gradients = learn_rows(adapted, family, [group], 2000)
+    # A has none while B is 0
+    assert len(gradients) == 2 * 2 * len(names)
+    assert all(gradient.any() for name, gradient in gradients.items() if name.endswith("lora_B"))
