@@ -25,6 +25,7 @@ from tests.actors.agreement import (
     AGREEMENT,
     TEMPERATURE,
     difference,
+    differences,
     logprobs_of,
     prompts_of,
     row_policy,
@@ -229,6 +230,43 @@ def test_a_frozen_tower_is_not_sent(served: Served, run: Run[Any], tmp_path: Pat
     assert difference_of(served, policy, served.prompts[1], sample(served, served.prompts[1])) < served.limit
 
 
+def test_groups_in_flight_go_on_with_new_weights(served: Served, run: Run[Any], tmp_path: Path) -> None:
+    """What was computed of them, states too, is computed again: the tokens after the sync are those of the new weights."""
+    prompt = served.prompts[1]
+    ray.get(served.sender.forget_to_end.remote())
+    transfer(served, run, 3)
+    ray.get(served.sender.perturb.remote(3, "language_model"))
+    ray.get(served.sender.save.remote(str(tmp_path)))
+    request = SampleRequest(prompt=prompt, n=4, temperature=TEMPERATURE, max_tokens=300, seed=8)
+
+    def begun(worker: Any) -> int:
+        """Completions in flight that have a token. Defined here, so that Ray ships it by value."""
+        requests = worker._engine.output_processor.request_states.values()
+        return sum(not request.is_prefilling for request in requests)
+
+    async def get(ref: Any) -> Any:
+        return await ref
+
+    async def transfer_meanwhile() -> Sampled:
+        group = asyncio.ensure_future(get(served.engine.sample.remote(request)))
+        while await get(served.engine.__ray_call__.remote(begun)) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await transfer_weights(served.config, Learner(served.config, served.sender), [served.engine], 4)
+        sampled: Sampled = await group
+        return sampled
+
+    sampled = run(asyncio.wait_for(transfer_meanwhile(), 120))
+    found = differences(
+        row_policy(tmp_path), served.processor, prompt, served.frames.frames(prompt.clip), sampled
+    )
+    ends = np.cumsum([len(tokens) for tokens in tokens_of(sampled)])
+    for completion, off in zip(sampled.completions, np.split(found, ends[:-1]), strict=True):
+        before, after = completion.weight_versions
+        assert (before.version, after.version) == (3, 4)
+        assert off[after.start :].max() < served.limit
+        assert off[: before.end].max() > 2 * served.limit
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, names in MISSING.items() for name in names]
 )
@@ -236,10 +274,10 @@ def test_a_missing_parameter_is_named(
     all_served: dict[str, Served], run: Run[Any], kind: str, name: str
 ) -> None:
     served = all_served[kind]
-    ray.get(served.sender.perturb.remote(3))
-    with pytest.raises(TransferError, match=f"{name} differs .*version 3"):
-        transfer(served, run, 3, forget=name)
-    transfer(served, run, 4)
+    ray.get(served.sender.perturb.remote(4))
+    with pytest.raises(TransferError, match=f"{name} differs .*version 5"):
+        transfer(served, run, 5, forget=name)
+    transfer(served, run, 6)
 
 
 def test_a_model_that_always_reasons(all_served: dict[str, Served], run: Run[Any]) -> None:
@@ -251,7 +289,7 @@ def test_a_model_that_always_reasons(all_served: dict[str, Served], run: Run[Any
     close = tokenizer.convert_tokens_to_ids("</think>")
     common, _ = Counter(np.concatenate(tokens_of(sample(served, prompt))).tolist()).most_common(1)[0]
     ray.get(served.sender.make_alike.remote([common, close, *ends]))
-    transfer(served, run, 5)
+    transfer(served, run, 7)
     last, closed = set(), 0
     for completion in sample(served, prompt, n=32, max_tokens=64).completions:
         ids = completion.token_ids.tolist()
