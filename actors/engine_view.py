@@ -88,7 +88,11 @@ def _view(model: Any, processor: Any, prompt: Prompt, clip: ClipFrames) -> Engin
     return EngineView(
         token_ids=np.asarray(found["prompt_token_ids"], dtype=np.int64),
         positions=positions,
-        vision={name: _normalised(model, field.data).numpy() for name, field in vision.items()},
+        vision={
+            name: _normalised(model, field.data).numpy()
+            for name, field in vision.items()
+            if hasattr(field.data, "numpy")  # times of frames are lists
+        },
     )
 
 

@@ -76,7 +76,7 @@ class RolloutWorker(Named):
             ModelError: the checkpoint cannot be served.
             RolloutError: the engine does not start; the reason is in the log file.
         """
-        check_model(self.config.model.path, cpu=not self.on_gpu)
+        check_model(self.config.model.path, cpu=not self.on_gpu, dtype=self.config.model.dtype)
         self._family = family_of(self.config.model.path)
         send_output_to(self.log_file)
         os.environ.update(self._environment())

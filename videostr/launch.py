@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def start(lock: FolderLock) -> Coroutine[Any, Any, int]:
         check_custom(config.loss)
-        processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
+        processor = open_checkpoint(
+            config.model.path, cpu=config.rollout.num_gpus == 0, dtype=config.model.dtype
+        )
         build_missing(config)
         return launch(config, lock, processor)
 

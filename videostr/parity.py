@@ -121,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     log_to_console()
-    processor = open_checkpoint(options.model, cpu=not options.gpu)
+    processor = open_checkpoint(
+        options.model, cpu=not options.gpu, dtype="" if options.inputs else options.dtype
+    )
     with tempfile.TemporaryDirectory(prefix="videostr-parity-") as scratch:
         folder = Path(scratch)
         cases = make_cases(folder, processor, options.video, options.frames)

@@ -27,10 +27,11 @@ def running_weight(model: Any, name: str, stacked: Mapping[str, tuple[str, tuple
     layer, places = stacked.get(leaf, (leaf, ()))
     try:
         module = model.get_submodule(f"{parent}.{layer}")
+        owner = model.get_submodule(parent)
         local = _local_weight(module, attribute)
     except AttributeError as error:
         raise TransferError(f"{name}: the engine's model has no such parameter ({error})") from error
-    parts = [_joined(module, attribute, part, i) for i, part in enumerate(_parts(module, local))]
+    parts = [_joined(module, attribute, part, i) for i, part in enumerate(_parts(module, owner, local))]
     return torch.cat([parts[place] for place in places] if places else parts)
 
 
@@ -43,6 +44,9 @@ def _local_weight(module: Any, attribute: str) -> Tensor:
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
     weight: Tensor = getattr(module, attribute)
+    unpacked: Tensor | None = getattr(module, "_cpu_unpacked_conv_weight", None)
+    if unpacked is not None:  # of a convolution; both are made of what was loaded, at the same time
+        return unpacked
     looked_up = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
     if attribute != "weight" or looked_up or not hasattr(module, "cpu_linear"):
         return weight
@@ -51,10 +55,20 @@ def _local_weight(module: Any, attribute: str) -> Tensor:
     return packed.t()
 
 
-def _parts(module: Any, local: Tensor) -> list[Tensor]:
-    """Return this rank's shards of the layers that `module` stacks; one part for a layer that stacks none."""
-    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+def _parts(module: Any, owner: Any, local: Tensor) -> list[Tensor]:
+    """Return this rank's shards of the layers that `module`, a part of `owner`, stacks; one part for a layer that stacks none."""
+    from vllm.model_executor.layers.linear import (
+        ColumnParallelLinear,
+        MergedColumnParallelLinear,
+        QKVParallelLinear,
+    )
+    from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
 
+    is_recurrent = isinstance(owner, GatedDeltaNetAttention)
+    if is_recurrent and type(module) is ColumnParallelLinear:
+        # The convolution over queries, keys and values, whose shards are cut from each of them
+        sizes = (owner.key_dim, owner.key_dim, owner.value_dim)
+        return list(local.split([size // owner.tp_size for size in sizes]))
     if not isinstance(module, MergedColumnParallelLinear | QKVParallelLinear):
         return [local]
     return list(local.split([size // module.tp_size for size in module.output_sizes]))
@@ -63,6 +77,7 @@ def _parts(module: Any, local: Tensor) -> list[Tensor]:
 def _joined(module: Any, attribute: str, part: Tensor, place: int) -> Tensor:
     """Return a part whole: the shards of all tensor-parallel ranks joined, padding and copies cut off."""
     from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+    from vllm.model_executor.layers.mamba.gdn.base import GatedDeltaNetAttention
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     ranks = getattr(module, "tp_size", 1)
@@ -73,7 +88,9 @@ def _joined(module: Any, attribute: str, part: Tensor, place: int) -> Tensor:
         return part
     if isinstance(module, RowParallelLinear):
         return _gather(part, 1) if attribute == "weight" else part
-    if not isinstance(module, ColumnParallelLinear):
+    if not isinstance(
+        module, ColumnParallelLinear | GatedDeltaNetAttention
+    ):  # the latter's own: a number a head
         return part
     whole = _gather(part, 0)
     if isinstance(module, QKVParallelLinear) and place > 0:

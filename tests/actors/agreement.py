@@ -71,8 +71,12 @@ def sharpen(folder: Path) -> None:
                 and len(parameter) == policy.config.text_config.hidden_size
             ):
                 parameter *= 20
-            if "language_model" in name and name.endswith(("o_proj.weight", "v_proj.weight")):
+            if "language_model" in name and name.endswith(
+                ("o_proj.weight", "v_proj.weight", "out_proj.weight")
+            ):
                 parameter *= 5
+            if name.endswith("A_log"):  # recurrent layers forget slowly
+                parameter -= 3
     policy.save_pretrained(folder)
 
 
@@ -89,7 +93,14 @@ def logprobs_of(sampled: Sampled) -> np.ndarray:
 
 
 def difference(policy: Any, processor: Any, prompt: Prompt, frames: ClipFrames, sampled: Sampled) -> float:
-    """Largest difference to log-probabilities as the learner computes them, in one packed row, placeholders banned."""
+    """Largest difference to log-probabilities as the learner computes them."""
+    return float(differences(policy, processor, prompt, frames, sampled).max())
+
+
+def differences(
+    policy: Any, processor: Any, prompt: Prompt, frames: ClipFrames, sampled: Sampled
+) -> np.ndarray:
+    """Differences [N] to log-probabilities as the learner computes them, in one packed row, placeholders banned."""
     family = family_of(policy.config)
     (inputs,) = family.encode([prompt], [frames], processor, policy.config)
     assert sampled.prompt_token_ids.tolist() == inputs.input_ids.tolist()
@@ -107,4 +118,5 @@ def difference(policy: Any, processor: Any, prompt: Prompt, frames: ClipFrames, 
         logits = policy.lm_head(family.hidden_states(policy, row, "sdpa")[row.predictors])
         logits[:, [vocabulary[token] for token in family.placeholders]] += BAN
         logprobs = torch.log_softmax(logits / TEMPERATURE, -1).gather(1, row.targets[:, None])[:, 0]
-    return float(np.abs(logprobs_of(sampled) - logprobs.numpy()).max())
+    found: np.ndarray = np.abs(logprobs_of(sampled) - logprobs.numpy())
+    return found

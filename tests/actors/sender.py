@@ -19,10 +19,10 @@ from videostr.models.checkpoint import load_policy
 class Sender:
     """A learner rank without DeepSpeed: holds weights that differ from the engines' in every parameter."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, dtype: str = "float32") -> None:
         torch.set_num_threads(1)
         self.path = path
-        self.policy = load_policy(path, torch.float32)
+        self.policy = load_policy(path, getattr(torch, dtype))
         self.sender: Any = None
 
     def perturb(self, seed: int, only: str = "") -> list[str]:

@@ -137,7 +137,7 @@ def _make(folder: Path, key: str) -> None:
 
 
 def _evaluate(config: EvaluationConfig) -> int:
-    processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0)
+    processor = open_checkpoint(config.model.path, cpu=config.rollout.num_gpus == 0, dtype=config.model.dtype)
     results = Path(config.run.dir)
     folder = results / (config.run.name or f"{config.benchmark.name}-{_short(config.model.path)}")
     for mode in config.benchmark.modes:

@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen2_5_vl": "videostr.models.qwen2_5_vl",
     "qwen3_vl": "videostr.models.qwen3_vl",
     "qwen2_vl": "videostr.models.qwen2_vl",
+    "qwen3_5": "videostr.models.qwen3_5",
 }
 """`model_type` of config.json: module of the family."""
 WANTED = "give the folder of a Hugging Face checkpoint, or a hub id that can be reached"
@@ -70,6 +71,8 @@ class Shapes:
     num_key_value_heads: int
     kv_elements: int
     """Keys and values of one token in all layers."""
+    state_elements: int
+    """Float32 state of one sequence in all recurrent layers, whatever its length."""
     patches_per_token: int
     """Vision patches that are merged into one token."""
     text: Stack
@@ -179,6 +182,10 @@ class ModelFamily(RowModel, Protocol):
             token_ids: [T], expanded.
             videos: vLLM's `MultiModalFeatureSpec` of each video.
         """
+        ...
+
+    def engine_dtypes(self, *, cpu: bool) -> tuple[str, ...]:
+        """Return the dtypes, as `model.dtype` names them, in which vLLM computes this family; `cpu` where it runs on CPU."""
         ...
 
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from videostr.errors import ModelError
 from videostr.files import storage
 from videostr.models.base import family_of, read_config
 from videostr.models.processor import load_processor
@@ -21,17 +22,18 @@ from videostr.models.weights import Weights, check_weights
 log = logging.getLogger(__name__)
 
 
-def open_checkpoint(path: str | Path, *, cpu: bool) -> Any:
+def open_checkpoint(path: str | Path, *, cpu: bool, dtype: str = "") -> Any:
     """Return the processor of a checkpoint that can be trained and served; logs what is odd about it.
 
     Args:
         path: Hugging Face folder or hub id.
         cpu: whether the engines run on CPU.
+        dtype: in which they compute, see `check_model`.
 
     Raises:
         ModelError: a file is missing, broken or cannot be used.
     """
-    config = check_model(path, cpu=cpu)
+    config = check_model(path, cpu=cpu, dtype=dtype)
     processor = load_processor(path, config)
     weights = weights_of(path, config) if Path(path).is_dir() else None
     for found, remedy in warnings_of(path, weights):
@@ -61,12 +63,13 @@ def warnings_of(path: str | Path, weights: Weights | None) -> Iterator[tuple[str
         yield f"{', '.join(weights.ignored[:3])}: not read, the safetensors are", "delete them"
 
 
-def check_model(path: str | Path, *, cpu: bool) -> Any:
+def check_model(path: str | Path, *, cpu: bool, dtype: str = "") -> Any:
     """Return the configuration of a checkpoint that can be trained and served; reads its config.json only.
 
     Args:
         path: Hugging Face folder or hub id.
         cpu: whether the engines run on CPU.
+        dtype: in which they compute, as `model.dtype` names it; "" where there are none.
 
     Raises:
         ModelError: no config.json, no video support, or something that learner or engine cannot do.
@@ -75,6 +78,12 @@ def check_model(path: str | Path, *, cpu: bool) -> Any:
     family = family_of(raw, path)
     config = family.config_of(raw, path)
     family.check(config, path, cpu=cpu)
+    served = family.engine_dtypes(cpu=cpu)
+    if dtype and dtype not in served:
+        raise ModelError(
+            f"model.dtype = {dtype}: vLLM's {'CPU ' if cpu else ''}engine computes a {family.name} in {' or '.join(served)} only",
+            remedy=f"set model.dtype={served[0]}{', or give the engines GPUs (rollout.num_gpus)' if cpu else ''}",
+        )
     return config
 
 

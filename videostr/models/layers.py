@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +28,21 @@ class FusedRMSNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class CenteredRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) times 1 plus a weight, computed in float32, in which the sum is not rounded, and rounded once."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.eps = norm.eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        scale = 1.0 + self.weight.to(wide)
+        return F.rms_norm(hidden.to(wide), scale.shape, scale, self.eps).to(hidden.dtype)
 
 
 class PaddedLinear(nn.Module):

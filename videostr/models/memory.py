@@ -11,6 +11,8 @@ from videostr.models.base import Shapes
 
 GIB = 2**30
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+STATE_BYTES = 4
+"""Of an element of a recurrent state, which engines keep in float32."""
 BUCKET_ELEMENTS = 5e8
 """DeepSpeed's `reduce_bucket_size`."""
 LIVE_ELEMENTS = 1e9
@@ -78,7 +80,8 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
                    merging it (videostr/grpo/lora.py).
       buffers      DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers
     Engine on t GPUs: weights / t; its working memory (`Shapes.engine_elements`); the rest of gpu_memory_utilization is
-    key-value cache. On a CPU the cache is `rollout.kv_cache_gib`.
+    key-value cache, a recurrent state in it counted as part of the tokens of a sequence of `rollout.max_model_len`. On a CPU
+    the cache is `rollout.kv_cache_gib`.
 
     Args:
         config: the run's.
@@ -153,6 +156,7 @@ def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemo
     token = (
         shapes.kv_elements * element / min(parts, shapes.num_key_value_heads)
     )  # vLLM gives each part one at least
+    token += shapes.state_elements * STATE_BYTES / parts / rollout.max_model_len
     room = (
         rollout.kv_cache_gib * GIB
         if gpu_gib is None

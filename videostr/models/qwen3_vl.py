@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -71,9 +71,9 @@ class Qwen3VL(QwenVL):
         "Qwen3-VL-8B": _published((4096, 12288, 36, 32, 8, 151_936), *_LARGE),
         "Qwen3-VL-32B": _published((5120, 25600, 64, 64, 8, 151_936), *_LARGE),
     }
-    config_class = Qwen3VLConfig
-    model_class = Qwen3VLForConditionalGeneration
-    norm_class = Qwen3VLTextRMSNorm
+    config_class: Any = Qwen3VLConfig
+    model_class: Any = Qwen3VLForConditionalGeneration
+    norm_class: type[nn.Module] = Qwen3VLTextRMSNorm
     norms_heads = True
 
     def check(self, config: Any, path: str | Path, *, cpu: bool) -> None:
@@ -121,7 +121,8 @@ class Qwen3VL(QwenVL):
 
     def features_of(self, encoded: Any) -> dict[str, Tensor]:
         """Return the features of the video's tokens, and those of each level."""
-        levels = {LEVEL.format(i): level for i, level in enumerate(encoded.deepstack_features)}
+        deepstack = getattr(encoded, "deepstack_features", ())
+        levels = {LEVEL.format(i): level for i, level in enumerate(deepstack)}
         return {**super().features_of(encoded), **levels}
 
     def encoded(self, features: Vision) -> Any:
@@ -145,7 +146,7 @@ class Qwen3VL(QwenVL):
             attended=FRAME_PATCHES,
             merged=vision.spatial_merge_size**2,
             output_size=vision.out_hidden_size,
-            mergers=1 + len(vision.deepstack_visual_indexes),
+            mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
         )
 
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
@@ -164,7 +165,7 @@ class Qwen3VL(QwenVL):
             chat_template=tiny.CHAT_TEMPLATE,
         )
 
-    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the configuration of a tiny policy, whose heads are together wider than its layers, as those of the 4B."""
         rope = {
             "rope_type": "default",

@@ -218,6 +218,10 @@ class QwenVL(ABC):
         positions, _ = model.get_mrope_input_positions(list(token_ids), list(videos))
         return np.asarray(positions, dtype=np.int64)
 
+    def engine_dtypes(self, *, cpu: bool) -> tuple[str, ...]:  # noqa: ARG002  # the same everywhere
+        """Return all: vLLM computes attention in any."""
+        return ("float32", "bfloat16")
+
     def engine_arguments(self, *, cpu: bool) -> Mapping[str, Any]:  # noqa: ARG002  # the same everywhere
         """Return none: vLLM serves it as any other."""
         return {}
@@ -302,10 +306,14 @@ class QwenVL(ABC):
             input_ids=row.input_ids[None],
             position_ids=row.positions[:, None],
             use_cache=False,
-            **{ROW: row_attention(row.prompt_ids, row.completion_ids, kernel)},
+            **self.row_arguments(policy, row, kernel),
             **vision,
         ).last_hidden_state[0]
         return hidden
+
+    def row_arguments(self, policy: Any, row: Row, kernel: Kernel) -> dict[str, Any]:  # noqa: ARG002
+        """Return what the layers need to know of a row, by the names under which the model hands it on to them."""
+        return {ROW: row_attention(row.prompt_ids, row.completion_ids, kernel)}
 
     # ------------------------------------------------------------------------------------------- estimates
 
@@ -321,7 +329,7 @@ class QwenVL(ABC):
         """
         text = config.text_config
         h, layers = text.hidden_size, text.num_hidden_layers
-        heads, keys = _widths(text)
+        heads, keys = widths(text)
         return RowCost(
             token=6.0 * layers * (2 * h * heads + 2 * h * keys + 3 * h * text.intermediate_size),
             pair=12.0 * layers * heads,
@@ -342,7 +350,7 @@ class QwenVL(ABC):
             policy: Any = self.model_class(config)
         policy.tie_weights()
         text, tower = config.text_config, self.tower_sizes(config)
-        heads, keys = _widths(text)
+        heads, keys = widths(text)
         layers = _count(policy.model.language_model.layers)
         norms = 3 * (heads + keys) if self.norms_heads else 0
         return Shapes(
@@ -354,6 +362,7 @@ class QwenVL(ABC):
             num_attention_heads=text.num_attention_heads,
             num_key_value_heads=text.num_key_value_heads,
             kv_elements=2 * text.num_hidden_layers * keys,
+            state_elements=0,
             patches_per_token=tower.merged,
             text=Stack(
                 layers=text.num_hidden_layers,
@@ -417,7 +426,7 @@ def mrope_positions(
     return torch.cat(runs, dim=1)
 
 
-def _widths(text: Any) -> tuple[int, int]:
+def widths(text: Any) -> tuple[int, int]:
     """Return the widths of all queries and of all keys of a token in one layer."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return head * text.num_attention_heads, head * text.num_key_value_heads

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from videostr.config.schema import Config
 from videostr.grpo.batch import RowCost
 from videostr.models.base import Shapes
-from videostr.models.memory import ELEMENT_BYTES
+from videostr.models.memory import ELEMENT_BYTES, STATE_BYTES
 from videostr.plan.workload import Workload
 
 VIDEO_SHARE = 0.9
@@ -105,6 +105,7 @@ def costs_of(
     accelerators an engine (threads on a CPU), F and B reached operations and bytes a second:
       decode step   a = overhead + N e / (t B) + 30 us per layer when t > 1
                     b = overhead + k (p + c / 2) / (t B) + (2 N + attention to p + c / 2 tokens) / (t F)
+                    and a recurrent state, read and written: 8 bytes an element / (t B)
       prefill       operations of a forward pass / (t F)
       learning      three times that for trained weights (backward costs twice the forward), a third of it more with
                     gradient checkpointing or a reference model each, and for what old log-probabilities are computed
@@ -125,7 +126,8 @@ def costs_of(
     step_s = hardware.step_s + shapes.decode_parameters * element / bytes_s
     if parts > 1 and not on_cpu:
         step_s += ALL_REDUCES_S * shapes.text.layers
-    sequence_s = hardware.sequence_s + shapes.kv_elements * element * seen / bytes_s
+    moved = shapes.kv_elements * element * seen + 2 * STATE_BYTES * shapes.state_elements
+    sequence_s = hardware.sequence_s + moved / bytes_s
     sequence_s += (2 * shapes.decode_parameters + forward.pair * seen) / flops_s
     passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
     if config.loss.correction != "ratio":

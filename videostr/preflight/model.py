@@ -17,7 +17,9 @@ def check_policy(config: Config, context: Context) -> Iterator[Finding]:
     """Check whether the checkpoint can be trained and served, and its weights are whole; notes its size."""
     path = config.model.path
     try:
-        context.model_config = described = check_model(path, cpu=config.rollout.num_gpus == 0)
+        context.model_config = described = check_model(
+            path, cpu=config.rollout.num_gpus == 0, dtype=config.model.dtype
+        )
         family = family_of(described)
         context.shapes = shapes = family.shapes(described)
         context.processor = load_processor(path, described)

@@ -27,6 +27,8 @@ from videostr.video import ClipFrames
 
 MakePrompt = Callable[[str, int, float], tuple[Prompt, ClipFrames]]
 MakeGroup = Callable[..., Group]
+SUMMED = ("A_log", "dt_bias")
+"""A number a head, whose gradient is a sum over all tokens that nearly cancels; test_qwen3_5.py compares them in float64."""
 Learned = tuple[float, dict[tuple[int, int], Tensor], dict[str, Tensor], int]
 
 
@@ -168,7 +170,7 @@ def assert_same(
     found: Learned,
     wanted: Learned,
 ) -> None:
-    """Loss and log-probabilities to 1e-5, every gradient to 1e-4 of its norm."""
+    """Loss and log-probabilities to 1e-5, every gradient to 1e-4 of its norm, those of `SUMMED` to 1e-3."""
     loss, logprobs, gradients, _ = found
     expected_loss, expected_logprobs, expected_gradients, _ = wanted
     assert loss == pytest.approx(expected_loss, abs=1e-5)
@@ -178,7 +180,7 @@ def assert_same(
     assert gradients.keys() == expected_gradients.keys()
     for name, expected in expected_gradients.items():
         error = float((gradients[name] - expected).norm() / expected.norm().clamp_min(1e-6))
-        assert error < 1e-4, f"{name}: {error}"
+        assert error < (1e-3 if name.endswith(SUMMED) else 1e-4), f"{name}: {error}"
 
 
 FIRST, *OTHERS = FAMILIES

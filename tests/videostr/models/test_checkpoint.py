@@ -31,7 +31,7 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["qwen2", "qwen3_vl_moe", "qwen3_5", "llava_onevision", "internvl", "glm4v", "", None]
+    "kind", ["qwen2", "qwen3_vl_moe", "qwen3_5_moe", "llava_onevision", "internvl", "glm4v", "", None]
 )
 def test_other_families_are_refused_with_the_names_of_those_that_are_not(
     tmp_path: Path, kind: str | None

@@ -13,7 +13,7 @@ from videostr.models.memory import BUFFERS_GIB, GIB, estimate
 
 TINY = Shapes(
     name="tiny", parameters=320, vision_parameters=76, decode_parameters=200, vocab_size=10, num_attention_heads=2,
-    num_key_value_heads=1, kv_elements=4, patches_per_token=1,
+    num_key_value_heads=1, kv_elements=4, state_elements=0, patches_per_token=1,
     text=Stack(layers=1, hidden_size=4, intermediate_size=8, activations=82),
     vision=Stack(layers=1, hidden_size=2, intermediate_size=3, activations=40),
     frozen_cost=RowCost(token=3 * 288, pair=3 * 16, target=4 * 80, patch=100),
