@@ -15,7 +15,7 @@ import numpy as np
 
 from videostr.graph import frame_at, ground_axes
 from videostr.options import text_of
-from videostr.query import TOLERANCE_S, entailed, path
+from videostr.query import BOXES, TOLERANCE_S, entailed, is_answerable, path
 from videostr.types import Answer, AnswerKind, Node, Query, Record, SceneGraph
 
 DECIMALS = 2
@@ -25,6 +25,8 @@ DECIMALS = 2
 def reasoning(record: Record, graph: SceneGraph) -> str:
     """Return why the true answer follows from `graph`; "" where it does not, and for questions without a structure.
 
+    For a box that a graph without extents cannot tell, the places of its object are quoted.
+
     Args:
         record: what is asked, with its query and true answer.
         graph: as the trace states it; an incomplete one may not tell.
@@ -32,6 +34,8 @@ def reasoning(record: Record, graph: SceneGraph) -> str:
     query = record.query
     if query is None or query.family not in STEPS:
         return ""
+    if query.family in BOXES and not is_answerable(query, graph):
+        return _places(_Told(query, graph))
     found = entailed(query, graph)
     if found is None or found.value != record.answer.value:
         return ""
@@ -164,9 +168,11 @@ def _distance_absolute(told: _Told) -> str:
 
 
 def _apart(a: Sequence[float], b: Sequence[float]) -> str:
-    """Return the distance of two positions by its differences: "sqrt(3^2 + 4^2) = 5"."""
-    steps = " + ".join(f"{_rounded(abs(p - q))}^2" for p, q in zip(a, b, strict=True))
-    return f"sqrt({steps}) = {_rounded(math.dist(a, b))}"
+    """Return the distance of two positions, step by step: "sqrt((4 - 7)^2 + (5 - 1)^2) = sqrt(3^2 + 4^2) = 5"."""
+    pairs = list(zip(a, b, strict=True))
+    stated = " + ".join(f"({_number(p)} - {_number(q)})^2" for p, q in pairs)
+    steps = " + ".join(f"{_rounded(abs(p - q))}^2" for p, q in pairs)
+    return f"sqrt({stated}) = sqrt({steps}) = {_rounded(math.dist(a, b))}"
 
 
 def _displacement(told: _Told) -> str:
@@ -207,6 +213,14 @@ def _presence(told: _Told) -> str:
     name = told.query.objects[0]
     times = [frame.t for frame in told.graph.frames if _has(frame.nodes, name)]
     return f"{name} at {', '.join(_number(t) for t in times)}."
+
+
+def _places(told: _Told) -> str:
+    """Return where an object is at the times that are asked about; "" where the graph lacks one."""
+    name, frames = told.query.objects[0], [frame_at(told.graph, t, TOLERANCE_S) for t in told.query.times]
+    if not all(frame is not None and _has(frame.nodes, name) for frame in frames):
+        return ""
+    return f"{', '.join(f't {_number(t)}: {told.quoted(name, t)}' for t in told.query.times)}."
 
 
 def _boxes(told: _Told) -> str:
