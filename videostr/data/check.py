@@ -29,7 +29,7 @@ SAME_PROPORTIONS = 0.01
 """Pictures whose ratios of width to height differ by less are one picture in two sizes."""
 OUTSIDE_PX = 1.0
 """Boxes are rounded."""
-PARTS = {"format", "answer", "graph", "graph_node", "graph_edge", "entailed", "consistency"}
+PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
 """A truth must score 1 in each."""
 FULL = 1 - 1e-6
 
