@@ -130,7 +130,8 @@ async def finish(config: Config, folder: RunFolder, outcome: Outcome | None) -> 
         log.info("\n%s", table(values))
     await folder.thread(write_report, folder.path)
     log.info("report: %s", folder.path / "report.html")
-    log.info("policy: %s", await folder.thread(folder.checkpoints.latest))
+    if (newest := await folder.thread(folder.checkpoints.latest)) is not None:
+        log.info("policy: %s", newest / "policy")
     return 0
 
 
