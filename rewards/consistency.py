@@ -21,8 +21,8 @@ from videostr.prompt import answer_text
 from videostr.query import entailed
 from videostr.types import GraphFrame, Record, SceneGraph, Trace
 
-Judge = Callable[[str, Record], float]
-"""The answer reward: text of an answer, record -> value in [0, 1]."""
+Judge = Callable[[str, Record], tuple[float, str]]
+"""The answer reward: text of an answer, record -> value in [0, 1], and why it is low."""
 
 _Places = dict[str, dict[int, tuple[float, ...]]]
 """Id of a node -> number of a selected time -> position."""
@@ -39,28 +39,21 @@ def reward_group(
         target: that graph, prepared.
         judge: what an answer is worth.
     """
-    if (
-        record.query is None
-        or record.graph is None
-        or entailed(record.query, _without_sizes(record.graph)) is None
-    ):
+    query, truth = record.query, record.graph
+    if query is None or truth is None or entailed(query, _without_sizes(truth)) is None:
         return []
-    return [_of_trace(trace, record, target, judge) for trace in traces]
-
-
-def _of_trace(trace: Trace, record: Record, target: Target, judge: Judge) -> tuple[float, float]:
-    graph, query, truth = trace.graph, record.query, record.graph
-    if (
-        query is None
-        or truth is None
-        or not isinstance(graph, SceneGraph)
-        or refusal(graph, target) is not None
-    ):
-        return 0.0, 0.0
-    found = entailed(query, as_truth(graph, truth, target))
-    if found is None:
-        return 0.0, 0.0
-    return judge(answer_text(found), record), judge(trace.answer, replace(record, answer=found))
+    found = []
+    for trace in traces:
+        answer = None
+        if isinstance(trace.graph, SceneGraph) and refusal(trace.graph, target) is None:
+            answer = entailed(query, as_truth(trace.graph, truth, target))
+        if answer is None:
+            found.append((0.0, 0.0))
+        else:
+            would, _ = judge(answer_text(answer), record)
+            follows, _ = judge(trace.answer, replace(record, answer=answer))
+            found.append((would, follows))
+    return found
 
 
 def _without_sizes(truth: SceneGraph) -> SceneGraph:

@@ -238,23 +238,16 @@ def _score_formats(group: _Group) -> None:
 
 def _score_answers(group: _Group) -> None:
     for score, trace in zip(group.scores, group.traces, strict=True):
-        score.parts["answer"], note = _answer(trace, group.record)
+        score.parts["answer"], note = _answer(trace.answer, group.record)
         score.notes.append(note)
 
 
-def _answer(trace: Trace, record: Record) -> tuple[float, str]:
-    if not trace.answer:
+def _answer(answer: str, record: Record) -> tuple[float, str]:
+    if not answer:
         return 0.0, "answer: there is none"
-    if len(trace.answer) > _MAX_ANSWER:
-        return 0.0, f"answer: {len(trace.answer)} characters long, at most {_MAX_ANSWER} are read"
-    return _ANSWER_REWARDS[record.answer.kind](trace.answer, record)
-
-
-def _judge(answer: str, record: Record) -> float:
-    """Return what the text of an answer is worth; 0 for none and for one that is too long."""
-    if not 0 < len(answer) <= _MAX_ANSWER:
-        return 0.0
-    return _ANSWER_REWARDS[record.answer.kind](answer, record)[0]
+    if len(answer) > _MAX_ANSWER:
+        return 0.0, f"answer: {len(answer)} characters long, at most {_MAX_ANSWER} are read"
+    return _ANSWER_REWARDS[record.answer.kind](answer, record)
 
 
 def _score_graphs(group: _Group) -> None:
@@ -270,7 +263,7 @@ def _score_graphs(group: _Group) -> None:
         score.notes.extend(graph_score.notes)
         if group.rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
             score.parts["map"] = map_score(trace.graph, truth)
-    used = consistency.reward_group(group.traces, group.record, target, _judge)
+    used = consistency.reward_group(group.traces, group.record, target, _answer)
     for score, (entailed, consistent) in zip(group.scores, used, strict=False):
         score.parts.update(entailed=entailed, consistency=consistent)
 

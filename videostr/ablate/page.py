@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from videostr.ablate.results import CURVES, PARTS, START, ArmResult
@@ -111,7 +111,7 @@ def _bounds(value: Interval) -> dict[str, Any]:
 
 def _page(config: AblationConfig, arms: Sequence[ArmResult], reference: str, planned: int, done: int) -> str:
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("videostr.ablate", ".")]),
+        loader=PackageLoader("videostr.ablate", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
