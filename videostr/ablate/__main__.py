@@ -42,7 +42,7 @@ async def _ablate(config: AblationConfig, folder: Path, runs: Sequence[ArmRun]) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    reference = config.reference or next(iter(config.arms))
+    reference = config.compared_with
 
     def show() -> None:
         arms = results(runs, reference, config.resamples)

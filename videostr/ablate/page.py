@@ -41,7 +41,7 @@ def write_results(
         planned: runs in all.
         done: of them.
     """
-    reference = config.reference or next(iter(config.arms))
+    reference = config.compared_with
     write_json(
         folder / "ablation.json",
         {"runs": planned, "done": done, "reference": reference, "arms": _values(arms)},

@@ -94,6 +94,11 @@ class AblationConfig:
     arms: dict[str, Arm] = field(default_factory=dict)
     """Name of an arm -> what is different in it."""
 
+    @property
+    def compared_with(self) -> str:
+        """Return the name of the reference."""
+        return self.reference or next(iter(self.arms))
+
 
 # --------------------------------------------------------------------------------------------------------- planning
 
