@@ -146,11 +146,13 @@ def _until(holds: Callable[[], bool]) -> None:
 def _submit(
     command: list[str], environment: dict[str, str], once: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Submit and follow a job; the head may still be starting."""
-    for _ in range(30):
+    """Submit and follow a job; the head and the agents of its nodes may still be starting."""
+    starting = ("Failed to connect", "No available agent")
+    for attempt in range(30):
+        time.sleep(min(attempt, 2))
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
-        if once or "Failed to connect" not in done.stdout + done.stderr:
+        if once or not any(words in done.stdout + done.stderr for words in starting):
             break
     return done
