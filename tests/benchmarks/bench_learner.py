@@ -1,4 +1,4 @@
-"""Group packing against one forward per completion, and the packed step against bare PyTorch; the tiny policy.
+"""Group packing against one forward per completion, for every family, and the packed step against bare PyTorch; tiny policies.
 
 In: random completions of prompts with random pixels. Out: one JSON object a line.
 """
@@ -12,82 +12,108 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from tests.benchmarks.measure import processor_seconds, ratio, report, spread
 from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
+from videostr.models.base import FAMILIES, family_of
 from videostr.models.checkpoint import load_policy
-from videostr.models.qwen2_5_vl import FAMILY
-from videostr.models.qwen_vl import mrope_positions
+from videostr.models.processor import load_processor
+from videostr.types import Clip, ClipSpec, Prompt
+from videostr.video import ClipFrames
 
-POLICY = Path("videostr/tabletop/pretrained")
 REPEATS = 5
 G = 8
 LOSS = LossConfig()
-MERGE, PATCH_VALUES = 2, 3 * 2 * 8 * 8
-"""Of the tiny policy: patches a side of a token, and values of a patch."""
+FPS = 2.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths in tokens; the video is `grid` patches in time, height and width."""
+    """Lengths in tokens; the video has `frames` square frames of `pixels` a side."""
 
     prompt: int
     completion: int
-    grid: tuple[int, int, int]
+    frames: int
+    pixels: int
 
     def __str__(self) -> str:
-        return f"P {self.prompt} ({self.video} of them video), C {self.completion}, G {G}"
-
-    @property
-    def video(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2] // MERGE**2
+        return f"P {self.prompt}, video {self.frames} x {self.pixels} x {self.pixels}, C {self.completion}, G {G}"
 
 
-SHORT = Shape(80, 80, (2, 8, 8))
-LONG = Shape(1024, 128, (8, 24, 20))
+SHORT = Shape(112, 80, 4, 64)
+LONG = Shape(1024, 128, 28, 128)
 SHAPES = pytest.mark.parametrize("shape", [SHORT, LONG], ids=["short", "long"])
 
 
-@pytest.fixture(scope="module")
-def policy() -> PolicyLogprobs:
-    return PolicyLogprobs(load_policy(POLICY, torch.float32), FAMILY)
+@pytest.fixture(scope="module", params=list(FAMILIES)[:1])
+def model_type(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+EVERY_FAMILY = pytest.mark.parametrize("model_type", list(FAMILIES), indirect=True)
 
 
 @pytest.fixture(scope="module")
-def plain() -> Qwen2_5_VLForConditionalGeneration:
+def folder(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of random weights."""
+    found = tmp_path_factory.mktemp(model_type)
+    family_of({"model_type": model_type}).make_tiny(found, 0, ["where is the red_ball?"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def policy(model_type: str, folder: Path) -> PolicyLogprobs:
+    return PolicyLogprobs(load_policy(folder, torch.float32), family_of({"model_type": model_type}))
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> PreTrainedModel:
     """The same weights in a model as transformers makes it."""
-    return load_policy(POLICY, torch.float32)
+    return load_policy(folder, torch.float32)
 
 
-def make_group(policy: PolicyLogprobs, shape: Shape) -> Group:
+def make_group(policy: PolicyLogprobs, folder: Path, shape: Shape) -> Group:
     """One group of equally long completions, so that the batched side has no padding to compute."""
     draw = torch.Generator().manual_seed(0)
-    text = torch.randint(8, 600, (shape.prompt - shape.video,), generator=draw)
-    video = torch.full((shape.video,), policy.policy.config.video_token_id)
-    ids = torch.cat([text[:2], video, text[2:]])
-    kinds = (ids == policy.policy.config.video_token_id).long()
+    without = len(prompt_inputs(policy, folder, shape, "").input_ids)
     return Group(
-        prompt=PromptInputs(
-            input_ids=ids,
-            positions=mrope_positions(kinds.tolist(), [shape.grid], [2.0], MERGE),
-            vision={
-                "pixel_values_videos": torch.randn(shape.video * MERGE**2, PATCH_VALUES, generator=draw),
-                "video_grid_thw": torch.tensor([shape.grid]),
-            },
-        ),
-        completions=tuple(torch.randint(8, 600, (shape.completion,), generator=draw) for _ in range(G)),
+        prompt=prompt_inputs(policy, folder, shape, "7" * (shape.prompt - without)),
+        completions=tuple(torch.randint(8, 200, (shape.completion,), generator=draw) for _ in range(G)),
         behaviour_logprobs=tuple(torch.full((shape.completion,), -6.0) for _ in range(G)),
         advantages=torch.linspace(-1, 1, G),
     )
+
+
+def prompt_inputs(policy: PolicyLogprobs, folder: Path, shape: Shape, question: str) -> PromptInputs:
+    """A video of noise and a question; digits are tokens of their own."""
+    processor = load_processor(folder)
+    frames = ClipFrames(
+        pixels=np.random.default_rng(0).integers(
+            0, 256, (shape.frames, shape.pixels, shape.pixels, 3), dtype=np.uint8
+        ),
+        times=tuple(i / FPS for i in range(shape.frames)),
+        indices=tuple(range(shape.frames)),
+        fps=FPS,
+        total_frames=shape.frames,
+    )
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    clip = Clip(digest="0", spec=ClipSpec(video="noise.mp4", num_frames=shape.frames))
+    prompt = Prompt(record_id="r", text=text, clip=clip)
+    (found,) = policy.family.encode([prompt], [frames], processor, policy.policy.config)
+    return found
 
 
 def rows(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]) -> list[Row]:
@@ -112,7 +138,7 @@ def step(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]
     return torch.cat([found[0, i] for i in range(G)])
 
 
-def batched_step(plain: Qwen2_5_VLForConditionalGeneration, group: Group) -> Tensor:
+def batched_step(plain: PreTrainedModel, group: Group) -> Tensor:
     """Forward and backward of a group as one batch [G, P + C - 1] of plain causal sequences, the video G times."""
     plain.zero_grad()
     prompt = group.prompt
@@ -155,14 +181,17 @@ def largest_difference(ours: dict[str, Tensor], others: dict[str, Tensor]) -> fl
     return max(float((ours[name] - g).norm() / g.norm()) for name, g in others.items())
 
 
+@EVERY_FAMILY
 @SHAPES
 def test_packed_speedup(
+    model_type: str,
     policy: PolicyLogprobs,
-    plain: Qwen2_5_VLForConditionalGeneration,
+    plain: PreTrainedModel,
+    folder: Path,
     shape: Shape,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group = make_group(policy, shape)
+    group = make_group(policy, folder, shape)
     sides: dict[str, Callable[[], Tensor]] = {
         "packed": lambda: step(policy, group, "group"),
         "packing: none (8 rows, one after another)": lambda: step(policy, group, "none"),
@@ -182,6 +211,7 @@ def test_packed_speedup(
             unit="groups/s",
             ratio=ratio(seconds[name], seconds["packed"]),
             against=name,
+            model_type=model_type,
             shape=str(shape),
             max_logprob_difference=float(f"{(logprobs['packed'] - logprobs[name]).abs().max():.2g}"),
             max_gradient_difference=float(f"{largest_difference(grads['packed'], grads[name]):.2g}"),
@@ -194,7 +224,7 @@ def test_packed_speedup(
 # -------------------------------------------------------------------------------------------------- efficiency
 
 
-def bare_step(plain: Qwen2_5_VLForConditionalGeneration, row: Row) -> None:
+def bare_step(plain: PreTrainedModel, row: Row) -> None:
     """The same tokens and video through the same model: plain causal attention, plain cross entropy."""
     plain.zero_grad()
     hidden = plain.model(
@@ -209,11 +239,12 @@ def bare_step(plain: Qwen2_5_VLForConditionalGeneration, row: Row) -> None:
 @SHAPES
 def test_efficiency(
     policy: PolicyLogprobs,
-    plain: Qwen2_5_VLForConditionalGeneration,
+    plain: PreTrainedModel,
+    folder: Path,
     shape: Shape,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group = make_group(policy, shape)
+    group = make_group(policy, folder, shape)
     (row,) = rows(policy, group, "group")
     sides = {"packed": lambda: step(policy, group, "group"), "bare": lambda: bare_step(plain, row)}
     seconds = processor_seconds(sides, REPEATS)
@@ -259,11 +290,12 @@ def peak(work: Callable[[], object]) -> int:
 @SHAPES
 def test_peak_memory(
     policy: PolicyLogprobs,
-    plain: Qwen2_5_VLForConditionalGeneration,
+    plain: PreTrainedModel,
+    folder: Path,
     shape: Shape,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group = make_group(policy, shape)
+    group = make_group(policy, folder, shape)
     packed = peak(lambda: step(policy, group, "group"))
     for against, work in (
         ("plain causal batch [8, P + C - 1], no padding", lambda: batched_step(plain, group)),
