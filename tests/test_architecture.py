@@ -71,6 +71,7 @@ FLOORS = {
         "videostr.reasoning",
         "videostr.draw",
         "videostr.charts",
+        "videostr.page",
         "videostr.bootstrap",
     ),
     "base": (

@@ -1,21 +1,12 @@
-"""What an ablation shows: a table as Markdown and as JSON, and one HTML page with curves.
-
-The page is one file without outside parts, as the report of a run is.
-"""
+"""What an ablation shows: a table as Markdown and as JSON, and one HTML page with curves."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from videostr.ablate.results import CURVES, PARTS, START, ArmResult
 from videostr.bootstrap import Interval
@@ -24,6 +15,7 @@ from videostr.config.schema import AblationConfig
 from videostr.files import write_json, write_text
 from videostr.heldout import GREEDY, SAMPLED
 from videostr.metrics import duration
+from videostr.page import render_page
 
 COLUMNS = (*((SAMPLED, part) for part in PARTS), (GREEDY, "answer"))
 NONE = "–"
@@ -110,14 +102,9 @@ def _bounds(value: Interval) -> dict[str, Any]:
 
 
 def _page(config: AblationConfig, arms: Sequence[ArmResult], reference: str, planned: int, done: int) -> str:
-    environment = Environment(
-        loader=PackageLoader("videostr.ablate", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = _report_asset("charts.js")
-    return environment.get_template("ablation.html").render(
+    return render_page(
+        "videostr.ablate",
+        "ablation.html",
         config=config,
         arms=arms,
         rows=[_cells(arm, arms) for arm in arms],
@@ -130,14 +117,7 @@ def _page(config: AblationConfig, arms: Sequence[ArmResult], reference: str, pla
             for name, arm in config.arms.items()
         },
         charts=[chart for part in CURVES if (chart := _curves(arms, part)) is not None],
-        style=Markup(_report_asset("report.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _report_asset(name: str) -> str:
-    return files("videostr.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _cells(arm: ArmResult, arms: Sequence[ArmResult]) -> dict[str, Any]:

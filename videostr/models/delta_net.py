@@ -123,7 +123,7 @@ def _kernels(device: torch.device) -> DeltaRule:
             return kernels
         problem = f"flash-linear-attention differs from transformers' code by {worst:.3g} (limit {TOLERANCE})"
     log.warning(
-        "%s: recurrent layers compute with PyTorch code, which is slower and holds more memory; pip install fla-core==0.6.0 (extra fla)",
+        "%s: recurrent layers use PyTorch code, which is slower and holds more memory; pip install fla-core==0.6.0",
         problem,
     )
     return REFERENCE

@@ -1,22 +1,15 @@
-"""The HTML report: one file without outside parts, from a run folder in any state.
-
-Code, style and data stand in the page itself; its content security policy lets nothing be loaded and no other script run.
-"""
+"""The HTML report: one file without outside parts, from a run folder in any state."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from videostr.charts import interval, short
@@ -24,6 +17,7 @@ from videostr.environment import environment
 from videostr.files import write_text
 from videostr.heldout import PARTS, paired_gain
 from videostr.metrics import duration
+from videostr.page import render_page
 from videostr.report.curves import curves
 from videostr.report.diagnostics import Figures, diagnose, failure_total
 from videostr.report.stats import DumpStats, dump_stats
@@ -49,7 +43,6 @@ PROCESS_FAILURES = {
     "checkpoint": "a checkpoint could not be written; the one before was kept",
 }
 """What the counters of `failures/` mean that are no `FailureKind`; docs/failures.md has more."""
-SCRIPTS = ("charts.js", "scene.js", "viewer.js")
 Bounds = tuple[float, float, float]
 """A mean gain and its 95 % interval."""
 
@@ -73,16 +66,13 @@ def write_report(folder: str | Path, *, max_traces: int = MAX_TRACES, frames_mib
 
 def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
     """Return the whole page."""
-    templates = Environment(
-        loader=PackageLoader("videostr.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     stats = [dump_stats(step, rows) for step, rows in run.dumps]
-    script = "\n".join(_asset(name) for name in SCRIPTS)
-    return templates.get_template("report.html").render(
+    return render_page(
+        "videostr.report",
+        "report.html",
+        "scene.js",
+        "viewer.js",
         run=run,
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup(_asset("report.css")),
         status=_status(run),
         tiles=_tiles(run),
         diagnostics=_diagnostics(run, stats),
@@ -97,10 +87,6 @@ def render(run: RunData, *, frames_mib: float = FRAMES_MIB) -> str:
         frames_mib=frames_mib,
         environment=run.environment or environment(),
     )
-
-
-def _asset(name: str) -> str:
-    return files("videostr.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------- figures of the run
