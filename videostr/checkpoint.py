@@ -324,9 +324,11 @@ def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
 
 
 def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and digest of every file below a folder, each forced to disk."""
+    """Return the size and digest of every file below a folder, each forced to disk and as readable as the folder."""
     found = {}
+    mode = folder.stat().st_mode & 0o666  # safetensors writes files that nobody but their owner may read
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(mode)
         sync_to_disk(path)
         found[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_digest(path))
     return found

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from videostr.checkpoint import Checkpoints, DataCursor, Ledger, RunState
 from videostr.errors import RunFolderError
@@ -47,6 +49,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     save(checkpoints, 6)
     assert checkpoints.note_held_out(6, 1.0) == 1.0
     assert names(checkpoints) == ["step_000005", "step_000006"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path, mask: int) -> None:
+    async def learner(folder: Path) -> None:
+        save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
+
+    before = os.umask(mask)
+    try:
+        saved = asyncio.run(Checkpoints(tmp_path, keep=2).save(state(1), learner))
+    finally:
+        os.umask(before)
+    assert (saved / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_copies_under_other_names_are_neither_used_nor_dropped(tmp_path: Path) -> None:
