@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qw
 
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
-from videostr.models.layers import ALIGNMENT, PaddedLinear
+from videostr.models.layers import ALIGNMENT, FusedRMSNorm, MakeLayer, PaddedLinear
 from videostr.models.qwen_vl import Layout, QwenVL, Tower, text_sizes
 
 
@@ -28,6 +28,14 @@ def _published(text: tuple[int, ...], vision_mlp: int, *, tied: bool = False) ->
         "vision_config": {**vision, "patch_size": 14, "window_size": 112, "spatial_merge_size": 2},
         "tie_word_embeddings": tied,
     }
+
+
+def _aligned(mlp: Any) -> nn.Module:
+    """Return an MLP with padded matrices where its width is unaligned, as that of the tower (3420) is."""
+    if mlp.intermediate_size % ALIGNMENT:
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            setattr(mlp, part, PaddedLinear(getattr(mlp, part)))
+    return mlp  # type: ignore[no-any-return]
 
 
 class Qwen25VL(QwenVL):
@@ -43,7 +51,10 @@ class Qwen25VL(QwenVL):
     }
     config_class = Qwen2_5_VLConfig
     model_class = Qwen2_5_VLForConditionalGeneration
-    norm_class = Qwen2_5_VLRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {
+        Qwen2_5_VLRMSNorm: FusedRMSNorm,
+        Qwen2_5_VLMLP: _aligned,
+    }
 
     def layout(self, inputs: Mapping[str, Any], index: int, config: Any) -> Layout:
         """Return one run of tokens, whose temporal positions count seconds."""
@@ -67,14 +78,6 @@ class Qwen25VL(QwenVL):
             merged=vision.spatial_merge_size**2,
             output_size=vision.out_hidden_size,
         )
-
-    def use_fast_layers(self, policy: nn.Module) -> None:
-        """Replace the norms and the unaligned MLPs (the tower's, 3420 wide)."""
-        super().use_fast_layers(policy)
-        for child in list(policy.modules()):
-            if isinstance(child, Qwen2_5_VLMLP) and child.intermediate_size % ALIGNMENT:
-                for part in ("gate_proj", "up_proj", "down_proj"):
-                    setattr(child, part, PaddedLinear(getattr(child, part)))
 
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the processor of a tiny policy."""

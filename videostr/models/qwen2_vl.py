@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
@@ -16,6 +17,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
+from videostr.models.layers import FusedRMSNorm, MakeLayer
 from videostr.models.qwen_vl import FRAME_PATCHES, Layout, QwenVL, Tower, text_sizes
 
 
@@ -40,7 +42,7 @@ class Qwen2VL(QwenVL):
     }
     config_class = Qwen2VLConfig
     model_class = Qwen2VLForConditionalGeneration
-    norm_class = Qwen2VLRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {Qwen2VLRMSNorm: FusedRMSNorm}
 
     def layout(self, inputs: Mapping[str, Any], index: int, config: Any) -> Layout:  # noqa: ARG002
         """Return one run of tokens, whose temporal positions count temporal patches."""

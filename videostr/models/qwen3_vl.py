@@ -30,6 +30,7 @@ from videostr.errors import ModelError
 from videostr.grpo.batch import Vision
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
+from videostr.models.layers import FusedRMSNorm, MakeLayer
 from videostr.models.qwen_vl import FRAME_PATCHES, Layout, QwenVL, Tower, text_sizes
 
 LEVEL = "deepstack_{}"
@@ -73,7 +74,7 @@ class Qwen3VL(QwenVL):
     }
     config_class: Any = Qwen3VLConfig
     model_class: Any = Qwen3VLForConditionalGeneration
-    norm_class: type[nn.Module] = Qwen3VLTextRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {Qwen3VLTextRMSNorm: FusedRMSNorm}
     norms_heads = True
 
     def check(self, config: Any, path: str | Path, *, cpu: bool) -> None:
