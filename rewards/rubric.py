@@ -263,7 +263,8 @@ def _score_graphs(group: _Group) -> None:
         score.notes.extend(graph_score.notes)
         if group.rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
             score.parts["map"] = map_score(trace.graph, truth)
-    used = consistency.reward_group(group.traces, group.record, target, _answer)
+    stated = [graph_score.frames for graph_score in found]
+    used = consistency.reward_group(group.traces, stated, group.record, target, _answer)
     for score, (entailed, consistent) in zip(group.scores, used, strict=False):
         score.parts.update(entailed=entailed, consistency=consistent)
 
