@@ -33,7 +33,7 @@ FLOORS = {
         "videostr.ports",
         "videostr.pool",
         "videostr.sync",
-        "videostr.supervision",
+        "videostr.worker_state",
         "videostr.supervisor",
         "videostr.target_size",
         "videostr.checkpoint",

@@ -12,8 +12,8 @@ from actors.scaling import Scaling
 from videostr.config.schema import Config
 from videostr.config.sections import RolloutConfig
 from videostr.scale import main
-from videostr.supervision import Health
 from videostr.target_size import read_target_size
+from videostr.worker_state import Health
 
 
 class Pool:
