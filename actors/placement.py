@@ -108,8 +108,8 @@ def start_ray(**options: Any) -> None:
             if tries == 2:
                 raise PlacementError(
                     f"Ray did not start on this machine ({first_line(error)})",
-                    remedy="see /tmp/ray/session_latest/logs, look for "
-                    "another Ray (`ray stop`), for free memory and for room in /tmp, then run the same command again",
+                    remedy="see /tmp/ray/session_latest/logs, look for another Ray (`ray stop`), "
+                    "for free memory and for room in /tmp, then run the same command again",
                 ) from error
             # It waits 30 s, which cannot be changed: few, where its files were never read before.
             log.warning("Ray did not start (%s); trying once more", first_line(error))

@@ -235,8 +235,8 @@ def check_run_folder(config: RunConfig, checkpoints: Checkpoints) -> None:
         raise RunFolderError(
             f"{folder}: written by another version of this program: its config.yaml has keys that this one does "
             f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'})",
-            remedy=f"continue with the "
-            f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}",
+            remedy="continue with the version that wrote it, or "
+            f"start a new run from its newest policy: run.name=NEW model.path={policy}",
         )
     differing = [
         f"{key} was {old[key]!r}, is {new[key]!r}"

@@ -80,8 +80,8 @@ class _Endpoint:
         if secure and not ca_file:
             raise ConfigError(
                 f"endpoint = {endpoint}: other machines see what goes to this address, so it needs TLS",
-                remedy="name the PEM file "
-                "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1",
+                remedy="name the PEM file of the authority that signed the service's certificate as ca_file, "
+                "or use a service on 127.0.0.1",
             )
         return cls(
             address=address,

@@ -110,9 +110,8 @@ def value_of(value: Any, annotation: Any) -> Any:
         converted = msgspec.convert(value, annotation, strict=False)
     except msgspec.ValidationError:
         raise msgspec.ValidationError(rule_of(kind)) from None
-    if isinstance(converted, float) and not math.isfinite(
-        converted
-    ):  # NaN passes every comparison of msgspec
+    # NaN passes every comparison of msgspec.
+    if isinstance(converted, float) and not math.isfinite(converted):
         raise msgspec.ValidationError(rule_of(kind))
     return converted
 

@@ -89,9 +89,8 @@ class SplitAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attend as `RowAttention.attend`."""
-        repeats = (
-            query.shape[1] // key.shape[1]
-        )  # on a GPU a masked call with shared heads would hold all scores
+        # On a GPU a masked call with shared heads would hold all scores.
+        repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         lengths = [part.length for part in self.parts]
         # `split` and not slices: the backward pass of a slice writes zeros for the whole row

@@ -152,10 +152,8 @@ class Qwen3VL(QwenVL):
 
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
         """Return the processor of a tiny policy."""
-        half = {
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-        }  # as released; classes differ in their defaults
+        # As released; classes differ in their defaults.
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         clip = {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 64 * 64}
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(**tiny.PATCHES, **half, size=tiny.FRAME_SIZE),
