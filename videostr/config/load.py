@@ -82,23 +82,6 @@ def dump(config: AnyConfig | AblationConfig) -> str:
     return RESOLVED + OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
-def validate(config: AnyConfig, written: Written | None = None) -> None:
-    """Check every value and every rule between keys.
-
-    Args:
-        config: of any command.
-        written: which keys the user wrote; by default those that differ from their default.
-
-    Raises:
-        ConfigError: one line for each problem: the key, its value, the rule, the remedy.
-    """
-    problems: list[Problem] = []
-    convert(type(config), asdict(config), problems)
-    problems += _broken(config, written or Written(file=_changed(config)), problems)
-    if problems:
-        raise ConfigError.of([problem.error() for problem in problems])
-
-
 def _trees(
     schema: type, path: str | Path, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
@@ -116,7 +99,7 @@ def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
     config = convert(schema, _merged(file, given), problems)
     written = _written(convert(schema, file, []) if is_resolved else file, given)
     if not problems:
-        problems = _broken(config, written, [])
+        problems = _broken(config, written)
     if problems:
         in_file = [not _is_part(problem.key, written.overrides) for problem in problems]
         raise ConfigError.of(
@@ -132,14 +115,15 @@ def _is_part(key: str, written: Iterable[str]) -> bool:
     return any(each in {key, mapping} or each.startswith(f"{key}.") for each in written)
 
 
-def _broken(config: AnyConfig, written: Written, known: Sequence[Problem]) -> list[Problem]:
+def _broken(config: AnyConfig, written: Written) -> list[Problem]:
     """Return the broken rules between keys and the keys without effect; a key has one problem at most."""
-    found = {problem.key: problem for problem in known}
-    values = dict(flat(asdict(config)))
-    between = rules.broken(config)
-    for problem in (*between, *keys_without_effect(config, values, written)):
+    found: dict[str, Problem] = {}
+    for problem in (
+        *rules.broken(config),
+        *keys_without_effect(config, dict(flat(asdict(config))), written),
+    ):
         found.setdefault(problem.key, problem)
-    return [problem for key, problem in found.items() if problem not in known]
+    return list(found.values())
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], bool]:
