@@ -1,7 +1,7 @@
 """Attention of packed rows: which tokens belong together in, attention over them out.
 
 In the language model a token sees its own past, as far as it is of the same prompt and not of another completion
-(`batch.attention_mask` is this rule as a dense matrix). Two ways to the same numbers:
+(tests/videostr/grpo/test_attention.py has this rule as a dense matrix). Two ways to the same numbers:
 
   sdpa  the row is cut into its prompts and completions, and every part attends to what it may see: no score
         outside the rule is computed, and no [T, T] mask is built
