@@ -127,8 +127,6 @@ class ModelFamily(RowModel, Protocol):
 
     name: str
     """For messages."""
-    model_types: tuple[str, ...]
-    """`model_type` of the checkpoints that it takes."""
     placeholders: tuple[str, ...]
     """Tokens that stand for vision inputs, which no completion may hold."""
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]]

@@ -42,7 +42,6 @@ class Qwen25VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen2.5-VL"
-    model_types: tuple[str, ...] = ("qwen2_5_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen2.5-VL-3B": _published((2048, 11008, 36, 16, 2, 151_936), 3420, tied=True),
         "Qwen2.5-VL-7B": _published((3584, 18944, 28, 28, 4, 152_064), 3420),

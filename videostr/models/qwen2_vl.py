@@ -34,7 +34,6 @@ class Qwen2VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen2-VL"
-    model_types: tuple[str, ...] = ("qwen2_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen2-VL-2B": _published((1536, 8960, 28, 12, 2, 151_936), tied=True),
         "Qwen2-VL-7B": _published((3584, 18944, 28, 28, 4, 152_064)),

@@ -116,7 +116,6 @@ class Qwen35(Qwen3VL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen3.5"
-    model_types: tuple[str, ...] = ("qwen3_5",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen3.5-9B": _published(32, 4096, 12288, 32, 16, 4, 248_320),
         "Qwen3.5-27B": _published(48, 5120, 17408, 64, 24, 4, 248_320),

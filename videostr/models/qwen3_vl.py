@@ -65,7 +65,6 @@ class Qwen3VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen3-VL"
-    model_types: tuple[str, ...] = ("qwen3_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen3-VL-2B": _published((2048, 6144, 28, 16, 8, 151_936), *_SMALL, tied=True),
         "Qwen3-VL-4B": _published((2560, 9728, 36, 32, 8, 151_936), *_SMALL, tied=True),

@@ -100,7 +100,6 @@ class QwenVL(ABC):
     """Implements `videostr.models.base.ModelFamily`; subclasses fill in what differs."""
 
     name: str
-    model_types: tuple[str, ...]
     placeholders: tuple[str, ...] = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]] = {
         "q_proj": ("qkv_proj", (0,)),
