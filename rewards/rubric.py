@@ -282,9 +282,8 @@ def _score_custom(group: _Group) -> None:
             shown = "" if 0 <= share <= 1 else repr(value)
         except KeyboardInterrupt:
             raise
-        except (
-            BaseException
-        ) as error:  # the user's code, SystemExit included: the group fails, with the reason
+        except BaseException as error:
+            # The user's code, SystemExit included: the group fails, with the reason.
             raise RewardError(f"{where} raised {error_text(error)}") from error
         if shown:
             raise RewardError(f"{where} returned {printable(shown, 80)}, must be a number in [0, 1]")

@@ -225,12 +225,7 @@ def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequ
 class SideEvaluation:
     """The evaluation that runs during training: one at a time, cancelled when training ends by an error."""
 
-    def __init__(
-        self,
-        config: Config,
-        evaluator: Evaluator | None,
-        start: RunState,
-    ) -> None:
+    def __init__(self, config: Config, evaluator: Evaluator | None, start: RunState) -> None:
         self.by_learner = evaluator is not None and evaluator.by_learner
         """Whether it needs the learner's weights as they are, not the engines'."""
         self._start = start

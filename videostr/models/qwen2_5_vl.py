@@ -96,9 +96,7 @@ class Qwen25VL(QwenVL):
                 "out_hidden_size": tiny.WIDTH,
                 "fullatt_block_indexes": [0, 1],
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

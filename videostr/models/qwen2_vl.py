@@ -70,9 +70,7 @@ class Qwen2VL(QwenVL):
         return Qwen2VLConfig(
             text_config=tiny.text_config(tokenizer, rope_parameters=rope),
             vision_config={**tiny.VISION, "embed_dim": 64, "mlp_ratio": 3, "hidden_size": tiny.WIDTH},
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

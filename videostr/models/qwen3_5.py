@@ -244,9 +244,7 @@ class Qwen35(Qwen3VL):
                 "out_hidden_size": tiny.WIDTH,
                 "num_position_embeddings": 64,
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

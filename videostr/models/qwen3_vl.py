@@ -181,9 +181,7 @@ class Qwen3VL(QwenVL):
                 "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0, 1],
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 
