@@ -19,9 +19,8 @@ async def get_with_timeout(ref: Any, timeout_s: float) -> Any:
         RayError: the actor died, or its method raised.
     """
     future = asyncio.wrap_future(ref.future())
-    future.add_done_callback(
-        lambda done: done.cancelled() or done.exception()
-    )  # marks an exception as retrieved
+    # It marks an exception as retrieved.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait([future], timeout=timeout_s)
         if not future.done():

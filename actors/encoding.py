@@ -80,6 +80,5 @@ def _compare(group: RolloutGroup, inputs: PromptInputs) -> None:
     raise LearnerError(
         f"prompt of record {group.prompt.record_id}: the engine saw {len(seen)} tokens, the learner encodes "
         f"{len(encoded)}, first difference at token {place}",
-        remedy="both must render and expand the prompt alike: use the "
-        "same processor (model.path) and frame store for both",
+        remedy="both must render and expand the prompt alike: use the same processor (model.path) and frame store for both",
     )

@@ -11,11 +11,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from actors.rollout import VIDEO_INPUT, offline_environment
 from videostr.console import send_output_to
 from videostr.models.base import family_of
 from videostr.types import Prompt
@@ -54,10 +54,8 @@ def _views(
     path: str, dtype: str, prompts: list[Prompt], clips: list[ClipFrames], log_file: str
 ) -> list[EngineView]:
     send_output_to(log_file)
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.update(offline_environment(path))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if Path(path).is_dir():
-        os.environ["HF_HUB_OFFLINE"] = "1"
     from vllm import EngineArgs
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -65,8 +63,7 @@ def _views(
     model = EngineArgs(
         model=path,
         dtype=dtype,  # type: ignore[arg-type]  # one of its literals
-        limit_mm_per_prompt={"image": 0, "video": 1},
-        mm_processor_cache_gb=0,
+        **VIDEO_INPUT,  # type: ignore[arg-type]  # each of its own type
     ).create_model_config()
     processor = MULTIMODAL_REGISTRY.create_processor(model)
     with set_current_vllm_config(VllmConfig()):  # its layers ask for one when they are made

@@ -52,25 +52,16 @@ class Role:
 def plan(config: Config) -> list[Role]:
     """Return the actors that a config needs; no reward workers where a service scores."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
-    custom_resources = config.placement
+    custom = config.placement
+    engine = _bundle(rollout.num_cpus, rollout.num_gpus, custom.rollout)
+    rank = _bundle(learner.num_cpus, learner.num_gpus, custom.learner)
     roles = [
-        Role(
-            "rollout",
-            rollout.num_workers,
-            _bundle(rollout.num_cpus, rollout.num_gpus, custom_resources.rollout),
-            "PACK",
-        ),
-        Role(
-            "learner",
-            learner.num_ranks,
-            _bundle(learner.num_cpus, learner.num_gpus, custom_resources.learner),
-            "PACK",
-        ),
+        Role("rollout", rollout.num_workers, engine, "PACK"),
+        Role("learner", learner.num_ranks, rank, "PACK"),
     ]
     if not reward.endpoint:
-        roles.append(
-            Role("reward", reward.num_workers, _bundle(reward.num_cpus, 0, custom_resources.reward), "SPREAD")
-        )
+        worker = _bundle(reward.num_cpus, 0, custom.reward)
+        roles.append(Role("reward", reward.num_workers, worker, "SPREAD"))
     return roles
 
 
@@ -108,8 +99,8 @@ def start_ray(**options: Any) -> None:
             if tries == 2:
                 raise PlacementError(
                     f"Ray did not start on this machine ({first_line(error)})",
-                    remedy="see /tmp/ray/session_latest/logs, look for "
-                    "another Ray (`ray stop`), for free memory and for room in /tmp, then run the same command again",
+                    remedy="see /tmp/ray/session_latest/logs, look for another Ray (`ray stop`), "
+                    "for free memory and for room in /tmp, then run the same command again",
                 ) from error
             # It waits 30 s, which cannot be changed: few, where its files were never read before.
             log.warning("Ray did not start (%s); trying once more", first_line(error))
@@ -168,26 +159,17 @@ class Placement:
     def options(self, role: str) -> list[dict[str, Any]]:
         """Return Ray actor options of every actor of a role ("rollout", "learner", "reward")."""
         group = self._groups[role]
-        return [
-            {
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=index
-                )
-            }
-            for index in range(group.bundle_count)
-        ]
+        return [_within(group, index) for index in range(group.bundle_count)]
 
     def anywhere(self, role: str) -> dict[str, Any]:
         """Return Ray actor options for any place of a role, for actors that come and go."""
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[role])}
+        return _within(self._groups[role])
 
     def more(self, role: str) -> dict[str, Any]:
         """Return Ray actor options of one more actor of a role; it waits until the cluster has room for it."""
         group = placement_group([dict(self._bundle(role))])
         self._extra.append(group)
-        return {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        }
+        return _within(group, 0)
 
     def has_room_for(self, role: str) -> bool:
         """Return whether the cluster has free what one more actor of a role needs."""
@@ -207,6 +189,12 @@ class Placement:
         """Give the places back."""
         for group in (*self._groups.values(), *self._extra):
             remove_placement_group(group)
+
+
+def _within(group: PlacementGroup, index: int = -1) -> dict[str, Any]:
+    """Return Ray actor options for a place of a group; -1 is any."""
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    return {"scheduling_strategy": strategy}
 
 
 REMEDY = (

@@ -27,9 +27,9 @@ from actors.names import Named, actor_name
 from rewards import Rubric, score_group_with_traces
 from videostr.config.sections import RewardConfig
 from videostr.errors import RewardError, error_text, first_line
-from videostr.supervision import pause_before
 from videostr.timeline import Timeline
 from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
+from videostr.worker_state import pause_before
 
 _Actor = Any  # Ray's handle types do not follow `options`
 _TRIES = 3

@@ -38,6 +38,12 @@ BAN = -100.0
 
 The largest bias vLLM takes: leaves them a probability below 1e-40.
 """
+VIDEO_INPUT = {"limit_mm_per_prompt": {"image": 0, "video": 1}, "mm_processor_cache_gb": 0}
+"""Arguments of vLLM: a prompt shows one video, and preprocessed pixels are not cached.
+
+A clip returns once an epoch, so they would only fill memory, and a rejected request would leave the two halves of the cache at
+odds.
+"""
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 
@@ -110,9 +116,7 @@ class RolloutWorker(Named):
         )
 
     def _environment(self) -> dict[str, str]:
-        environment = {"VLLM_NO_USAGE_STATS": "1"}
-        if Path(self.config.model.path).is_dir():
-            environment["HF_HUB_OFFLINE"] = "1"
+        environment = offline_environment(self.config.model.path)
         if not self.on_gpu:
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(self.config.rollout.kv_cache_gib)
             # Engines may outnumber cores: a thread bound to a core would wait behind another engine's.
@@ -139,10 +143,7 @@ class RolloutWorker(Named):
             "max_num_batched_tokens": rollout.max_num_batched_tokens,
             "tensor_parallel_size": rollout.tensor_parallel_size,
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
-            "limit_mm_per_prompt": {"image": 0, "video": 1},
-            # A clip returns once an epoch: its preprocessed pixels would only fill memory. And a rejected request
-            # would leave the two halves of that cache at odds.
-            "mm_processor_cache_gb": 0,
+            **VIDEO_INPUT,
             "logprobs_mode": "processed_logprobs",
             "weight_transfer_config": WeightTransferConfig(backend=transfer_backend(config)),
             "worker_extension_cls": "actors.transfer.engine.EngineExtension",
@@ -336,6 +337,11 @@ class RolloutWorker(Named):
         """End the engine and its processes."""
         if self._engine is not None:
             self._engine.shutdown()
+
+
+def offline_environment(path: str) -> dict[str, str]:
+    """Return the environment in which vLLM reports nothing, and asks no hub for a model whose folder is at `path`."""
+    return {"VLLM_NO_USAGE_STATS": "1", **({"HF_HUB_OFFLINE": "1"} if Path(path).is_dir() else {})}
 
 
 def engine_seed(seed: int) -> int:

@@ -14,9 +14,9 @@ from actors.placement import Placement
 from actors.pools import RayRolloutPool
 from videostr.config.schema import Config
 from videostr.errors import ConfigError
-from videostr.supervision import Health
 from videostr.target_size import read_target_size
 from videostr.tasks import FileThread
+from videostr.worker_state import Health
 
 log = logging.getLogger("videostr.scaling")
 LOOK_S = 2.0

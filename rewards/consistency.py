@@ -15,8 +15,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from rewards.graph import refusal
-from rewards.match import Floats, Target, assign, frames_at
+from rewards.match import Floats, Target, assign
 from videostr.prompt import answer_text
 from videostr.query import entailed
 from videostr.types import GraphFrame, Record, SceneGraph, Trace
@@ -24,17 +23,20 @@ from videostr.types import GraphFrame, Record, SceneGraph, Trace
 Judge = Callable[[str, Record], tuple[float, str]]
 """The answer reward: text of an answer, record -> value in [0, 1], and why it is low."""
 
+Frames = Sequence[GraphFrame | None]
+"""What is stated at each selected time."""
 _Places = dict[str, dict[int, tuple[float, ...]]]
 """Id of a node -> number of a selected time -> position."""
 
 
 def reward_group(
-    traces: Sequence[Trace], record: Record, target: Target, judge: Judge
+    traces: Sequence[Trace], stated: Sequence[Frames], record: Record, target: Target, judge: Judge
 ) -> list[tuple[float, float]]:
     """Return (entailed, consistency) of every trace; nothing where a graph as traces state it cannot tell the answer.
 
     Args:
         traces: of one record.
+        stated: `GraphScore.frames` of each.
         record: with its query and true graph.
         target: that graph, prepared.
         judge: what an answer is worth.
@@ -43,10 +45,8 @@ def reward_group(
     if query is None or truth is None or entailed(query, _without_sizes(truth)) is None:
         return []
     found = []
-    for trace in traces:
-        answer = None
-        if isinstance(trace.graph, SceneGraph) and refusal(trace.graph, target) is None:
-            answer = entailed(query, as_truth(trace.graph, truth, target))
+    for trace, frames in zip(traces, stated, strict=True):
+        answer = entailed(query, as_truth(frames, truth, target)) if frames else None
         if answer is None:
             found.append((0.0, 0.0))
         else:
@@ -67,13 +67,12 @@ def _without_sizes(truth: SceneGraph) -> SceneGraph:
     return msgspec.structs.replace(truth, frames=tuple(frames))
 
 
-def as_truth(graph: SceneGraph, truth: SceneGraph, target: Target) -> SceneGraph:
-    """Return a stated graph with the frame of reference, the selected times and, where a label has several, the ids of the truth.
+def as_truth(frames: Frames, truth: SceneGraph, target: Target) -> SceneGraph:
+    """Return what is stated as a graph with the truth's frame of reference and times and, where a label has several, its ids.
 
     Ids of a stated graph are only names: those of one label stand for the true ids of that label for which the places of the
     whole clip agree best. What is left over gets a name that no true node has.
     """
-    frames = frames_at(graph, target.times)
     stated, true = _places(frames), _places(truth.frames)
     names: dict[str, str] = {}
     for label, ids in stated.items():
@@ -92,7 +91,7 @@ def as_truth(graph: SceneGraph, truth: SceneGraph, target: Target) -> SceneGraph
     )
 
 
-def _places(frames: Sequence[GraphFrame | None]) -> dict[str, _Places]:
+def _places(frames: Frames) -> dict[str, _Places]:
     """Return the places of every node, by label."""
     found: dict[str, _Places] = defaultdict(lambda: defaultdict(dict))
     for k, item in enumerate(frames):

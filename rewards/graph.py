@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -66,6 +66,8 @@ class GraphScore:
     edge: float | None
     """Mean of R_e over the selected frames with two true nodes or more; None where there is none."""
     notes: tuple[str, ...]
+    frames: tuple[GraphFrame | None, ...] = field(default=(), compare=False)
+    """What is stated at each selected time; () where the graph cannot be scored."""
 
 
 def prepare(truth: SceneGraph, rule: GraphRule) -> Target:
@@ -149,7 +151,7 @@ def reward_group(
     graphs: Sequence[SceneGraph | GraphAbsence], target: Target, rule: GraphRule
 ) -> list[GraphScore]:
     """Return node, edge and graph terms of the graphs of a group; a trace without a usable graph scores 0."""
-    notes = [refusal(graph, target) for graph in graphs]
+    notes = [_refusal(graph, target) for graph in graphs]
     usable = [
         graph
         for graph, note in zip(graphs, notes, strict=True)
@@ -165,7 +167,7 @@ def reward_group(
     ]
 
 
-def refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
+def _refusal(graph: SceneGraph | GraphAbsence, target: Target) -> str | None:
     """Return why a graph scores 0; None if it can be scored, "" where the trace's problems say it."""
     if isinstance(graph, GraphAbsence):
         return f"graph: {graph.value}" if graph is GraphAbsence.ABSENT else ""
@@ -188,7 +190,8 @@ def _score(group: Sequence[Prediction], target: Target, rule: GraphRule) -> Iter
     edges = edge[:, has_edge].mean(axis=1).tolist() if has_edge.any() else [None] * len(group)
     terms = zip(group, graph.mean(axis=1).tolist(), node.mean(axis=1).tolist(), edges, strict=True)
     for prediction, mean, node_mean, edge_mean in terms:
-        yield GraphScore(graph=mean, node=node_mean, edge=edge_mean, notes=tuple(_notes(prediction, target)))
+        notes = tuple(_notes(prediction, target))
+        yield GraphScore(graph=mean, node=node_mean, edge=edge_mean, notes=notes, frames=prediction.frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,7 +160,7 @@ FIXED_TEXTS: dict[str, FixedText] = {
         dist=1.75,
     ),
 }
-"""Unit -> the best fixed text that `python -m rewards.fixed_text` found on training scenes of the tabletop world."""
+"""Unit -> the best fixed text that `python -m tests.rewards.fixed_text` found on training scenes of the tabletop world."""
 
 
 GRAPH_PROBES: dict[str, Callable[[SceneGraph, np.random.Generator], SceneGraph]] = {

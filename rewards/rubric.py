@@ -263,7 +263,8 @@ def _score_graphs(group: _Group) -> None:
         score.notes.extend(graph_score.notes)
         if group.rubric.graph == "map" and isinstance(trace.graph, SceneGraph):
             score.parts["map"] = map_score(trace.graph, truth)
-    used = consistency.reward_group(group.traces, group.record, target, _answer)
+    stated = [graph_score.frames for graph_score in found]
+    used = consistency.reward_group(group.traces, stated, group.record, target, _answer)
     for score, (entailed, consistent) in zip(group.scores, used, strict=False):
         score.parts.update(entailed=entailed, consistency=consistent)
 
@@ -281,9 +282,8 @@ def _score_custom(group: _Group) -> None:
             shown = "" if 0 <= share <= 1 else repr(value)
         except KeyboardInterrupt:
             raise
-        except (
-            BaseException
-        ) as error:  # the user's code, SystemExit included: the group fails, with the reason
+        except BaseException as error:
+            # The user's code, SystemExit included: the group fails, with the reason.
             raise RewardError(f"{where} raised {error_text(error)}") from error
         if shown:
             raise RewardError(f"{where} returned {printable(shown, 80)}, must be a number in [0, 1]")

@@ -1,4 +1,4 @@
-"""Imports point down: apps > actors > run > rewards > domain > base; text has an encoding."""
+"""Imports point down: apps > actors > run > rewards > domain > base; modules are short; text has an encoding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("videostr", "rewards", "actors")
 CLUSTER_LIBRARIES = {"ray", "vllm", "deepspeed"}
+MODULE_LINES, FUNCTION_LINES = 430, 60
 FLOORS = {
     "apps": (
         "videostr.launch",
@@ -32,7 +33,7 @@ FLOORS = {
         "videostr.ports",
         "videostr.pool",
         "videostr.sync",
-        "videostr.supervision",
+        "videostr.worker_state",
         "videostr.supervisor",
         "videostr.target_size",
         "videostr.checkpoint",
@@ -185,11 +186,40 @@ def without_encoding(path: Path, source: str) -> list[str]:
     return found
 
 
+def too_long(path: Path, source: str) -> list[str]:
+    """Return what of `source` is longer than a module or a function may be, with its lines."""
+    found = []
+    if (lines := len(source.splitlines())) > MODULE_LINES:
+        found.append(f"{path}: {lines} lines, at most {MODULE_LINES}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > FUNCTION_LINES:
+                found.append(f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {FUNCTION_LINES}")
+    return found
+
+
+def modules() -> Iterator[tuple[Path, str]]:
+    """Yield path, relative to the root, and source of every module of the project."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path.relative_to(ROOT), path.read_text("utf-8")
+
+
+def test_modules_and_functions_fit_on_a_screen_or_a_few() -> None:
+    found = [line for path, source in modules() for line in too_long(path, source)]
+    assert not found, "\n".join(found)
+
+
+def test_a_long_module_or_function_is_caught() -> None:
+    function = "def f():\n" + "    x = 1\n" * 60
+    assert too_long(Path("a.py"), function) == ["a.py:1: f has 61 lines, at most 60"]
+    assert too_long(Path("a.py"), function.replace("    x = 1\n", "", 1)) == []
+    assert too_long(Path("a.py"), "x = 1\n" * 431) == ["a.py: 431 lines, at most 430"]
+
+
 def test_text_has_the_same_encoding_under_every_locale() -> None:
-    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    found = [
-        line for path in files for line in without_encoding(path.relative_to(ROOT), path.read_text("utf-8"))
-    ]
+    found = [line for path, source in modules() for line in without_encoding(path, source)]
     assert not found, "\n".join(found)
 
 
@@ -209,9 +239,9 @@ def test_text_in_the_encoding_of_the_locale_is_caught(source: str, count: int) -
 
 
 def test_imports_point_down() -> None:
-    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    files = list(modules())
     assert len(files) > 5
-    found = [line for path in files for line in violations(path.relative_to(ROOT), path.read_text("utf-8"))]
+    found = [line for path, source in files for line in violations(path, source)]
     assert not found, "\n".join(found)
 
 

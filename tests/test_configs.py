@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.videostr.config_reference import keys
 from videostr.config.load import dump, load, load_ablation, load_evaluation, load_sft
-from videostr.config.reference import keys
 from videostr.config.schema import BenchmarkConfig
 from videostr.data.__main__ import read_recipe
 from videostr.data.sources import SOURCES

@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ class Evaluation:
     """Record id -> part -> score of the greedy completion."""
     failures: dict[str, int]
     """Prompts that could not be evaluated, by kind."""
+    best_by: str = "total"
+    """The part by which the best checkpoint is chosen."""
+
+    @property
+    def merit(self) -> float | None:
+        """Mean of `best_by` over the greedy completions; None without one."""
+        return means(self.greedy).get(self.best_by)
 
     def write(self, path: Path) -> None:
         """Write it as JSON, means first."""
@@ -58,7 +65,7 @@ class Evaluation:
     def read(cls, path: Path) -> Evaluation:
         """Read what `write` wrote."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: values[name] for name in ("version", "sampled", "greedy", "failures")})
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
 
 async def evaluate(

@@ -315,8 +315,8 @@ def require(config: LoggingConfig) -> None:
             packages = " ".join(package if name == key else name for name in missing)
             raise ConfigError(
                 f"logging.{key}.enabled = true: {', '.join(missing)} cannot be imported",
-                remedy=f"pip install {packages} (extra `{key}` "
-                f"of pyproject.toml has the versions), or set logging.{key}.enabled=false",
+                remedy=f"pip install {packages} (extra `{key}` of pyproject.toml has the versions), "
+                f"or set logging.{key}.enabled=false",
             )
 
 

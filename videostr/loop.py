@@ -120,9 +120,7 @@ async def train(
             saver.is_updating = True
             learned = await learn(ports, folder, batch, state.version, evaluation, stop)
             step_s = now() - started
-            usable = len(collected.groups) - len(learned.update.failures)
-            ledger = cursor.commit(state.ledger, collected.positions, usable + collected.replaced)
-            state = RunState(step=state.step + 1, version=learned.update.version, ledger=ledger)
+            state = next_state(state, cursor, collected, learned)
             saver.reached(state)
             metrics = step_row(state, collected, learned, failures(ports, folder), wait_s, step_s)
             await folder.thread(folder.metrics, metrics)
@@ -163,6 +161,18 @@ async def learn(
     return Learned(update=update, synced=synced, learn_s=updated - started, sync_s=now() - updated)
 
 
+def next_state(state: RunState, cursor: DataCursor, collected: Collected, learned: Learned) -> RunState:
+    """Return the state after a step, whose positions are committed."""
+    used = usable_groups(collected, learned) + collected.replaced
+    ledger = cursor.commit(state.ledger, collected.positions, used)
+    return RunState(step=state.step + 1, version=learned.update.version, ledger=ledger)
+
+
+def usable_groups(collected: Collected, learned: Learned) -> int:
+    """Return the number of groups that the learner did not refuse."""
+    return len(collected.groups) - len(learned.update.failures)
+
+
 def failures(ports: Ports, folder: RunFolder) -> Counter[str]:
     """Return the failures since the process started, by kind."""
     return (
@@ -183,7 +193,6 @@ def step_row(
     step_s: float,
 ) -> dict[str, float]:
     """Return all metrics of a step."""
-    usable = len(collected.groups) - len(learned.update.failures)
     return {
         **step_metrics(state, collected.groups, learned.update, failures),
         **sampling_metrics(collected.groups, learned.update, collected.rollout_s),
@@ -195,7 +204,7 @@ def step_row(
         "time/sync": learned.sync_s,
         "time/step": step_s,
         "replaced_groups": collected.replaced,
-        "dropped_fraction": 1 - usable / len(collected.positions),
+        "dropped_fraction": 1 - usable_groups(collected, learned) / len(collected.positions),
     }
 
 
@@ -216,12 +225,7 @@ def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequ
 class SideEvaluation:
     """The evaluation that runs during training: one at a time, cancelled when training ends by an error."""
 
-    def __init__(
-        self,
-        config: Config,
-        evaluator: Evaluator | None,
-        start: RunState,
-    ) -> None:
+    def __init__(self, config: Config, evaluator: Evaluator | None, start: RunState) -> None:
         self.by_learner = evaluator is not None and evaluator.by_learner
         """Whether it needs the learner's weights as they are, not the engines'."""
         self._start = start

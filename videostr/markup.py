@@ -53,9 +53,8 @@ _TABLE: dict[int, str] = {
     **_wide(0x1D7CE, 0x1D7FF),
     **_wide(0x249C, 0x24E9),  # in brackets, in circles
     **_wide(0x1F130, 0x1F149),  # in squares
-    **{
-        start + place: chr(ord("A") + place) for start in (0x1F150, 0x1F170) for place in range(26)
-    },  # white on black
+    # White on black.
+    **{start + place: chr(ord("A") + place) for start in (0x1F150, 0x1F170) for place in range(26)},
     **{ord(sup): f"^{digit}" for digit, sup in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **_same(
         "\u2212\u2010\u2011\u2012\u2013\u2014\u2015\ufe63\ufe58\uff0d\u207b\u208b\u02d7\u2043\u2796", "-"

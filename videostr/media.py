@@ -197,9 +197,8 @@ class Video:
         for packet in self._packets():
             try:
                 frames = packet.decode()
-            except (
-                av.FFmpegError
-            ):  # decoders have many errors for damaged data; ffmpeg continues after all of them
+            except av.FFmpegError:
+                # Decoders have many errors for damaged data; ffmpeg continues after all of them.
                 self.damaged += 1
                 continue
             for frame in frames:

@@ -15,10 +15,10 @@ from typing import Any
 from videostr.config.schema import Config
 from videostr.errors import LearnerError, RolloutError
 from videostr.ports import Sampled, SampleRequest
-from videostr.supervision import Health
 from videostr.supervisor import CallLost, Engine, EngineSupervisor
 from videostr.timeline import Timeline
 from videostr.types import Failure, FailureKind
+from videostr.worker_state import Health
 
 AHEAD = 2
 """Completions that an engine is given, in `max_num_seqs`. A group keeps its places until its last completion ends, so with less

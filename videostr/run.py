@@ -18,15 +18,15 @@ from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
-from videostr.heldout import Evaluation, evaluate, means
+from videostr.heldout import Evaluation, evaluate
 from videostr.lock import FolderLock
 from videostr.loop import Evaluator, train
 from videostr.metrics import duration
 from videostr.ports import Ports
 from videostr.run_folder import RunFolder
-from videostr.supervision import pause_before
 from videostr.tasks import race
 from videostr.types import Failure, FailureKind
+from videostr.worker_state import pause_before
 
 T = TypeVar("T")
 
@@ -252,7 +252,6 @@ class HeldOut:
         ports: Ports,
         folder: RunFolder,
         how: Evaluate = evaluate,
-        part: str = "total",
         by_learner: bool = False,
     ) -> None:
         """Evaluate nothing yet.
@@ -263,12 +262,10 @@ class HeldOut:
             ports: of the run.
             folder: gets the evaluations.
             how: evaluates prompts.
-            part: by which the best checkpoint is chosen.
             by_learner: whether `how` asks the learner; else it asks the engines.
         """
         self.by_learner = by_learner
         self._how = how
-        self._part = part
         self._config = config
         self._source = source
         self._ports = ports
@@ -299,22 +296,21 @@ class HeldOut:
         path = folder.path / "eval" / f"greedy_{state.step:06d}.json"
         known = await folder.thread(_read, path)
         if known is not None:  # killed before it was noted, or after
-            if (value := means(known.greedy).get(self._part)) is not None:
+            if (value := known.merit) is not None:
                 await checkpoints.thread(checkpoints.note_held_out, state.step, value)
             return
         prompts = await self._first_prompts()
         with folder.timeline.during("evaluation", "evaluate"):
             found = await self._how(self._config, prompts, self._ports, state.version, greedy_only=True)
-        if not found.greedy or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
+        if (value := found.merit) is None or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
             log.warning(
                 "no held-out evaluation after step %d, prompts failed: %s", state.step, found.failures
             )
             return
         await folder.thread(found.write, path)
-        value = means(found.greedy)[self._part]
         best = await checkpoints.thread(checkpoints.note_held_out, state.step, value)
-        folder.scalar(f"heldout/greedy_{self._part}", value, state.step)
-        log.info("held-out after step %d: greedy %s %.3f, best %.3f", state.step, self._part, value, best)
+        folder.scalar(f"heldout/greedy_{found.best_by}", value, state.step)
+        log.info("held-out after step %d: greedy %s %.3f, best %.3f", state.step, found.best_by, value, best)
 
     async def _first_prompts(self) -> list[PromptItem | Failure]:
         if not self._prompts:

@@ -23,6 +23,7 @@ from videostr.environment import FILE as ENVIRONMENT
 from videostr.environment import environment
 from videostr.errors import RunFolderError, TooManyBadRecords
 from videostr.files import append_line, keep_lines, make_folder, storage, write_json, write_text
+from videostr.heldout import Evaluation
 from videostr.loggers import Loggers
 from videostr.tasks import FileThread
 from videostr.timeline import FILE as TIMELINE
@@ -175,8 +176,7 @@ class RunFolder:
         """Find the best of the checkpoints that are left, by the evaluations during training."""
         for path in sorted(self.path.glob("eval/greedy_*.json")):
             number = path.stem.removeprefix("greedy_")
-            means = json.loads(path.read_text(encoding="utf-8"))["greedy_mean"]
-            value = means.get("total", means.get("tokens"))  # the latter of supervised fine-tuning
+            value = Evaluation.read(path).merit
             if value is not None and (self.checkpoints.folder / f"step_{number}").is_dir():
                 self.checkpoints.note_held_out(int(number), value)
 
@@ -235,8 +235,8 @@ def check_run_folder(config: RunConfig, checkpoints: Checkpoints) -> None:
         raise RunFolderError(
             f"{folder}: written by another version of this program: its config.yaml has keys that this one does "
             f"not know ({', '.join(unknown) or 'none'}) and lacks others ({', '.join(missing) or 'none'})",
-            remedy=f"continue with the "
-            f"version that wrote it, or start a new run from its newest policy: run.name=NEW model.path={policy}",
+            remedy="continue with the version that wrote it, or "
+            f"start a new run from its newest policy: run.name=NEW model.path={policy}",
         )
     differing = [
         f"{key} was {old[key]!r}, is {new[key]!r}"

@@ -10,7 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from videostr.command import command, run_main
+from videostr.command import command, run_main, typed
+from videostr.config.sections import Count
 from videostr.target_size import write_target_size
 
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m videostr.scale", description=__doc__)
     parser.add_argument("run_folder", type=Path, help="such as runs/NAME")
-    parser.add_argument("--rollout-workers", type=int, required=True, metavar="N")
+    parser.add_argument("--rollout-workers", type=typed(Count), required=True, metavar="N")
     options = parser.parse_args(arguments)
     write_target_size(options.run_folder, options.rollout_workers)
     return 0

@@ -90,7 +90,7 @@ async def launch(config: SftConfig, training: Config, lock: FolderLock, processo
             evaluation = None
             if heldout is not None:
                 how = TeacherForcing(processor)
-                evaluation = HeldOut(training, heldout, ports, folder, how, "tokens", by_learner=True)
+                evaluation = HeldOut(training, heldout, ports, folder, how, by_learner=True)
             outcome = await run(training, source, evaluation, ports, folder, stop, began)
         return await finish(training, folder, outcome)
 

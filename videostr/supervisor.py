@@ -19,9 +19,9 @@ from typing import Any
 
 from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoStrError
-from videostr.supervision import Health, WorkerState
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
+from videostr.worker_state import Health, WorkerState
 
 log = logging.getLogger("videostr.rollouts")
 CLOSE_S = 30.0

@@ -83,6 +83,7 @@ class TeacherForcing:
             sampled={},
             greedy=scores,
             failures=dict(Counter(failure.kind.name.lower() for failure in failures)),
+            best_by="tokens",
         )
 
     def _figures(self, group: RolloutGroup, logprobs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:

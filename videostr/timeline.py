@@ -8,29 +8,32 @@ of a step.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+import msgspec
+from msgspec import Meta
 
 FILE = "timeline.jsonl"
 SPANS = 64
 """Most spans of one activity of one worker in a step; with more, those that lie closest together are joined."""
 JOINED_S = 0.001
 ROUNDING_S = 0.002
-Span = tuple[float, float]
+Seconds = Annotated[float, Meta(ge=0)]
+Span = tuple[Seconds, Seconds]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
     """How often and how long a worker did one thing in a step."""
 
-    busy: float
-    """Seconds in all; of joined spans without the gaps between them."""
+    busy: Seconds
+    """In all; of joined spans without the gaps between them."""
     spans: tuple[Span, ...]
     """(from, to), ascending, seconds since the start of the step."""
 
@@ -40,9 +43,9 @@ class StepTimes:
     """What all workers did in one step; as JSON, a line of `timeline.jsonl`."""
 
     step: int
-    start: float
-    """Seconds since 1970-01-01 UTC; where no restart lies between, the end of the step before."""
-    seconds: float
+    start: Seconds
+    """Since 1970-01-01 UTC; where no restart lies between, the end of the step before."""
+    seconds: Seconds
     """Length of the step with all that belongs to it, such as its checkpoint."""
     workers: Mapping[str, Mapping[str, Activity]]
     """Worker -> activity -> when. A worker does one thing at a time, an idle one nothing."""
@@ -58,20 +61,13 @@ class StepTimes:
         Raises:
             ValueError: it is not such a line.
         """
-        row = json.loads(line)
-        try:
-            seconds = _number(row["seconds"], math.inf)
-            return cls(
-                step=int(row["step"]),
-                start=_number(row["start"], math.inf),
-                seconds=seconds,
-                workers={
-                    worker: {doing: _activity(values, seconds) for doing, values in activities.items()}
-                    for worker, activities in row["workers"].items()
-                },
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not the times of a step: {error!r}") from error
+        times = msgspec.json.decode(line, type=cls)
+        for activities in times.workers.values():
+            for activity in activities.values():
+                latest = max(activity.busy, *chain.from_iterable(activity.spans), 0.0)
+                if latest > times.seconds + ROUNDING_S:
+                    raise ValueError(f"{latest:g} s lie after the end of a step of {times.seconds:g} s")
+        return times
 
 
 class Timeline:
@@ -180,17 +176,3 @@ def read_timeline(path: Path) -> tuple[list[StepTimes], int]:
         except ValueError:
             unread += number < len(lines)
     return [found[step] for step in sorted(found)], unread
-
-
-def _activity(values: Mapping[str, object], seconds: float) -> Activity:
-    listed = values["spans"]
-    if not isinstance(listed, list):
-        raise TypeError("spans must be a list")
-    spans = tuple((_number(start, seconds), _number(end, seconds)) for start, end in listed)
-    return Activity(busy=_number(values["busy"], seconds), spans=spans)
-
-
-def _number(value: object, most: float) -> float:
-    if isinstance(value, int | float) and 0 <= value <= most + ROUNDING_S and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"{value!r} must be a number from 0 to {most:g}")

@@ -26,9 +26,8 @@ from videostr.models.base import family_of
 def prepare_process() -> None:
     """Adapt vLLM in this process to its use here; only the first call does anything."""
     register_gloo()
-    if (
-        multiprocessing.parent_process() is not None
-    ):  # an engine process; actors are not children of multiprocessing
+    # An engine process has a parent; actors are not children of multiprocessing.
+    if multiprocessing.parent_process() is not None:
         _end_with_parent()
         _keep_videos()
 

@@ -88,9 +88,8 @@ def _joined(module: Any, attribute: str, part: Tensor, place: int) -> Tensor:
         return part
     if isinstance(module, RowParallelLinear):
         return _gather(part, 1) if attribute == "weight" else part
-    if not isinstance(
-        module, ColumnParallelLinear | GatedDeltaNetAttention
-    ):  # the latter's own: a number a head
+    # GatedDeltaNetAttention's own weights have a number a head.
+    if not isinstance(module, ColumnParallelLinear | GatedDeltaNetAttention):
         return part
     whole = _gather(part, 0)
     if isinstance(module, QKVParallelLinear) and place > 0:

@@ -2,8 +2,9 @@
 
 In: completions and their record. Out: what `rewards.score_group` gives in this process, or one of
 
-    RewardServiceError       the call cannot succeed: wrong token, wrong service, message too long
-     +- GroupRejected         the group cannot be scored; the same again would end the same
+    RewardServiceError       the call cannot succeed: wrong service, message too long
+     +- TokenRefused         the service takes another token than the client sends
+     +- GroupRejected        the group cannot be scored; the same again would end the same
      +- TlsError             no connection can be made: certificate, authority or TLS itself are not those of the service
      +- ServiceTimeout       no answer within the caller's time
      +- ServiceUnavailable   the service could not be reached, or was too busy, for all of the caller's time
@@ -47,6 +48,10 @@ class RewardServiceError(RewardError):
     """The call cannot succeed."""
 
 
+class TokenRefused(RewardServiceError):
+    """The service takes another token than the client sends."""
+
+
 class GroupRejected(RewardServiceError):
     """The group cannot be scored."""
 
@@ -80,8 +85,8 @@ class _Endpoint:
         if secure and not ca_file:
             raise ConfigError(
                 f"endpoint = {endpoint}: other machines see what goes to this address, so it needs TLS",
-                remedy="name the PEM file "
-                "of the authority that signed the service's certificate as ca_file, or use a service on 127.0.0.1",
+                remedy="name the PEM file of the authority that signed the service's certificate as ca_file, "
+                "or use a service on 127.0.0.1",
             )
         return cls(
             address=address,
@@ -191,9 +196,10 @@ class RewardClient:
         """Raise what a stream that is cut under a write does not say: that the service refuses this client's token."""
         try:
             await self.info(timeout_s=_PROBE_S)
-        except RewardServiceError as error:
-            if grpc.StatusCode.UNAUTHENTICATED.name in str(error):
-                raise
+        except TokenRefused:
+            raise
+        except RewardServiceError:
+            return
 
     async def close(self) -> None:
         """End the connection."""
@@ -358,7 +364,8 @@ def _translate(error: Any, target: str) -> RewardServiceError:
             f"the reward service at {target} was too busy all the time, or a message is longer than its --max-message-mib; give "
             f"it more --workers or a greater --max-groups ({detail})"
         )
-    return RewardServiceError(f"the reward service at {target} refused the call ({code}): {detail}")
+    kind = TokenRefused if code == "UNAUTHENTICATED" else RewardServiceError
+    return kind(f"the reward service at {target} refused the call ({code}): {detail}")
 
 
 def _requests(groups: Iterable[Group]) -> Iterator[bytes]:

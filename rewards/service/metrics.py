@@ -40,12 +40,8 @@ class Metrics:
         self.workers = Gauge(
             "videostr_reward_workers", "Worker processes that are up", registry=self.registry
         )
-        for cause in (
-            "died",
-            "timeout",
-            "stopped",
-            "bad_reply",
-        ):  # a counter that was never touched reads 0, not nothing
+        # A counter that was never touched reads 0, not nothing.
+        for cause in ("died", "timeout", "stopped", "bad_reply"):
             self.restarts.labels(cause)
 
     def serve(self, host: str, port: int) -> WSGIServer:

@@ -27,9 +27,8 @@ def check_number(name: str, value: object, low: float, high: float, unit: str = 
     Raises:
         ConfigError: names option, value and rule.
     """
-    if (
-        not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high
-    ):  # NaN is in no range
+    # NaN is in no range.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise ConfigError(
             f"{name} = {value!r:.80}: must be a number from {low:.10g} to {high:.10g}{f' {unit}' if unit else ''}",
             remedy="give another one, or leave it out for the default",

@@ -131,9 +131,8 @@ class WorkerProcess:
                 raise WorkerLost
             return exchange.result()
         except (OSError, asyncio.IncompleteReadError):
-            await self.exited_within(
-                _END_S
-            )  # an interpreter closes its pipes before it ends: let it have its own status
+            # An interpreter closes its pipes before it ends: let it have its own status.
+            await self.exited_within(_END_S)
             raise WorkerLost from None
         finally:
             exchange.cancel()

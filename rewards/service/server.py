@@ -78,11 +78,10 @@ class RewardServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_concurrent_streams", settings.max_calls),
-                (
-                    "grpc.http2.bdp_probe",
-                    0,
-                ),  # else buffers of each connection grow to megabytes, outside the bound
-                ("grpc.so_reuseport", 0),  # else a second server on the port would be given half of the calls
+                # Else buffers of each connection grow to megabytes, outside the bound,
+                ("grpc.http2.bdp_probe", 0),
+                # and a second server on the port would be given half of the calls.
+                ("grpc.so_reuseport", 0),
             ],
         )
         server.add_generic_rpc_handlers((service.handlers(),))
@@ -166,9 +165,10 @@ class _RequireToken(grpc.aio.ServerInterceptor):
     def __init__(self, token: str, metrics: Metrics) -> None:
         self._expected = f"Bearer {token}".encode()
         self._metrics = metrics
+        # On the wire all calls are streams.
         self._refusal: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
             self._refuse
-        )  # on the wire all calls are streams
+        )
 
     async def intercept_service(
         self,

@@ -39,12 +39,12 @@ from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import instruction, reference_trace, render
-from videostr.supervision import Health
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4
 from videostr.tabletop.world import Difficulty, make_scene
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt, VersionSpan
 from videostr.video import FrameStore, name_clip
+from videostr.worker_state import Health
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]

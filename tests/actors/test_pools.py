@@ -32,9 +32,9 @@ from videostr.config.schema import Config
 from videostr.config.sections import LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
 from videostr.ports import Sampled, SampleRequest
-from videostr.supervision import Health
 from videostr.timeline import Timeline
 from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
+from videostr.worker_state import Health
 
 
 def puppet(folder: Path) -> Any:  # noqa: C901  # one flat class: Ray ships it by value

@@ -12,8 +12,8 @@ from actors.scaling import Scaling
 from videostr.config.schema import Config
 from videostr.config.sections import RolloutConfig
 from videostr.scale import main
-from videostr.supervision import Health
 from videostr.target_size import read_target_size
+from videostr.worker_state import Health
 
 
 class Pool:
@@ -81,12 +81,15 @@ def test_a_target_size_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.
     assert "no run folder" in capsys.readouterr().err
     (tmp_path / "config.yaml").touch()
     assert main([str(tmp_path), "--rollout-workers", "0"]) == 2
-    assert "must be at least 1" in capsys.readouterr().err
+    assert "must be a whole number, at least 1" in capsys.readouterr().err
     assert read_target_size(tmp_path) is None
 
 
-def test_a_damaged_target_size_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "scale.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"rollout_workers": 0}', '{"rollout_workers": "3"}'])
+def test_a_damaged_target_size_changes_nothing(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scale.json").write_text(text)
     pool = Pool(2)
     asyncio.run(scaling(tmp_path, pool, room=0, most=0).look())
     assert pool.size() == 2

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rewards import Rubric, score
 from rewards.consistency import as_truth
 from rewards.graph import GraphRule, prepare
+from rewards.match import frames_at
 from rewards.probes import moved, tabletop_records
 from videostr.graph import to_json
 from videostr.prompt import reference_trace
@@ -117,14 +118,15 @@ def test_instance_numbers_are_only_names() -> None:
     )
     assert parts(swapped, LEFT) == (1, 1)
     target = prepare(TRUTH, GraphRule())
-    assert [[n.id for n in item.nodes] for item in as_truth(swapped, TRUTH, target).frames] == [
+    assert [[n.id for n in item.nodes] for item in as_truth(frames_at(swapped, target.times), TRUTH, target).frames] == [
         ["cup.1", "pen.1"], ["cup.1", "pen.1", "cup.2"],
     ]  # fmt: skip
 
 
 def test_an_invented_instance_takes_the_name_of_no_true_one() -> None:
     crowd = scene({"cup.1": (9, 9), "cup.2": (1, 1), "cup.3": (5, 5), "pen.1": (4, 2)})
-    (frame,) = as_truth(crowd, TRUTH, prepare(TRUTH, GraphRule())).frames
+    target = prepare(TRUTH, GraphRule())
+    (frame,) = as_truth(frames_at(crowd, target.times), TRUTH, target).frames
     ids = [n.id for n in frame.nodes]
     assert ids[1] == "cup.1"
     assert len(set(ids)) == 4

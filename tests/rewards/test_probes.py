@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rewards.explain import example_rows, main
-from rewards.fixed_text import search
+from rewards.explain import main
 from rewards.probes import FIXED_TEXTS, GRAPH_PROBES, crowds, measure, table, tabletop_records
 from rewards.probes import main as probe
+from tests.rewards.examples import example_rows
+from tests.rewards.fixed_text import search
 from videostr.data.records import read_records
 from videostr.tabletop.world import Difficulty
 from videostr.types import Record
@@ -84,7 +85,7 @@ def test_the_search_for_a_fixed_text_climbs_and_repeats_itself(monkeypatch: pyte
 
 def test_the_example_picture_and_table_are_those_of_the_code() -> None:
     drawn, markdown = example_rows()
-    marker = "examples: python -m rewards.explain --examples docs/images/graph_scores.svg"
+    marker = "examples: python -m tests.rewards.examples docs/images/graph_scores.svg"
     for name, values in rows_of(markdown).items():
         assert documented(marker)[name] == pytest.approx(values, abs=0.011)
     assert (DOCS / "images" / "graph_scores.svg").read_text() == drawn

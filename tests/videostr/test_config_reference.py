@@ -10,8 +10,8 @@ import pytest
 from msgspec import Meta
 from omegaconf import OmegaConf
 
+from tests.videostr.config_reference import Key, keys, reference, row, sections
 from videostr.config.load import RESOLVED, load
-from videostr.config.reference import Key, keys, reference, row, sections
 from videostr.config.schema import AblationConfig, Config, EvaluationConfig, PlanConfig, SftConfig
 from videostr.config.values import flat, shown
 
@@ -19,7 +19,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "config.md"
 
 
 def test_the_document_is_of_this_schema() -> None:
-    assert DOCUMENT.read_text() == reference(), "run python -m videostr.config.reference > docs/config.md"
+    assert DOCUMENT.read_text() == reference(), (
+        "run python -m tests.videostr.config_reference > docs/config.md"
+    )
 
 
 @pytest.mark.parametrize("kind", [PlanConfig, SftConfig, EvaluationConfig, AblationConfig])

@@ -30,6 +30,7 @@ from videostr.errors import (
     TooManyBadRecords,
     ZeroVarianceError,
 )
+from videostr.heldout import Evaluation
 from videostr.loop import train
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.run import HeldOut, Stopped, resume, train_with_restarts
@@ -642,8 +643,10 @@ def test_a_run_goes_back_to_a_checkpoint_once_and_discards_later_ones(tabletop: 
     stage.train()
     checkpoints = tmp_path / "r" / "checkpoints"
     for step, reward in ((2, 0.5), (4, 0.9)):
-        result = {"greedy_mean": {"total": reward}}
-        (tmp_path / "r" / "eval" / f"greedy_{step:06d}.json").write_text(json.dumps(result))
+        found = Evaluation(
+            version=step, sampled={}, greedy={"a": {"tokens": reward}}, failures={}, best_by="tokens"
+        )
+        found.write(tmp_path / "r" / "eval" / f"greedy_{step:06d}.json")
         stage.folder.checkpoints.note_held_out(step, reward)
 
     def go_on(steps: int) -> tuple[int, int]:

@@ -149,7 +149,5 @@ def test_lines_that_are_none_are_refused(changes: dict[str, object]) -> None:
         "workers": {"e": {"sample": {"busy": 1.0, "spans": [[0, 1]]}}},
     }
     assert StepTimes.of(json.dumps(whole)).workers["e"]["sample"].spans == ((0.0, 1.0),)
-    with pytest.raises(
-        ValueError, match=r"not the times of a step|must be a number from 0|not enough values"
-    ):
+    with pytest.raises(ValueError, match=r"JSON is malformed|Expected `|lie after the end|missing required"):
         StepTimes.of(json.dumps(whole | changes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +27,7 @@ from videostr.config.values import LEAVES, Problem, convert, flat
 from videostr.errors import ConfigError
 from videostr.shipped import find
 
+C = TypeVar("C", bound=AnyConfig)
 RESOLVED = "# Resolved: every key, defaults included. Delete this line when you edit the file by hand.\n"
 """First line of a dump. Of such a file only keys that differ from their default count as written by the user."""
 
@@ -37,17 +38,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or broken rule; names file, key, value, rule and remedy.
     """
-    return _load(Config, path, overrides)  # type: ignore[no-any-return]
+    return _load(Config, path, overrides)
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> PlanConfig:
     """Read the config of a run to be estimated; raises as `load` does."""
-    return _load(PlanConfig, path, overrides)  # type: ignore[no-any-return]
+    return _load(PlanConfig, path, overrides)
 
 
 def load_sft(path: str | Path, overrides: Sequence[str] = ()) -> SftConfig:
     """Read the config of supervised fine-tuning; raises as `load` does."""
-    return _load(SftConfig, path, overrides)  # type: ignore[no-any-return]
+    return _load(SftConfig, path, overrides)
 
 
 def load_run(path: str | Path) -> RunConfig:
@@ -58,7 +59,7 @@ def load_run(path: str | Path) -> RunConfig:
 
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
     """Read an evaluation's config; raises as `load` does."""
-    return _load(EvaluationConfig, path, overrides)  # type: ignore[no-any-return]
+    return _load(EvaluationConfig, path, overrides)
 
 
 def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
@@ -74,29 +75,12 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationCo
         problems = rules.broken(config)
     if problems:
         raise ConfigError.of([problem.error(str(path)) for problem in problems])
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def dump(config: AnyConfig | AblationConfig) -> str:
     """Return the resolved config as YAML; `load` of it gives the same config."""
     return RESOLVED + OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-
-
-def validate(config: AnyConfig, written: Written | None = None) -> None:
-    """Check every value and every rule between keys.
-
-    Args:
-        config: of any command.
-        written: which keys the user wrote; by default those that differ from their default.
-
-    Raises:
-        ConfigError: one line for each problem: the key, its value, the rule, the remedy.
-    """
-    problems: list[Problem] = []
-    convert(type(config), asdict(config), problems)
-    problems += _broken(config, written or Written(file=_changed(config)), problems)
-    if problems:
-        raise ConfigError.of([problem.error() for problem in problems])
 
 
 def _trees(
@@ -110,13 +94,13 @@ def _trees(
     return file, given, is_resolved
 
 
-def _load(schema: type, path: str | Path, overrides: Sequence[str]) -> Any:
+def _load(schema: type[C], path: str | Path, overrides: Sequence[str]) -> C:
     file, given, is_resolved = _trees(schema, path, overrides)
     problems: list[Problem] = []
     config = convert(schema, _merged(file, given), problems)
     written = _written(convert(schema, file, []) if is_resolved else file, given)
     if not problems:
-        problems = _broken(config, written, [])
+        problems = _broken(config, written)
     if problems:
         in_file = [not _is_part(problem.key, written.overrides) for problem in problems]
         raise ConfigError.of(
@@ -132,14 +116,15 @@ def _is_part(key: str, written: Iterable[str]) -> bool:
     return any(each in {key, mapping} or each.startswith(f"{key}.") for each in written)
 
 
-def _broken(config: AnyConfig, written: Written, known: Sequence[Problem]) -> list[Problem]:
+def _broken(config: AnyConfig, written: Written) -> list[Problem]:
     """Return the broken rules between keys and the keys without effect; a key has one problem at most."""
-    found = {problem.key: problem for problem in known}
-    values = dict(flat(asdict(config)))
-    between = rules.broken(config)
-    for problem in (*between, *keys_without_effect(config, values, written)):
+    found: dict[str, Problem] = {}
+    for problem in (
+        *rules.broken(config),
+        *keys_without_effect(config, dict(flat(asdict(config))), written),
+    ):
         found.setdefault(problem.key, problem)
-    return [problem for key, problem in found.items() if problem not in known]
+    return list(found.values())
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], bool]:

@@ -293,8 +293,8 @@ class SyncConfig:
 class TrainLength:
     """Length of a run, and what it writes on the way."""
 
-    steps: Count = 100
-    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights."""
+    steps: NonNegativeInt = 100
+    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights. 0 only evaluates."""
     prompts_per_step: Count = 16
     """P, groups per batch."""
     updates_per_batch: Count = 1
@@ -311,8 +311,6 @@ class TrainLength:
 class TrainConfig(TrainLength):
     """Length and shape of the run."""
 
-    steps: NonNegativeInt = 100
-    """Steps of the run: each collects a batch and learns from it; the engines then get the new weights. 0 only evaluates."""
     max_staleness: NonNegativeInt = 0
     """S, steps that may lie between the weights that sampled a token and the step that learns from it; 0 is synchronous."""
     max_zero_variance_steps: NonNegativeInt = 20

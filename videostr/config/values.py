@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import inspect
@@ -19,6 +19,7 @@ from msgspec import inspect
 from videostr.errors import ConfigError
 from videostr.schema_rules import rule_of
 
+T = TypeVar("T")
 LEAVES = frozenset({"rollout.engine_args"})
 """Keys whose value is a mapping of the user's, not a section."""
 SEE = "keys and types are listed in docs/config.md"
@@ -50,7 +51,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def convert(schema: type, tree: Mapping[Any, Any], problems: list[Problem], prefix: str = "") -> Any:
+def convert(schema: type[T], tree: Mapping[Any, Any], problems: list[Problem], prefix: str = "") -> T:
     """Return a section filled from a tree; a key that cannot be used keeps its default and is added to `problems`."""
     types = get_type_hints(schema, include_extras=True)
     values = {}
@@ -110,9 +111,8 @@ def value_of(value: Any, annotation: Any) -> Any:
         converted = msgspec.convert(value, annotation, strict=False)
     except msgspec.ValidationError:
         raise msgspec.ValidationError(rule_of(kind)) from None
-    if isinstance(converted, float) and not math.isfinite(
-        converted
-    ):  # NaN passes every comparison of msgspec
+    # NaN passes every comparison of msgspec.
+    if isinstance(converted, float) and not math.isfinite(converted):
         raise msgspec.ValidationError(rule_of(kind))
     return converted
 

@@ -24,7 +24,7 @@ from videostr.data import card, exchange
 from videostr.data.build import build
 from videostr.data.build.settings import FrameCount, Settings
 from videostr.data.build.state import Progress, skip_table
-from videostr.data.check import large_clips, problems
+from videostr.data.check import Tally, large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
@@ -299,22 +299,14 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    bad: set[str] = set()
-    lost = total = 0
-    for found in problems(
-        options.folder,
-        lists=options.exclude,
-        videos=options.videos,
-        processor=_processor(options.model),
+    tally, processor = Tally(), _processor(options.model)
+    for problem in problems(
+        options.folder, tally, lists=options.exclude, videos=options.videos, processor=processor
     ):
-        if isinstance(found, int):
-            total = found
-        else:
-            lost += found.rows
-            bad |= {found.origin} - {""}
-            print(found.detail)
-    print(f"{options.folder}: {total} rows, {lost + len(bad)} bad")
-    return 1 if lost or bad else 0
+        tally.add(problem)
+        print(problem)
+    print(f"{options.folder}: {tally.rows} rows, {tally.bad} bad")
+    return 1 if tally.bad else 0
 
 
 def _processor(model: str) -> Any:

@@ -161,9 +161,8 @@ class _Guesser:
         self._is_right = is_right[self._option]
         self._question = np.repeat(np.arange(len(records)), options)[self._option]
         chance = np.zeros(len(numbers_of))
-        chance[self._feature] = (1 / options)[
-            self._question
-        ]  # a feature belongs to one family and number of options
+        # A feature belongs to one family and number of options.
+        chance[self._feature] = (1 / options)[self._question]
         self._chance = chance
 
     def guess(self, learned: np.ndarray) -> np.ndarray:

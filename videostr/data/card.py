@@ -65,9 +65,8 @@ def collect(folder: Path) -> Stats:
         room = CHOICES // len(found[0].options) if kind[2] is AnswerKind.CHOICE else OTHERS
         if len(sample) < room:
             sample.append(found)
-        elif (place := chooser.randrange(seen[kind])) < len(
-            sample
-        ):  # every set has the same chance, in one pass
+        # So every set has the same chance, in one pass.
+        elif (place := chooser.randrange(seen[kind])) < len(sample):
             sample[place] = found
     stats.videos = len(videos)
     stats.sample = [record for sample in samples.values() for found in sample for record in found]

@@ -44,54 +44,76 @@ class Problem:
     rows: int = 0
     """How many rows are lost, where no single one is named."""
 
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.detail}" if self.origin else self.detail
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many rows a dataset has, and how many of them are bad."""
+
+    rows: int = 0
+    lost: int = 0
+    """Rows that cannot be read."""
+    origins: set[str] = field(default_factory=set)
+    """Of the other rows with a problem."""
+
+    @property
+    def bad(self) -> int:
+        return self.lost + len(self.origins)
+
+    def add(self, problem: Problem) -> None:
+        """Count the rows of a problem as bad."""
+        self.lost += problem.rows
+        self.origins |= {problem.origin} - {""}
+
 
 def problems(
     folder: Path,
+    tally: Tally,
     *,
     lists: Sequence[Path] = (),
     videos: int | None = None,
     seed: int = 0,
     processor: Any = None,
-) -> Iterator[Problem | int]:
-    """Yield problems as they are found; at the end the number of all rows.
+) -> Iterator[Problem]:
+    """Yield problems as they are found.
 
     Args:
         folder: of the dataset.
+        tally: counts the rows that were read.
         lists: files with names of scenes that must not be in it.
         videos: clips to decode, chosen by `seed`; None for all.
         seed: of that choice.
         processor: whose special tokens the texts must not hold; None for those of common tokenizers.
     """
-    total = 0
     entailment = _Entailment()
     records: list[Record] = []
     for row in read_records(folder):
-        total += row.records if isinstance(row, Failure) else 1
+        tally.rows += row.records if isinstance(row, Failure) else 1
         if isinstance(row, Failure):
             yield Problem(row.detail, rows=row.records)
             continue
         records.append(_without_nodes(row))
         if problem := _text_problem(row, processor):
-            yield Problem(f"{row.origin}: {problem}", row.origin)
+            yield Problem(problem, row.origin)
         if problem := truth_problem(row):
-            yield Problem(f"{row.origin}: its own truth does not score full reward: {problem}", row.origin)
+            yield Problem(f"its own truth does not score full reward: {problem}", row.origin)
         if problem := entailment.problem(row):
-            yield Problem(f"{row.origin}: {problem}", row.origin)
+            yield Problem(problem, row.origin)
         if problem := _outside(row):
-            yield Problem(f"{row.origin}: {problem}", row.origin)
+            yield Problem(problem, row.origin)
     by_id = {record.id: record for record in records}
     for record_id, place in leakage.find(records, lists):
         yield Problem(
-            f"{place}: {record_id}: its scene is in a list of scenes that must not be trained on; drop the row",
-            place,
+            f"{record_id}: its scene is in a list of scenes that must not be trained on; drop the row", place
         )
     for first, second in leakage.duplicates(records):
         place = by_id[second].origin
-        yield Problem(f"{place}: {second}: asks the same of the same video as {first}; drop one", place)
+        yield Problem(f"{second}: asks the same of the same video as {first}; drop one", place)
     yield from _of_videos(folder, records, videos, seed)
     if summary := entailment.summary():
         yield Problem(summary)
-    yield total
 
 
 def truth_problem(record: Record) -> str:
@@ -191,17 +213,17 @@ def _of_videos(folder: Path, records: Sequence[Record], count: int | None, seed:
         try:
             clip = name_clip(record.clip, folder)
         except VideoError as error:
-            yield Problem(f"{record.origin}: {error}", record.origin)
+            yield Problem(str(error), record.origin)
             continue
         if (shown := decoded.get(clip.digest)) is None:
             shown = decoded[clip.digest] = _shown(clip)
         if isinstance(shown, str):
-            yield Problem(f"{record.origin}: {shown}", record.origin)
+            yield Problem(shown, record.origin)
             continue
         for remark in shown.remarks:
-            yield Problem(f"{record.origin}: {clip.spec.video}: {remark}", record.origin)
+            yield Problem(f"{clip.spec.video}: {remark}", record.origin)
         if record.graph and (off := _off(record, shown.times)):
-            yield Problem(f"{record.origin}: {off}", record.origin)
+            yield Problem(off, record.origin)
         yield from _resized(record, shown)
         if math.prod(shown.shape) > LARGE_CLIP_BYTES:
             large[clip.digest] = shown.shape
@@ -223,12 +245,11 @@ def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
     if record.image_size is None or record.image_size == shown.size:
         return
     (width, height), (shown_width, shown_height) = record.image_size, shown.size
-    found = (
-        f"{record.origin}: image_size is {width} x {height}, the frames of {record.clip.video} are "
-        f"{shown_width} x {shown_height}"
-    )
+    found = f"image_size is {width} x {height}, the frames of {record.clip.video} are {shown_width} x {shown_height}"
     if abs(width * shown_height / (height * shown_width) - 1) <= SAME_PROPORTIONS:
-        yield Problem(f"warning: {found}: the same picture in another size; correct image_size")
+        yield Problem(
+            f"warning: {record.origin}: {found}: the same picture in another size; correct image_size"
+        )
     else:
         yield Problem(
             f"{found}: boxes lie elsewhere there; annotate the frames as a player shows them, or correct image_size",

@@ -200,8 +200,7 @@ def _rows(shard: Path) -> Iterator[dict[str, Any] | Exception]:
             if count and (wrong := type_problems(schema, wanted)):
                 yield RecordError(
                     f"{shard}:0-{count - 1}: {'; '.join(wrong)}",
-                    remedy=f"write the columns as docs/data.md lists them "
-                    f"(all {count} rows of the file are lost)",
+                    remedy=f"write the columns as docs/data.md lists them (all {count} rows of the file are lost)",
                 )
                 return
             for batch in file.iter_batches(GROUP_ROWS, columns=wanted.names):

@@ -172,7 +172,7 @@ def _ask_all(config: EvaluationConfig, folder: Path, answers: Answers, processor
         _keep(rows, folder / mode, config, asker, questions, judge)
     if len(modes) > 1:
         page = side_by_side([folder / mode for mode in modes], config.evaluate.bootstrap, config.run.seed)
-        write_text(folder / PAGE, page.markdown())
+        write_text(folder / PAGE, page)
 
 
 async def _ask(
@@ -237,8 +237,8 @@ def _keep(
     )
     evaluated.to_json(folder / RESULT)
     page = tables.one(evaluated)
-    write_text(folder / PAGE, page.markdown())
-    log.info("\n%s", page.markdown())
+    write_text(folder / PAGE, page)
+    log.info("\n%s", page)
 
 
 def _evaluated(
@@ -332,7 +332,7 @@ def _predictions(options: argparse.Namespace) -> int:
     if options.out:
         write_rows(rows, options.out / ROWS)
         evaluated.to_json(options.out / RESULT)
-        write_text(options.out / PAGE, tables.one(evaluated).markdown())
+        write_text(options.out / PAGE, tables.one(evaluated))
     print(
         json.dumps(
             {
@@ -368,14 +368,14 @@ def _compare(options: argparse.Namespace) -> int:
             remedy="give the base first, then what is compared with it",
         )
     page = side_by_side(options.compare, options.bootstrap, options.seed)
-    print(page.markdown())
+    print(page)
     if options.out:
-        write_text(options.out / PAGE, page.markdown())
+        write_text(options.out / PAGE, page)
     return 0
 
 
-def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> tables.Page:
-    """Return results side by side, the first one the base.
+def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> str:
+    """Return the page of results side by side, the first one the base.
 
     Raises:
         DataError: a folder has no result, or they are of different benchmarks or question files.

@@ -103,9 +103,8 @@ def _short(place: str, path: Path) -> str:
 
 def _row(where: str, row: bytes) -> tuple[str, Prediction]:
     try:
-        line = msgspec.convert(
-            json.loads(row), _Line
-        )  # lone surrogates, which msgspec refuses, may be in texts
+        # msgspec's own decoder refuses the lone surrogates that may be in texts.
+        line = msgspec.convert(json.loads(row), _Line)
     except msgspec.ValidationError as error:
         problem = field_problem(error, _Line)
         raise DataError(f"{where}: {problem}", remedy='write {"id": ..., "prediction": "..."}') from None

@@ -43,7 +43,7 @@ class Records:
         questions = []
         for row in read_records(root):
             if isinstance(row, Failure):
-                raise DataError(f"{row.detail}", remedy="an evaluation set must be whole")
+                raise DataError(row.detail, remedy="an evaluation set must be whole")
             questions.append(_question(row))
         return QuestionSet(questions=tuple(questions), digest=folder_digest(root))
 

@@ -1,7 +1,6 @@
 """Figures for people: Markdown that also reads well in a terminal.
 
-In: `Evaluated` runs, kept as JSON, and `Comparison`s. Out: a `Page`, of one run (`one`) or of several side by side
-(`compare`).
+In: `Evaluated` runs, kept as JSON, and `Comparison`s. Out: a page of one run (`one`), or of several side by side (`compare`).
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from videostr.bootstrap import Interval
-from videostr.evaluate.result import DIGITS, Evaluated, require_same_questions
+from videostr.evaluate.result import DIGITS, Evaluated
 from videostr.evaluate.statistics import Comparison
 
 WHY = {
@@ -30,7 +28,6 @@ WHY = {
 }
 """Key of `Evaluated.counts` -> what is said of one question, and of several, that scored 0 by it."""
 
-
 NONE = "–"
 """Where there is no figure."""
 
@@ -38,81 +35,13 @@ NONE = "–"
 # ---------------------------------------------------------------------------------------------------- pages
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A figure of the table."""
-
-    main: str
-    rest: str = ""
-    """Its interval."""
-    differs: bool = False
-    """It is a difference whose interval excludes 0."""
-
-    @property
-    def text(self) -> str:
-        """Figure and interval; bold and starred where it differs."""
-        text = f"{self.main} {self.rest}".rstrip()
-        return rf"**{text}** \*" if self.differs else text
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One figure: a line of the table."""
-
-    label: str
-    """The name without its group."""
-    cells: tuple[Cell, ...]
-    """One a column."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One of the things that determine a result."""
-
-    name: str
-    values: tuple[str, ...]
-    """One a run."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the runs have different ones."""
-        return len(set(self.values)) > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What is shown of one or several runs."""
-
-    title: str
-    runs: tuple[str, ...]
-    lines: tuple[str, ...]
-    """Sentences: what was run, what failed, how runs differ."""
-    settings: tuple[Setting, ...]
-    columns: tuple[str, ...]
-    groups: Mapping[str, Sequence[Row]]
-    """By the prefix of the figures' names, in the benchmark's order."""
-    notes: tuple[str, ...]
-    """How to read the table."""
-
-    def markdown(self) -> str:
-        """Return the page; its columns are padded, so that it reads as well in a terminal."""
-        blocks = [f"# {_plain(self.title)}", "\n".join(f"- {_plain(line)}" for line in self.lines)]
-        for group, members in self.groups.items():
-            rows = [(_plain(row.label), *(cell.text for cell in row.cells)) for row in members]
-            head = ("figure", *map(_plain, self.columns))
-            blocks += [f"## {_plain(group)}", _table(head, rows, align="rjust")]
-        settings = [(_plain(s.name), *map(_plain, s.values)) for s in self.settings]
-        blocks += ["## settings", _table(("setting", *map(_plain, self.runs)), settings, align="ljust")]
-        return "\n\n".join([*blocks, *map(_plain, self.notes)]) + "\n"
-
-
-def one(evaluated: Evaluated) -> Page:
-    """Write one run: its figures with their intervals, what guessing scores next to them."""
+def one(evaluated: Evaluated) -> str:
+    """Return the page of one run: its figures with their intervals, what guessing scores next to them."""
     names = list(evaluated.baselines)
 
-    def cells(figure: str) -> tuple[Cell, ...]:
+    def cells(figure: str) -> list[str]:
         guesses = (evaluated.baselines[name].get(figure, math.nan) for name in names)
-        return (_figure(evaluated.intervals[figure]), *(Cell(main=_number(guess)) for guess in guesses))
+        return [_figure(evaluated.intervals[figure]), *map(_number, guesses)]
 
     notes = ["[...]: 95 % interval, by bootstrap over videos.", *_without(evaluated.intervals.values())]
     if names:
@@ -126,31 +55,27 @@ def one(evaluated: Evaluated) -> Page:
     )
 
 
-def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Comparison]]) -> Page:
-    """Runs side by side, and how each differs from the first.
+def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Comparison]]) -> str:
+    """Return the page of runs side by side, and of how each differs from the first.
 
     Args:
-        runs: the first is the base.
+        runs: of the same questions (`require_same_questions`); the first is the base.
         comparisons: one for every run but the first, b being that run: figure -> comparison.
-
-    Raises:
-        DataError: the runs are of different benchmarks, or of different question files.
     """
-    require_same_questions(runs)
     base, *others = runs
     columns = [run.name for run in runs]
     tested = [any(c.test for c in found.values()) for found in comparisons]
     for other, has_p in zip(others, tested, strict=True):
         columns += [f"{other.name} - {base.name}"] + ["p"] * has_p
 
-    def cells(figure: str) -> tuple[Cell, ...]:
-        row = [_figure(run.intervals[figure]) if figure in run.intervals else Cell(main=NONE) for run in runs]
+    def cells(figure: str) -> list[str]:
+        row = [_figure(run.intervals[figure]) if figure in run.intervals else NONE for run in runs]
         for found, has_p in zip(comparisons, tested, strict=True):
             comparison = found.get(figure)
-            row.append(_difference(comparison.difference) if comparison else Cell(main=NONE))
+            row.append(_difference(comparison.difference) if comparison else NONE)
             if has_p:
                 row.append(_p_value(comparison))
-        return tuple(row)
+        return row
 
     lines = [" ".join((f"{run.name}: {_what(run)}", *_losses(run))) for run in runs]
     lines.append(_how_they_differ(runs))
@@ -178,23 +103,33 @@ def _page(
     *,
     lines: Sequence[str],
     columns: Sequence[str],
-    cells: Mapping[str, tuple[Cell, ...]],
+    cells: Mapping[str, Sequence[str]],
     notes: Sequence[str],
-) -> Page:
-    groups: dict[str, list[Row]] = {}
+) -> str:
+    """Return a page whose tables are padded, so that it reads as well in a terminal.
+
+    Args:
+        runs: what is shown.
+        lines: sentences: what was run, what failed, how runs differ.
+        columns: heads of the table.
+        cells: figure -> its cells, in Markdown, one a column; figures stand in groups by the prefix of their names.
+        notes: how to read the table.
+    """
+    names = [_plain(run.name) for run in runs]
+    blocks = [
+        f"# {_plain(runs[0].benchmark)}: {', '.join(names)}",
+        "\n".join(f"- {_plain(line)}" for line in lines),
+    ]
+    groups: dict[str, list[Sequence[str]]] = {}
     for figure, row in cells.items():
         prefix, slash, rest = figure.partition("/")
         group, label = (prefix, rest) if slash else ("overall", figure)
-        groups.setdefault(group, []).append(Row(label=label, cells=row))
-    return Page(
-        title=f"{runs[0].benchmark}: {', '.join(run.name for run in runs)}",
-        runs=tuple(run.name for run in runs),
-        lines=tuple(lines),
-        settings=_settings(runs),
-        columns=tuple(columns),
-        groups=groups,
-        notes=tuple(notes),
-    )
+        groups.setdefault(group, []).append((_plain(label), *row))
+    for group, rows in groups.items():
+        blocks += [f"## {_plain(group)}", _table(("figure", *map(_plain, columns)), rows, align="rjust")]
+    settings = [(_plain(name), *map(_plain, values)) for name, values in _settings(runs).items()]
+    blocks += ["## settings", _table(("setting", *names), settings, align="ljust")]
+    return "\n\n".join([*blocks, *map(_plain, notes)]) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ sentences
@@ -228,16 +163,15 @@ def _losses(run: Evaluated) -> list[str]:
     return sentences
 
 
-def _settings(runs: Sequence[Evaluated]) -> tuple[Setting, ...]:
-    """Return the values, those that differ first."""
+def _settings(runs: Sequence[Evaluated]) -> dict[str, list[str]]:
+    """Return name -> value of each run, settings that differ first."""
     each: list[Mapping[str, str]] = [{"model": run.model, "mode": run.mode, **run.settings} for run in runs]
-    names = dict.fromkeys(name for one in each for name in one)
-    found = [Setting(name=name, values=tuple(one.get(name, NONE) for one in each)) for name in names]
-    return tuple(sorted(found, key=lambda setting: not setting.differs))
+    found = {name: [one.get(name, NONE) for one in each] for one in each for name in one}
+    return dict(sorted(found.items(), key=lambda setting: len(set(setting[1])) == 1))
 
 
 def _how_they_differ(runs: Sequence[Evaluated]) -> str:
-    differing = [setting.name for setting in _settings(runs) if setting.differs]
+    differing = [name for name, values in _settings(runs).items() if len(set(values)) > 1]
     return f"The runs differ in {', '.join(differing)}." if differing else "The runs have the same settings."
 
 
@@ -255,23 +189,24 @@ def _number(value: float, sign: str = "") -> str:
     return NONE if math.isnan(value) else f"{round(value, 1) + 0.0:{sign}.1f}"
 
 
-def _figure(found: Interval, sign: str = "") -> Cell:
+def _figure(found: Interval, sign: str = "") -> str:
+    """Return a figure with its interval, where it has one."""
     if math.isnan(found.low):
-        return Cell(main=_number(found.value, sign))
-    return Cell(
-        main=_number(found.value, sign), rest=f"[{_number(found.low, sign)}, {_number(found.high, sign)}]"
-    )
+        return _number(found.value, sign)
+    return f"{_number(found.value, sign)} [{_number(found.low, sign)}, {_number(found.high, sign)}]"
 
 
-def _difference(found: Interval) -> Cell:
-    return replace(_figure(found, "+"), differs=found.excludes_zero)
+def _difference(found: Interval) -> str:
+    """Return a difference; bold and starred where its interval excludes 0."""
+    text = _figure(found, "+")
+    return rf"**{text}** \*" if found.excludes_zero else text
 
 
-def _p_value(comparison: Comparison | None) -> Cell:
+def _p_value(comparison: Comparison | None) -> str:
     if comparison is None or comparison.test is None:
-        return Cell(main=NONE)
+        return NONE
     p = comparison.test.p_value
-    return Cell(main="<0.001" if p < 0.001 else f"{p:.3f}")
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) -> str:

@@ -73,7 +73,7 @@ class Track:
 
 
 class VStar:
-    """V-STaR. Without a judge, words are compared, which is not the official metric: see `judge_name`."""
+    """V-STaR. Without a judge, words are compared, which is not the official metric: see `LEXICAL`."""
 
     name: str = "v_star"
     columns: tuple[str, ...] = (
@@ -86,15 +86,12 @@ class VStar:
         "strict",
     )
 
-    def __init__(self, judge: Judge | None = None, judge_name: str = "") -> None:
+    def __init__(self, judge: Judge | None = None) -> None:
         """Args:
-        judge: rates the answers to `what`; None compares words.
-        judge_name: for the output; "" takes the judge's `name`, if it has one.
+        judge: rates the answers to `what`, and may have a `name`; None compares words.
         """
         self._judge = judge or lexical_rating
-        self.judge_name = (
-            LEXICAL if judge is None else judge_name or str(getattr(judge, "name", "unnamed judge"))
-        )
+        self.judge_name = LEXICAL if judge is None else str(getattr(judge, "name", "unnamed judge"))
 
     def read(self, root: Path) -> QuestionSet:
         """Return five questions an item, `INDEX/what` and so on, INDEX counting the file's items from 0.

@@ -1,7 +1,7 @@
 """Attention of packed rows: which tokens belong together in, attention over them out.
 
 In the language model a token sees its own past, as far as it is of the same prompt and not of another completion
-(`batch.attention_mask` is this rule as a dense matrix). Two ways to the same numbers:
+(tests/videostr/grpo/test_attention.py has this rule as a dense matrix). Two ways to the same numbers:
 
   sdpa  the row is cut into its prompts and completions, and every part attends to what it may see: no score
         outside the rule is computed, and no [T, T] mask is built
@@ -89,9 +89,8 @@ class SplitAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attend as `RowAttention.attend`."""
-        repeats = (
-            query.shape[1] // key.shape[1]
-        )  # on a GPU a masked call with shared heads would hold all scores
+        # On a GPU a masked call with shared heads would hold all scores.
+        repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         lengths = [part.length for part in self.parts]
         # `split` and not slices: the backward pass of a slice writes zeros for the whole row

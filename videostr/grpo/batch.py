@@ -305,16 +305,3 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
         origins=tuple(origins),
         padding=plan.padding,
     )
-
-
-def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:
-    """Return the dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
-
-    k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion. This is the reference:
-    `videostr.grpo.attention` computes the same without a [T, T] tensor.
-    """
-    index = torch.arange(len(prompt_ids), device=prompt_ids.device)
-    causal = index[:, None] >= index[None, :]
-    same_prompt = prompt_ids[:, None] == prompt_ids[None, :]
-    visible = (completion_ids[None, :] == 0) | (completion_ids[:, None] == completion_ids[None, :])
-    return causal & same_prompt & visible

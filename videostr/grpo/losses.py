@@ -151,8 +151,7 @@ def check_custom(config: LossConfig) -> None:
     if not bool(gradient.isfinite().all()):
         raise ConfigError(
             f"loss.custom = {config.custom}: its gradient has NaN or infinity, must be finite",
-            remedy="note that torch.where does not "
-            "keep the gradient of the branch that it leaves out from being NaN",
+            remedy="note that torch.where does not keep the gradient of the branch that it leaves out from being NaN",
         )
 
 
@@ -171,9 +170,8 @@ def _call_custom(name: str, inputs: LossInputs) -> Tensor:
     function = load_function("loss.custom", name, "my_losses:reinforce")
     own = {key: getattr(inputs, key).clone() for key in ("behaviour_logprobs", "entropy", "sequence_ids")}
     try:
-        loss: object = function(
-            replace(inputs, **own)
-        )  # it may change them, and the metrics are of the row's
+        # It may change them, and the metrics are of the row's.
+        loss: object = function(replace(inputs, **own))
     except Exception as error:  # the user's code runs here
         raise ConfigError(
             f"loss.custom = {name}: it raised {error_text(error)}",

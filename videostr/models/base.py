@@ -127,8 +127,6 @@ class ModelFamily(RowModel, Protocol):
 
     name: str
     """For messages."""
-    model_types: tuple[str, ...]
-    """`model_type` of the checkpoints that it takes."""
     placeholders: tuple[str, ...]
     """Tokens that stand for vision inputs, which no completion may hold."""
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -270,16 +268,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ModelError: there is none, or it cannot be read.
     """
     if Path(path).is_file():
-        raise ModelError(f"model.path = {path}: is a file, must be a folder", remedy=f"{WANTED}")
+        raise ModelError(f"model.path = {path}: is a file, must be a folder", remedy=WANTED)
     check_json(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.path = {path}: config.json cannot be read ({error})", remedy=f"{WANTED}"
+            f"model.path = {path}: config.json cannot be read ({error})", remedy=WANTED
         ) from None
     if not raw:
-        raise ModelError(f"model.path = {path}: there is no config.json", remedy=f"{WANTED}")
+        raise ModelError(f"model.path = {path}: there is no config.json", remedy=WANTED)
     return dict(raw)
 
 

@@ -7,6 +7,7 @@ padding's outputs, zeros, meet the padding of the next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 ALIGNMENT = 8
 """Elements; 16 bytes in bfloat16."""
+MakeLayer = Callable[[Any], nn.Module]
+"""Makes of a layer of transformers one that computes the same faster, or for packed rows; it keeps the parameters."""
 
 
 class FusedRMSNorm(nn.Module):

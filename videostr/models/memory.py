@@ -153,9 +153,8 @@ def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemo
     weights = shapes.parameters * element / parts
     patches = rollout.max_model_len * shapes.patches_per_token
     working = shapes.engine_elements(rollout.max_num_batched_tokens, patches, parts) * element
-    token = (
-        shapes.kv_elements * element / min(parts, shapes.num_key_value_heads)
-    )  # vLLM gives each part one at least
+    # vLLM gives each part one head at least.
+    token = shapes.kv_elements * element / min(parts, shapes.num_key_value_heads)
     token += shapes.state_elements * STATE_BYTES / parts / rollout.max_model_len
     room = (
         rollout.kv_cache_gib * GIB

@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qw
 
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
-from videostr.models.layers import ALIGNMENT, PaddedLinear
+from videostr.models.layers import ALIGNMENT, FusedRMSNorm, MakeLayer, PaddedLinear
 from videostr.models.qwen_vl import Layout, QwenVL, Tower, text_sizes
 
 
@@ -30,11 +30,18 @@ def _published(text: tuple[int, ...], vision_mlp: int, *, tied: bool = False) ->
     }
 
 
+def _aligned(mlp: Any) -> nn.Module:
+    """Return an MLP with padded matrices where its width is unaligned, as that of the tower (3420) is."""
+    if mlp.intermediate_size % ALIGNMENT:
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            setattr(mlp, part, PaddedLinear(getattr(mlp, part)))
+    return mlp  # type: ignore[no-any-return]
+
+
 class Qwen25VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen2.5-VL"
-    model_types: tuple[str, ...] = ("qwen2_5_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen2.5-VL-3B": _published((2048, 11008, 36, 16, 2, 151_936), 3420, tied=True),
         "Qwen2.5-VL-7B": _published((3584, 18944, 28, 28, 4, 152_064), 3420),
@@ -43,7 +50,10 @@ class Qwen25VL(QwenVL):
     }
     config_class = Qwen2_5_VLConfig
     model_class = Qwen2_5_VLForConditionalGeneration
-    norm_class = Qwen2_5_VLRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {
+        Qwen2_5_VLRMSNorm: FusedRMSNorm,
+        Qwen2_5_VLMLP: _aligned,
+    }
 
     def layout(self, inputs: Mapping[str, Any], index: int, config: Any) -> Layout:
         """Return one run of tokens, whose temporal positions count seconds."""
@@ -68,14 +78,6 @@ class Qwen25VL(QwenVL):
             output_size=vision.out_hidden_size,
         )
 
-    def use_fast_layers(self, policy: nn.Module) -> None:
-        """Replace the norms and the unaligned MLPs (the tower's, 3420 wide)."""
-        super().use_fast_layers(policy)
-        for child in list(policy.modules()):
-            if isinstance(child, Qwen2_5_VLMLP) and child.intermediate_size % ALIGNMENT:
-                for part in ("gate_proj", "up_proj", "down_proj"):
-                    setattr(child, part, PaddedLinear(getattr(child, part)))
-
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the processor of a tiny policy."""
         return tiny.frame_processor(Qwen2_5_VLProcessor, tokenizer)
@@ -94,9 +96,7 @@ class Qwen25VL(QwenVL):
                 "out_hidden_size": tiny.WIDTH,
                 "fullatt_block_indexes": [0, 1],
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

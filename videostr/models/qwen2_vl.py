@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
@@ -16,6 +17,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
+from videostr.models.layers import FusedRMSNorm, MakeLayer
 from videostr.models.qwen_vl import FRAME_PATCHES, Layout, QwenVL, Tower, text_sizes
 
 
@@ -32,7 +34,6 @@ class Qwen2VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen2-VL"
-    model_types: tuple[str, ...] = ("qwen2_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen2-VL-2B": _published((1536, 8960, 28, 12, 2, 151_936), tied=True),
         "Qwen2-VL-7B": _published((3584, 18944, 28, 28, 4, 152_064)),
@@ -40,7 +41,7 @@ class Qwen2VL(QwenVL):
     }
     config_class = Qwen2VLConfig
     model_class = Qwen2VLForConditionalGeneration
-    norm_class = Qwen2VLRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {Qwen2VLRMSNorm: FusedRMSNorm}
 
     def layout(self, inputs: Mapping[str, Any], index: int, config: Any) -> Layout:  # noqa: ARG002
         """Return one run of tokens, whose temporal positions count temporal patches."""
@@ -69,9 +70,7 @@ class Qwen2VL(QwenVL):
         return Qwen2VLConfig(
             text_config=tiny.text_config(tokenizer, rope_parameters=rope),
             vision_config={**tiny.VISION, "embed_dim": 64, "mlp_ratio": 3, "hidden_size": tiny.WIDTH},
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

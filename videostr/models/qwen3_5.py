@@ -21,7 +21,7 @@ from videostr.grpo.recurrence import RowForks
 from videostr.models import tiny
 from videostr.models.base import ModelFamily, Shapes
 from videostr.models.delta_net import FORKS, RULE, RowDeltaNet, delta_rule_of
-from videostr.models.layers import CenteredRMSNorm
+from videostr.models.layers import CenteredRMSNorm, MakeLayer
 from videostr.models.qwen3_vl import Qwen3VL
 from videostr.models.qwen_vl import QwenVL, text_sizes, widths
 
@@ -116,7 +116,6 @@ class Qwen35(Qwen3VL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen3.5"
-    model_types: tuple[str, ...] = ("qwen3_5",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen3.5-9B": _published(32, 4096, 12288, 32, 16, 4, 248_320),
         "Qwen3.5-27B": _published(48, 5120, 17408, 64, 24, 4, 248_320),
@@ -130,7 +129,10 @@ class Qwen35(Qwen3VL):
     }
     config_class = Qwen3_5Config
     model_class = Qwen3_5ForConditionalGeneration
-    norm_class = Qwen3_5RMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {
+        Qwen3_5RMSNorm: CenteredRMSNorm,
+        Qwen3_5GatedDeltaNet: RowDeltaNet,
+    }
 
     def check(self, config: Any, path: str | Path, *, cpu: bool) -> None:
         """Refuse what Qwen3-VL refuses, and recurrent layers that engine and learner would not compute alike, or at all."""
@@ -165,15 +167,6 @@ class Qwen35(Qwen3VL):
         """
         states = {"mamba_ssm_cache_dtype": "float32"}
         return {**states, "enable_prefix_caching": False} if cpu else states
-
-    def use_fast_layers(self, policy: nn.Module) -> None:
-        """Replace the norms, and the recurrent layers by those that compute packed rows."""
-        for module in list(policy.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, Qwen3_5RMSNorm):
-                    setattr(module, name, CenteredRMSNorm(child))
-                elif isinstance(child, Qwen3_5GatedDeltaNet):
-                    setattr(module, name, RowDeltaNet(child))
 
     def row_arguments(self, policy: Any, row: Row, kernel: Kernel) -> dict[str, Any]:
         """Return attention and, for the recurrent layers, which tokens follow which."""
@@ -251,9 +244,7 @@ class Qwen35(Qwen3VL):
                 "out_hidden_size": tiny.WIDTH,
                 "num_position_embeddings": 64,
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

@@ -30,6 +30,7 @@ from videostr.errors import ModelError
 from videostr.grpo.batch import Vision
 from videostr.models import tiny
 from videostr.models.base import ModelFamily
+from videostr.models.layers import FusedRMSNorm, MakeLayer
 from videostr.models.qwen_vl import FRAME_PATCHES, Layout, QwenVL, Tower, text_sizes
 
 LEVEL = "deepstack_{}"
@@ -64,7 +65,6 @@ class Qwen3VL(QwenVL):
     """The family; see `videostr.models.base.ModelFamily`."""
 
     name = "Qwen3-VL"
-    model_types: tuple[str, ...] = ("qwen3_vl",)
     published: Mapping[str, Mapping[str, Any]] = {
         "Qwen3-VL-2B": _published((2048, 6144, 28, 16, 8, 151_936), *_SMALL, tied=True),
         "Qwen3-VL-4B": _published((2560, 9728, 36, 32, 8, 151_936), *_SMALL, tied=True),
@@ -73,7 +73,7 @@ class Qwen3VL(QwenVL):
     }
     config_class: Any = Qwen3VLConfig
     model_class: Any = Qwen3VLForConditionalGeneration
-    norm_class: type[nn.Module] = Qwen3VLTextRMSNorm
+    fast_layers: Mapping[type[nn.Module], MakeLayer] = {Qwen3VLTextRMSNorm: FusedRMSNorm}
     norms_heads = True
 
     def check(self, config: Any, path: str | Path, *, cpu: bool) -> None:
@@ -151,10 +151,8 @@ class Qwen3VL(QwenVL):
 
     def tiny_processor(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
         """Return the processor of a tiny policy."""
-        half = {
-            "image_mean": [0.5] * 3,
-            "image_std": [0.5] * 3,
-        }  # as released; classes differ in their defaults
+        # As released; classes differ in their defaults.
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         clip = {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 64 * 64}
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(**tiny.PATCHES, **half, size=tiny.FRAME_SIZE),
@@ -183,9 +181,7 @@ class Qwen3VL(QwenVL):
                 "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0, 1],
             },
-            **tiny.token_ids(tokenizer),
-            tie_word_embeddings=False,
-            dtype="float32",
+            **tiny.shared(tokenizer),
         )
 
 

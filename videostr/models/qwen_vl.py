@@ -27,7 +27,7 @@ from videostr.grpo.batch import PromptInputs, Row, RowCost, Vision
 from videostr.models import tiny
 from videostr.models.attention import ROW, use_row_attention
 from videostr.models.base import EngineInputs, Shapes, Stack
-from videostr.models.layers import FusedRMSNorm
+from videostr.models.layers import MakeLayer
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
@@ -100,7 +100,6 @@ class QwenVL(ABC):
     """Implements `videostr.models.base.ModelFamily`; subclasses fill in what differs."""
 
     name: str
-    model_types: tuple[str, ...]
     placeholders: tuple[str, ...] = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     stacked_parameters: Mapping[str, tuple[str, tuple[int, ...]]] = {
         "q_proj": ("qkv_proj", (0,)),
@@ -112,8 +111,8 @@ class QwenVL(ABC):
     published: Mapping[str, Mapping[str, Any]]
     config_class: Any
     model_class: Any
-    norm_class: type[nn.Module]
-    """RMS norm of its layers in transformers."""
+    fast_layers: Mapping[type[nn.Module], MakeLayer]
+    """Layers of transformers that are replaced, and by what."""
     norms_heads: bool = False
     """Whether queries and keys pass a norm of their own."""
 
@@ -158,8 +157,7 @@ class QwenVL(ABC):
         if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
             raise ModelError(
                 f"model.path = {path}: use_sliding_window is true, but packed rows attend without a window",
-                remedy="if the checkpoint "
-                "was trained without one, as those of Qwen are, set it to false in config.json",
+                remedy="if it was trained without one, as those of Qwen are, set it to false in config.json",
             )
         if cpu and config.tie_word_embeddings:
             raise ModelError(
@@ -181,22 +179,14 @@ class QwenVL(ABC):
     # --------------------------------------------------------------------------------------------- prompts
 
     def video_size(
-        self,
-        height: int,
-        width: int,
-        num_frames: int,  # noqa: ARG002  # processors before Qwen3-VL's look at one frame
-        max_pixels: int,
-        processor: Any,
+        self, height: int, width: int, num_frames: int, max_pixels: int, processor: Any
     ) -> tuple[int, int]:
         """Return height and width in whole merged patches, at most `max_pixels` together."""
+        del num_frames  # processors before Qwen3-VL's look at one frame
         video = processor.video_processor
         factor = video.patch_size * video.merge_size
         size: tuple[int, int] = smart_resize(
-            height,
-            width,
-            factor=factor,
-            min_pixels=min(max_pixels, 4 * factor**2),
-            max_pixels=max_pixels,
+            height, width, factor=factor, min_pixels=min(max_pixels, 4 * factor**2), max_pixels=max_pixels
         )
         return size
 
@@ -279,9 +269,7 @@ class QwenVL(ABC):
 
     def encoded(self, features: Vision) -> Any:
         """Return the tower's output again, as the model takes it: one tensor a video, whatever the annotation says."""
-        encoded: Any = BaseModelOutputWithPooling()
-        encoded.pooler_output = (features["features"],)
-        return encoded
+        return BaseModelOutputWithPooling(pooler_output=(features["features"],))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------------------------------------------ rows
 
@@ -291,11 +279,12 @@ class QwenVL(ABC):
         self.use_fast_layers(policy)
 
     def use_fast_layers(self, policy: nn.Module) -> None:
-        """Replace the norms."""
+        """Replace the layers that `fast_layers` names."""
         for module in list(policy.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, self.norm_class):
-                    setattr(module, name, FusedRMSNorm(child))
+                for kind, make in self.fast_layers.items():
+                    if isinstance(child, kind):
+                        setattr(module, name, make(child))
 
     def hidden_states(self, policy: Any, row: Row, kernel: Kernel) -> Tensor:
         """Return the last hidden states [T, D] of a row."""

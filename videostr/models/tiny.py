@@ -107,14 +107,16 @@ def text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, An
     }
 
 
-def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Return the ids of vision tokens, as they stand in a configuration."""
+def shared(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return what else the configurations share, such as the ids of vision tokens."""
     ids = tokenizer.get_vocab()
     return {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": False,
+        "dtype": "float32",
     }
 
 

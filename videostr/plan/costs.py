@@ -117,18 +117,12 @@ def costs_of(
     adapters; gathers and weight sync stay those of the model.
     A decode step reads and computes one after the other here; in truth they overlap partly.
     """
-    rollout, learner, on_cpu = config.rollout, config.learner, hardware.memory_gib == 0
-    parts = rollout.threads if on_cpu else rollout.tensor_parallel_size
+    learner, on_cpu = config.learner, hardware.memory_gib == 0
+    parts = _accelerators(config, hardware)
+    step_s, sequence_s = _decode_step(config, shapes, hardware, work)
     element, forward = ELEMENT_BYTES[config.model.dtype], shapes.forward
-    seen = work.prompt_tokens + work.completion_tokens / 2
     patches = round(VIDEO_SHARE * work.prompt_tokens * shapes.patches_per_token)
-    bytes_s, flops_s = parts * hardware.bandwidth, parts * hardware.engine_flops
-    step_s = hardware.step_s + shapes.decode_parameters * element / bytes_s
-    if parts > 1 and not on_cpu:
-        step_s += ALL_REDUCES_S * shapes.text.layers
-    moved = shapes.kv_elements * element * seen + 2 * STATE_BYTES * shapes.state_elements
-    sequence_s = hardware.sequence_s + moved / bytes_s
-    sequence_s += (2 * shapes.decode_parameters + forward.pair * seen) / flops_s
+    prefill_flops = forward.segment(work.prompt_tokens, (), patches)
     passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
     if config.loss.correction != "ratio":
         passes += 1 - 1 / config.train.updates_per_batch
@@ -144,7 +138,7 @@ def costs_of(
     return Costs(
         step_s=hardware.engine * step_s,
         sequence_s=hardware.engine * sequence_s,
-        prefill_s=hardware.engine * forward.segment(work.prompt_tokens, (), patches) / flops_s,
+        prefill_s=hardware.engine * prefill_flops / (parts * hardware.engine_flops),
         reward_s=hardware.reward * config.sampling.group_size / TRACES_PER_S,
         learn_fixed_s=hardware.learn
         * (optimizer_s + (2 * trained * exchange_s if learner.zero_stage < 3 else 0.0)),
@@ -159,6 +153,25 @@ def costs_of(
         sync_s=hardware.sync * (hardware.sync_s + 2 * changed * element / link),
         prompt_patches=patches,
     )
+
+
+def _decode_step(config: Config, shapes: Shapes, hardware: Hardware, work: Workload) -> tuple[float, float]:
+    """Return a and b of `costs_of`, seconds."""
+    parts, element = _accelerators(config, hardware), ELEMENT_BYTES[config.model.dtype]
+    seen = work.prompt_tokens + work.completion_tokens / 2
+    bytes_s, flops_s = parts * hardware.bandwidth, parts * hardware.engine_flops
+    step_s = hardware.step_s + shapes.decode_parameters * element / bytes_s
+    if config.rollout.tensor_parallel_size > 1:
+        step_s += ALL_REDUCES_S * shapes.text.layers
+    moved = shapes.kv_elements * element * seen + 2 * STATE_BYTES * shapes.state_elements
+    sequence_s = hardware.sequence_s + moved / bytes_s
+    sequence_s += (2 * shapes.decode_parameters + shapes.forward.pair * seen) / flops_s
+    return step_s, sequence_s
+
+
+def _accelerators(config: Config, hardware: Hardware) -> int:
+    """Return t: GPUs of an engine, or threads on a CPU."""
+    return config.rollout.tensor_parallel_size if hardware.memory_gib else config.rollout.threads
 
 
 def gpus_of(config: Config) -> int:

@@ -22,9 +22,9 @@ from rewards.service.address import Address, parse_address
 from rewards.service.client import (
     BlockingRewardClient,
     RewardClient,
-    RewardServiceError,
     ServiceUnavailable,
     TlsError,
+    TokenRefused,
 )
 from rewards.service.messages import SERVICE, request_message
 from videostr.errors import ConfigError
@@ -237,9 +237,9 @@ def test_tls_and_token(start_service: Any, secrets: Path, record: Record, capfd:
 
     with start_service(*options) as guarded:
         for credentials in ({}, {"token_file": str(secrets / "wrong")}):
-            with pytest.raises(RewardServiceError, match=r"UNAUTHENTICATED.*token is missing or wrong"):
+            with pytest.raises(TokenRefused, match=r"UNAUTHENTICATED.*token is missing or wrong"):
                 asyncio.run(score(guarded.endpoint, ca_file=cert, **credentials))
-        with pytest.raises(RewardServiceError, match="UNAUTHENTICATED"):
+        with pytest.raises(TokenRefused, match="UNAUTHENTICATED"):
             asyncio.run(stream_only(guarded.endpoint))
 
         closed = dict.fromkeys(("reflection", "info", "score"), "UNAUTHENTICATED") | {"health": "OK"}

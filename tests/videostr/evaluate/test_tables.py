@@ -15,7 +15,7 @@ import pytest
 from videostr.bootstrap import Interval
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Benchmark, Question
-from videostr.evaluate.result import Evaluated
+from videostr.evaluate.result import Evaluated, require_same_questions
 from videostr.evaluate.statistics import Comparison, McNemar, Scored, comparisons, intervals
 from videostr.evaluate.tables import compare, one
 
@@ -84,11 +84,22 @@ def line_of(text: str, start: str) -> str:
     return next(line for line in text.splitlines() if line.strip(" |").startswith(start))
 
 
+def settings_of(page: str) -> list[list[str]]:
+    """Return the cells of the table of settings."""
+    rows = page.partition("## settings")[2].strip().split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def groups_of(page: str) -> list[str]:
+    """Return the heads of the tables."""
+    return [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+
+
 # ------------------------------------------------------------------------------------------------- sentences
 
 
 def test_one_run_says_what_was_run_and_what_earned_nothing() -> None:
-    assert one(RUNS[0]).markdown().splitlines()[:5] == [
+    assert one(RUNS[0]).splitlines()[:5] == [
         "# sti_bench: base",
         "",
         "- sti_bench, mode direct of models/base; question files 0123456789ab; 2,049 of 2,064 questions have a text.",
@@ -101,27 +112,27 @@ def test_a_count_that_no_sentence_is_known_for_is_told_all_the_same() -> None:
     run = replace(
         RUNS[0], counts={"questions": 9, "answered": 9, "judge_failed": 2, "unknown_ids": 1}, model=""
     )
-    assert one(run).lines == (
-        "sti_bench, mode direct; question files 0123456789ab; 9 of 9 questions have a text.",
-        "2 of 9 questions: judge failed.",
-        "Left out, as their ids are of no question: 1 of the predictions.",
-    )
+    assert one(run).split("\n\n")[1].splitlines() == [
+        "- sti_bench, mode direct; question files 0123456789ab; 9 of 9 questions have a text.",
+        "- 2 of 9 questions: judge failed.",
+        "- Left out, as their ids are of no question: 1 of the predictions.",
+    ]
 
 
 def test_a_comparison_says_which_settings_differ_those_come_first() -> None:
-    assert "The runs differ in model, frames." in PAGE.lines
-    assert [setting.name for setting in PAGE.settings] == ["model", "frames", "mode", "sampling"]
-    assert PAGE.settings[1].values == ("32", "64")
+    assert "- The runs differ in model, frames." in PAGE.splitlines()
+    assert [row[0] for row in settings_of(PAGE)] == ["model", "frames", "mode", "sampling"]
+    assert settings_of(PAGE)[1] == ["frames", "32", "64"]
     same = compare([RUNS[0], RUNS[0]], [COMPARED])
-    assert "The runs have the same settings." in same.lines
+    assert "- The runs have the same settings." in same.splitlines()
     lacks = compare([RUNS[0], replace(RUNS[0], settings={"frames": "32", "judge": "x"})], [COMPARED])
-    assert "The runs differ in sampling, judge." in lacks.lines
-    assert lacks.settings[1].values == ("–", "x")
+    assert "- The runs differ in sampling, judge." in lacks.splitlines()
+    assert settings_of(lacks)[1] == ["judge", "–", "x"]
 
 
 def test_a_comparison_says_for_each_run_what_earned_nothing() -> None:
-    assert PAGE.lines[1] == (
-        "graph: sti_bench, mode direct of models/graph; question files 0123456789ab; 2,049 of 2,064 questions have a text. "
+    assert PAGE.split("\n\n")[1].splitlines()[1] == (
+        "- graph: sti_bench, mode direct of models/graph; question files 0123456789ab; 2,049 of 2,064 questions have a text. "
         "12 of 2,064 questions have no prediction; they count as wrong. "
         "1 of 2,064 questions got no text from the engine; it counts as wrong."
     )
@@ -129,8 +140,8 @@ def test_a_comparison_says_for_each_run_what_earned_nothing() -> None:
 
 def test_runs_of_different_numbers_of_questions_say_what_the_differences_are_over() -> None:
     fewer = replace(RUNS[1], counts={"questions": 100, "answered": 100})
-    assert any("those that both have" in line for line in compare([RUNS[0], fewer], [COMPARED]).lines)
-    assert not any("those that both have" in line for line in PAGE.lines)
+    assert "those that both have" in compare([RUNS[0], fewer], [COMPARED])
+    assert "those that both have" not in PAGE
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,7 @@ def test_runs_of_different_numbers_of_questions_say_what_the_differences_are_ove
 )
 def test_runs_of_other_questions_are_refused(other: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        compare([RUNS[0], replace(RUNS[1], **other)], [COMPARED])  # type: ignore[arg-type]
+        require_same_questions([RUNS[0], replace(RUNS[1], **other)])  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------------- figures
@@ -165,7 +176,7 @@ def golden() -> Evaluated:
 
 
 def test_figures_of_one_run_stand_in_groups_with_guessing_next_to_them() -> None:
-    text = one(golden()).markdown().splitlines()
+    text = one(golden()).splitlines()
     start = text.index("## overall")
     assert text[start : start + 17] == [
         "## overall",
@@ -204,15 +215,19 @@ def test_a_difference_has_a_sign_an_interval_a_mark_and_p() -> None:
         ),
         "strict/task/Pose": Comparison(a=7.0, b=6.0, difference=Interval(value=-1.0, low=-2.0, high=-0.5)),
     }
-    page = compare([golden(), replace(golden(), name="b")], [found])
-    assert page.columns == ("base", "b", "b - base", "p")
-    text = page.markdown()
+    text = compare([golden(), replace(golden(), name="b")], [found])
+    assert [cell.strip() for cell in line_of(text, "figure").split("|")[2:-1]] == [
+        "base",
+        "b",
+        "b - base",
+        "p",
+    ]
     assert line_of(text, "overall").endswith(r"| 28.3 [26.4, 30.2] | **+3.1 [+1.0, +5.2]** \* | <0.001 |")
     assert line_of(text, "Pose").endswith("| -2.0 [-4.0, +0.0] | 0.688 |")
     assert [cell.strip() for cell in line_of(text, "Path").split("|")[2:-1]] == ["–"] * 4
     assert line_of(text, "task/Pose").endswith(r"| **-1.0 [-2.0, -0.5]** \* |   – |")
     assert "McNemar" in text
-    assert "McNemar" not in compare([golden(), golden()], [{}]).markdown()
+    assert "McNemar" not in compare([golden(), golden()], [{}])
 
 
 def test_what_has_no_interval_is_not_starred_and_says_why() -> None:
@@ -222,38 +237,37 @@ def test_what_has_no_interval_is_not_starred_and_says_why() -> None:
         [evaluated("a", wrong), evaluated("b", right)],
         [comparisons(FAKE, wrong, right, 50, 0, binary="right")],
     )
-    assert line_of(page.markdown(), "overall").split()[1::2] == ["overall", "50.0", "100.0", "+50.0", "0.500"]
-    assert "**" not in page.markdown()
+    assert line_of(page, "overall").split()[1::2] == ["overall", "50.0", "100.0", "+50.0", "0.500"]
+    assert "**" not in page
     note = "No interval: of one video alone, which says nothing about others."
-    assert note in page.notes
-    assert note in one(evaluated("a", wrong)).notes
-    assert note not in PAGE.notes
-    assert note not in one(RUNS[0]).notes
+    assert note in page
+    assert note in one(evaluated("a", wrong))
+    assert note not in PAGE
+    assert note not in one(RUNS[0])
 
 
 def test_a_figure_that_one_run_lacks_is_a_dash() -> None:
     other = replace(RUNS[1], intervals={"overall": RUNS[1].intervals["overall"]})
     page = compare([RUNS[0], other], [{"overall": COMPARED["overall"]}])
-    (row, _) = page.groups["task"]
-    assert [cell.main for cell in row.cells[1:]] == ["–", "–", "–"]
+    assert [cell.strip() for cell in line_of(page, "Pose").split("|")[3:-1]] == ["–", "–", "–"]
     back = compare([other, RUNS[0]], [{}])
-    assert list(back.groups) == ["overall", "task", "scene", "strict"]
+    assert groups_of(back) == ["overall", "task", "scene", "strict", "settings"]
 
 
 def test_markdown_is_tables_with_as_many_cells_in_every_line() -> None:
     awkward = replace(RUNS[0], name="a|b *c*", settings={"prompt": "x|y"})
     for page in (PAGE, one(RUNS[0]), one(awkward), compare([awkward, *RUNS], [COMPARED, COMPARED])):
-        blocks = [b.splitlines() for b in page.markdown().split("\n\n") if b.startswith("|")]
-        assert len(blocks) == len(page.groups) + 1
+        blocks = [b.splitlines() for b in page.split("\n\n") if b.startswith("|")]
+        assert len(blocks) == len(groups_of(page))
         for block in blocks:
             assert len({line.replace(r"\|", "").count("|") for line in block}) == 1
-    assert r"a\|b \*c\*" in one(awkward).markdown()
+    assert r"a\|b \*c\*" in one(awkward)
 
 
 def test_a_page_without_any_figure_is_written_too() -> None:
     empty = replace(RUNS[0], intervals={}, baselines={})
     for page in (one(empty), compare([empty, empty], [{}])):
-        assert page.markdown().startswith("# sti_bench: base")
+        assert page.startswith("# sti_bench: base")
 
 
 # ------------------------------------------------------------------------------------------------------ JSON

@@ -187,10 +187,10 @@ def test_the_lexical_rating(tmp_path: Path, answer: str, rating: int) -> None:
 
 @pytest.mark.parametrize("said", [None, -1, 4])
 def test_a_judge_that_gives_no_rating(tmp_path: Path, said: int | None) -> None:
-    judged = VStar(lambda question, truth, answer: said, "a judge")
+    judged = VStar(lambda question, truth, answer: said)
     verdict = judged.score(read(tmp_path, item())["0/what"], "dog", None)
     assert verdict.scores == {"answered": 1, "correct": 0, "rating": 0, "rated": 0, "strict": 0}
-    assert verdict.note == "a judge gave no rating of 0 to 3"
+    assert verdict.note == "unnamed judge gave no rating of 0 to 3"
 
 
 def test_a_judge_is_told_question_truth_and_answer(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from videostr.grpo.attention import (
     bucket,
     row_attention,
 )
-from videostr.grpo.batch import attention_mask
 
 ROWS = st.lists(
     st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), max_size=5)), min_size=1, max_size=4
@@ -50,6 +49,32 @@ def ids(row: list[tuple[int, list[int]]]) -> tuple[Tensor, Tensor]:
             number += 1
             completions += [number] * length
     return torch.tensor(prompts), torch.tensor(completions)
+
+
+def attention_mask(prompt_ids: Tensor, completion_ids: Tensor) -> Tensor:
+    """Return the dense mask [T, T] bool of a row, True where token q (row) sees token k (column).
+
+    k is not after q, belongs to the same prompt, and is a prompt token or of q's own completion.
+    """
+    index = torch.arange(len(prompt_ids), device=prompt_ids.device)
+    causal = index[:, None] >= index[None, :]
+    same_prompt = prompt_ids[:, None] == prompt_ids[None, :]
+    visible = (completion_ids[None, :] == 0) | (completion_ids[:, None] == completion_ids[None, :])
+    return causal & same_prompt & visible
+
+
+def test_attention_mask() -> None:
+    # [p p c1 c2 c2] [p c3]
+    mask = attention_mask(torch.tensor([0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 2, 2, 0, 3]))
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
 
 
 def states(tokens: int, heads: int, key_heads: int, size: int, device: str) -> list[Tensor]:

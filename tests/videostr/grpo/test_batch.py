@@ -13,7 +13,6 @@ from videostr.grpo.batch import (
     RowCost,
     RowPlan,
     assign_rows,
-    attention_mask,
     build_row,
     plan_rows,
 )
@@ -186,17 +185,3 @@ def test_ranks_are_balanced(lengths: list[tuple[int, list[int]]], limit: int, nu
     assert max(work) <= sum(work) / num_ranks + max(max(r) for r in rounds) * (1 - 1 / num_ranks) + 1e-6
     for earlier, later in pairwise(rounds):
         assert min(earlier) >= max(later)
-
-
-def test_attention_mask() -> None:
-    # [p p c1 c2 c2] [p c3]
-    mask = attention_mask(torch.tensor([0, 0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 2, 2, 0, 3]))
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0, 0],
-        [1, 1, 0, 1, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 0, 1, 1],
-    ]

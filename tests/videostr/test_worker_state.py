@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videostr.supervision import Health, WorkerState
+from videostr.worker_state import Health, WorkerState
 
 
 def test_the_way_of_a_worker() -> None:

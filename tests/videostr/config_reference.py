@@ -1,4 +1,4 @@
-"""The reference of all config keys, from the schema: `python -m videostr.config.reference > docs/config.md`.
+"""The reference of all config keys, from the schema: `python -m tests.videostr.config_reference > docs/config.md`.
 
 In: the dataclasses of videostr/config/, their annotations and the docstrings below their fields. Out: Markdown.
 """
@@ -23,7 +23,7 @@ HEAD = """# Config reference
 
 Every key, what its value must be, its default and what it means, written from
 [videostr/config/sections.py](../videostr/config/sections.py) and [videostr/config/schema.py](../videostr/config/schema.py) by
-`python -m videostr.config.reference > docs/config.md`. A config is one YAML file that holds what differs from the defaults;
+`python -m tests.videostr.config_reference > docs/config.md`. A config is one YAML file that holds what differs from the defaults;
 `key=value` on the command line overrides it. Unknown keys, wrong types, contradictions and keys without effect are errors; each
 names the remedy.
 """

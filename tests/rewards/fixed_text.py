@@ -3,7 +3,7 @@
 In: training scenes of the tabletop world. Out: the places and the distance to put into `rewards.probes.FIXED_TEXTS`. Random
 steps from the best text so far, shorter after every round without a better one; same seed, same result.
 
-`python -m rewards.fixed_text [--difficulty full]`; one to three minutes.
+`python -m tests.rewards.fixed_text [--difficulty full]`; one to three minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from rewards.graph import GraphRule, prepare, reward_group
 from rewards.match import Floats
 from rewards.probes import FixedText, fixed_graph, tabletop_records
-from videostr.command import command, run_main
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
 from videostr.types import SceneGraph
@@ -73,20 +72,18 @@ def search(truths: Sequence[SceneGraph], seed: int = 0, rounds: int = ROUNDS) ->
     return text(best), highest
 
 
-@command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> None:
     """Print the best text found."""
-    parser = argparse.ArgumentParser(prog="python -m rewards.fixed_text", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.rewards.fixed_text", description=__doc__)
     parser.add_argument("--difficulty", choices=[d.value for d in Difficulty], default="easy")
     parser.add_argument("--scenes", type=int, default=48, help="how many training scenes")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     records = tabletop_records(options.scenes, Difficulty(options.difficulty), split=Split.TRAIN)
     truths = [r.graph for r in records if r.graph is not None and any(item.nodes for item in r.graph.frames)]
     found, highest = search(truths, options.seed)
     sys.stdout.write(f"{found}\ngraph reward {highest:.3f} over {len(truths)} training scenes\n")
-    return 0
 
 
 if __name__ == "__main__":
-    run_main(main)
+    main()
