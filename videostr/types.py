@@ -136,6 +136,18 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A sign drawn into shown frames, by which a question names an object (`videostr/marks.py`)."""
+
+    object: str
+    """Id of the object's node in the true graph."""
+    text: str
+    """What is drawn: a digit or a letter on a disc, or the name of a colour for an outline."""
+    boxes: tuple[tuple[float, float, float, float, float], ...]
+    """(t, x1, y1, x2, y2) of the object in every frame that shows the mark; seconds, px of 0..1000, a point where x1 = x2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClipSpec:
     """Which frames of which video a prompt shows."""
 
@@ -151,6 +163,8 @@ class ClipSpec:
     """Rows of the frames handed to the model, pixels; None keeps the video's."""
     width: int | None = None
     """Columns, pixels; None keeps the video's."""
+    marks: tuple[Mark, ...] = ()
+    """What is drawn into the frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +195,11 @@ class Record:
     """Width and height, px, of the images that the source's boxes and calibration refer to; None where it does not say."""
     origin: str = ""
     """"file:row" of the dataset row, for messages."""
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """Marks that the shown frames have: those of the clip."""
+        return self.clip.marks
 
 
 # -------------------------------------------------------------------------------------------- clip and prompt
