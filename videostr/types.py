@@ -119,7 +119,10 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     times: tuple[float, ...] = ()
     """Seconds, ascending: the time, the start and the end, or every time that is asked about; () is the whole clip."""
     axis: str = ""
-    """What is compared: "right" or "depth" from the camera, "image" across its image; "nearest" or "farthest"; a side, "long"."""
+    """What is compared: "right" or "depth" from the camera, "image" across its image; "nearest" or "farthest"; a side, "long".
+
+    Of a motion: "camera" over the ground in the camera's axes, "image" across its image, "object" towards another object, "turn".
+    """
     label: str = ""
     """What is counted; "" is every object."""
     within_m: float | None = None
@@ -129,6 +132,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     None where they are those of the graph.
     """
+    camera_end: Annotated[tuple[float, ...], Meta(min_length=12, max_length=12)] | None = None
+    """The same at the last time asked about, where what the camera sees is compared over time."""
     up: tuple[float, float, float] | None = None
     """Unit vector away from the ground in the axes of the graph; None where it is that of the frame of reference."""
     options: tuple[str | float | tuple[str, ...], ...] = ()
