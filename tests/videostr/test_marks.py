@@ -306,8 +306,8 @@ def test_names_of_marks() -> None:
             "mark '1' is drawn on car.2, the query names car.1 by it",
         ),
         (
-            lambda marks: (*marks, mark("3", 0, 0, 10, 10, name="van.1")),
-            "mark '3': the graph has no van.1 at 0 s",
+            lambda marks: (*marks, mark("3", 0, 0, 10, 10, name="car.7")),
+            "mark '3': the graph has no car.7 at 0 s",
         ),
         (
             lambda marks: (mark("1", 500, 100, 520, 150), marks[1]),
