@@ -66,6 +66,7 @@ FLOORS = {
         "videostr.options",
         "videostr.iou",
         "videostr.video",
+        "videostr.marks",
         "videostr.media",
         "videostr.images",
         "videostr.prompt",

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
+from videostr.errors import VideoError
 from videostr.graph import InvalidGraph, from_json, ground_axes
-from videostr.types import GraphFrame, Node, SceneGraph
+from videostr.marks import draw_marks
+from videostr.types import GraphFrame, Mark, Node, SceneGraph
 
 SIDE = 170
 MARGIN = 5
@@ -159,14 +162,29 @@ class Images:
     height: int
 
 
+def _stored(store: Path, digest: str) -> tuple[str, tuple[Mark, ...]]:
+    """Return the name of a clip's frames without marks in the frame store, and the marks of the clip."""
+    file = store / f"{digest}.json"
+    if _DIGEST.fullmatch(digest) and file.exists():
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return str(about["frames"]), msgspec.convert(about["marks"], tuple[Mark, ...])
+        except (ValueError, OSError, KeyError, TypeError):
+            pass
+    return digest, ()
+
+
 def frame_images(store: Path, digest: str) -> Images | None:
     """Return the chosen frames of a clip; None when the frame store does not have them."""
-    file = store / f"{digest}.npy"
-    if not _DIGEST.fullmatch(digest) or not file.exists():
+    plain, marks = _stored(store, digest)
+    file = store / f"{plain}.npy"
+    if not _DIGEST.fullmatch(plain) or not file.exists():
         return None
     try:
         pixels = np.load(file, mmap_mode="r")
-    except (ValueError, OSError):
+        if marks:
+            pixels = draw_marks(pixels, frame_times(store, plain), marks, digest)
+    except (ValueError, OSError, VideoError):
         return None
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         return None
@@ -176,8 +194,9 @@ def frame_images(store: Path, digest: str) -> Images | None:
 
 def frame_times(store: Path, digest: str) -> list[float]:
     """Return the times of all frames of a clip, seconds; empty when the frame store does not have them."""
-    file = store / f"{digest}.json"
-    if not _DIGEST.fullmatch(digest) or not file.exists():
+    plain, _ = _stored(store, digest)
+    file = store / f"{plain}.json"
+    if not _DIGEST.fullmatch(plain) or not file.exists():
         return []
     try:
         return [float(t) for t in json.loads(file.read_text(encoding="utf-8"))["times"]]

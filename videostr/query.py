@@ -7,10 +7,12 @@ have given the right answer; a stated answer that its own graph entails is consi
     family                            entailed by
     counting                          nodes at a time, or different ids of a whole clip; within a distance of the camera
     direction, direction_camera       coordinates in the axes of the camera: to the right, across its image, in depth
-    direction_object                  a right angle and its quarter over the ground: stand at A, face B, where is C
+    direction_object                  an angle over the ground: stand at A, face B, where is C
     distance, distance_relative       the shortest or the longest of several distances
     distance_absolute                 a distance
     displacement, path_length, speed  distances between places of one object at different times
+    motion_direction, ahead,          steps of an object between times: their axes, turn, length; another object along them;
+    approach, speed_change            distances before and after
     order, presence                   the times whose frames have a node
     localisation, localisation_2d,    centre and extents, in a graph of the image whose nodes have a size
     tracking
@@ -25,6 +27,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+from msgspec.structs import replace
 
 from videostr.graph import frame_at, ground_axes
 from videostr.options import letter_of
@@ -38,6 +41,12 @@ LENGTH_UNITS = {"m": "m", "grid": "cells"}
 """Unit of a graph -> unit of its lengths."""
 QUARTERS = ("front-right", "back-right", "back-left", "front-left")
 """Directions, clockwise from straight ahead."""
+STANCES = (("right", "left"), ("right", "back", "left"), QUARTERS)
+"""Sets of directions from where someone stands, clockwise from straight ahead: easy, medium, hard."""
+BACK_DEG = 135.0
+"""What is so far from straight ahead is at the back, where that is a direction of its own."""
+STRAIGHT_DEG = 15.0
+"""A way that turns by less goes straight on."""
 UP = {"camera0": (0.0, -1.0, 0.0)}
 """Away from the ground by frame of reference; elsewhere it is a third axis."""
 
@@ -58,8 +67,8 @@ def is_answerable(query: Query, graph: SceneGraph) -> bool:
 def entailed(query: Query, graph: SceneGraph, *, tolerance_s: float = TOLERANCE_S) -> Answer | None:
     """Return the answer that follows from a graph; None where none does.
 
-    An object of the query is the node of its id, or else the only one of its label in the frame: instance numbers of a stated
-    graph are only names, so give matched nodes the ids of the truth where a label has several.
+    An object of the query is the node of its id, or else the only one of its label, if no frame has two of them: instance
+    numbers of a stated graph are only names, so give matched nodes the ids of the truth where a label has several.
 
     Args:
         query: what is asked.
@@ -89,7 +98,7 @@ class _Scene:
         return found
 
     def node(self, name: str, t: float) -> Node:
-        found = _find(name, self.frame(t))
+        found = find_node(self.graph, name, self.frame(t))
         if found is None:
             raise _Unstated
         return found
@@ -99,7 +108,7 @@ class _Scene:
 
     def times_of(self, name: str) -> list[float]:
         """Return the times whose frames have an object, ascending; at least one."""
-        times = [frame.t for frame in self.graph.frames if _find(name, frame) is not None]
+        times = [frame.t for frame in self.graph.frames if find_node(self.graph, name, frame) is not None]
         if not times:
             raise _Unstated
         return times
@@ -109,11 +118,15 @@ class _Scene:
         return np.array(up or UP.get(self.graph.frame, (0.0, 0.0, 1.0)))
 
 
-def _find(name: str, frame: GraphFrame) -> Node | None:
+def find_node(graph: SceneGraph, name: str, frame: GraphFrame) -> Node | None:
+    """Return the node of an id in a frame of a graph; where the label never has two nodes at a time, the one of the label."""
     label = name.rpartition(".")[0]
     same = [node for node in frame.nodes if node.label == label]
     by_id = next((node for node in same if node.id == name), None)
-    return same[0] if by_id is None and len(same) == 1 else by_id
+    if by_id is not None or len(same) != 1:
+        return by_id
+    at_once = (sum(node.label == label for node in each.nodes) for each in graph.frames)
+    return same[0] if max(at_once) == 1 else None
 
 
 def _choice(query: Query, value: str | tuple[str, ...]) -> Answer:
@@ -187,7 +200,17 @@ def _direction_object(query: Query, scene: _Scene) -> Answer:
     forward = float((facing - (facing @ up) * up) @ target)
     if not (right or forward):
         raise _Unstated
-    return _choice(query, QUARTERS[int(math.degrees(math.atan2(right, forward)) % 360 // 90)])
+    directions = next((each for each in STANCES if set(each) == {*query.options}), QUARTERS)
+    return _choice(query, direction_at(math.degrees(math.atan2(right, forward)), directions))
+
+
+def direction_at(angle: float, directions: Sequence[str]) -> str:
+    """Return which of `STANCES[i]` an angle belongs to, degrees clockwise from straight ahead."""
+    if len(directions) == 3 and abs((angle + 180) % 360 - 180) >= BACK_DEG:
+        return directions[1]
+    if len(directions) < 4:
+        return directions[0] if 0 <= angle % 360 < 180 else directions[-1]
+    return directions[int(angle % 360 // 90)]
 
 
 # ------------------------------------------------------------------------------------------------------ distances
@@ -244,6 +267,86 @@ def _speed(query: Query, scene: _Scene) -> Answer:
     return _measured(query, scene, _way(query, scene) / (query.times[1] - query.times[0]), "/s")
 
 
+# --------------------------------------------------------------------------------------------------------- motion
+
+
+def turned(up: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """Return the angle from one vector to another, degrees clockwise seen from above, (-180, 180]; all [3]."""
+    level = a - (a @ up) * up
+    return math.degrees(math.atan2(float(np.cross(level, up) @ b), float(level @ b)))
+
+
+def _steps(query: Query, scene: _Scene, name: str) -> list[np.ndarray]:
+    """Return what an object moves between the times that are asked about, each [3]."""
+    places = [np.array(scene.place(name, t)) for t in query.times]
+    return [np.append(b - a, [0.0] * (3 - len(a))) for a, b in pairwise(places)]
+
+
+def _motion_direction(query: Query, scene: _Scene) -> Answer:
+    """By `Query.axis`: across the image, towards another object, against its own way before, or in the camera's axes."""
+    name, start = query.objects[0], query.times[0]
+    if query.axis == "image":
+        before, after = scene.place(name, start), scene.place(name, query.times[-1])
+        shift = _across(query, scene, after, query.camera_end) - _across(query, scene, before, query.camera)
+        if shift == 0:
+            raise _Unstated
+        return _choice(query, ("left", "right")[int(shift > 0)])
+    steps = _steps(query, scene, name)
+    if query.axis == "turn":
+        angle = turned(scene.vertical(query.up), steps[0], steps[1])
+        return _choice(query, "straight" if abs(angle) < STRAIGHT_DEG else "right" if angle > 0 else "left")
+    here = np.array(scene.place(name, start))
+    if query.axis == "object":
+        along = float((np.array(scene.place(query.objects[1], start)) - here) @ steps[0][: len(here)])
+        if along == 0:
+            raise _Unstated
+        return _choice(query, ("away", "towards")[int(along > 0)])
+    before, after = (_seen(query, scene, tuple(place)) for place in (here, here + steps[0][: len(here)]))
+    right, forward = after[0] - before[0], after[2] - before[2]
+    if abs(right) == abs(forward):
+        raise _Unstated
+    if abs(right) > abs(forward):
+        return _choice(query, ("left", "right")[int(right > 0)])
+    return _choice(query, ("towards", "away")[int(forward > 0)])
+
+
+def _across(query: Query, scene: _Scene, pos: tuple[float, ...], camera: tuple[float, ...] | None) -> float:
+    """Return how far to the right a position is in the image of a camera."""
+    right, _, forward = _seen(replace(query, camera=camera), scene, pos)
+    if scene.graph.frame == "image":
+        return right
+    if forward <= 0:  # behind the camera
+        raise _Unstated
+    return right / forward
+
+
+def _ahead(query: Query, scene: _Scene) -> Answer:
+    """Whether the second object is in front of the first or behind it, along the way that the first one moves."""
+    (way,) = _steps(query, scene, query.objects[0])
+    a, b = (np.array(scene.place(name, query.times[-1])) for name in query.objects)
+    along = float((b - a) @ way[: len(a)])
+    if along == 0:
+        raise _Unstated
+    return _choice(query, "ahead" if along > 0 else "behind")
+
+
+def _approach(query: Query, scene: _Scene) -> Answer:
+    before, after = (math.dist(*(scene.place(name, t) for name in query.objects)) for t in query.times)
+    if before == after:
+        raise _Unstated
+    return _choice(query, "closer" if after < before else "apart")
+
+
+def _speed_change(query: Query, scene: _Scene) -> Answer:
+    steps, times = _steps(query, scene, query.objects[0]), query.times
+    before, after = (
+        float(np.linalg.norm(s)) / (b - a) for s, (a, b) in zip(steps, pairwise(times), strict=True)
+    )
+    if before == after:
+        raise _Unstated
+    return _choice(query, "faster" if after > before else "slower")
+
+
 # ---------------------------------------------------------------------------------------------------------- boxes
 
 
@@ -286,6 +389,10 @@ RULES: dict[str, Rule] = {
     "distance_relative": _distance_relative,
     "order": _order,
     "presence": _presence,
+    "motion_direction": _motion_direction,
+    "ahead": _ahead,
+    "approach": _approach,
+    "speed_change": _speed_change,
     **LENGTHS,
     **BOXES,
 }

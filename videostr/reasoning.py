@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 from videostr.graph import frame_at, ground_axes
+from videostr.marks import name_of_mark
 from videostr.options import text_of
-from videostr.query import BOXES, TOLERANCE_S, entailed, is_answerable, path
+from videostr.query import BOXES, TOLERANCE_S, UP, entailed, find_node, is_answerable, path, turned
 from videostr.types import Answer, AnswerKind, Node, Query, Record, SceneGraph
 
 DECIMALS = 2
@@ -40,7 +41,14 @@ def reasoning(record: Record, graph: SceneGraph) -> str:
     if found is None or found.value != record.answer.value:
         return ""
     facts = STEPS[query.family](_Told(query, graph))
-    return f"{facts} So {_conclusion(record, found)}."
+    return f"{_marked(record)}{facts} So {_conclusion(record, found)}."
+
+
+def _marked(record: Record) -> str:
+    """Return which nodes the marks stand for that the question names: "(object 1 is car.2, object 2 is car.5) "; "" for none."""
+    asked = record.query.objects if record.query else ()
+    found = [f"{name_of_mark(mark.text)} is {mark.object}" for mark in record.marks if mark.object in asked]
+    return f"({', '.join(found)}) " if found else ""
 
 
 class _Told:
@@ -184,7 +192,11 @@ def _displacement(told: _Told) -> str:
 def _way(told: _Told) -> str:
     """Return the way between two times, place by place."""
     name, (start, end) = told.query.objects[0], told.query.times
-    times = [frame.t for frame in told.graph.frames if start <= frame.t <= end and _has(frame.nodes, name)]
+    times = [
+        frame.t
+        for frame in told.graph.frames
+        if start <= frame.t <= end and find_node(told.graph, name, frame) is not None
+    ]
     places = [told.node(name, t).pos for t in times]
     quoted = ", ".join(f"t {_number(t)} {told.quoted(name, t)}" for t in times)
     steps = " + ".join(_rounded(math.dist(a, b)) for a, b in pairwise(places))
@@ -196,29 +208,87 @@ def _speed(told: _Told) -> str:
     return f"{_way(told)} Time: {_rounded(end - start)}."
 
 
-def _has(nodes: Sequence[Node], name: str) -> bool:
-    label = name.rpartition(".")[0]
-    return any(node.id == name for node in nodes) or [node.label for node in nodes].count(label) == 1
-
-
 def _order(told: _Told) -> str:
     firsts = {
-        name: next(frame.t for frame in told.graph.frames if _has(frame.nodes, name))
+        name: next(frame.t for frame in told.graph.frames if find_node(told.graph, name, frame) is not None)
         for name in told.query.objects
     }
     return f"First seen: {', '.join(f'{name} at {_number(t)}' for name, t in firsts.items())}."
 
 
+def _moved(told: _Told) -> tuple[str, list[np.ndarray]]:
+    """Return the places of the first object at the times that are asked about, quoted, and what it moves between them, [3]."""
+    name, times = told.query.objects[0], told.query.times
+    places = [np.array(told.node(name, t).pos) for t in times]
+    quoted = ", ".join(f"t {_number(t)}: {told.quoted(name, t)}" for t in times)
+    return f"{quoted}.", [np.append(b - a, [0.0] * (3 - len(a))) for a, b in pairwise(places)]
+
+
+def _motion_direction(told: _Told) -> str:
+    query = told.query
+    facts, steps = _moved(told)
+    if query.axis == "image":
+        before, after = (
+            _across(told, t, camera)
+            for t, camera in ((query.times[0], query.camera), (query.times[-1], query.camera_end))
+        )
+        return f"{facts} To the right in the image: {_compared(before, after)}."
+    shown = ", ".join(f"[{','.join(_rounded(float(x)) for x in step)}]" for step in steps)
+    if query.axis == "turn":
+        up = np.array(query.up or UP.get(told.graph.frame, (0.0, 0.0, 1.0)))
+        return f"{facts} Moved: {shown}. Turned by {_rounded(turned(up, *steps))} degrees to the right."
+    if query.axis == "object":
+        a, b = (np.array(told.node(name, query.times[0]).pos) for name in query.objects)
+        along = float((b - a) @ steps[0][: len(a)] / np.linalg.norm(steps[0]))
+        other = told.at(query.times[0], query.objects[1:])
+        return f"{facts} {other} Along its way, the other is {_rounded(along)} ahead."
+    camera = np.eye(3, 4) if query.camera is None else np.reshape(query.camera, (3, 4))
+    seen = steps[0] if query.camera is None else camera[:, :3] @ steps[0]
+    right, forward = (float(seen[axis]) for axis in ground_axes(told.graph.frame))
+    return f"{facts} Moved: {shown}, {_rounded(right)} to the right of the camera and {_rounded(forward)} away from it."
+
+
+def _across(told: _Told, t: float, camera: tuple[float, ...] | None) -> float:
+    """Return how far to the right the first object is in the image of a camera."""
+    pos = told.node(told.query.objects[0], t).pos
+    if camera is None:
+        return pos[0] if told.graph.frame == "image" else pos[0] / pos[2]
+    right, _, forward = np.reshape(camera, (3, 4)) @ (*pos, 1.0)
+    return float(right / forward)
+
+
+def _ahead(told: _Told) -> str:
+    facts, (step,) = _moved(told)
+    a, b = (np.array(told.node(name, told.query.times[-1]).pos) for name in told.query.objects)
+    along = float((b - a) @ step[: len(a)] / np.linalg.norm(step))
+    other = told.at(told.query.times[-1], told.query.objects[1:])
+    return f"{facts} {other} Along its way, the other is {_rounded(along)} ahead."
+
+
+def _approach(told: _Told) -> str:
+    query = told.query
+    facts = " ".join(told.at(t, query.objects) for t in query.times)
+    before, after = (math.dist(*(told.node(name, t).pos for name in query.objects)) for t in query.times)
+    return f"{facts} Apart: {_compared(before, after)}."
+
+
+def _speed_change(told: _Told) -> str:
+    facts, steps = _moved(told)
+    spans = [b - a for a, b in pairwise(told.query.times)]
+    before, after = (float(np.linalg.norm(step)) / span for step, span in zip(steps, spans, strict=True))
+    return f"{facts} Speeds: {_compared(before, after)}."
+
+
 def _presence(told: _Told) -> str:
     name = told.query.objects[0]
-    times = [frame.t for frame in told.graph.frames if _has(frame.nodes, name)]
+    times = [frame.t for frame in told.graph.frames if find_node(told.graph, name, frame) is not None]
     return f"{name} at {', '.join(_number(t) for t in times)}."
 
 
 def _places(told: _Told) -> str:
     """Return where an object is at the times that are asked about; "" where the graph lacks one."""
     name, frames = told.query.objects[0], [frame_at(told.graph, t, TOLERANCE_S) for t in told.query.times]
-    if not all(frame is not None and _has(frame.nodes, name) for frame in frames):
+    if not all(frame is not None and find_node(told.graph, name, frame) is not None for frame in frames):
         return ""
     return f"{', '.join(f't {_number(t)}: {told.quoted(name, t)}' for t in told.query.times)}."
 
@@ -246,6 +316,10 @@ STEPS: dict[str, Callable[[_Told], str]] = {
     "speed": _speed,
     "order": _order,
     "presence": _presence,
+    "motion_direction": _motion_direction,
+    "ahead": _ahead,
+    "approach": _approach,
+    "speed_change": _speed_change,
     "localisation": _boxes,
     "localisation_2d": _boxes,
     "tracking": _boxes,

@@ -119,7 +119,10 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     times: tuple[float, ...] = ()
     """Seconds, ascending: the time, the start and the end, or every time that is asked about; () is the whole clip."""
     axis: str = ""
-    """What is compared: "right" or "depth" from the camera, "image" across its image; "nearest" or "farthest"; a side, "long"."""
+    """What is compared: "right" or "depth" from the camera, "image" across its image; "nearest" or "farthest"; a side, "long".
+
+    Of a motion: "camera" over the ground in the camera's axes, "image" across its image, "object" towards another object, "turn".
+    """
     label: str = ""
     """What is counted; "" is every object."""
     within_m: float | None = None
@@ -129,10 +132,24 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     None where they are those of the graph.
     """
+    camera_end: Annotated[tuple[float, ...], Meta(min_length=12, max_length=12)] | None = None
+    """The same at the last time asked about, where what the camera sees is compared over time."""
     up: tuple[float, float, float] | None = None
     """Unit vector away from the ground in the axes of the graph; None where it is that of the frame of reference."""
     options: tuple[str | float | tuple[str, ...], ...] = ()
     """What each option of a choice says: "left", an id, a number, ids in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A sign drawn into shown frames, by which a question names an object (`videostr/marks.py`)."""
+
+    object: str
+    """Id of the object's node in the true graph."""
+    text: str
+    """What is drawn: a digit or a letter on a disc, or the name of a colour for an outline."""
+    boxes: tuple[tuple[float, float, float, float, float], ...]
+    """(t, x1, y1, x2, y2) of the object in every frame that shows the mark; seconds, px of 0..1000, a point where x1 = x2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +168,8 @@ class ClipSpec:
     """Rows of the frames handed to the model, pixels; None keeps the video's."""
     width: int | None = None
     """Columns, pixels; None keeps the video's."""
+    marks: tuple[Mark, ...] = ()
+    """What is drawn into the frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +200,11 @@ class Record:
     """Width and height, px, of the images that the source's boxes and calibration refer to; None where it does not say."""
     origin: str = ""
     """"file:row" of the dataset row, for messages."""
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """Marks that the shown frames have: those of the clip."""
+        return self.clip.marks
 
 
 # -------------------------------------------------------------------------------------------- clip and prompt

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
 
 from videostr.digests import json_digest
 from videostr.errors import VideoError
-from videostr.files import make_folder, storage
+from videostr.files import make_folder, storage, write_json
 from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
+from videostr.marks import DRAWING, draw_marks
 from videostr.media import Video, unreadable
-from videostr.types import Clip, ClipSpec
+from videostr.types import Clip, ClipSpec, Mark
 
 log = logging.getLogger("videostr.video")
 DECODING = 2
@@ -93,7 +95,8 @@ class ClipFrames:
 def name_clip(spec: ClipSpec, root: Path) -> Clip:
     """Name a clip without opening the video; `root` is the dataset's folder.
 
-    The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`.
+    The digest covers path, size and modification time of the file, the sampling parameters and `DECODING`; with marks also
+    these and `DRAWING`.
 
     Raises:
         VideoError: the file is missing, or is not a video.
@@ -109,8 +112,11 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
         ) from None
     check_regular(path)
     absolute = replace(spec, video=str(path))
-    identity = [DECODING, stat.st_size, stat.st_mtime_ns, asdict(absolute)]
-    digest = json_digest(identity)[:32]
+    sampling = asdict(absolute)
+    marks = sampling.pop("marks")
+    digest = json_digest([DECODING, stat.st_size, stat.st_mtime_ns, sampling])[:32]
+    if marks:
+        digest = json_digest([DRAWING, digest, marks])[:32]
     return Clip(digest=digest, spec=absolute)
 
 
@@ -119,7 +125,11 @@ _PARSING = threading.Lock()
 
 
 class FrameStore:
-    """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once."""
+    """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once.
+
+    A clip with marks shares the pixels of the clip without them: its `.json` names that one, and the marks are drawn whenever
+    its frames are read.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -132,16 +142,34 @@ class FrameStore:
             VideoError: the video is missing, truncated or cannot be decoded.
             StorageError: the frames cannot be written.
         """
-        pixels = self.folder / f"{clip.digest}.npy"
-        if not pixels.exists():
-            frames = decode(clip.spec)
-            for remark in frames.remarks:
-                log.warning("%s: %s", clip.spec.video, remark)
-            self._store(clip.digest, frames)
-        about = json.loads(pixels.with_suffix(".json").read_text(encoding="utf-8"))
+        if not (self.folder / f"{clip.digest}.{'json' if clip.spec.marks else 'npy'}").exists():
+            if clip.spec.marks:
+                plain = name_clip(replace(clip.spec, marks=()), Path())
+                self.frames(plain)
+                about = {"frames": plain.digest, "marks": msgspec.to_builtins(clip.spec.marks)}
+                write_json(self.folder / f"{clip.digest}.json", about)
+            else:
+                frames = decode(clip.spec)
+                for remark in frames.remarks:
+                    log.warning("%s: %s", clip.spec.video, remark)
+                self._store(clip.digest, frames)
+        return self.stored(clip.digest)
+
+    def stored(self, digest: str) -> ClipFrames:
+        """Return the frames of a clip that was read before.
+
+        Raises:
+            OSError: the store does not have them.
+            ValueError, KeyError, TypeError: a file of the store is not as it was written.
+            VideoError: a mark belongs to none of the frames.
+        """
+        about = json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8"))
+        if "marks" in about:
+            marks = msgspec.convert(about["marks"], tuple[Mark, ...])
+            return _marked(self.stored(about["frames"]), marks, digest)
         about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
         with _PARSING:
-            return ClipFrames(pixels=np.load(pixels, mmap_mode="r"), **about)
+            return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
 
     def _store(self, digest: str, frames: ClipFrames) -> None:
         about = asdict(replace(frames, pixels=np.empty(0)))
@@ -158,12 +186,18 @@ class FrameStore:
             (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
 
 
+def _marked(frames: ClipFrames, marks: Sequence[Mark], name: str) -> ClipFrames:
+    return replace(frames, pixels=draw_marks(frames.pixels, frames.times, marks, name)) if marks else frames
+
+
 def decode(spec: ClipSpec) -> ClipFrames:
     """Decode the F frames on screen at F equally spaced times of the interval, which is cut at the video's last frame.
 
+    Its marks are drawn into them.
+
     Raises:
         VideoError: missing, without a video stream, truncated, not decodable, or ended before the interval; or a list of
-            images that names one that cannot be read.
+            images that names one that cannot be read; or a mark belongs to none of the frames.
     """
     if spec.start_s < 0:
         raise VideoError(
@@ -171,9 +205,11 @@ def decode(spec: ClipSpec) -> ClipFrames:
             remedy="correct the row",
         )
     if spec.video.endswith(LIST_SUFFIX):
-        return _select_images(Path(spec.video), spec)
-    with _opened(Path(spec.video)) as video:
-        return _select(video, spec)
+        frames = _select_images(Path(spec.video), spec)
+    else:
+        with _opened(Path(spec.video)) as video:
+            frames = _select(video, spec)
+    return _marked(frames, spec.marks, spec.video)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

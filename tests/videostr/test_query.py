@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from videostr.query import QUARTERS, entailed, is_answerable, path
+from videostr.query import QUARTERS, STANCES, direction_at, entailed, is_answerable, path
 from videostr.tabletop.build import Split, scene_seed
 from videostr.tabletop.questions import FAMILIES, make_records
 from videostr.tabletop.world import Difficulty, make_scene
@@ -68,6 +68,7 @@ def number(value: float, unit: str = "") -> Answer:
 
 
 THREE = ("van.1", "car.1", "dog.1")
+WAYS = ("left", "right", "towards", "away")
 
 
 # Standing at the van and facing the dog (-2, 3), the car at (4, 3) is 4 x 3 + 3 x 2 = 18 to the right of that line, and
@@ -84,6 +85,35 @@ THREE = ("van.1", "car.1", "dog.1")
         (ask("direction_camera", "dog.1", "van.1", times=(1.0,), axis="depth", options=("nearer", "farther")), choice("B")),
         (ask("direction_object", "van.1", "dog.1", "car.1", times=(1.0,), options=QUARTERS), choice("A")),
         (ask("direction_object", "van.1", "car.1", "dog.1", times=(1.0,), options=QUARTERS), choice("D")),
+        (ask("direction_object", "van.1", "dog.1", "car.1", times=(1.0,), options=("left", "right")), choice("B")),
+        (ask("direction_object", "van.1", "car.1", "dog.1", times=(1.0,), options=("left", "right", "back")), choice("A")),
+        # The car drives 3 m ahead, then 4 m to the right.
+        (ask("motion_direction", "car.1", times=(0.0, 1.0), axis="camera", options=("towards", "away")), choice("B")),
+        (ask("motion_direction", "car.1", times=(1.0, 2.0), axis="camera", options=WAYS), choice("B")),
+        # A camera that looks to the right sees what drives ahead drive to the left.
+        (
+            ask("motion_direction", "car.1", times=(0.0, 1.0), axis="camera", options=WAYS,
+                camera=(0.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)),
+            choice("A"),
+        ),
+        (ask("motion_direction", "car.1", times=(0.0, 1.0, 2.0), axis="turn", options=("left", "right")), choice("B")),
+        # x / z is 4 / 10, then 4 / 13, then 8 / 13; 0 for a camera that has moved 8 m to the right.
+        (ask("motion_direction", "car.1", times=(0.0, 1.0), axis="image", options=WAYS), choice("A")),
+        (ask("motion_direction", "car.1", times=(1.0, 2.0), axis="image", options=WAYS), choice("B")),
+        (
+            ask("motion_direction", "car.1", times=(1.0, 2.0), axis="image", options=WAYS,
+                camera_end=(1.0, 0.0, 0.0, -8.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+            choice("A"),
+        ),
+        # To the right, while the dog is 6 m to the left; at right angles to the van before.
+        (ask("motion_direction", "car.1", "dog.1", times=(1.0, 2.0), axis="object", options=("towards", "away")), choice("B")),
+        (ask("motion_direction", "car.1", "van.1", times=(0.0, 1.0), axis="object", options=("towards", "away")), None),
+        (ask("ahead", "car.1", "dog.1", times=(1.0, 2.0), options=("ahead", "behind")), choice("B")),
+        # 4 m, then 5 m
+        (ask("approach", "van.1", "car.1", times=(0.0, 1.0), options=("closer", "apart")), choice("B")),
+        # 3 m/s, then 4 m/s
+        (ask("speed_change", "car.1", times=(0.0, 1.0, 2.0), options=("faster", "slower")), choice("A")),
+        (ask("speed_change", "van.1", times=(0.0, 1.0, 2.0), options=("faster", "slower")), None),
         (ask("distance_relative", *THREE, times=(1.0,), axis="nearest", options=THREE[1:]), choice("B")),
         (ask("distance_relative", *THREE, times=(1.0,), axis="farthest", options=THREE[1:]), choice("A")),
         (ask("distance_absolute", "van.1", "car.1", times=(1.0,)), number(5.0, "m")),
@@ -309,3 +339,19 @@ def test_order_and_numbers_of_nodes_do_not_matter(found: SceneGraph, order: list
     )
     for query in QUERIES:
         assert entailed(query, shuffled) == entailed(query, found)
+
+
+@pytest.mark.parametrize(
+    ("angle", "easy", "medium", "hard"),
+    [
+        (10, "right", "right", "front-right"),
+        (134, "right", "right", "back-right"),
+        (136, "right", "back", "back-right"),
+        (-136, "left", "back", "back-left"),
+        (224, "left", "back", "back-left"),
+        (-134, "left", "left", "back-left"),
+        (-10, "left", "left", "front-left"),
+    ],
+)
+def test_directions_clockwise_from_straight_ahead(angle: float, easy: str, medium: str, hard: str) -> None:
+    assert [direction_at(angle, each) for each in STANCES] == [easy, medium, hard]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from videostr.tabletop.build import Split, scene_seed
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.world import Difficulty, make_scene
 from videostr.trace import parse
-from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Node, Query, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, ClipSpec, GraphFrame, Mark, Node, Query, Record, SceneGraph
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 
@@ -91,6 +92,38 @@ def ask(family: str, *objects: str, **values: Any) -> Query:
             ("front-left", "front-right", "back-left", "back-right"),
             "t 1: van.1 [0,1,10], dog.1 [-2,1,13], car.1 [4,1,13]. From van.1 towards dog.1, car.1 is 0.28 ahead and 4.99 to the "
             "right. So front-right.",
+        ),
+        (
+            ask("motion_direction", "car.1", times=(0.0, 1.0), axis="camera", options=("towards", "away")), ("to it", "away"),
+            "t 0: car.1 [4,1,10], t 1: car.1 [4,1,13]. Moved: [0,0,3], 0 to the right of the camera and 3 away from it. So away.",
+        ),
+        (
+            ask("motion_direction", "car.1", times=(0.0, 1.0, 2.0), axis="turn", options=("left", "right", "straight")),
+            ("turns left", "turns right", "goes on"),
+            "t 0: car.1 [4,1,10], t 1: car.1 [4,1,13], t 2: car.1 [8,1,13]. Moved: [0,0,3], [4,0,0]. Turned by 90 degrees to the "
+            "right. So turns right.",
+        ),
+        (
+            ask("motion_direction", "car.1", times=(1.0, 2.0), axis="image", options=("left", "right"),
+                camera_end=(1.0, 0.0, 0.0, -8.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)), ("left", "right"),
+            "t 1: car.1 [4,1,13], t 2: car.1 [8,1,13]. To the right in the image: 0.31 > 0. So left.",
+        ),
+        (
+            ask("motion_direction", "car.1", "dog.1", times=(1.0, 2.0), axis="object", options=("towards", "away")),
+            ("to it", "off"),
+            "t 1: car.1 [4,1,13], t 2: car.1 [8,1,13]. t 1: dog.1 [-2,1,13]. Along its way, the other is -6 ahead. So off.",
+        ),
+        (
+            ask("ahead", "car.1", "van.1", times=(1.0, 2.0), options=("ahead", "behind")), ("in front", "behind"),
+            "t 1: car.1 [4,1,13], t 2: car.1 [8,1,13]. t 2: van.1 [0,1,10]. Along its way, the other is -8 ahead. So behind.",
+        ),
+        (
+            ask("approach", "van.1", "car.1", times=(0.0, 1.0), options=("closer", "apart")), ("closer", "apart"),
+            "t 0: van.1 [0,1,10], car.1 [4,1,10]. t 1: van.1 [0,1,10], car.1 [4,1,13]. Apart: 4 < 5. So apart.",
+        ),
+        (
+            ask("speed_change", "car.1", times=(0.0, 1.0, 2.0), options=("faster", "slower")), ("faster", "slower"),
+            "t 0: car.1 [4,1,10], t 1: car.1 [4,1,13], t 2: car.1 [8,1,13]. Speeds: 3 < 4. So faster.",
         ),
         (
             ask("distance_relative", "van.1", "car.1", "dog.1", times=(1.0,), axis="nearest", options=("car.1", "dog.1")),
@@ -200,6 +233,18 @@ def test_nothing_is_said_where_the_graph_does_not_tell() -> None:
     old = Record(**{name: getattr(record, name) for name in record.__dataclass_fields__} | {"query": None})
     assert reasoning(old, STREET) == ""
     assert reference_trace(old, reasoned=True) == reference_trace(old)
+
+
+def test_marks_are_tied_to_the_nodes_that_they_stand_for() -> None:
+    query = ask("approach", "van.1", "car.1", times=(0.0, 1.0), options=("closer", "apart"))
+    box = ((0.0, 1.0, 2.0, 3.0, 4.0),)
+    marks = tuple(
+        Mark(object=name, text=text, boxes=box)
+        for name, text in (("car.1", "B"), ("dog.1", "A"), ("van.1", "C"))
+    )
+    record = record_of(query, ("closer", "apart"))
+    marked = replace(record, clip=replace(record.clip, marks=marks))
+    assert reasoning(marked, STREET) == f"(object B is car.1, object C is van.1) {reasoning(record, STREET)}"
 
 
 def test_every_family_that_a_graph_answers_has_steps() -> None:

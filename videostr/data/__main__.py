@@ -30,6 +30,7 @@ from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
 from videostr.errors import ConfigError, DataError, VideoError
 from videostr.lock import FolderLock
+from videostr.marks import STYLES
 from videostr.metrics import duration
 from videostr.schema_rules import field_problem
 from videostr.tabletop import build as tabletop
@@ -95,6 +96,15 @@ def _add_source(make: argparse.ArgumentParser) -> None:
     make.add_argument("--scenes", type=typed(Count), help="at most so many scenes")
     make.add_argument("--clips", type=typed(Count), default=8, help="at most this many clips of a scene (8)")
     make.add_argument("--questions", type=typed(Count), default=8, help="at most this many about a clip (8)")
+    make.add_argument(
+        "--marked",
+        type=typed(NonNegativeInt),
+        default=0,
+        help="tries of questions about marked objects of a clip, of each family (0: none)",
+    )
+    make.add_argument(
+        "--marks", choices=list(STYLES), default="numbers", help="how objects are marked (numbers)"
+    )
     make.add_argument(
         "--frames", dest="num_frames", type=typed(FrameCount), default=8, help="frames of a clip (8)"
     )

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from videostr.answers import mean_relative_accuracy
+from videostr.data.places import option_role, statements
 from videostr.data.scene import Array
 from videostr.digests import digest
 from videostr.types import AnswerKind, Record
@@ -189,6 +190,10 @@ def _features(record: Record, index: int) -> Iterator[str]:
     words = _WORD.findall(record.question.lower())
     for text in sorted({*words, *(f"{a} {b}" for a, b in pairwise(words))}):
         yield f"{kind}|{option}|{text}"
+    if record.marks and record.query is not None and record.query.options:
+        role = option_role(record.query, record.query.options[index])
+        for text in statements(record.query, record.marks):
+            yield f"{kind}|{record.query.axis}|{role}|{text}"
 
 
 def _fold(record: Record, repeat: int) -> int:

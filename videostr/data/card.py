@@ -129,6 +129,7 @@ def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
     environment = Environment(
         loader=PackageLoader("videostr.data", "."), trim_blocks=True, lstrip_blocks=True
     )
+    build = _build(folder)
     values = {
         "folder": folder.name,
         "stats": stats,
@@ -138,16 +139,17 @@ def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
         },
         "rows": sorted(stats.table.items()),
         "guessing": guessed,
-        "settings": _settings(folder),
+        "settings": json.dumps(build["recipe"], indent=1) if build else "",
+        "unbalanced": build.get("unbalanced", 0),
+        "drafts_left_out": build.get("drafts_left_out", 0),
     }
     write_text(folder / "README.md", environment.get_template("card.md.html").render(values))
 
 
-def _settings(folder: Path) -> str:
+def _build(folder: Path) -> dict[str, Any]:
+    """Return `build.json`; empty where the dataset was not built by this project."""
     path = folder / "build.json"
-    return (
-        json.dumps(json.loads(path.read_text(encoding="utf-8"))["recipe"], indent=1) if path.exists() else ""
-    )
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _sums(stats: Stats, place: int) -> dict[str, int]:

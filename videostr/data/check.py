@@ -20,6 +20,7 @@ from rewards.rubric import PRESETS
 from videostr.data import leakage
 from videostr.data.records import read_records
 from videostr.errors import PromptError, VideoError
+from videostr.marks import mark_problem
 from videostr.prompt import answer_text, prompt_text, reference_trace, special_in
 from videostr.query import entailed, is_answerable
 from videostr.types import AnswerKind, Clip, Failure, Record
@@ -101,7 +102,7 @@ def problems(
             yield Problem(f"its own truth does not score full reward: {problem}", row.origin)
         if problem := entailment.problem(row):
             yield Problem(problem, row.origin)
-        if problem := _outside(row):
+        if problem := _outside(row) or mark_problem(row):
             yield Problem(problem, row.origin)
     by_id = {record.id: record for record in records}
     for record_id, place in leakage.find(records, lists):

@@ -201,11 +201,19 @@ class ClipView:
 
     def camera_path(self, first: int, last: int) -> float:
         """Return metres that the camera goes from one selected frame to another, through all annotated frames between."""
-        poses = [
-            frame.camera_to_world for frame in self.scene.frames[self.frames[first] : self.frames[last] + 1]
-        ]
-        places = np.array([pose[:3, 3] for pose in poses if pose is not None])
-        return float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
+        return float(
+            self._steps[self.frames[first] - self.frames[0] : self.frames[last] - self.frames[0]].sum()
+        )
+
+    @cached_property
+    def _steps(self) -> Array:
+        """Metres that the camera goes from each annotated frame to the next, from the first to the last selected one."""
+        frames = self.scene.frames[self.frames[0] : self.frames[-1] + 1]
+        places = np.array(
+            [frame.camera_to_world[:3, 3] for frame in frames if frame.camera_to_world is not None]
+        )
+        steps: Array = np.linalg.norm(np.diff(places, axis=0), axis=1)
+        return steps
 
     @cached_property
     def in_clip(self) -> Counter[str]:

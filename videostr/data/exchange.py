@@ -5,7 +5,8 @@ data_source.
 
 What they lose: the graph and its labels, the family, the number and size of the frames, and the interval: those trainers show the
 whole video, to which the times in our questions refer. Answers that are neither choices nor numbers have no type there, so those
-records are left out. A unit stands at the end of the problem as "Answer in m."
+records are left out, as are those with marks, which their video does not show. A unit stands at the end of the problem as
+"Answer in m."
 
 Question, options and answer come back as they were, a number to its last digit. Options must not contain line breaks. Videos are
 written with absolute paths. A list of images (`*.frames.json`) is a video to this project only: other trainers need a file there,
@@ -54,7 +55,7 @@ def export_video_r1(records: Iterable[Record], out_jsonl: Path, root: Path) -> i
     count = 0
     with replacing(out_jsonl) as scratch, scratch.open("w", encoding="utf-8") as file:
         for record in records:
-            if record.answer.kind in (AnswerKind.CHOICE, AnswerKind.NUMBER):
+            if record.answer.kind in (AnswerKind.CHOICE, AnswerKind.NUMBER) and not record.marks:
                 file.write(json.dumps(_video_r1_row(record, root), ensure_ascii=False) + "\n")
                 count += 1
     return count

@@ -62,7 +62,7 @@ def duplicates(records: Iterable[Record]) -> list[tuple[str, str]]:
     for record in records:
         clip = record.clip
         options = tuple(sorted(map(_folded, record.options)))
-        key = (clip.video, clip.start_s, clip.end_s, _folded(record.question), options)
+        key = (clip.video, clip.start_s, clip.end_s, clip.marks, _folded(record.question), options)
         if key in first:
             pairs.append((first[key], record.id))
         else:

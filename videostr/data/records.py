@@ -24,9 +24,10 @@ from videostr import graph as graphs
 from videostr.data.row_rules import ANSWER_TYPES, AnswerRow, Row, checked_row, type_problems
 from videostr.errors import DataError, RecordError
 from videostr.files import make_folder, replacing
+from videostr.marks import COLORS, TEXTS
 from videostr.options import letter_of
 from videostr.schema_rules import field_problem, rule_of
-from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Query, Record, SceneGraph
+from videostr.types import Answer, AnswerKind, ClipSpec, Failure, FailureKind, Mark, Query, Record, SceneGraph
 
 SCHEMA_VERSION = "2"
 READABLE_VERSIONS = {"1", SCHEMA_VERSION}
@@ -57,12 +58,15 @@ SCHEMA = pa.schema(
         pa.field("graph_frame", pa.string()),
         pa.field("query", pa.string()),
         pa.field("image_size", pa.list_(pa.int32())),
+        pa.field("marks", pa.string()),
     ],
     metadata={"videostr.schema": SCHEMA_VERSION},
 )
-"""`answer.value`, `graph` and `query` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame of
-reference stands in `graph_frame`. `query` has the fields of `Query`."""
-NEWER = {"image_size", "query"}
+"""`answer.value`, `graph`, `query` and `marks` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame
+of reference stands in `graph_frame`. `query` has the fields of `Query`, each of `marks` those of `Mark`. Shards without marks
+are written without that column."""
+UNMARKED = SCHEMA.remove(SCHEMA.get_field_index("marks"))
+NEWER = {"image_size", "query", "marks"}
 """Columns that a shard may lack."""
 
 log = logging.getLogger(__name__)
@@ -80,14 +84,27 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """Write one shard of rows as `record_to_row` makes them, a row group at a time; returns the number of rows."""
     make_folder(path.parent)
     count, rest = 0, iter(rows)
-    with (
-        replacing(path) as scratch,
-        pq.ParquetWriter(scratch, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        while group := list(islice(rest, GROUP_ROWS)):
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
-            count += len(group)
+    with replacing(path) as scratch:
+        schema = UNMARKED
+        writer = _writer(scratch, schema)
+        try:
+            while group := list(islice(rest, GROUP_ROWS)):
+                if schema is UNMARKED and any(row["marks"] is not None for row in group):
+                    writer.close()
+                    schema, earlier = SCHEMA, pq.read_table(scratch)
+                    writer = _writer(scratch, schema)
+                    if earlier.num_rows:
+                        nulls = pa.nulls(earlier.num_rows, pa.string())
+                        writer.write_table(earlier.append_column("marks", nulls).cast(schema), GROUP_ROWS)
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                count += len(group)
+        finally:
+            writer.close()
     return count
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Failure]:
@@ -245,12 +262,13 @@ def record_to_row(record: Record) -> dict[str, Any]:
             "value": json.dumps(record.answer.value),
             "unit": record.answer.unit,
         },
-        "clip": asdict(record.clip),
+        "clip": {name: value for name, value in asdict(record.clip).items() if name != "marks"},
         "labels": list(record.labels),
         "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
         "graph_frame": None if record.graph is None else record.graph.frame,
         "query": None if record.query is None else msgspec.json.encode(record.query).decode(),
         "image_size": None if record.image_size is None else list(record.image_size),
+        "marks": msgspec.json.encode(record.marks).decode() if record.marks else None,
     }
 
 
@@ -280,6 +298,7 @@ def record_from_row(row: dict[str, Any], origin: str) -> Record:
             end_s=clip.end_s,
             height=clip.height,
             width=clip.width,
+            marks=_marks(found, origin),
         ),
         labels=tuple(found.labels),
         graph=_graph(found, origin),
@@ -320,6 +339,37 @@ def _graph(row: Row, origin: str) -> SceneGraph | None:
             remedy="add them there",
         )
     return graph
+
+
+def _marks(row: Row, origin: str) -> tuple[Mark, ...]:
+    if row.marks is None:
+        return ()
+    try:
+        marks = msgspec.json.decode(row.marks, type=tuple[Mark, ...])
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{origin}: marks: {field_problem(error, tuple[Mark, ...])}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RecordError(f"{origin}: marks = {row.marks!r:.80}: must be JSON ({error})") from None
+    texts = [mark.text for mark in marks]
+    for place, mark in enumerate(marks):
+        name = f"{origin}: marks[{place}]"
+        if mark.text not in TEXTS:
+            raise RecordError(
+                f"{name}.text = {mark.text!r:.80}: must be a digit 1 to 9, a letter A to I or one of {', '.join(COLORS)}"
+            )
+        if mark.text in texts[:place]:
+            raise RecordError(
+                f"{name}.text = {mark.text!r}: stands there twice; the texts of marks must differ"
+            )
+        if not mark.boxes:
+            raise RecordError(f"{name}.boxes is empty: must name at least one time and box")
+        for t, x1, y1, x2, y2 in mark.boxes:
+            if not (t >= 0 and 0 <= x1 <= x2 <= 1000 and 0 <= y1 <= y2 <= 1000):  # also of NaN
+                raise RecordError(
+                    f"{name}.boxes has {[t, x1, y1, x2, y2]}: must be seconds and x1, y1, x2, y2 in px of 0 to 1000 of the "
+                    "frame, x1 <= x2 and y1 <= y2"
+                )
+    return marks
 
 
 def _query(row: Row, origin: str) -> Query | None:

@@ -83,10 +83,13 @@ class Row(msgspec.Struct):
     query: str | None = None
     """JSON of a `Query`."""
     image_size: tuple[Side, Side] | None = None
+    marks: str | None = None
+    """JSON of `Mark`s."""
 
 
 OPTIONAL = {
-    "graph", "graph_frame", "query", "image_size", "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
+    "graph", "graph_frame", "query", "image_size", "marks",
+    "answer.unit", "clip.start_s", "clip.end_s", "clip.height", "clip.width",
 }  # fmt: skip
 """Paths of what may be null."""
 

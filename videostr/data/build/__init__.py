@@ -167,6 +167,7 @@ def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, p
         if balance is not None:  # sources are balanced apart: their videos tell them from each other
             balance = replace(balance, key=f"{job.place}|{balance.key}")
         released += balancer.add(packed, balance)
+    progress.drafts_left_out += part.drafts_left_out
     kept = released[: _room(progress, job)]
     progress.by_source[str(job.place)] = progress.by_source.get(str(job.place), 0) + len(kept)
     note_skips(out, progress, part.skips)

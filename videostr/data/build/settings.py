@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-from videostr.config.sections import Count, Seed
+from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data.questions import FAMILIES
+from videostr.data.questions.marked import MARKED
 from videostr.errors import ConfigError
 from videostr.graph import MAX_FRAMES
 
@@ -30,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Clips of a scene, at most."""
     questions: Count = 8
     """Questions about a clip, at most, before balancing."""
+    marked: NonNegativeInt = 0
+    """Tries of questions over marked objects about a clip, of each family and before balancing; 0 for none."""
+    marks: Literal["numbers", "letters", "outlines"] = "numbers"
+    """How objects are marked (`videostr/marks.py`)."""
     num_frames: FrameCount = 8
     """F, frames shown and times of the graph."""
     height: Count | None = None
@@ -47,7 +52,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ConfigError: names the first of them.
         """
         for name in self.families:
-            if name not in FAMILIES:
-                raise ConfigError(
-                    f"families: {name!r} is unknown", remedy=f"choose from {', '.join(FAMILIES)}"
-                )
+            if name not in FAMILIES and name not in MARKED:
+                known = dict.fromkeys((*FAMILIES, *MARKED))
+                raise ConfigError(f"families: {name!r} is unknown", remedy=f"choose from {', '.join(known)}")

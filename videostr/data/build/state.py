@@ -39,6 +39,8 @@ class Progress:
     """(key, value) of the rows of `waiting-N.parquet`, N being `shards`: choices whose sets are not complete."""
     unbalanced: int = 0
     """Choices and counts left out because their answer was the commoner one, or because their set was never complete."""
+    drafts_left_out: int = 0
+    """Drafts of questions over marked objects that found no complete set in their scene."""
     skips: dict[str, int] = field(default_factory=dict)
     """By reason."""
 
@@ -121,4 +123,8 @@ def skip_table(progress: Progress) -> str:
     lines.append(
         f"{progress.unbalanced:8d}  choices and counts whose answer was commoner than the others of their kind"
     )
+    if progress.drafts_left_out:
+        lines.append(
+            f"{progress.drafts_left_out:8d}  drafts over marked objects whose answer the places of the marks would tell"
+        )
     return "\n".join(lines)

@@ -15,10 +15,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from videostr.data.balance import Balancer
 from videostr.data.build.settings import Settings
 from videostr.data.clips import ClipView, clips
 from videostr.data.leakage import excluded
 from videostr.data.questions import ask
+from videostr.data.questions.marked import ask_marked
 from videostr.data.questions.question import Balance, PreparedQuestion
 from videostr.data.records import record_to_row
 from videostr.data.scene import Scene, Skip, SkipReason
@@ -27,7 +29,7 @@ from videostr.data.sources import SOURCES
 from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.images import LIST_SUFFIX, ImageList
-from videostr.types import ClipSpec, Record
+from videostr.types import ClipSpec, Mark, Record
 
 Packed = bytes
 """A record as `pack` makes it."""
@@ -55,10 +57,12 @@ class Part:
     skips: tuple[Skip, ...]
     images: ImageList | None
     """None where the video is a file."""
+    drafts_left_out: int = 0
+    """Drafts of questions over marked objects that found no complete set in the scene."""
 
 
 def scene_records(
-    settings: Settings, scene: Scene, images: str = "", mark: str = ""
+    settings: Settings, scene: Scene, images: str = "", mark: str = "", drafts: Balancer[Draft] | None = None
 ) -> Iterator[tuple[Record, Balance | None]]:
     """Yield all questions about a scene, before balancing.
 
@@ -67,16 +71,37 @@ def scene_records(
         scene: as the source reads it.
         images: `Job.images`; "" where no other source has a scene of this name.
         mark: `Job.mark`.
+        drafts: holds drafts of questions over marked objects until their sets are complete; those that are not stay in it.
     """
     name = int(digest(f"{scene.source}/{scene.name}")[:16], 16)
     rng = np.random.default_rng([settings.seed, name])
     video = images or images_of(scene.source, scene.name)
     if (file := scene.video_file) is not None:
         video = str((Path(settings.root) / file).resolve())
+    drafts = Balancer() if drafts is None else drafts
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
         for number, question in enumerate(ask(view, rng, settings.questions, settings.families)):
             identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.query.family}/{number}"
             yield _record(settings, identity, video, view, question, rng), question.balance
+        own = np.random.default_rng([settings.seed, name, 1, view.number])
+        asked = ask_marked(view, own, settings.marks, settings.marked, settings.families)
+        for number, (question, marks) in enumerate(asked):
+            identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.query.family}/m{number}"
+            for draft in drafts.add(Draft(identity, view, question, marks), question.balance):
+                yield (
+                    _record(settings, draft.identity, video, draft.view, draft.question, own, draft.marks),
+                    None,
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A question over marked objects that waits for its set: of its scene alone, whose habits are then balanced, too."""
+
+    identity: str
+    view: ClipView
+    question: PreparedQuestion
+    marks: tuple[Mark, ...]
 
 
 def _record(
@@ -86,6 +111,7 @@ def _record(
     view: ClipView,
     question: PreparedQuestion,
     rng: np.random.Generator,
+    marks: tuple[Mark, ...] = (),
 ) -> Record:
     labels = view.graph_labels(question.labels, rng)
     return Record(
@@ -102,6 +128,7 @@ def _record(
             end_s=view.times[-1],
             height=settings.height,
             width=settings.width,
+            marks=marks,
         ),
         labels=tuple(sorted(question.labels if labels is None else labels)),
         graph=None if labels is None else view.graph(labels),
@@ -153,7 +180,8 @@ def make(job: Job) -> Part:
     if scene.video_file is None:
         frames = tuple((frame.t, frame.image) for frame in scene.frames)
         images = ImageList(root=str(Path(settings.root).resolve()), fps=scene.fps, frames=frames)
-    found = scene_records(settings, scene, job.images, job.mark)
+    drafts: Balancer[Draft] = Balancer()
+    found = scene_records(settings, scene, job.images, job.mark, drafts)
     records = [(pack(record_to_row(record)), balance) for record, balance in found]
     skips = scene.skips
     if not records:
@@ -162,7 +190,7 @@ def make(job: Job) -> Part:
             "supports a question"
         )
         skips = (*skips, Skip(file=name, reason=SkipReason.NO_QUESTION, detail=detail))
-    return Part(records, skips, images)
+    return Part(records, skips, images, drafts.left_out + drafts.held)
 
 
 def pack(row: dict[str, Any]) -> Packed:

@@ -20,6 +20,13 @@ by the thresholds of each theme: near ties, hidden objects, several objects that
     localisation_3d       box3d           3-D, camera level
     presence              span            an object that comes or goes
     room_size             number          a source that tells it
+
+Of marked objects (`marked.py`), whatever their labels: both directions (from an object with 2 to 4 options), distance_relative,
+order, and
+
+    motion_direction      choice          across the image; in 3-D also over the ground, towards another object, turns
+    ahead, approach       choice of 2     3-D, two objects, of which one moves
+    speed_change          choice of 2     3-D, an object that moves
 """
 
 from __future__ import annotations
@@ -59,9 +66,10 @@ def ask(view: ClipView, rng: Rng, limit: int, families: Sequence[str] = ()) -> l
     """Return up to `limit` different questions about a clip, of these families (() is all) in turn."""
     found: dict[tuple[str, str], PreparedQuestion] = {}
     rounds_without_new = 0
+    names = [name for name in families if name in FAMILIES] if families else list(FAMILIES)
     while len(found) < limit and rounds_without_new < TRIES:
         before = len(found)
-        for name in rng.permutation(families or list(FAMILIES)):
+        for name in rng.permutation(names):
             question = FAMILIES[str(name)](view, rng)
             if question is not None and len(found) < limit:
                 found.setdefault((question.query.family, question.text), question)

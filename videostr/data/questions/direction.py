@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from videostr.data.clips import ClipView
-from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, pick_named, query_about
+from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, Name, pick_named, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.data.scene import Array, ground_axes
-from videostr.query import QUARTERS
+from videostr.query import QUARTERS, direction_at
 
 AMBIGUITY_MARGIN_PX = 60.0
 """What two things must differ by in the image to be told apart, px of 0..1000."""
@@ -21,8 +23,11 @@ AMBIGUITY_MARGIN_DEG = 20.0
 def direction_camera(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     f = int(rng.integers(len(view.frames)))
     names = pick_named(view, rng, 2, f)
-    if names is None:
-        return None
+    return None if names is None else from_camera(view, rng, names, f)
+
+
+def from_camera(view: ClipView, rng: Rng, names: Mapping[int, Name], f: int) -> PreparedQuestion | None:
+    """Return where the first of two tracks is as the camera sees them at a selected frame that shows both."""
     pair = list(names)
     in_depth = view.is_3d and bool(rng.integers(2))
     places = view.in_camera(f)[pair] if view.is_3d else None
@@ -69,21 +74,38 @@ def direction_object(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         return None
     f = int(rng.integers(len(view.frames)))
     names = pick_named(view, rng, 3, f)
-    if names is None:
-        return None
+    return None if names is None else from_object(view, rng, names, f, QUARTERS)
+
+
+def from_object(
+    view: ClipView, rng: Rng, names: Mapping[int, Name], f: int, directions: Sequence[str]
+) -> PreparedQuestion | None:
+    """Return where the third of three tracks is for someone who stands at the first and faces the second.
+
+    Args:
+        view: the clip, 3-D.
+        rng: of the words.
+        names: of three tracks that selected frame `f` shows.
+        f: selected frame.
+        directions: one of `STANCES`, the options.
+    """
     a, b, c = (_level(view, n, f) for n in names)
     facing, target = b - a, c - a
     if min(np.linalg.norm(facing), np.linalg.norm(target)) < 1.0:
         return None
     right, forward = _coordinates(facing, target)
     angle = float(np.degrees(np.arctan2(right, forward)))
-    quarter = int(angle % 360 // 90)
-    border = min(abs((angle - 90 * k + 180) % 360 - 180) for k in range(4))
+    border = min(abs((angle - each + 180) % 360 - 180) for each in BORDERS_DEG[len(directions)])
     if border < AMBIGUITY_MARGIN_DEG:
         return None
+    truth = direction_at(angle, directions)
     query = query_about(view, "direction_object", names, times=(view.times[f],), up=view.up)
     text = worded(rng, STANCE, query)
-    return choice(rng, text, query, QUARTERS[quarter], {each: each for each in QUARTERS}, query.names)
+    return choice(rng, text, query, truth, {each: each for each in directions}, query.names)
+
+
+BORDERS_DEG = {2: (0, 180), 3: (0, 135, -135), 4: (0, 90, 180, -90)}
+"""Angles at which one direction ends and the next begins, clockwise from straight ahead, by the number of directions."""
 
 
 STANCE = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from videostr.data.clips import ClipView
 from videostr.data.naming import (
     AMBIGUITY_MARGIN,
     AMBIGUITY_MARGIN_M,
+    Name,
     name_of,
     name_without_box,
     pick,
@@ -27,8 +30,13 @@ def distance_relative(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         return None
     f = int(rng.integers(len(view.frames)))
     names = pick_named(view, rng, 4, f)
-    if names is None:
-        return None
+    return None if names is None else nearest_or_farthest(view, rng, names, f)
+
+
+def nearest_or_farthest(
+    view: ClipView, rng: Rng, names: Mapping[int, Name], f: int
+) -> PreparedQuestion | None:
+    """Return which of the tracks after the first is nearest to it, or farthest, at a selected frame that shows all."""
     target, *others = names
     distances = np.array([view.distance_between(n, target, f) for n in others])
     nearest = bool(rng.integers(2))

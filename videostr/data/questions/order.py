@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 
 import numpy as np
@@ -13,26 +14,56 @@ from videostr.types import Answer, AnswerKind
 
 
 def order(view: ClipView, rng: Rng) -> PreparedQuestion | None:
+    unique = {n: Name(plain(view.labels[n])) for n in range(len(view.tracks)) if is_unique(view, n)}
+    return of_appearance(view, rng, unique, "the ")
+
+
+def of_appearance(
+    view: ClipView,
+    rng: Rng,
+    able: Mapping[int, Name],
+    article: str = "",
+    most: int = 3,
+    first_only: bool = False,
+) -> PreparedQuestion | None:
+    """Return the order in which tracks come into view, or which of three or more is the first.
+
+    Args:
+        view: the clip.
+        rng: of tracks, words and options.
+        able: tracks that can be named, of which some are drawn.
+        article: before each name in the question.
+        most: how many tracks are asked about, if there are as many; two at least.
+        first_only: ask for the first alone where there are more than two.
+    """
     firsts = _first_seen(view)
-    unique = [n for n in range(len(view.tracks)) if is_unique(view, n) and n in firsts]
     chosen: list[int] = []
-    for n in rng.permutation(unique):
+    for n in rng.permutation([n for n in able if n in firsts]):
         if all(abs(firsts[int(n)] - firsts[m]) >= 2 for m in chosen):
             chosen.append(int(n))
     if len(chosen) < 2:
         return None
-    chosen = sorted(chosen[:3], key=lambda n: firsts[n])
-    names = {n: Name(plain(view.labels[n])) for n in sorted(chosen, key=lambda n: plain(view.labels[n]))}
+    chosen = sorted(chosen[:most], key=lambda n: firsts[n])
+    names = {n: able[n] for n in sorted(chosen, key=lambda n: able[n].text)}
+    if first_only and len(chosen) > 2:
+        query = query_about(view, "order", names)
+        text = worded(rng, FIRST, query, names=", ".join(f"{article}{name}" for name in query.names))
+        options = {able[n].text: view.ids[n] for n in names}
+        return choice(rng, text, query, able[chosen[0]].text, options, query.names)
     orders = {
         ", ".join(names[n].text for n in each): tuple(view.ids[n] for n in each)
         for each in permutations(chosen)
     }
     query = query_about(view, "order", names)
-    text = worded(rng, ORDER, query, names=", ".join(f"the {name}" for name in query.names))
+    text = worded(rng, ORDER, query, names=", ".join(f"{article}{name}" for name in query.names))
     truth = next(iter(orders))  # the first permutation is the order itself
     return choice(rng, text, query, truth, dict(sorted(orders.items())), query.names)
 
 
+FIRST = (
+    "Which of these comes into view first: {names}?",
+    "Of {names}, which appears first?",
+)
 ORDER = (
     "In which order do these come into view for the first time: {names}?",
     "Which is the order of first appearance of {names}?",
