@@ -89,7 +89,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
         writer = _writer(scratch, schema)
         try:
             while group := list(islice(rest, GROUP_ROWS)):
-                if schema is UNMARKED and any(row["marks"] is not None for row in group):
+                if schema is UNMARKED and any(row.get("marks") is not None for row in group):
                     writer.close()
                     schema, earlier = SCHEMA, pq.read_table(scratch)
                     writer = _writer(scratch, schema)
