@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -438,6 +439,7 @@ def test_ties_depend_neither_on_the_order_of_writing_nor_on_the_viewpoint(
 ) -> None:
     truth = data.draw(symmetric_scenes(reference, num_frames, edges=False))
     predicted = data.draw(symmetric_scenes(reference, num_frames, edges=True))
+    assume(not any(told_apart_by_edges_alone(f) for f in predicted.frames))
     rng = np.random.default_rng(seed)
     before = judge(predicted, truth, scale=scale)
     shuffled = replace(predicted, frames=tuple(renamed(f, rng) for f in predicted.frames))
@@ -454,6 +456,13 @@ def test_ties_depend_neither_on_the_order_of_writing_nor_on_the_viewpoint(
         seen, frames=tuple(replace(f, edges=e) for f, e in zip(seen.frames, turned_edges, strict=True))
     )
     assert judge(seen, truth, scale=scale).edge == pytest.approx(before.edge, abs=1e-9)
+
+
+def told_apart_by_edges_alone(item: GraphFrame) -> bool:
+    """Whether two nodes of one label at one place differ in stated edges: docs/rewards.md excepts them."""
+    ends = Counter(end for edge in item.edges for end in (edge.a, edge.b))
+    alike = itertools.combinations(item.nodes, 2)
+    return any((a.label, a.pos) == (b.label, b.pos) and (ends[a.id] or ends[b.id]) for a, b in alike)
 
 
 def reordered(item: GraphFrame, rng: np.random.Generator) -> GraphFrame:
