@@ -63,9 +63,7 @@ SCHEMA = pa.schema(
     metadata={"videostr.schema": SCHEMA_VERSION},
 )
 """`answer.value`, `graph`, `query` and `marks` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame
-of reference stands in `graph_frame`. `query` has the fields of `Query`, each of `marks` those of `Mark`. Shards without marks
-are written without that column."""
-UNMARKED = SCHEMA.remove(SCHEMA.get_field_index("marks"))
+of reference stands in `graph_frame`. `query` has the fields of `Query`, each of `marks` those of `Mark`."""
 NEWER = {"image_size", "query", "marks"}
 """Columns that a shard may lack."""
 
@@ -84,27 +82,14 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """Write one shard of rows as `record_to_row` makes them, a row group at a time; returns the number of rows."""
     make_folder(path.parent)
     count, rest = 0, iter(rows)
-    with replacing(path) as scratch:
-        schema = UNMARKED
-        writer = _writer(scratch, schema)
-        try:
-            while group := list(islice(rest, GROUP_ROWS)):
-                if schema is UNMARKED and any(row.get("marks") is not None for row in group):
-                    writer.close()
-                    schema, earlier = SCHEMA, pq.read_table(scratch)
-                    writer = _writer(scratch, schema)
-                    if earlier.num_rows:
-                        nulls = pa.nulls(earlier.num_rows, pa.string())
-                        writer.write_table(earlier.append_column("marks", nulls).cast(schema), GROUP_ROWS)
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-                count += len(group)
-        finally:
-            writer.close()
+    with (
+        replacing(path) as scratch,
+        pq.ParquetWriter(scratch, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        while group := list(islice(rest, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            count += len(group)
     return count
-
-
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
 
 
 def read_records(folder: str | Path) -> Iterator[Record | Failure]:
