@@ -92,7 +92,10 @@ def start_ray(**options: Any) -> None:
         return
     for tries in (1, 2):
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, **options)
+            # "local": without an address Ray joins whatever `ray start` began last on this machine.
+            ray.init(
+                "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, **options
+            )
             return
         except Exception as error:
             ray.shutdown()

@@ -96,7 +96,9 @@ def run() -> Iterator[Run[Any]]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     yield
     ray.shutdown()
 

@@ -106,7 +106,9 @@ def run() -> Iterator[Run[Any]]:
 def all_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
     folder = tmp_path_factory.mktemp("families")
     write_videos(folder)
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     found = {kind: serve(kind, folder) for kind in OTHERS}
     ray.get([served.engine.start.remote() for served in found.values()])
     yield found

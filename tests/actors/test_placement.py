@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,11 +77,25 @@ def test_a_cluster_that_is_not_there_is_named_with_the_remedy(monkeypatch: pytes
         start_ray()
 
 
+def test_a_cluster_that_somebody_started_on_this_machine_is_not_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` does
+        start_ray(num_cpus=3, _temp_dir=folder)
+        try:
+            assert ray.cluster_resources()["CPU"] == 3
+        finally:
+            ray.shutdown()
+
+
 @pytest.mark.parametrize("failures", [1, 2])
 def test_ray_is_started_twice_where_it_is_slow(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     tries = []
 
-    def init(**options: Any) -> None:
+    def init(address: str, **options: Any) -> None:
+        assert address == "local"
         tries.append(options)
         if len(tries) <= failures:
             raise Exception("The current node timed out during startup.\nMore.")  # as Ray does
