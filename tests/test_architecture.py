@@ -67,6 +67,7 @@ FLOORS = {
         "videostr.iou",
         "videostr.video",
         "videostr.marks",
+        "videostr.mark_drawing",
         "videostr.media",
         "videostr.images",
         "videostr.prompt",

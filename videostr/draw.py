@@ -22,7 +22,7 @@ from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.graph import InvalidGraph, from_json, ground_axes
-from videostr.marks import draw_marks
+from videostr.mark_drawing import draw_marks
 from videostr.types import GraphFrame, Mark, Node, SceneGraph
 
 SIDE = 170

@@ -24,7 +24,7 @@ from videostr.digests import json_digest
 from videostr.errors import VideoError
 from videostr.files import make_folder, storage, write_json
 from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
-from videostr.marks import DRAWING, draw_marks
+from videostr.mark_drawing import DRAWING, draw_marks
 from videostr.media import Video, unreadable
 from videostr.types import Clip, ClipSpec, Mark
 

@@ -53,7 +53,9 @@ class Engine:
 @contextmanager
 def engine_of(policy: Path, folder: Path) -> Iterator[Engine]:
     config = load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}"])
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     loop = asyncio.new_event_loop()
     pool = RayRolloutPool(config, folder / "frames", folder / "logs", worker_class=EngineWorker)
     try:

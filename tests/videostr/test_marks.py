@@ -22,17 +22,8 @@ from videostr.digests import json_digest
 from videostr.draw import frame_images
 from videostr.errors import RecordError, VideoError
 from videostr.images import ImageList
-from videostr.marks import (
-    COLORS,
-    LARGE,
-    STYLES,
-    TEXTS,
-    disc_places,
-    draw_marks,
-    mark_problem,
-    name_of_mark,
-    radius_in,
-)
+from videostr.mark_drawing import LARGE, disc_places, draw_marks, radius_in
+from videostr.marks import COLORS, STYLES, TEXTS, mark_problem, name_of_mark
 from videostr.types import (
     Answer,
     AnswerKind,
