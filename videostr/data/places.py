@@ -30,7 +30,7 @@ HEIGHTS_PX = (90.0, 180.0)
 FINE_PX = (-300.0, -150.0, -60.0, -20.0, 0.0, 20.0, 60.0, 150.0, 300.0)
 FINE_SIZE = (-1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0)
 FINE_S = (-3.0, -1.0, -1e-6, 1e-6, 1.0, 3.0)
-"""Borders of differences in place, size and time that the guesser is told of, besides."""
+"""Borders of differences in place, size and time, further features of the guesser."""
 LEAST_HEIGHT_PX = 1.0
 OF_ONE_WAY = {"ahead", "motion_direction"}
 """Families in which the way of the first object decides."""
@@ -80,7 +80,7 @@ def traits(query: Query, marks: Sequence[Mark]) -> list[str]:
 
 
 def statements(query: Query, marks: Sequence[Mark]) -> list[str]:
-    """Return all that a guesser is told of the places: the traits, alone and together, and finer ones of objects and pairs."""
+    """Return the guesser's features of the places: the traits, alone and together, and finer ones of objects and pairs."""
     found = traits(query, marks)
     found.append(" ".join(found))
     by_object = {mark.object: mark.boxes[0] for mark in marks}

@@ -54,9 +54,8 @@ def motion_direction(
         query = query_about(view, "motion_direction", names, times=times, axis="turn", up=view.up)
         return _choice(rng, TURN, query, turn, TURNS)
     if others:
-        between = view.positions[others[0], frames[0]] - view.positions[n, frames[0]]
-        along = float(between @ steps[0] / np.linalg.norm(steps[0]))
-        if abs(along) < max(2.0, SIDE * float(np.linalg.norm(between))):
+        along = _along(view, n, others[0], frames[0], steps[0])
+        if along is None:
             return None
         query = query_about(view, "motion_direction", names, times=times, axis="object")
         return _choice(rng, TOWARDS, query, "towards it" if along > 0 else "away from it", TO_OBJECT)
@@ -135,9 +134,8 @@ def ahead(
     steps = _steps(view, n, frames)
     if steps is None:
         return None
-    between = view.positions[other, frames[-1]] - view.positions[n, frames[-1]]
-    along = float(between @ steps[0] / np.linalg.norm(steps[0]))
-    if abs(along) < max(2.0, SIDE * float(np.linalg.norm(between))):
+    along = _along(view, n, other, frames[-1], steps[0])
+    if along is None:
         return None
     times = tuple(view.times[f] for f in frames)
     query = query_about(view, "ahead", names, times=times)
@@ -201,6 +199,13 @@ def _choice(
 ) -> PreparedQuestion:
     text = worded(rng, texts, query, middle=query.times[len(query.times) // 2])
     return choice(rng, text, query, truth, options, (query.axis, *query.names))
+
+
+def _along(view: ClipView, n: int, other: int, frame: int, step: Array) -> float | None:
+    """Return metres from a track to another one along a step of the first; None where the other is at its side or close."""
+    between = view.positions[other, frame] - view.positions[n, frame]
+    along = float(between @ step / np.linalg.norm(step))
+    return along if abs(along) >= max(2.0, SIDE * float(np.linalg.norm(between))) else None
 
 
 def _steps(view: ClipView, n: int, frames: Sequence[int]) -> list[Array] | None:
