@@ -33,6 +33,7 @@ JOIN_REMEDY = (
     "start one with `ray start --head`, set RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or unset RAY_ADDRESS to "
     "use this machine"
 )
+WAIT_POLICY, PASSIVE = "OMP_WAIT_POLICY", "passive"
 POLL_S = 1
 """Whole seconds: Ray cuts the rest off."""
 
@@ -73,6 +74,8 @@ def stop_ray() -> None:
 def start_ray(**options: Any) -> None:
     """Join the cluster of RAY_ADDRESS (a submitted job has it), else start Ray on this machine.
 
+    Sets OMP_WAIT_POLICY of this process where it is unset and Ray starts here.
+
     Args:
         options: further arguments of `ray.init`, for this machine.
 
@@ -90,6 +93,7 @@ def start_ray(**options: Any) -> None:
                 f"RAY_ADDRESS = {address}: no cluster can be joined ({first_line(error)})", remedy=JOIN_REMEDY
             ) from error
         return
+    os.environ.setdefault(WAIT_POLICY, PASSIVE)  # all its workers have it then, as by `openmp_options`
     for tries in (1, 2):
         try:
             # "local": without an address Ray joins whatever `ray start` began last on this machine.
@@ -220,15 +224,16 @@ def lacking(roles: list[Role], cluster: Mapping[str, float]) -> str:
     return "; ".join(short)
 
 
-def overlap_options(config: Config, num_gpus: float) -> dict[str, Any]:
-    """Return Ray actor options of an engine or a learner rank that computes on a CPU while the other side does, too.
+def openmp_options(num_gpus: float) -> dict[str, Any]:
+    """Return Ray actor options of an engine or a learner rank that computes on a CPU: its threads wait passively.
 
-    OpenMP's threads wait for work by spinning: right for one side alone, but on cores that both sides use they take the
-    other's time (the demo at `train.max_staleness=1` on two cores: 12 s a step against 5 s). A policy of the user's stands.
+    OpenMP's threads wait for work by spinning, and take the time of other processes on their cores. A step of the demo took 10 to
+    15 s on two cores with nothing else to do, and 8 to 11 s when they wait passively; beside other work three times as long;
+    at `train.max_staleness=1` 12 s against 5 s. A policy of the user's stands.
     """
-    if config.train.max_staleness == 0 or num_gpus > 0 or "OMP_WAIT_POLICY" in os.environ:
+    if num_gpus > 0 or WAIT_POLICY in os.environ:
         return {}
-    return {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
+    return {"runtime_env": {"env_vars": {WAIT_POLICY: PASSIVE}}}
 
 
 def _bundle(cpus: float, gpus: float, custom_resource: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.calls import get_with_timeout
 from actors.names import actor_name
-from actors.placement import Placement, overlap_options
+from actors.placement import Placement, openmp_options
 from actors.rollout import RolloutWorker
 from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoStrError, first_line
@@ -62,7 +62,7 @@ class RayRolloutPool(EnginePool):
             name=actor_name("rollout-engine", index),
             num_cpus=rollout.num_cpus,
             num_gpus=rollout.num_gpus,
-            **overlap_options(self.config, rollout.num_gpus),
+            **openmp_options(rollout.num_gpus),
             **self._places.get(index, {}),
         )
         return actor.remote(index, self.config, self.frame_store, str(log_file))

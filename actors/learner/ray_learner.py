@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.calls import get_with_timeout
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
-from actors.placement import overlap_options
+from actors.placement import openmp_options
 from videostr.config.schema import Config
 from videostr.errors import LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
@@ -84,7 +84,7 @@ class RayLearner:
                 name=actor_name("learner-rank", rank),
                 num_cpus=c.num_cpus,
                 num_gpus=c.num_gpus,
-                **overlap_options(self.config, c.num_gpus),
+                **openmp_options(c.num_gpus),
                 **(self.options[rank] if self.options else {}),
             ).remote(rank, self.config, self.frame_store)
             for rank in range(c.num_ranks)

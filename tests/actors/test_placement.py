@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from actors.placement import lacking, overlap_options, plan, start_ray
+from actors.placement import lacking, openmp_options, plan, start_ray
 from videostr.config.schema import Config
-from videostr.config.sections import LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig, TrainConfig
+from videostr.config.sections import LearnerConfig, PlacementConfig, RewardConfig, RolloutConfig
 from videostr.errors import PlacementError
 
 CONFIG = Config(
@@ -45,15 +45,12 @@ def test_where_a_service_scores_no_reward_worker_is_planned() -> None:
     assert [role.name for role in plan(config)] == ["rollout", "learner"]
 
 
-def test_threads_wait_passively_where_both_sides_share_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    passive = {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
+def test_threads_wait_passively_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    ahead = Config(train=TrainConfig(max_staleness=1))
-    assert overlap_options(ahead, num_gpus=0) == passive
-    assert overlap_options(ahead, num_gpus=1) == {}
-    assert overlap_options(Config(train=TrainConfig(max_staleness=0)), num_gpus=0) == {}
+    assert openmp_options(num_gpus=0) == {"runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "passive"}}}
+    assert openmp_options(num_gpus=1) == {}
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert overlap_options(ahead, num_gpus=0) == {}
+    assert openmp_options(num_gpus=0) == {}
 
 
 def test_a_role_takes_one_of_the_resource_of_its_nodes() -> None:
