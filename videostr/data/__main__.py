@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,19 +182,19 @@ def _add_exchange(commands: Any) -> None:
     export.add_argument("folder", type=Path)
     export.add_argument("--format", choices=[FORMAT], default=FORMAT)
     export.add_argument("--out", type=Path, required=True)
-    take = commands.add_parser("import", help="read rows of Video-R1 and SpaceR, which have no graphs")
-    take.set_defaults(work=_import)
-    take.add_argument("file", type=Path)
-    take.add_argument("--format", choices=[FORMAT], default=FORMAT)
-    take.add_argument(
+    read = commands.add_parser("import", help="read rows of Video-R1 and SpaceR, which have no graphs")
+    read.set_defaults(work=_import)
+    read.add_argument("file", type=Path)
+    read.add_argument("--format", choices=[FORMAT], default=FORMAT)
+    read.add_argument(
         "--root", type=Path, default=Path(), help="folder that relative paths of videos are below"
     )
-    take.add_argument("--out", type=Path, required=True)
-    take.add_argument("--frames", type=int, default=exchange.NUM_FRAMES, help="frames of a clip")
-    take.add_argument(
+    read.add_argument("--out", type=Path, required=True)
+    read.add_argument("--frames", type=typed(Count), default=exchange.NUM_FRAMES, help="frames of a clip")
+    read.add_argument(
         "--size", type=_size, metavar="WxH", help="of the frames, e.g. 448x252; the video's unless given"
     )
-    take.add_argument("--unit", default="", help="of numbers that name none, e.g. m")
+    read.add_argument("--unit", default="", help="of numbers that name none, e.g. m")
 
 
 # ------------------------------------------------------------------------------------------------------- build
@@ -354,29 +354,30 @@ def _import(options: argparse.Namespace) -> int:
         raise DataError(
             f"{options.out}: already holds a dataset", remedy="name another folder or delete this one"
         )
-    root = options.root.resolve()
     rows = list(exchange.import_video_r1(options.file, num_frames=options.frames, unit=options.unit))
     records = [row for row in rows if isinstance(row, Record)]
     for row in rows:
         if isinstance(row, Failure):
             print(row.detail)
-    width, height = options.size or (None, None)
-    placed = [
-        dataclasses.replace(
-            r, clip=dataclasses.replace(r.clip, video=str(root / r.clip.video), width=width, height=height)
-        )
-        for r in records
-    ]
-    if not placed:
+    if not records:
         raise DataError(
             f"{options.file}: none of its {len(rows)} rows can be used, nothing is written",
             remedy="correct the file",
         )
+    root = options.root.resolve()
+    placed = [_placed(record, root, options.size) for record in records]
     write_records(placed, options.out / "records-00000.parquet")
     print(f"{options.out}: {len(records)} records of {len(rows)} rows")
     if warning := _large_clips(placed):
         print(f"warning: {warning}")
     return 0
+
+
+def _placed(record: Record, root: Path, size: tuple[int, int] | None) -> Record:
+    """Return a record whose video has its whole path, and whose frames have this width and height, if any."""
+    width, height = size or (None, None)
+    video = str(root / record.clip.video)
+    return replace(record, clip=replace(record.clip, video=video, width=width, height=height))
 
 
 def _large_clips(records: Sequence[Record]) -> str:

@@ -5,6 +5,13 @@
 The prompt and its video are computed once for the G completions of a group. Several short groups share a row, a group
 longer than a row is split by completions and its prompt repeated. Planning needs lengths only, so that every rank
 plans alike and encodes no prompt but its own. The last token of a completion is a target, never an input.
+
+A prompt of text p0 p1 p2 with the completions a b c and d e:
+
+    input_ids       p0   p1   p2   a    b    d
+    positions       0    1    2    3    4    3
+    completion_ids  0    0    0    1    1    2
+    predicts                  a d  b    c    e
 """
 
 from __future__ import annotations
