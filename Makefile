@@ -1,5 +1,6 @@
 # make demo [SEED=0] [RUN=demo] | evaluate [RUN=demo] | test | check | bench      each does its own set-up; EXTRA=gpu for CUDA builds
 # make test LATEST=1   the newest versions that pyproject.toml allows, in build/latest, and what they break
+# make gpu-check      does all of it work on the GPUs of this machine? EXTRA=cpu: the same checks without GPUs
 # make lock            makes these the versions that are installed (deploy/locks)
 EXTRA ?= cpu
 SEED ?= 0
@@ -8,7 +9,7 @@ PYTHON := .venv/bin/python
 UNITS := tests/videostr tests/rewards
 ACTORS := tests/actors tests/deploy
 
-.PHONY: setup demo evaluate test test-runs test-actors test-units check bench lock
+.PHONY: setup demo evaluate test test-runs test-actors test-units check bench lock gpu-check
 
 setup:
 	@EXTRA=$(EXTRA) LATEST= bash deploy/setup.sh
@@ -45,6 +46,10 @@ test: | setup
 	EXTRA=$(EXTRA) VENV=build/latest bash deploy/setup.sh
 	LATEST=1 $(PYTHON) deploy/latest.py
 endif
+
+gpu-check: EXTRA = gpu
+gpu-check: | setup
+	$(PYTHON) -m videostr.gpu_check $(if $(filter cpu,$(EXTRA)),--cpu)
 
 lock: | setup
 	bash deploy/lock.sh

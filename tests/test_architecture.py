@@ -18,6 +18,8 @@ FLOORS = {
         "videostr.check",
         "videostr.sft",
         "videostr.parity",
+        "videostr.gpu_check",
+        "videostr.kernel_check",
         "videostr.scale",
         "videostr.data.check",
         "videostr.evaluate",
@@ -99,6 +101,7 @@ COMMANDS = (
     "videostr.check",
     "videostr.sft",
     "videostr.parity",
+    "videostr.gpu_check",
     "videostr.scale",
 )
 """Apps of one module. Commands, these and every `__main__`, may import other apps; nothing else may."""

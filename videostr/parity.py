@@ -45,13 +45,14 @@ from videostr.errors import RolloutError, TransferError
 from videostr.grpo.batch import PromptInputs
 from videostr.models.base import family_of, read_config
 from videostr.models.checkpoint import open_checkpoint
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.prompt import render
 from videostr.types import (
     Answer,
     AnswerKind,
     Clip,
     ClipSpec,
+    Completion,
     Failure,
     GraphAbsence,
     LearnerBatch,
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = make_cases(folder, processor, options.video, options.frames)
         rows = compare_inputs(options.model, options.dtype, processor, cases, folder)
         if not options.inputs:
-            config = _config(options.model, options.dtype, gpu=options.gpu)
+            config = engine_config(options.model, options.dtype, gpu=options.gpu)
             rows += asyncio.run(compare_computation(config, cases, folder))
     sys.stdout.write(table(rows))
     return 0 if all(row.agrees for row in rows) else 1
@@ -159,7 +160,7 @@ def make_cases(folder: Path, processor: Any, video: str | None = None, frames: i
 def compare_inputs(model: str, dtype: str, processor: Any, cases: Sequence[Case], folder: Path) -> list[Row]:
     """Return how token ids, positions and pixels of engine and learner differ; `folder` gets a log of vLLM."""
     family = family_of(model)
-    config = _model_config(model, dtype)
+    config = model_config(model, dtype)
     prompts, clips = [case.prompt for case in cases], [case.frames for case in cases]
     ours = family.encode(prompts, clips, processor, config)
     views = engine_views(model, dtype, prompts, clips, str(folder / "vllm.log"))
@@ -176,7 +177,8 @@ def compare_inputs(model: str, dtype: str, processor: Any, cases: Sequence[Case]
     return [*rows, Row(what="pixels", cases=len(cases), worst=pixels, limit=PIXELS)]
 
 
-def _model_config(model: str, dtype: str) -> Any:
+def model_config(model: str, dtype: str) -> Any:
+    """Return the model's own configuration, with the type that it is computed in."""
     config = family_of(model).config_of(read_config(model), model)
     config.dtype = dtype
     return config
@@ -206,7 +208,7 @@ async def compare_computation(config: Config, cases: Sequence[Case], folder: Pat
         await asyncio.gather(pool.start(), learner.restart())
         groups = await _sample(pool, cases)
         rows = await _compare_logprobs(config, learner, groups, "")
-        update = await learner.update(_batch(groups))
+        update = await learner.update(batch_of(groups))
         changed = f"after an update (gradient norm {update.metrics['grad_norm']:.3g})"
         rows.append(await _sync(config, pool, learner, update.version))
         return rows + await _compare_logprobs(config, learner, await _sample(pool, cases), changed)
@@ -230,10 +232,10 @@ async def _sync(config: Config, pool: RayRolloutPool, learner: RayLearner, versi
 async def _compare_logprobs(
     config: Config, learner: RayLearner, groups: Sequence[RolloutGroup], note: str
 ) -> list[Row]:
-    packed = await learner.logprobs(_batch(groups))
+    packed = await learner.logprobs(batch_of(groups))
     alone = [
         [
-            (await learner.logprobs(_batch([_only(group, index)])))[0][0]
+            (await learner.logprobs(batch_of([_only(group, index)])))[0][0]
             for index in range(len(group.rollouts))
         ]
         for group in groups
@@ -271,18 +273,18 @@ async def _sample(pool: RayRolloutPool, cases: Sequence[Case]) -> list[RolloutGr
                 f"{request.prompt.record_id}: {found.detail}",
                 remedy="compare with --inputs, or with other --frames",
             )
-        groups.append(_group(request.prompt, found))
+        groups.append(group_of(request.prompt, found.prompt_token_ids, found.completions))
     return groups
 
 
-def _group(prompt: Prompt, sampled: Sampled) -> RolloutGroup:
+def group_of(prompt: Prompt, prompt_token_ids: np.ndarray, completions: Sequence[Completion]) -> RolloutGroup:
+    """Return a group that nothing has scored."""
     trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
     return RolloutGroup(
         prompt=prompt,
-        prompt_token_ids=sampled.prompt_token_ids,
+        prompt_token_ids=prompt_token_ids,
         rollouts=tuple(
-            Rollout(completion=each, trace=trace, score=Score(total=0.0, parts={}))
-            for each in sampled.completions
+            Rollout(completion=each, trace=trace, score=Score(total=0.0, parts={})) for each in completions
         ),
     )
 
@@ -291,7 +293,7 @@ def _only(group: RolloutGroup, index: int) -> RolloutGroup:
     return replace(group, rollouts=group.rollouts[index : index + 1])
 
 
-def _batch(groups: Sequence[RolloutGroup]) -> LearnerBatch:
+def batch_of(groups: Sequence[RolloutGroup]) -> LearnerBatch:
     """Return groups with advantages that differ within each."""
     gains = tuple(np.linspace(-1.0, 1.0, len(group.rollouts)).astype(np.float32) for group in groups)
     return LearnerBatch(groups=tuple(groups), advantages=gains, temperature=1.0)
@@ -324,10 +326,10 @@ def _write_video(path: Path, seed: int, height: int, width: int, fps: Fraction, 
         container.mux(stream.encode())
 
 
-def _config(model: str, dtype: Any, *, gpu: bool) -> Config:
+def engine_config(model: str, dtype: Any, *, gpu: bool) -> Config:
     """Return the config of one engine and one rank, whose one update moves every weight by about 1e-3."""
     gpus = 1.0 if gpu else 0.0
-    longest = _model_config(model, dtype).get_text_config().max_position_embeddings
+    longest = model_config(model, dtype).get_text_config().max_position_embeddings
     return Config(
         run=Run(name="parity"),
         model=Model(path=model, dtype=dtype),

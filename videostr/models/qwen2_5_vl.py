@@ -24,7 +24,10 @@ from videostr.models.qwen_vl import Layout, QwenVL, Tower, text_sizes
 def _published(text: tuple[int, ...], vision_mlp: int, *, tied: bool = False) -> dict[str, Any]:
     vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": vision_mlp, "out_hidden_size": text[0]}
     return {
-        "text_config": text_sizes(*text),
+        "text_config": {
+            **text_sizes(*text),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
         "vision_config": {**vision, "patch_size": 14, "window_size": 112, "spatial_merge_size": 2},
         "tie_word_embeddings": tied,
     }
