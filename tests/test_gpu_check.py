@@ -18,13 +18,21 @@ def test_all_checks_pass_on_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["--cpu", "--out", str(page)]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == str(page)
-    assert "What could be checked works; look at tensor parallel." in said
-    for name in ("software", "attention, float32", "two ranks of ZeRO-3", "speed", "engine, float32", "run"):
+    assert "All of it works here." in said
+    for name in (
+        "software",
+        "attention, float32",
+        "two ranks of ZeRO-3",
+        "speed",
+        "engine, float32",
+        "tensor parallel, 2 ranks",
+        "run",
+    ):
         assert f"ok    {name} " in said, said
     assert "20 steps, killed after 8 and resumed" in said
     shown = page.read_text()
     assert "two ranks of ZeRO-3" in shown
-    assert "What could be checked works" in shown
+    assert "All of it works here." in shown
 
 
 def test_wrong_attention_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def complaints(words: list[str]) -> list[str]:
     """What a command names that is not there."""
     found = []
     if words[0] == "make":
-        targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         found += [
             f"make {word}: no such target" for word in words[1:] if "=" not in word and word not in targets
         ]

@@ -253,26 +253,18 @@ def check_engine(place: Place) -> Iterator[Finding]:
 
 
 def check_tensor_parallel(place: Place) -> Iterator[Finding]:
-    """Compare an engine of two GPUs with the learner in the same way."""
-    if not place.gpus:
-        yield warn("tensor parallel", "not run: engines on CPU have no tensor parallelism here", "use GPUs")
-    elif missing := place.lacks("tensor parallel", 3, "an engine of two GPUs beside a learner rank"):
-        yield from missing
-    else:
-        yield from _parity(place, "bfloat16", 2)
+    """Compare an engine of two GPUs, or of two processes on CPU, with the learner in the same way."""
+    missing = place.lacks("tensor parallel", 3, "an engine of two GPUs beside a learner rank")
+    yield from missing or _parity(place, "bfloat16" if place.gpus else "float32", 2)
 
 
 def _parity(place: Place, dtype: str, size: int) -> Iterator[Finding]:
-    name = f"engine, {dtype}" if size == 1 else f"tensor parallel, {size} GPUs"
+    name = f"engine, {dtype}" if size == 1 else f"tensor parallel, {size} ranks"
     config = _config(gpus=place.gpus, dtype=dtype)
+    rollout = replace(config.rollout, tensor_parallel_size=size, num_gpus=float(size if place.gpus else 0))
     if place.gpus:
-        rollout = replace(
-            config.rollout,
-            num_gpus=float(size),
-            tensor_parallel_size=size,
-            gpu_memory_utilization=0.3,
-        )
-        config = replace(config, rollout=rollout)
+        rollout = replace(rollout, gpu_memory_utilization=0.3)
+    config = replace(config, rollout=rollout)
     cases = parity.make_cases(place.folder, open_checkpoint(PRETRAINED, cpu=not place.gpus, dtype=dtype))
     rows = asyncio.run(parity.compare_computation(config, cases, place.folder))
     for row in rows:

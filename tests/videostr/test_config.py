@@ -156,10 +156,6 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         ["sampling.max_tokens = 600", "rollout.max_model_len = 500", "raise max_model_len"],
     ),
     (
-        {"rollout.tensor_parallel_size": 2},
-        ["rollout.tensor_parallel_size = 2", "rollout.num_gpus = 0", "set rollout.num_gpus"],
-    ),
-    (
         {"rollout.num_gpus": 2.0, "learner.num_gpus": 1.0},
         ["rollout.num_gpus = 2.0", "rollout.tensor_parallel_size = 1", "one GPU per tensor-parallel rank"],
     ),

@@ -105,10 +105,6 @@ def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
             f"must be 0 or at least rollout.num_workers = {r.num_workers}: workers are only added automatically",
             "lower num_workers",
         )  # fmt: skip
-    if not on_gpu and r.tensor_parallel_size > 1:
-        yield _problem(
-            c, "rollout.tensor_parallel_size", "needs GPUs, but rollout.num_gpus = 0", "set rollout.num_gpus to the same number"
-        )  # fmt: skip
     if on_gpu and r.num_gpus != r.tensor_parallel_size:
         yield _problem(
             c, "rollout.num_gpus",

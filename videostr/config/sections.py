@@ -122,7 +122,7 @@ class RolloutConfig:
     max_workers: NonNegativeInt = 0
     """Add workers up to this number whenever the cluster has room for one; 0 adds none."""
     tensor_parallel_size: Count = 1
-    """Accelerators per engine; 1 on CPU."""
+    """Accelerators of an engine; on CPU its processes."""
     num_cpus: Positive = 1.0
     """Ray CPUs reserved per worker."""
     num_gpus: NonNegative = 0.0
