@@ -24,6 +24,7 @@ os.environ.update(
     RAY_raylet_start_wait_time_s="120",  # for a raylet to register: 10 s are few on a busy machine
     NO_PROXY="127.0.0.1,localhost",  # all servers of the tests are there
     no_proxy="127.0.0.1,localhost",
+    OMP_WAIT_POLICY="passive",  # two parts of `make test` share the cores, with all the processes that each starts
 )
 SmallRun = Callable[..., list[str]]
 StartLaunch = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]

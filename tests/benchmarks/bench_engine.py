@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from tests.benchmarks.measure import ratio, report, spread
 from videostr.config.load import load
 from videostr.config.schema import Config
 from videostr.data.records import read_records
+from videostr.models.base import FAMILIES, family_of
+from videostr.models.tiny import make_tiny
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import render
 from videostr.types import Record
@@ -51,8 +53,8 @@ class Engine:
 
 
 @contextmanager
-def engine_of(policy: Path, folder: Path) -> Iterator[Engine]:
-    config = load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}"])
+def engine_of(policy: Path, folder: Path, *overrides: str) -> Iterator[Engine]:
+    config = load("configs/tabletop_cpu.yaml", [f"model.path={policy.absolute()}", *overrides])
     ray.init(
         "local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
     )
@@ -119,6 +121,44 @@ def test_rollout(
         cores=2,
         repeats=repeats,
         spread=spread(ours),
+    )
+
+
+LONG_TEXT = 1400
+"""Tokens."""
+
+
+@pytest.mark.parametrize("model_type", list(FAMILIES))
+def test_prefill_of_a_group(
+    model_type: str, tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One token of eight completions of a long prompt, against one token of one."""
+    make_tiny(tmp_path / "policy", 0, ["where is the red_ball?"], model_type=model_type)
+    dtype = family_of({"model_type": model_type}).engine_dtypes(cpu=True)[0]
+    (short,) = requests_of(tabletop / "train", 1)
+    prompt = replace(short.prompt, text=short.prompt.text + "7" * LONG_TEXT)
+    overrides = (f"model.dtype={dtype}", "rollout.max_model_len=2048")
+    sides: dict[int, list[float]] = {G: [], 1: []}
+    with engine_of(tmp_path / "policy", tmp_path, *overrides) as engine:
+        for turn in range(8):
+            for n, seconds in sides.items():
+                ray.get(engine.handle.forget.remote())
+                request = SampleRequest(prompt=prompt, n=n, temperature=1.0, max_tokens=1, seed=turn)
+                took, _ = engine.run(through_pool(engine.pool, [request]))
+                if turn > 0:
+                    seconds.append(took)
+    report(
+        capsys,
+        name="rollout/prefill_of_a_group",
+        value=round(statistics.median(sides[G]), 3),
+        unit="s",
+        ratio=ratio(sides[G], sides[1]),
+        against="the same prompt with one completion",
+        model_type=model_type,
+        shape=f"prompt of about {LONG_TEXT} tokens x {G} completions of one token, {dtype}",
+        cores=2,
+        repeats=7,
+        spread=spread(sides[G]),
     )
 
 
