@@ -1,7 +1,7 @@
-"""Files that come with the package: the embedded policy and the configs.
+"""Files that come with the package: the embedded policy and the configs, named `videostr/...` and `configs/...`.
 
-A checkout has them below the working directory, as `videostr/...` and `configs/...`; an installed package has them in its own
-folder. The same path names them in both.
+They are found from any folder, in a checkout and in an installed package alike; one of that name below the working directory
+comes first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ PACKAGE = Path(__file__).parent
 def find(path: str | Path) -> Path:
     """Return `path`; where it does not exist and names a file that comes with the package, that file."""
     path = Path(path)
-    if not path.is_absolute() and not path.exists():
-        inside = {"videostr": PACKAGE.parent, "configs": PACKAGE}.get(path.parts[0] if path.parts else "")
-        if inside is not None and (inside / path).exists():
-            return inside / path
+    if not path.is_absolute() and not path.exists() and path.parts[:1] in {("videostr",), ("configs",)}:
+        folders = (PACKAGE, PACKAGE.parent)  # a wheel has the configs in the package, a checkout beside it
+        return next((folder / path for folder in folders if (folder / path).exists()), path)
     return path

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from videostr.config.load import dump, load, load_sft
+from videostr.config.load import dump, load, load_ablation, load_evaluation, load_sft
 from videostr.config.schema import Config, SftConfig
 from videostr.errors import ConfigError
+from videostr.shipped import find
 
 SPARSE = """
 model: {path: models/tiny}
@@ -405,3 +406,32 @@ def test_rules_of_adapters(write: Callable[[str], Path], given: list[str], said:
     with pytest.raises(ConfigError) as caught:
         load(write(SPARSE), given)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "command"),
+    [
+        (load_ablation, "tabletop_cpu", "videostr.launch or python -m videostr.plan"),
+        (load_evaluation, "tabletop_sft", "videostr.sft"),
+        (load, "eval_tabletop", "videostr.evaluate"),
+        (load, "ablation_tabletop", "videostr.ablate"),
+    ],
+)
+def test_the_config_of_another_command_is_named(
+    read: Callable[[str], object], name: str, command: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"configs/{name}.yaml: is a config of python -m {command}, not of"):
+        read(f"configs/{name}.yaml")
+
+
+@pytest.mark.parametrize("path", ["configs/tabletop_cpu.yaml", "videostr/tabletop/pretrained/config.json"])
+def test_what_is_shipped_is_found_from_any_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find(path).is_file()
+    own = tmp_path / path
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert find(path).resolve() == own.resolve()
+    assert find("configs/nothing.yaml") == Path("configs/nothing.yaml")

@@ -6,7 +6,7 @@ A file is sparse (a key that it leaves out has its default) and complete (no int
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,13 @@ from videostr.errors import ConfigError
 from videostr.shipped import find
 
 C = TypeVar("C", bound=AnyConfig)
+COMMANDS: Mapping[type, str] = {
+    Config: "python -m videostr.launch",
+    SftConfig: "python -m videostr.sft",
+    EvaluationConfig: "python -m videostr.evaluate",
+    AblationConfig: "python -m videostr.ablate",
+    PlanConfig: "python -m videostr.plan",
+}
 RESOLVED = "# Resolved: every key, defaults included. Delete this line when you edit the file by hand.\n"
 """First line of a dump. Of such a file only keys that differ from their default count as written by the user."""
 
@@ -88,10 +95,23 @@ def _trees(
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Return the tree of a file, that of the overrides, and whether the file was written by `dump`."""
     file, is_resolved = _read(path)
+    if commands := _of_other_commands(schema, file):
+        raise ConfigError(
+            f"{path}: is a config of {' or '.join(commands)}, not of {COMMANDS[schema]}",
+            remedy="run that command, or name another file",
+        )
     given: dict[str, Any] = {}
     for text in overrides:
         given = _merged(given, _override(text, schema))
     return file, given, is_resolved
+
+
+def _of_other_commands(schema: type, file: Mapping[str, Any]) -> list[str]:
+    """Return the commands that have all sections of a file, where this one lacks some."""
+    sections = {each: {key.name for key in fields(each)} for each in COMMANDS}
+    if file.keys() <= sections[schema]:
+        return []
+    return [COMMANDS[each] for each in COMMANDS if file.keys() <= sections[each]]
 
 
 def _load(schema: type[C], path: str | Path, overrides: Sequence[str]) -> C:
