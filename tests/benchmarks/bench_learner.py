@@ -78,7 +78,7 @@ Qwen3-VL-4B. Packing saves less of attention than of all else, as a completion s
 
 @pytest.fixture(scope="module")
 def folder(model_type: str, wider: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy of random weights; of four layers the last has full attention where others are recurrent."""
+    """A policy of random weights; where layers are recurrent, there are four, the last with full attention."""
     found = tmp_path_factory.mktemp(model_type)
     family = family_of({"model_type": model_type})
     family.make_tiny(found, 0, ["where is the red_ball?"])
@@ -87,6 +87,9 @@ def folder(model_type: str, wider: int, tmp_path_factory: pytest.TempPathFactory
         text, vision = config.text_config, config.vision_config
         text.intermediate_size *= wider
         text.hidden_size *= wider
+        if getattr(text, "head_dim", None) is None:  # heads are as wide together as the layer
+            text.num_attention_heads *= wider
+            text.num_key_value_heads *= wider
         setattr(
             vision,
             "out_hidden_size" if hasattr(vision, "out_hidden_size") else "hidden_size",
