@@ -156,7 +156,9 @@ def graph_use(
     def share(part: np.ndarray, of: np.ndarray) -> np.ndarray:
         """Return [B] sums of a part, divided by those of the whole."""
         whole = weights @ of
-        return np.divide(weights @ part, whole, out=np.full(len(weights), np.nan), where=whole > 0)
+        shares: np.ndarray = np.full(len(weights), np.nan)
+        np.divide(weights @ part, whole, out=shares, where=whole > 0)
+        return shares
 
     return {
         "entailed": mean(entailed, weights),
