@@ -17,7 +17,7 @@ setup:
 demo: | setup
 	$(PYTHON) -m videostr.launch --config configs/tabletop_cpu.yaml run.name=$(RUN) run.seed=$(SEED)
 
-# The shipped policy and the one that the demo trained, on the held-out records, in three modes, side by side.
+# The shipped policy and the one that the demo trained, on the held-out records, in all modes, side by side.
 evaluate: | setup
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=before
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=after model.path=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)

@@ -31,6 +31,7 @@ async def engines(config: Config, frame_store: Path, logs: Path) -> AsyncIterato
         cleanup.callback(placement.close)
         await placement.reserve()
         pool = RayRolloutPool(config, frame_store, logs, placement)
+        pool.gathers_clips = True
         cleanup.callback(pool.close)
         await pool.start()
         serving = asyncio.create_task(_serve(pool))

@@ -28,7 +28,7 @@ from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.ports import Sampled, SampleRequest
 from videostr.trace import opened
-from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
+from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt, VersionSpan
 from videostr.video import ClipFrames, FrameStore
 
 PARSE_TRIES = 5
@@ -211,56 +211,59 @@ class RolloutWorker(Named):
     async def _sample(self, request: SampleRequest) -> Sampled | Failure:
         from vllm.exceptions import VLLMError
 
-        frames = await asyncio.to_thread(self.frames.frames, request.prompt.clip)
+        prompt = request.prompt
+        frames = None if prompt.is_blind else await asyncio.to_thread(self.frames.frames, prompt.clip)
         try:
-            rendered = await self._render(request, frames)
+            rendered = await self._render(prompt, frames)
         except VLLMError:
             raise
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
             # Of a processor that met a prompt it cannot take; raised on, it would count against the engine
             return Failure(
                 kind=FailureKind.ENGINE,
-                record_id=request.prompt.record_id,
+                record_id=prompt.record_id,
                 detail=f"{self.name} cannot encode the prompt ({type(error).__name__}: {error})",
             )
         length, limit = len(rendered["prompt_token_ids"]), self.config.rollout.max_model_len
         if length >= limit:
             return Failure(
                 kind=FailureKind.PROMPT_TOO_LONG,
-                record_id=request.prompt.record_id,
+                record_id=prompt.record_id,
                 detail=f"{length} prompt tokens, rollout.max_model_len = {limit}; raise it or show fewer frames",
             )
         output = await self._generate(rendered, request)
-        begun = opened(request.prompt.text)
+        begun = opened(prompt.text)
         completions = tuple(self._completion(part, begun) for part in output.outputs)
         sampled = {int(token) for completion in completions for token in completion.token_ids}
         if not sampled.isdisjoint(self._banned):
             return Failure(
                 kind=FailureKind.PLACEHOLDER_SAMPLED,
-                record_id=request.prompt.record_id,
+                record_id=prompt.record_id,
                 detail=f"{self.name} sampled {sorted(sampled & self._banned.keys())} in spite of the ban",
             )
         return Sampled(
             prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32), completions=completions
         )
 
-    async def _render(self, request: SampleRequest, frames: ClipFrames) -> Any:
-        """Return token ids and vision inputs of a prompt, in vLLM's form."""
+    async def _render(self, prompt: Prompt, frames: ClipFrames | None) -> Any:
+        """Return token ids and vision inputs of a prompt, in vLLM's form; None where it shows no video."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        inputs = self._family.engine_inputs(request.prompt, frames)
-        prompt: dict[str, Any] = {
-            "prompt": inputs.text,
-            "multi_modal_data": {"video": [(inputs.pixels, dict(inputs.metadata))]},
-            # The clip's name instead of a hash over its pixels, for prefix and encoder cache.
-            "multi_modal_uuids": {"video": [request.prompt.clip.digest]},
-        }
-        if inputs.processor_options:
-            prompt["mm_processor_kwargs"] = dict(inputs.processor_options)
+        given: dict[str, Any] = {"prompt": prompt.text}
+        if frames is not None:
+            inputs = self._family.engine_inputs(prompt, frames)
+            given = {
+                "prompt": inputs.text,
+                "multi_modal_data": {"video": [(inputs.pixels, dict(inputs.metadata))]},
+                # The clip's name instead of a hash over its pixels, for prefix and encoder cache.
+                "multi_modal_uuids": {"video": [prompt.clip.digest]},
+            }
+            if inputs.processor_options:
+                given["mm_processor_kwargs"] = dict(inputs.processor_options)
         renderer = self._engine.renderer
         # Without a limit here: the limit is for the expanded prompt, and is ours to report.
         params = replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
-        parsed = parse_model_prompt(self._engine.model_config, prompt)
+        parsed = parse_model_prompt(self._engine.model_config, given)
         (rendered,) = await renderer.render_cmpl_async([parsed], params)
         return rendered
 

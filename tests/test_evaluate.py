@@ -1,4 +1,4 @@
-"""`python -m videostr.evaluate` as a user runs it: a real engine, the tabletop's videos, three modes; killed and run again."""
+"""`python -m videostr.evaluate` as a user runs it: a real engine, the tabletop's videos, all modes; killed and run again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from videostr.evaluate import __main__ as command
 ROOT = Path(__file__).parents[1]
 QUESTIONS = 8
 LIMIT_S = 600
-MODES = ("direct", "think", "graph")
+PROMPTS = ("direct", "think", "graph")
+MODES = (*PROMPTS, "blind", "single_frame", "shuffled")
 
 
 def arguments(tabletop: Path, results: Path, *more: str) -> list[str]:
@@ -122,8 +123,20 @@ def test_every_question_has_a_row_with_what_determined_it(results: Path) -> None
             assert row["answered"]
             assert row["completion_tokens"] > 0
             assert row["prompt_tokens"] > len(row["times"])
-            assert ("<graph>" in row["prompt"]) == (mode == "graph")
-    graph = table(results, "graph").values()
+            assert ("<graph>" in row["prompt"]) == (mode not in {"direct", "think"})
+            assert ("<|video_pad|>" in row["prompt"]) == (mode != "blind")
+    whole, blind, single, shuffled = (table(results, mode) for mode in ("graph", *MODES[len(PROMPTS) :]))
+    for name, row in whole.items():
+        # each pair of frames takes as many tokens; a blind prompt has none of them, and not the two around them
+        assert shuffled[name]["prompt_tokens"] == row["prompt_tokens"]
+        bare = blind[name]["prompt_tokens"] + 2
+        per_pair, rest = divmod(row["prompt_tokens"] - bare, len(row["times"]) // 2)
+        assert (rest, single[name]["prompt_tokens"] - bare) == (0, per_pair)
+        assert per_pair > 0
+        assert shuffled[name]["times"] == row["times"] != single[name]["times"]
+    for other in (blind, single, shuffled):
+        assert any(row["text"] != whole[name]["text"] for name, row in other.items())
+    graph = whole.values()
     assert sum(row["score/format"] for row in graph) > QUESTIONS / 2
     assert sum(row["score/graph"] for row in graph) > 0
 
@@ -137,6 +150,13 @@ def test_the_same_again_starts_no_engine_and_gives_the_same_tables(results: Path
 def test_modes_stand_side_by_side(results: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = (results / "shipped" / "figures.md").read_text()
     assert all(f"pretrained {mode}" in text for mode in MODES)
+    adds = text.partition("## what the video adds")[2]
+    for what, mode in (
+        ("the video", "blind"),
+        ("more than one frame", "single_frame"),
+        ("the order of frames", "shuffled"),
+    ):
+        assert f"{what}: tabletop-pretrained graph - tabletop-pretrained {mode}" in adds
     folders = [str(results / "shipped" / mode) for mode in ("direct", "graph")]
     assert command.main(["--compare", *folders, "--out", str(tmp_path / "table")]) == 0
     assert "The runs differ in" in capsys.readouterr().out

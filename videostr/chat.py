@@ -1,4 +1,4 @@
-"""User text -> chat text of one turn with one video, in which nothing of the text is a special token.
+"""User text -> chat text of one turn with one video, or none, in which nothing of the text is a special token.
 
 A tokenizer takes its special tokens from wherever they stand in a text: a question about `<|im_end|>` would end the turn, one
 about `<|video_pad|>` would ask for a second video. `escape` parts such strings by a blank (`< |im_end|>`), so that they are
@@ -24,6 +24,8 @@ LIKELY = re.compile(
 )
 """What is a special token of a common tokenizer, where the tokenizer is not known."""
 _BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
+VIDEO_PLACE = "\ue000"
+"""In a user's text: where the video stands, if not before all of it."""
 _ROUNDS = 8
 """Most passes of `escape`; a token of one character cannot be parted, and is found by the comparison."""
 _PROBE = "What moves?"
@@ -77,15 +79,20 @@ def found_in(text: str, processor: Any) -> list[str]:
     return _format(processor).pattern.findall(text)
 
 
-def chat_text(text: str, processor: Any) -> str:
+def chat_text(text: str, processor: Any, *, with_video: bool = True) -> str:
     """Return the chat text of one user turn with a video and this text; ends where the completion begins.
+
+    Args:
+        text: of the user.
+        processor: whose chat template.
+        with_video: False leaves the video out.
 
     Raises:
         PromptError: the template cannot take the text, or text and template form a special token together.
     """
-    chat_format = _format(processor)
+    chat_format = _format(processor, with_video=with_video)
     try:
-        chat = _apply_template(processor, escape(text, chat_format.pattern))
+        chat = _apply_template(processor, escape(text, chat_format.pattern), with_video=with_video)
         extra = _surplus(chat, chat_format, processor)
     except Exception as error:  # templates are programs, and tokenizers know no type of their own
         raise PromptError(
@@ -125,8 +132,13 @@ def template_problems(processor: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def _apply_template(processor: Any, text: str) -> str:
-    content = [{"type": "video"}, {"type": "text", "text": text}]
+def _apply_template(processor: Any, text: str, *, with_video: bool = True) -> str:
+    before, place, after = text.partition(VIDEO_PLACE)
+    texts = (before, after) if place else ("", text)
+    parts = [{"type": "text", "text": part} for part in texts]
+    content = [part for part in (parts[0], {"type": "video"}, parts[1]) if part.get("text") != ""]
+    if not with_video:
+        content = [{"type": "text", "text": "".join(texts)}]
     chat: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
@@ -134,13 +146,13 @@ def _apply_template(processor: Any, text: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _format(processor: Any) -> _ChatFormat:
+def _format(processor: Any, *, with_video: bool = True) -> _ChatFormat:
     """Return what the prompts of a processor are compared with; made once for each."""
     tokenizer = processor.tokenizer
     special = special_tokens(processor)
     pattern = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
     ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(special & tokenizer.get_vocab().keys())))
-    chat = _apply_template(processor, _PROBE)
+    chat = _apply_template(processor, _PROBE, with_video=with_video)
     return _ChatFormat(
         pattern=pattern,
         ids=ids,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,28 @@ class Evaluation:
         return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
 
-async def evaluate(
-    config: Config,
-    heldout: Sequence[PromptItem | Failure],
-    ports: Ports,
-    version: int,
-    *,
-    greedy_only: bool = False,
-) -> Evaluation:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """What is to be evaluated."""
+
+    config: Config
+    heldout: Sequence[PromptItem | Failure]
+    """Held-out prompts; a failure is one that cannot be used."""
+    ports: Ports
+    version: int
+    """Of the weights that must have answered."""
+    greedy_only: bool = False
+    """Whether the sampled completions are left out."""
+
+
+Evaluate = Callable[[EvaluationRequest], Coroutine[Any, Any, Evaluation]]
+"""Evaluates held-out prompts: sampled and greedily by the run's engines (`evaluate`), or by teacher forcing."""
+
+
+async def evaluate(request: EvaluationRequest) -> Evaluation:
     """Sample and score every held-out prompt; a prompt that fails in one way is counted and left out of both."""
+    config, heldout, ports, version = request.config, request.heldout, request.ports, request.version
+    greedy_only = request.greedy_only
     ways = {GREEDY: (1, 0.0)}
     if not greedy_only:
         ways = {SAMPLED: (config.evaluate.samples, config.sampling.temperature), **ways}

@@ -8,6 +8,7 @@ in virtual time.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class EnginePool(EngineSupervisor):
     def __init__(self, config: Config, log_folder: str | Path, timeline: Timeline | None = None) -> None:
         """Start nothing yet; arguments as of `EngineSupervisor`."""
         super().__init__(config, log_folder, timeline)
+        self.gathers_clips = False
+        """Whether requests about one clip go to the engine that has it, if that leaves no sequence of another empty."""
         self._learner_error: LearnerError | None = None
         """Why no engine can get weights."""
 
@@ -50,7 +53,7 @@ class EnginePool(EngineSupervisor):
         """
         problem = ""
         for attempt in range(TRIES):
-            engine = await self._take(request.n)
+            engine = await self._take(request)
             try:
                 sampled: Sampled | Failure = await self._call(
                     engine, "sample", request, limit=self.config.rollout.request_timeout_s
@@ -64,6 +67,7 @@ class EnginePool(EngineSupervisor):
                 await self._check(engine)
             finally:
                 engine.sequences -= request.n
+                engine.clips -= Counter({request.prompt.clip.digest: request.n})  # drops what has none left
                 await self._notify()
         return Failure(
             kind=FailureKind.ENGINE,
@@ -143,8 +147,19 @@ class EnginePool(EngineSupervisor):
         except RolloutError as error:
             self._lose(engine, "hung", str(error))
 
-    async def _take(self, n: int) -> Engine:
-        """Reserve n completions on the least loaded healthy engine that has room."""
+    async def _take(self, request: SampleRequest) -> Engine:
+        """Reserve the completions of a request on the least loaded healthy engine that has room."""
+        clip, seats = request.prompt.clip.digest, self.config.rollout.max_num_seqs
+
+        def order(engine: Engine) -> tuple[bool, bool, int]:
+            """Return what makes an engine the first choice, if it is least."""
+            gathers = self.gathers_clips
+            return (
+                gathers and engine.sequences >= seats,
+                gathers and engine.clips[clip] == 0,
+                engine.sequences,
+            )
+
         async with self._changed:
             while True:
                 if self._learner_error is not None:
@@ -152,9 +167,11 @@ class EnginePool(EngineSupervisor):
                 if self._none_is_left():
                     raise self._no_engine_error()
                 healthy = [e for e in self._engines if e.state.health is Health.HEALTHY]
-                engine = min(healthy, key=lambda e: e.sequences, default=None)
-                if engine is not None and engine.sequences < AHEAD * self.config.rollout.max_num_seqs:
-                    engine.sequences += n
+                with_room = [e for e in healthy if e.sequences < AHEAD * seats]
+                if with_room:
+                    engine = min(with_room, key=order)
+                    engine.sequences += request.n
+                    engine.clips[clip] += request.n
                     self._note(engine)
                     return engine
                 await self._changed.wait()

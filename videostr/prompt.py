@@ -121,11 +121,15 @@ def reasoning_prompt(question: str, contract: str, form: str) -> str:
 
 
 def graph_contract(graph: SceneGraph, times: Sequence[float], labels: str) -> str:
-    """Return how to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels."""
+    """Return how to draw a scene: unit, frame of reference and dimensions as in `graph`, at these times, with these labels.
+
+    Without times, which are not always known, it asks for some of those shown.
+    """
+    when = f"{', '.join(f'{t:g}' for t in times)} s" if times else "up to four of those shown, in s"
     return "\n".join(
         [
             "Inside <think></think>, draw the scene as JSON inside <graph></graph>, then reason.",
-            f"Unit: {graph.unit}. Positions: {AXES[graph.frame]}. Times: {', '.join(f'{t:g}' for t in times)} s. {labels}",
+            f"Unit: {graph.unit}. Positions: {AXES[graph.frame]}. Times: {when}. {labels}",
             "Edges (dist; angle of a to b in degrees, 0 right, 90 away) may be left out.",
             f"Example of another scene: {_example(graph)}",
         ]

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from videostr.checkpoint import RESUMED, Ledger, RunState
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
-from videostr.heldout import Evaluation, evaluate
+from videostr.heldout import Evaluate, Evaluation, EvaluationRequest, evaluate
 from videostr.lock import FolderLock
 from videostr.loop import Evaluator, train
 from videostr.metrics import duration
@@ -29,21 +29,6 @@ from videostr.types import Failure, FailureKind
 from videostr.worker_state import pause_before
 
 T = TypeVar("T")
-
-
-class Evaluate(Protocol):
-    """Evaluates held-out prompts: sampled and greedily by the run's engines, or by teacher forcing."""
-
-    def __call__(
-        self,
-        config: Config,
-        heldout: Sequence[PromptItem | Failure],
-        ports: Ports,
-        version: int,
-        *,
-        greedy_only: bool = False,
-    ) -> Coroutine[Any, Any, Evaluation]:
-        """Return the scores of the weights of this version."""
 
 
 log = logging.getLogger("videostr.run")
@@ -286,7 +271,7 @@ class HeldOut:
             return None
         prompts = await self._first_prompts()
         log.info("evaluating %d held-out prompts after step %d", len(prompts), state.step)
-        found = await self._how(self._config, prompts, self._ports, state.version)
+        found = await self._how(self._request(prompts, state))
         await self._folder.thread(found.write, path)
         return found
 
@@ -301,7 +286,7 @@ class HeldOut:
             return
         prompts = await self._first_prompts()
         with folder.timeline.during("evaluation", "evaluate"):
-            found = await self._how(self._config, prompts, self._ports, state.version, greedy_only=True)
+            found = await self._how(self._request(prompts, state, greedy_only=True))
         if (value := found.merit) is None or FailureKind.OTHER_WEIGHTS.name.lower() in found.failures:
             log.warning(
                 "no held-out evaluation after step %d, prompts failed: %s", state.step, found.failures
@@ -311,6 +296,17 @@ class HeldOut:
         best = await checkpoints.thread(checkpoints.note_held_out, state.step, value)
         folder.scalar(f"heldout/greedy_{found.best_by}", value, state.step)
         log.info("held-out after step %d: greedy %s %.3f, best %.3f", state.step, found.best_by, value, best)
+
+    def _request(
+        self, prompts: Sequence[PromptItem | Failure], state: RunState, *, greedy_only: bool = False
+    ) -> EvaluationRequest:
+        return EvaluationRequest(
+            config=self._config,
+            heldout=prompts,
+            ports=self._ports,
+            version=state.version,
+            greedy_only=greedy_only,
+        )
 
     async def _first_prompts(self) -> list[PromptItem | Failure]:
         if not self._prompts:

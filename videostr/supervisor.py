@@ -13,7 +13,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Engine:
     """Shared by all processes that take each other's place."""
     sequences: int = 0
     """Completions in flight."""
+    clips: Counter[str] = field(default_factory=Counter)
+    """The same by the digest of the clip that they are about."""
     is_lost: bool = False
     is_paused: bool = False
     """For a weight sync: it samples nothing until it has received weights."""

@@ -7,41 +7,31 @@ tokens, and of those that are one digit, whose most likely value is the true one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from videostr.asking import ask
-from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem
-from videostr.heldout import Evaluation
-from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.heldout import Evaluation, EvaluationRequest
+from videostr.ports import Sampled, SampleRequest
 from videostr.types import Failure, FailureKind, LearnerBatch, RolloutGroup
 
 
 class TeacherForcing:
-    """Evaluates held-out references; implements `videostr.run.Evaluate`."""
+    """Evaluates held-out references; implements `videostr.heldout.Evaluate`."""
 
     def __init__(self, processor: Any) -> None:
         """Take the policy's processor, which knows the tokens of digits."""
         vocabulary = processor.tokenizer.get_vocab()
         self._digits = [vocabulary[str(digit)] for digit in range(10) if str(digit) in vocabulary]
 
-    async def __call__(
-        self,
-        config: Config,
-        heldout: Sequence[PromptItem | Failure],
-        ports: Ports,
-        version: int,
-        *,
-        greedy_only: bool = False,
-    ) -> Evaluation:
+    async def __call__(self, request: EvaluationRequest) -> Evaluation:
         """Return the figures of the learner's weights, which are those of `version`; nothing is sampled.
 
         Prompts that fail are counted and left out. Weights that have become others meanwhile are a failure of all.
         """
-        del greedy_only
+        config, heldout, ports, version = request.config, request.heldout, request.ports, request.version
         items = {item.record.id: item for item in heldout if isinstance(item, PromptItem)}
         groups: dict[str, RolloutGroup] = {}
 

@@ -218,6 +218,8 @@ class Clip:
     """Hex digest of video and sampling parameters: key in the frame store, and vLLM's multimodal uuid."""
     spec: ClipSpec
     """What was asked for, with an absolute path."""
+    order: tuple[int, ...] = ()
+    """Places among the frames of `spec`: the pictures shown, in this order; () shows all, in order of time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +232,8 @@ class Prompt:
     """Chat text with one unexpanded video placeholder."""
     clip: Clip
     """The video that the placeholder stands for."""
+    is_blind: bool = False
+    """The text has no placeholder, and the video is not shown: what a policy answers without looking."""
 
 
 # ------------------------------------------------------------------------------------------ rollout and trace

@@ -120,6 +120,17 @@ def name_clip(spec: ClipSpec, root: Path) -> Clip:
     return Clip(digest=digest, spec=absolute)
 
 
+def reordered(clip: Clip, order: Sequence[int]) -> Clip:
+    """Return a clip that shows pictures of `clip` in this order, at the times that these have, ascending.
+
+    Args:
+        clip: with all its frames, in order of time.
+        order: places among its frames; one may stand there several times, others may be left out.
+    """
+    digest = json_digest([clip.digest, list(order)])[:32]
+    return replace(clip, digest=digest, order=tuple(order))
+
+
 _PARSING = threading.Lock()
 """NumPy reads the head of a file with Python's parser, which fails where two threads parse at once (CPython issue 106905)."""
 
@@ -128,7 +139,7 @@ class FrameStore:
     """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once.
 
     A clip with marks shares the pixels of the clip without them: its `.json` names that one, and the marks are drawn whenever
-    its frames are read.
+    its frames are read. A clip in another order shares those of the clip in order of time.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -142,12 +153,17 @@ class FrameStore:
             VideoError: the video is missing, truncated or cannot be decoded.
             StorageError: the frames cannot be written.
         """
-        if not (self.folder / f"{clip.digest}.{'json' if clip.spec.marks else 'npy'}").exists():
-            if clip.spec.marks:
-                plain = name_clip(replace(clip.spec, marks=()), Path())
+        shares = bool(clip.order or clip.spec.marks)
+        if not (self.folder / f"{clip.digest}.{'json' if shares else 'npy'}").exists():
+            if shares:
+                added: dict[str, Any] = {"order": clip.order}
+                spec = clip.spec
+                if not clip.order:
+                    added = {"marks": msgspec.to_builtins(spec.marks)}
+                    spec = replace(spec, marks=())
+                plain = name_clip(spec, Path())
                 self.frames(plain)
-                about = {"frames": plain.digest, "marks": msgspec.to_builtins(clip.spec.marks)}
-                write_json(self.folder / f"{clip.digest}.json", about)
+                write_json(self.folder / f"{clip.digest}.json", {"frames": plain.digest, **added})
             else:
                 frames = decode(clip.spec)
                 for remark in frames.remarks:
@@ -167,6 +183,8 @@ class FrameStore:
         if "marks" in about:
             marks = msgspec.convert(about["marks"], tuple[Mark, ...])
             return _marked(self.stored(about["frames"]), marks, digest)
+        if "order" in about:
+            return _in_order(self.stored(about["frames"]), about["order"])
         about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
         with _PARSING:
             return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
@@ -184,6 +202,16 @@ class FrameStore:
             # The pixels come last: their presence says that the entry is complete.
             (temporary / "about.json").replace(self.folder / f"{digest}.json")
             (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
+
+
+def _in_order(frames: ClipFrames, order: Sequence[int]) -> ClipFrames:
+    places = sorted(order)
+    return replace(
+        frames,
+        pixels=frames.pixels[list(order)],
+        times=tuple(frames.times[i] for i in places),
+        indices=tuple(frames.indices[i] for i in places),
+    )
 
 
 def _marked(frames: ClipFrames, marks: Sequence[Mark], name: str) -> ClipFrames:

@@ -101,6 +101,12 @@ def test_no_special_token_comes_from_any_mixture_of_parts(parts: list[str]) -> N
 PROCESSOR = AutoProcessor.from_pretrained(POLICY)
 
 
+def test_without_a_video_the_text_is_the_same_and_nothing_stands_for_one(processor: Any) -> None:
+    seen, blind = (chat_text("where? <|video_pad|>", processor, with_video=shown) for shown in (True, False))
+    assert ids_of_added(blind, processor) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert seen.replace("<|vision_start|><|video_pad|><|vision_end|>", "") == blind
+
+
 def test_tokens_of_the_tokenizer_count_whatever_they_are_called(processor: Any) -> None:
     odd = with_tokens(
         processor,

@@ -223,6 +223,22 @@ def test_the_config_of_a_run_folder_counts_what_differs_from_the_defaults(tmp_pa
             "sampling.max_tokens_direct = 9: has no effect with benchmark.modes = [think]",
         ),
         (
+            ["benchmark.modes=[direct,think]", "benchmark.control_prompt=think"],
+            "benchmark.control_prompt = think: has no effect with benchmark.modes = [direct, think]",
+        ),
+        (
+            ["benchmark.modes=[blind]", "sampling.max_tokens=9"],
+            "sampling.max_tokens = 9: has no effect with benchmark.modes = [blind], benchmark.control_prompt = direct",
+        ),
+        (
+            [
+                "benchmark.modes=[graph,blind]",
+                "benchmark.control_prompt=graph",
+                "sampling.max_tokens_direct=9",
+            ],
+            "sampling.max_tokens_direct = 9: has no effect with benchmark.modes = [graph, blind], benchmark.control",
+        ),
+        (
             ["benchmark.fps=1.0", "benchmark.name=records"],
             "benchmark.fps = 1.0: has no effect with benchmark.name = records",
         ),

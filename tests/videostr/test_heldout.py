@@ -31,7 +31,7 @@ from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import Records
 from videostr.evaluate.rows import tally
 from videostr.evaluate.run import Asker, PreparedQuestion, ask_new
-from videostr.heldout import Evaluation, evaluate, means, paired_gain, summary, table
+from videostr.heldout import Evaluation, EvaluationRequest, evaluate, means, paired_gain, summary, table
 from videostr.ports import Ports, Sampled, SampleRequest
 from videostr.prompt import reference_trace
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Rollout, VersionSpan
@@ -144,6 +144,14 @@ class Workers:
         )
 
 
+def request(
+    heldout: Sequence[PromptItem | Failure], ports: Ports, version: int, *, greedy_only: bool = False
+) -> EvaluationRequest:
+    return EvaluationRequest(
+        config=CONFIG, heldout=heldout, ports=ports, version=version, greedy_only=greedy_only
+    )
+
+
 def ports(rollouts: Rollouts, workers: Workers | None = None) -> Ports:
     return Ports(rollouts=rollouts, rewards=workers or Workers(), learner=None, sync=None)  # type: ignore[arg-type]
 
@@ -166,7 +174,7 @@ def texts(items: Sequence[PromptItem]) -> dict[str, Sequence[str]]:
 
 def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(items: list[PromptItem]) -> None:
     rollouts = Rollouts(texts(items), version=4)
-    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4))
+    found = asyncio.run(evaluate(request(items, ports(rollouts), 4)))
     assert found.version == 4
     assert list(found.sampled) == list(found.greedy) == sorted(item.record.id for item in items)
     ways = Counter((r.n, r.temperature, r.max_tokens) for r in rollouts.asked)
@@ -180,13 +188,13 @@ def test_every_prompt_is_sampled_and_asked_greedily_and_twice_the_same(items: li
     assert {found.greedy[item.record.id]["answer"] for item in items[::3]} == {1.0}
     assert {found.greedy[item.record.id]["answer"] for item in items[1::3]} == {0.0}
     again = Rollouts(texts(items), version=4)
-    assert asyncio.run(evaluate(CONFIG, items, ports(again), 4)) == found
+    assert asyncio.run(evaluate(request(items, ports(again), 4))) == found
     assert again.asked == rollouts.asked
 
 
 def test_during_training_only_greedy_requests_are_made(items: list[PromptItem]) -> None:
     rollouts = Rollouts(texts(items), version=4)
-    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4, greedy_only=True))
+    found = asyncio.run(evaluate(request(items, ports(rollouts), 4, greedy_only=True)))
     assert {(r.n, r.temperature) for r in rollouts.asked} == {(1, 0.0)}
     assert found.sampled == {}
     assert len(found.greedy) == 8
@@ -197,16 +205,16 @@ def test_a_prompt_that_fails_in_one_way_is_counted_and_left_out_of_both(items: l
     rollouts = Rollouts(texts(items), refuse={names[1]})
     broken = Failure(kind=FailureKind.BAD_VIDEO, record_id="gone", detail="missing")
     found = asyncio.run(
-        evaluate(CONFIG, [broken, *items], ports(rollouts, Workers(fail={names[2], names[3]})), 0)
+        evaluate(request([broken, *items], ports(rollouts, Workers(fail={names[2], names[3]})), 0))
     )
     assert found.failures == {"bad_video": 1, "engine": 1, "reward_timeout": 2}
     assert list(found.sampled) == list(found.greedy) == sorted({*names} - {*names[1:4]})
-    assert asyncio.run(evaluate(CONFIG, [broken], ports(rollouts), 0)).failures == {"bad_video": 1}
+    assert asyncio.run(evaluate(request([broken], ports(rollouts), 0))).failures == {"bad_video": 1}
 
 
 def test_what_an_engine_with_other_weights_sampled_is_left_out(items: list[PromptItem]) -> None:
     rollouts = Rollouts(texts(items), version=5)
-    found = asyncio.run(evaluate(CONFIG, items, ports(rollouts), 4, greedy_only=True))
+    found = asyncio.run(evaluate(request(items, ports(rollouts), 4, greedy_only=True)))
     assert (found.greedy, found.failures) == ({}, {"other_weights": 8})
 
 
@@ -214,7 +222,7 @@ def test_evaluation_alone_and_during_training_agree(
     items: list[PromptItem], tabletop: Path, tmp_path: Path
 ) -> None:
     during = Rollouts(texts(items))
-    trained = asyncio.run(evaluate(CONFIG, items, ports(during), 0, greedy_only=True))
+    trained = asyncio.run(evaluate(request(items, ports(during), 0, greedy_only=True)))
 
     root = tabletop / "heldout"
     config = EvaluationConfig(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.types import Clip, ClipSpec
-from videostr.video import ClipFrames, FrameStore, decode, name_clip, probe
+from videostr.video import ClipFrames, FrameStore, decode, name_clip, probe, reordered
 
 
 def write_video(path: Path, frames: int = 20, fps: int = 10, size: int = 32) -> None:
@@ -122,6 +122,24 @@ def test_store_decodes_once_and_shares_read_only_memory(video, tmp_path):
     assert not again.pixels.flags.writeable
     assert np.array_equal(first.pixels, again.pixels)
     assert (again.times, again.indices, again.fps) == (first.times, first.indices, first.fps)
+
+
+def test_another_order_shares_the_pixels_and_keeps_the_times(video, tmp_path):
+    """Frames 0, 6, 13 and 19 of a video whose frame i has brightness i."""
+    clip = name_clip(ClipSpec(video=video.name, num_frames=4), video.parent)
+    shuffled, single = reordered(clip, (2, 0, 3, 1)), reordered(clip, (1, 1))
+    moved = FrameStore(tmp_path).frames(shuffled)  # before anybody asked for the clip itself
+    plain = FrameStore(tmp_path).frames(clip)
+    a, b, c, d = brightness(plain.pixels)
+    assert brightness(moved.pixels) == [c, a, d, b]
+    assert (moved.times, moved.indices, moved.metadata) == (plain.times, plain.indices, plain.metadata)
+    one = FrameStore(tmp_path).frames(single)
+    assert brightness(one.pixels) == [b, b]
+    assert one.times == (plain.times[1],) * 2
+    assert one.metadata["total_num_frames"] == 1
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert len({clip.digest, shuffled.digest, single.digest, reordered(clip, (2, 0, 1, 3)).digest}) == 4
+    assert np.array_equal(FrameStore(tmp_path).stored(shuffled.digest).pixels, moved.pixels)
 
 
 def _read(folder: Path, clip: Clip) -> float:

@@ -11,9 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from videostr.config.schema import AnyConfig, Config, EvaluationConfig, PlanConfig, RunConfig, SftConfig
+from videostr.config.schema import (
+    AnyConfig,
+    AskingMode,
+    BenchmarkConfig,
+    Config,
+    EvaluationConfig,
+    Mode,
+    PlanConfig,
+    RunConfig,
+    SftConfig,
+)
 from videostr.config.sections import RewardConfig, RolloutConfig
 from videostr.config.values import Problem
 
@@ -340,24 +350,28 @@ def _of_evaluation(c: EvaluationConfig) -> Iterator[Inert]:
             why="benchmark.name = records: a record says which frames are shown",
             switch=switch,
         )
-    modes = c.benchmark.modes
-    if list(modes) == ["direct"] and c.benchmark.name != "records":
-        yield Inert(
-            keys=("sampling.max_tokens",),
-            why="benchmark.modes = [direct]",
-            remedy="set sampling.max_tokens_direct",
-            switch=("benchmark.modes",),
-        )
-    if "direct" not in modes:
-        yield Inert(
-            keys=("sampling.max_tokens_direct",),
-            why=f"benchmark.modes = [{', '.join(modes)}]",
-            remedy="set sampling.max_tokens",
-            switch=("benchmark.modes",),
-        )
+    yield from _of_modes(c.benchmark, scores_whole_texts=c.benchmark.name == "records")
     yield from _of_rollout(c.rollout)
     yield from _of_reward(c.reward)
     yield from _of_judge(c)
+
+
+def _of_modes(c: BenchmarkConfig, *, scores_whole_texts: bool) -> Iterator[Inert]:
+    prompts = {mode for mode in c.modes if mode in get_args(AskingMode)}
+    why = f"benchmark.modes = [{', '.join(c.modes)}]"
+    switch: tuple[str, ...] = ("benchmark.modes",)
+    if len(prompts) < len(c.modes):
+        prompts.add(c.control_prompt)
+        why += f", benchmark.control_prompt = {c.control_prompt}"
+        switch += ("benchmark.control_prompt",)
+    else:
+        controls = ", ".join(mode for mode in get_args(Mode) if mode not in get_args(AskingMode))
+        remedy = f"add one of {controls} to the modes"
+        yield Inert(keys=("benchmark.control_prompt",), why=why, remedy=remedy, switch=switch)
+    if prompts == {"direct"} and not scores_whole_texts:
+        yield Inert(keys=("sampling.max_tokens",), why=why, remedy="set sampling.max_tokens_direct", switch=switch)  # fmt: skip
+    if "direct" not in prompts:
+        yield Inert(keys=("sampling.max_tokens_direct",), why=why, remedy="set sampling.max_tokens", switch=switch)  # fmt: skip
 
 
 def _of_judge(c: EvaluationConfig) -> Iterator[Inert]:

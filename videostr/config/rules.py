@@ -8,9 +8,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any
+from typing import Any, get_args
 
-from videostr.config.schema import AblationConfig, AnyConfig, Config, EvaluationConfig, RunConfig, SftConfig
+from videostr.config.schema import (
+    AblationConfig,
+    AnyConfig,
+    Config,
+    EvaluationConfig,
+    Mode,
+    RunConfig,
+    SftConfig,
+)
 from videostr.config.sections import RolloutConfig
 from videostr.config.values import Problem
 
@@ -253,7 +261,7 @@ def _evaluation(c: EvaluationConfig) -> Iterator[Problem]:
     modes = c.benchmark.modes
     if not modes or len(set(modes)) < len(modes):
         yield _problem(
-            c, "benchmark.modes", "must name at least one of direct, think, graph, each once",
+            c, "benchmark.modes", f"must name at least one of {', '.join(get_args(Mode))}, each once",
             "write it as in benchmark.modes=[direct,graph]",
         )  # fmt: skip
     yield from _rollout(c)

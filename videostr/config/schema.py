@@ -34,7 +34,9 @@ from videostr.config.sections import (
     TrainLength,
 )
 
-Mode = Literal["direct", "think", "graph"]
+AskingMode = Literal["direct", "think", "graph"]
+Mode = Literal["direct", "think", "graph", "blind", "shuffled", "single_frame"]
+"""The last three change what is shown, and ask with the prompt of an `AskingMode`."""
 
 
 @dataclass
@@ -242,12 +244,17 @@ class EvaluationModel:
 class BenchmarkConfig:
     """The questions, and what the model is shown and asked for."""
 
-    name: Literal["sti_bench", "vsi_bench", "v_star", "records"] = "records"
+    name: Literal["sti_bench", "vsi_bench", "vsi_debiased", "revsi", "mmsi_video", "v_star", "records"] = (
+        "records"
+    )
     """records: a record dataset, such as `data.heldout` of a run."""
     root: str = ""
     """Folder with the benchmark's files and videos."""
     modes: list[Mode] = field(default_factory=lambda: ["direct"])
-    """direct: the official prompt; think: reason first; graph: draw the relation graph, then reason."""
+    """direct: the official prompt; think: reason first; graph: draw the relation graph, then reason. Controls of what the
+    video adds: blind: without it; shuffled: its frames in random order; single_frame: the one in the middle."""
+    control_prompt: AskingMode = "direct"
+    """How blind, shuffled and single_frame ask: with the prompt of this mode, which they are compared with."""
     limit: NonNegativeInt = 0
     """Only the first questions; 0 asks all."""
     max_frames: Count = 32
@@ -267,7 +274,7 @@ class EvaluationSampling:
     max_tokens: Count = 1024
     """Longest completion, tokens."""
     max_tokens_direct: Count = 64
-    """The same in mode direct, where only an answer is wanted."""
+    """The same with the prompt of mode direct, where only an answer is wanted."""
 
 
 @dataclass

@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +34,27 @@ from videostr.digests import folder_digest
 from videostr.errors import ConfigError
 from videostr.evaluate import tables
 from videostr.evaluate.answers import Answers
-from videostr.evaluate.benchmark import Benchmark, Mode, QuestionSet
+from videostr.evaluate.benchmark import ASKING, CONTROLS, Benchmark, Mode, QuestionSet
+from videostr.evaluate.benchmarks import BENCHMARKS
+from videostr.evaluate.comparing import PROMPT, RESULT, ROWS, side_by_side
 from videostr.evaluate.judge import EndpointJudge
 from videostr.evaluate.predictions import read_predictions
-from videostr.evaluate.records import Records
-from videostr.evaluate.result import Evaluated, require_same_questions
-from videostr.evaluate.rows import Row, baselines, counts, read_rows, scores_of, tally, verdict_of, write_rows
+from videostr.evaluate.result import Evaluated
+from videostr.evaluate.rows import Row, baselines, counts, scores_of, tally, verdict_of, write_rows
 from videostr.evaluate.run import Asker, PreparedQuestion, ask_new, limited, log_skipped
-from videostr.evaluate.statistics import comparisons, intervals
-from videostr.evaluate.sti_bench import StiBench
+from videostr.evaluate.statistics import intervals
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
-from videostr.evaluate.vsi_bench import VsiBench
 from videostr.files import write_text
 from videostr.lock import FolderLock
 from videostr.models.checkpoint import open_checkpoint
 from videostr.types import Failure
 
 log = logging.getLogger("videostr.evaluate")
-JudgeFunction = Callable[[str, str, str], int | None]
-BENCHMARKS: dict[str, Callable[[JudgeFunction | None, Rubric], Benchmark]] = {
-    "sti_bench": lambda _judge, _rubric: StiBench(),
-    "vsi_bench": lambda _judge, _rubric: VsiBench(),
-    "v_star": lambda judge, _rubric: VStar(judge),
-    "records": lambda _judge, rubric: Records(rubric),
-}
-"""By the name in configs and results; made with the judge of open answers and the rubric."""
 PROGRAM = "python -m videostr.evaluate"
-IN_FLIGHT = 2
-"""Questions in flight, in `max_num_seqs` of all engines: enough to keep them full."""
-RESULT = "figures.json"
+IN_FLIGHT = 1.5
+"""Questions in flight, in `max_num_seqs` of all engines: enough to keep them full, and less than `videostr.pool.AHEAD`, so that
+there is room for the next question on the engine that has its video."""
 PAGE = "figures.md"
-ROWS = "questions.parquet"
 
 
 @command
@@ -98,7 +89,7 @@ def _predictions_parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", choices=BENCHMARKS, required=True)
     parser.add_argument("--root", type=Path, required=True, help="folder with the benchmark's files")
     parser.add_argument(
-        "--mode", choices=[mode.value for mode in Mode], default="direct", help="default direct"
+        "--mode", choices=[mode.value for mode in ASKING], default="direct", help="default direct"
     )
     _add_result_options(parser)
     return parser
@@ -181,7 +172,7 @@ async def _ask(
     if all(answers.get(item.key) is not None for item in asked):
         log.info("all %d answers are there, no engine is started", len(asked))
         return {}
-    at_once = IN_FLIGHT * config.rollout.num_workers * config.rollout.max_num_seqs
+    at_once = math.ceil(IN_FLIGHT * config.rollout.num_workers * config.rollout.max_num_seqs)
     folder = Path(config.run.dir)
     log.info("starting %d engines", config.rollout.num_workers)
     async with engines(_engine_config(config), folder / "frames", folder / "logs") as pool:
@@ -211,7 +202,9 @@ def _keep(
     """Write what came out of one mode, and say it."""
     write_rows(rows, folder / ROWS)
     sampling = config.sampling
-    most = sampling.max_tokens_direct if rows[0].mode == Mode.DIRECT else sampling.max_tokens
+    mode = Mode(rows[0].mode)
+    prompt = asker.prompt_of(mode)
+    most = sampling.max_tokens_direct if prompt is Mode.DIRECT else sampling.max_tokens
     settings = {
         "model digest": asker.model_digest,
         "dtype": config.model.dtype,
@@ -219,6 +212,7 @@ def _keep(
         "max tokens": str(most),
         "seed": str(config.run.seed),
         "questions": str(config.benchmark.limit or "all"),
+        **({PROMPT: prompt.value} if mode in CONTROLS else {}),
         **_shown(rows),
         **_judged(asker.benchmark, judge),
     }
@@ -372,21 +366,6 @@ def _compare(options: argparse.Namespace) -> int:
     if options.out:
         write_text(options.out / PAGE, page)
     return 0
-
-
-def side_by_side(folders: Sequence[Path], resamples: int, seed: int) -> str:
-    """Return the page of results side by side, the first one the base.
-
-    Raises:
-        DataError: a folder has no result, or they are of different benchmarks or question files.
-    """
-    runs = [Evaluated.from_json(folder / RESULT) for folder in folders]
-    require_same_questions(runs)
-    benchmark = BENCHMARKS[runs[0].benchmark](None, Rubric.preset("default"))
-    scored = [read_rows(folder / ROWS, benchmark.columns) for folder in folders]
-    binary = "accuracy" if "accuracy" in benchmark.columns else ""
-    found = [comparisons(benchmark, scored[0], other, resamples, seed, binary=binary) for other in scored[1:]]
-    return tables.compare(runs, found)
 
 
 if __name__ == "__main__":

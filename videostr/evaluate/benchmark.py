@@ -21,7 +21,7 @@ LIMIT = MAX_BYTES
 
 
 class Mode(StrEnum):
-    """How the model is asked."""
+    """How the model is asked, and for the last three, the controls, what it is shown; these ask with the prompt of another."""
 
     DIRECT = "direct"
     """The official prompt; the whole text is the answer."""
@@ -29,6 +29,22 @@ class Mode(StrEnum):
     """Reason inside <think></think>; the text inside <answer></answer> is the answer."""
     GRAPH = "graph"
     """As `THINK`, with the relation graph of the scene inside <think></think>."""
+    BLIND = "blind"
+    """Without the video."""
+    SHUFFLED = "shuffled"
+    """With its frames in a random order, at the times of the true one."""
+    SINGLE_FRAME = "single_frame"
+    """With the frame in the middle alone."""
+
+
+ASKING = (Mode.DIRECT, Mode.THINK, Mode.GRAPH)
+"""Modes with a prompt of their own."""
+CONTROLS = {
+    Mode.BLIND: "the video",
+    Mode.SINGLE_FRAME: "more than one frame",
+    Mode.SHUFFLED: "the order of frames",
+}
+"""Control -> what a model adds to its score by what the control keeps from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +68,8 @@ class Question:
     """The question as the benchmark's file has it."""
     options: tuple[str, ...] = ()
     """Texts of options A, B, ...; empty where the answer is not a choice."""
+    problem: str = ""
+    """Why it cannot be asked here, in words a user understands; texts from elsewhere are scored all the same."""
     truth: Any
     """As the benchmark's scoring wants it: a letter, a number as text, a span, boxes by second."""
     row: Mapping[str, Any] = field(default_factory=dict)

@@ -23,6 +23,8 @@ from videostr.trace import parse
 from videostr.types import AnswerKind, Failure, Record, Score
 
 PARTS = ("answer", "format", "graph", "graph_node", "graph_edge", "entailed", "consistency")
+USE = ("entailed", "consistency", "supported", "right_graph", "wrong_graph")
+"""Figures of `graph_use`."""
 
 
 class Records:
@@ -101,24 +103,70 @@ class Records:
     ) -> dict[str, np.ndarray]:
         """Return `overall` (the answer), the other parts, then the answer by family and by source; percent.
 
-        `part/supported` is the share of what the answers score that follows from the stated graphs, over the questions that
-        a graph can answer.
+        Of the questions that a graph can answer, `graph_use` says how the answers depend on the stated graphs: below `part/`
+        over all of them, below `supported/`, `right_graph/` and so on by family.
         """
         answer = scores["answer"]
         found = {"overall": mean(answer, weights)}
         for name in PARTS[1:]:
             if name in scores and not np.isnan(scores[name]).all():
                 found[f"part/{name}"] = mean(scores[name], weights)
-        if "part/consistency" in found:
-            told = ~np.isnan(scores["consistency"])
-            right = mean(np.where(told, answer, np.nan), weights)
-            both = mean(answer * scores["consistency"], weights)
-            found["part/supported"] = np.divide(both, right, out=np.full_like(both, np.nan), where=right > 0)
-        for prefix, of in (("task", [q.task for q in questions]), ("source", [q.source for q in questions])):
+        told = ~np.isnan(scores["consistency"]) if "consistency" in scores else np.zeros(len(questions), bool)
+        families = np.array([question.task for question in questions], dtype=object)
+        by_family: dict[str, np.ndarray] = {}
+        if told.any():
+            use = graph_use(scores, weights, told)
+            found |= {f"part/{name}": use[name] for name in use if name not in PARTS}
+            for family in dict.fromkeys(families[told]):
+                use = graph_use(scores, weights, told & (families == family))
+                by_family |= {f"{name}/{family}": value for name, value in use.items()}
+        for prefix, of in (
+            ("task", families),
+            ("source", np.array([q.source for q in questions], dtype=object)),
+        ):
             for value in dict.fromkeys(of):
-                inside = np.array([other == value for other in of])
+                inside = of == value
                 found[f"{prefix}/{value}"] = mean(answer[inside], weights[:, inside])
+        # by figure, then by family, as the tables show them
+        found |= dict(sorted(by_family.items(), key=lambda item: USE.index(item[0].split("/")[0])))
         return {name: 100 * value for name, value in found.items()}
+
+
+def graph_use(
+    scores: Mapping[str, np.ndarray], weights: np.ndarray, inside: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return how the answers to some questions depend on the stated graphs, as [B] shares.
+
+    A right graph is one from which the right answer follows; one that entails an answer with a score between 0 and 1 (a number)
+    counts by that as right and by the rest as wrong, a missing graph as wrong.
+
+    Args:
+        scores: `answer`, `entailed`, `consistency` by question [N].
+        weights: [B, N].
+        inside: [N], the questions, which a graph can answer.
+
+    Returns:
+        `entailed`: what the answers that follow from the stated graphs score. `consistency`: how far the stated answers follow
+        from them. `supported`: the share of what the answers score that does. `right_graph`, `wrong_graph`: what the answers
+        score, given such a graph; NaN where there is none.
+    """
+    answer, entailed, consistency = (scores[name][inside] for name in ("answer", "entailed", "consistency"))
+    weights = weights[:, inside]
+
+    def share(part: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """Return [B] sums of a part, divided by those of the whole."""
+        whole = weights @ of
+        shares: np.ndarray = np.full(len(weights), np.nan)
+        np.divide(weights @ part, whole, out=shares, where=whole > 0)
+        return shares
+
+    return {
+        "entailed": mean(entailed, weights),
+        "consistency": mean(consistency, weights),
+        "supported": share(answer * consistency, answer),
+        "right_graph": share(answer * entailed, entailed),
+        "wrong_graph": share(answer * (1 - entailed), 1 - entailed),
+    }
 
 
 def verdict_on(answer: str, scored: Score, mode: Mode) -> Verdict:

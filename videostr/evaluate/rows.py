@@ -102,9 +102,10 @@ def tally(
         answer = answers.get(item.key) if isinstance(item, PreparedQuestion) else None
         size = item.size if isinstance(item, PreparedQuestion) else None
         text = answer.text if answer else ""
-        if isinstance(item, PreparedQuestion) and item.mode is Mode.DIRECT:
+        prompt = asker.prompt_of(item.mode)
+        if isinstance(item, PreparedQuestion) and prompt is Mode.DIRECT:
             text = without_thinking(text, item.request.prompt.text)
-        verdict = verdict_of(asker.benchmark, item.question, item.mode, text, size)
+        verdict = verdict_of(asker.benchmark, item.question, prompt, text, size)
         problem = verdict.note
         if isinstance(item, SkippedQuestion):
             problem = item.problem
@@ -127,7 +128,7 @@ def tally(
 def verdict_of(
     benchmark: Benchmark, question: Question, mode: Mode, text: str, size: tuple[int, int] | None
 ) -> Verdict:
-    """Score a text of a mode: the whole of it in `Mode.DIRECT`, else the content of its answer block."""
+    """Score a text, asked for by the prompt of a mode: the whole of it in `Mode.DIRECT`, else the content of its answer block."""
     if mode is Mode.DIRECT:
         return benchmark.score(question, text, size)
     if isinstance(benchmark, Records):

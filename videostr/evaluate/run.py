@@ -18,15 +18,16 @@ import numpy as np
 from videostr.asking import ask
 from videostr.chat import chat_text
 from videostr.config.schema import EvaluationConfig
+from videostr.digests import json_digest
 from videostr.errors import PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
-from videostr.evaluate.benchmark import Benchmark, Mode, Question, QuestionSet
+from videostr.evaluate.benchmark import CONTROLS, Benchmark, Mode, Question, QuestionSet
 from videostr.evaluate.records import Records
 from videostr.models.base import family_of
 from videostr.ports import RolloutPool, Sampled, SampleRequest
 from videostr.prompt import format_question, graph_contract, reasoning_prompt
-from videostr.types import Clip, ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
-from videostr.video import METADATA, VideoShape, name_clip, probe, target_times
+from videostr.types import ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
+from videostr.video import METADATA, VideoShape, name_clip, probe, reordered, target_times
 
 log = logging.getLogger("videostr.evaluate")
 GRAPH_TIMES = 4
@@ -51,7 +52,7 @@ class PreparedQuestion:
     size: tuple[int, int]
     """Width and height of the frames shown, pixels."""
     times: tuple[float, ...]
-    """Times of the frames asked for, seconds; shown are the frames nearest to them."""
+    """Times of the frames asked for, seconds; shown are the frames nearest to them. Empty where none is."""
     key: str
     """Digest of everything that determines the answer."""
 
@@ -81,9 +82,13 @@ class Asker:
         self._shapes: dict[str, VideoShape | str] = {}
         """By video: its shape, or why it has none."""
 
+    def prompt_of(self, mode: Mode) -> Mode:
+        """Return the mode whose prompt a mode asks with, and whose answers it reads: of a control, that of the config."""
+        return Mode(self.config.benchmark.control_prompt) if mode in CONTROLS else mode
+
     def prepare(self, question: Question, mode: Mode) -> PreparedQuestion | SkippedQuestion:
         """Return what this question shows and asks."""
-        shape = self._shape(question.video)
+        shape = question.problem or self._shape(question.video)
         if isinstance(shape, str):
             return SkippedQuestion(question=question, mode=mode, problem=shape)
         spec = self._spec(question, shape)
@@ -94,30 +99,39 @@ class Asker:
         size = (spec.width or shape.width, spec.height or shape.height)
         end = shape.seconds if spec.end_s is None else min(spec.end_s, shape.seconds)
         times = tuple(round(float(t), 3) for t in target_times(spec.start_s, end, spec.num_frames))
+        is_blind = mode is Mode.BLIND
         try:
-            prompt = self._prompt(question, mode, clip, shape, size, times)
+            text = chat_text(
+                self._text(question, mode, shape, size, times), self.processor, with_video=not is_blind
+            )
         except PromptError as error:
             return SkippedQuestion(question=question, mode=mode, problem=str(error))
+        order = () if is_blind else frame_order(mode, question, spec, self.config.run.seed)
+        clip = reordered(clip, order) if order else clip
+        prompt = Prompt(record_id=question.id, text=text, clip=clip, is_blind=is_blind)
         sampling = self.config.sampling
         request = SampleRequest(
             prompt=prompt,
             n=1,
             temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens_direct if mode is Mode.DIRECT else sampling.max_tokens,
+            max_tokens=sampling.max_tokens_direct
+            if self.prompt_of(mode) is Mode.DIRECT
+            else sampling.max_tokens,
             seed=self.config.run.seed,
         )
         key = key_of(
             model=self.model_digest,
             dtype=self.config.model.dtype,
             prompt=prompt.text,
-            clip=clip.digest,
+            clip="" if is_blind else clip.digest,
             temperature=request.temperature,
             seed=request.seed if request.temperature > 0 else 0,
             max_tokens=request.max_tokens,
             metadata=METADATA,
         )
+        shown = () if is_blind else tuple(times[i] for i in sorted(set(order))) or times
         return PreparedQuestion(
-            question=question, mode=mode, request=request, size=size, times=times, key=key
+            question=question, mode=mode, request=request, size=size, times=shown, key=key
         )
 
     def _shape(self, video: str) -> VideoShape | str:
@@ -151,35 +165,52 @@ class Asker:
             width=width,
         )
 
-    def _prompt(
-        self,
-        question: Question,
-        mode: Mode,
-        clip: Clip,
-        shape: VideoShape,
-        size: tuple[int, int],
-        times: Sequence[float],
-    ) -> Prompt:
-        benchmark = self.benchmark
+    def _text(
+        self, question: Question, mode: Mode, shape: VideoShape, size: tuple[int, int], times: Sequence[float]
+    ) -> str:
+        """Return the user's text; that of a control is the same as without it."""
+        benchmark, mode = self.benchmark, self.prompt_of(mode)
         if mode is Mode.DIRECT:
-            text = benchmark.prompt(question, shape.seconds, size)
-        elif isinstance(benchmark, Records):
-            text = benchmark.instruction(question, mode)
-        else:
-            contract = ""
-            if mode is Mode.GRAPH:
-                some = [times[i] for i in np.linspace(0, len(times) - 1, GRAPH_TIMES).round().astype(int)]
-                contract = graph_contract(
-                    OPEN_SCENE, list(dict.fromkeys(some)), "Labels: names of the objects that matter."
-                )
-            text = reasoning_prompt(_question_text(question), contract, benchmark.asks(question))
-        return Prompt(record_id=question.id, text=chat_text(text, self.processor), clip=clip)
+            return benchmark.prompt(question, shape.seconds, size)
+        if isinstance(benchmark, Records):
+            return benchmark.instruction(question, mode)
+        contract = ""
+        if mode is Mode.GRAPH:
+            some = [times[i] for i in np.linspace(0, len(times) - 1, GRAPH_TIMES).round().astype(int)]
+            contract = open_contract(list(dict.fromkeys(some)))
+        return reasoning_prompt(_question_text(question), contract, benchmark.asks(question))
+
+
+def open_contract(times: Sequence[float]) -> str:
+    """Return how to draw a scene of which no true graph is known; without times, at some of those shown."""
+    return graph_contract(OPEN_SCENE, times, "Labels: names of the objects that matter.")
+
+
+def frame_order(mode: Mode, question: Question, spec: ClipSpec, seed: int) -> tuple[int, ...]:
+    """Return which of a clip's frames a mode shows, by their places, in its order; () where it shows all as they are.
+
+    One frame is shown twice, for towers take frames in pairs. The random order depends on the seed and on which frames of which
+    video they are: questions on the same frames see the same order. It is never the true one.
+    """
+    count = spec.num_frames
+    if mode is Mode.SINGLE_FRAME:
+        return ((count - 1) // 2,) * 2
+    if mode is not Mode.SHUFFLED or count < 2:
+        return ()
+    frames = [seed, question.video, spec.start_s, spec.end_s, count]
+    random = np.random.default_rng(int(json_digest(frames)[:16], 16))
+    order = tuple(range(count))
+    while list(order) == sorted(order):
+        order = tuple(random.permutation(count).tolist())
+    return order
 
 
 async def ask_new(
     asked: Sequence[PreparedQuestion], pool: RolloutPool, answers: Answers, at_once: int
 ) -> dict[str, Failure]:
     """Ask what has no answer yet; each answer is on disk before the next question is asked in its place.
+
+    Questions about one clip follow each other, so that an engine encodes it once and still has it when the next one comes.
 
     Args:
         asked: questions, of any modes; equal keys are asked once.
@@ -190,7 +221,12 @@ async def ask_new(
     Returns:
         Key -> why it got no answer, for those that the engines refused.
     """
-    new = {item.key: item.request for item in asked if answers.get(item.key) is None}
+    clips: dict[str, int] = {}
+    """Digest of a clip: its place among all."""
+    for item in asked:
+        clips.setdefault(item.request.prompt.clip.digest, len(clips))
+    ordered = sorted(asked, key=lambda item: clips[item.request.prompt.clip.digest])
+    new = {item.key: item.request for item in ordered if answers.get(item.key) is None}
     log.info("%d answers are there, %d to ask", len({item.key for item in asked}) - len(new), len(new))
 
     async def keep(key: str, sampled: Sampled) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from videostr.bootstrap import Interval
 from videostr.evaluate.result import DIGITS, Evaluated
@@ -30,6 +31,20 @@ WHY = {
 
 NONE = "–"
 """Where there is no figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What a run scores more than a control, which is kept from something."""
+
+    what: str
+    """From what: "the video"."""
+    whole: str
+    """Name of the run."""
+    control: str
+    """Name of the control."""
+    figures: Mapping[str, Comparison]
+    """Figure -> comparison, the control being a."""
 
 
 # ---------------------------------------------------------------------------------------------------- pages
@@ -96,6 +111,21 @@ def compare(runs: Sequence[Evaluated], comparisons: Sequence[Mapping[str, Compar
     return _page(
         runs, lines=lines, columns=columns, cells={figure: cells(figure) for figure in figures}, notes=notes
     )
+
+
+def gains(found: Sequence[Gain]) -> str:
+    """Return the end of a page: what the video and its order add, with the interval of the paired difference; "" for none."""
+    if not found:
+        return ""
+    heads = [_plain(f"{gain.what}: {gain.whole} - {gain.control}") for gain in found]
+    rows = [
+        (
+            _plain(name),
+            *(_difference(g.figures[name].difference) if name in g.figures else NONE for g in found),
+        )
+        for name in dict.fromkeys(name for gain in found for name in gain.figures)
+    ]
+    return f"\n## what the video adds\n\n{_table(('figure', *heads), rows, align='rjust')}\n"
 
 
 def _page(

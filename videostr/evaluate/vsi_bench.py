@@ -2,7 +2,8 @@
 
 In: `test.jsonl` or `test-*.parquet` of huggingface.co/datasets/nyu-visionx/VSI-Bench; texts of a model. Out: questions, verdicts,
 and the eight task scores with their mean, as `lmms_eval/tasks/vsibench/utils.py` of github.com/vision-x-nyu/thinking-in-space at
-commit 51e089c computes them, with a stricter reading as well. docs/evaluation.md has the traps of the original.
+commit 51e089c computes them, with a stricter reading as well. docs/evaluation.md has the traps of the original. Benchmarks in the
+same form are subclasses.
 """
 
 from __future__ import annotations
@@ -29,26 +30,6 @@ from videostr.json_files import json_rows
 FILE = "test.jsonl"
 SHARDS = ("test-*.parquet", "data/test-*.parquet")
 LEVELS = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
-CHOICES = frozenset({*LEVELS, "object_rel_distance", "route_planning", "obj_appearance_order"})
-UNITS = {
-    "object_counting": "",
-    "object_abs_distance": "m",
-    "object_size_estimation": "cm",
-    "room_size_estimation": "m2",
-}
-"""Question types whose answers are numbers -> the unit in which they are asked."""
-TASKS = (
-    "object_counting",
-    "object_abs_distance",
-    "object_size_estimation",
-    "room_size_estimation",
-    "object_rel_distance",
-    "object_rel_direction",
-    "route_planning",
-    "obj_appearance_order",
-)
-"""In the order of the official output; the three levels of direction are one task."""
-
 _ALLOWED = 1 - np.linspace(0.5, 0.95, 10)
 _OPTION = re.compile(r"([A-Z])\.\s*(.*)", re.DOTALL)
 
@@ -58,15 +39,39 @@ class VsiBench:
 
     name: str = "vsi_bench"
     columns: tuple[str, ...] = ("accuracy", "mra", "strict")
+    tasks: Mapping[str, tuple[str, ...]] = {
+        "object_counting": ("object_counting",),
+        "object_abs_distance": ("object_abs_distance",),
+        "object_size_estimation": ("object_size_estimation",),
+        "room_size_estimation": ("room_size_estimation",),
+        "object_rel_distance": ("object_rel_distance",),
+        "object_rel_direction": LEVELS,
+        "route_planning": ("route_planning",),
+        "obj_appearance_order": ("obj_appearance_order",),
+    }
+    """Task, in the order of the official output -> its question types, whose figures are averaged."""
+    units: Mapping[str, str] = {
+        "object_counting": "",
+        "object_abs_distance": "m",
+        "object_size_estimation": "cm",
+        "room_size_estimation": "m2",
+    }
+    """Question types whose answers are numbers -> the unit in which they are asked. The others are choices."""
+    number_form: str = "Please answer the question using a single word or phrase."
+    """End of the official prompt where the answer is a number."""
+
+    def files(self, root: Path) -> list[Path]:
+        """Return the question files; `test.jsonl` where both forms are there."""
+        shards = sorted(path for pattern in SHARDS for path in root.glob(pattern))
+        return [root / FILE] if (root / FILE).is_file() or not shards else shards
 
     def read(self, root: Path) -> QuestionSet:
-        """Return all questions, in the order of the file; `test.jsonl` is read where both forms are there. Ids are the file's.
+        """Return all questions, in the order of the file. Ids are the file's.
 
         Raises:
             DataError: no file is there, or a row breaks the official form; names file, row, field and rule.
         """
-        shards = sorted(path for pattern in SHARDS for path in root.glob(pattern))
-        paths = [root / FILE] if (root / FILE).is_file() or not shards else shards
+        paths = self.files(root)
         contents: list[bytes] = []
         questions: dict[str, Question] = {}
         for path in paths:
@@ -75,11 +80,11 @@ class VsiBench:
             except OSError as error:
                 raise DataError(
                     f"{path}: cannot be read ({error.strerror})",
-                    remedy=f"root must be the folder of VSI-Bench with {FILE} or {SHARDS[0]}",
+                    remedy=f"root must be the folder of {self.name} with {FILE} or {SHARDS[0]}",
                 ) from None
             contents.append(content)
             for place, row in _rows(path, content):
-                question = _question(place, row)
+                question = self.question(place, row)
                 if question.id in questions:
                     raise DataError(
                         f"{place}: id {question.id!r}: is there twice", remedy="ids must be unique"
@@ -93,7 +98,7 @@ class VsiBench:
         """Return the text of `lmms_eval_specific_kwargs: default`."""
         options = question.row["options"]
         if options is None:
-            lines = (question.text, "Please answer the question using a single word or phrase.")
+            lines = (question.text, self.number_form)
         else:
             lines = (
                 question.text,
@@ -107,12 +112,16 @@ class VsiBench:
         """Return a letter or a number."""
         if question.options:
             return "the letter of the right option"
-        unit = UNITS[question.row["question_type"]]
+        unit = self.units[question.row["question_type"]]
         return f"one number in {unit}" if unit else "one number"
+
+    def first_token(self, answer: str) -> str:
+        """Return what the official code reads: the text before the first blank, without full stops at its end and white space."""
+        return answer.split(" ", 1)[0].rstrip(".").strip()
 
     def score(self, question: Question, answer: str, size: tuple[int, int] | None) -> Verdict:
         """Return `accuracy` or `mra` of the official first token; `strict` by `chosen_letter` or `stated_number`."""
-        token = first_token(answer)
+        token = self.first_token(answer)
         plain = " ".join(answer.split()) if len(answer) <= LIMIT else ""
         if question.options:
             right = float(token.lower() == question.truth.lower())
@@ -125,7 +134,7 @@ class VsiBench:
             )
         said, truth = _number(token), float(question.truth)
         mra = 0.0 if said is None else float(_relative_accuracy(said, np.array([truth]))[0])
-        number = stated_number(plain, UNITS[question.row["question_type"]])
+        number = stated_number(plain, self.units[question.row["question_type"]])
         strict = 0.0 if number is None else mean_relative_accuracy(number, truth)
         is_number = said is not None and not math.isnan(said)
         return Verdict(
@@ -163,24 +172,89 @@ class VsiBench:
         types = np.array([question.row["question_type"] for question in questions], dtype=object)
         nothing = np.full(len(questions), np.nan)
         accuracy, mra = (scores.get(column, nothing) for column in ("accuracy", "mra"))
-        official = np.where(np.isin(types, list(CHOICES)), accuracy, mra)
-        return _figures("", types, official, weights) | _figures("strict/", types, scores["strict"], weights)
+        official = np.where(np.isin(types, list(self.units)), mra, accuracy)
+        strict = scores["strict"]
+        return self._figures("", types, official, weights) | self._figures("strict/", types, strict, weights)
+
+    def _figures(
+        self, prefix: str, types: np.ndarray, values: np.ndarray, weights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        tasks: dict[str, np.ndarray] = {}
+        levels: dict[str, np.ndarray] = {}
+        for task, kinds in self.tasks.items():
+            parts = {
+                kind: 100 * mean(values[types == kind], weights[:, types == kind])
+                for kind in kinds
+                if kind in types
+            }
+            if parts:
+                tasks[task] = _mean_of_present(parts)
+            if len(kinds) > 1:
+                levels |= parts
+        found = {f"{prefix}overall": _mean_of_present(tasks)}
+        found |= {f"{prefix}task/{task}": value for task, value in tasks.items()}
+        return found | {f"{prefix}level/{level}": value for level, value in levels.items()}
+
+    def question(self, place: str, row: Any) -> Question:
+        """Return a row in the official form.
+
+        Raises:
+            DataError: it is not; starts with `place`.
+        """
+        try:
+            record = msgspec.convert(row, Row)
+        except msgspec.ValidationError as error:
+            raise DataError(f"{place}: {error}, in {row!r:.300}", remedy="download the file again") from None
+        truth, kind = str(record.ground_truth), record.question_type
+        task = next((task for task, kinds in self.tasks.items() if kind in kinds), "")
+        if not task:
+            known = ", ".join(sorted(kind for kinds in self.tasks.values() for kind in kinds))
+            raise DataError(f"{place}: question_type {kind!r:.80}: must be one of {known}")
+        options: tuple[str, ...] = ()
+        if kind not in self.units:
+            options = _options(place, record)
+            if not (len(truth) == 1 and truth.upper() in _letters(options)):
+                raise DataError(
+                    f"{place}: ground_truth {truth!r:.80}: must be one of the {len(options)} options' letters"
+                )
+        elif (value := _number(truth)) is None or not 0 < value < math.inf:
+            raise DataError(
+                f"{place}: ground_truth {truth!r:.80}: must be a number above 0, the metric divides by it"
+            )
+        return Question(
+            id=str(record.id),
+            video=self.video(place, record),
+            task=task,
+            source=record.dataset,
+            text=record.question,
+            options=options,
+            truth=truth,
+            row={
+                "question_type": kind,
+                "options": record.options if options else None,
+                "letters": _letters(options),
+                "pruned": record.pruned,
+            },
+        )
+
+    def video(self, place: str, record: Row) -> str:
+        """Return the path of a row's video below the root.
+
+        Raises:
+            DataError: the names in it are none; starts with `place`.
+        """
+        return f"{file_name(place, 'dataset', record.dataset)}/{file_name(place, 'scene_name', record.scene_name)}.mp4"
 
 
-def _figures(
-    prefix: str, types: np.ndarray, values: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    def of(kind: str) -> np.ndarray:
-        inside = types == kind
-        return 100 * mean(values[inside], weights[:, inside])
+def file_name(place: str, field: str, name: str) -> str:
+    """Return a name of a file or folder.
 
-    levels = {level: of(level) for level in LEVELS if level in types}
-    tasks = {task: of(task) for task in TASKS if task in types}
-    if levels:
-        tasks["object_rel_direction"] = _mean_of_present(levels)
-    found = {f"{prefix}overall": _mean_of_present(tasks)}
-    found |= {f"{prefix}task/{task}": tasks[task] for task in TASKS if task in tasks}
-    return found | {f"{prefix}level/{level}": value for level, value in levels.items()}
+    Raises:
+        DataError: it would lead elsewhere; starts with `place`.
+    """
+    if "/" in name or name in {"", ".", ".."}:
+        raise DataError(f"{place}: {field} {name!r:.80}: must be the name of a folder or file")
+    return name
 
 
 def _mean_of_present(parts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -219,11 +293,6 @@ def _relative_accuracy(said: float, truths: np.ndarray) -> np.ndarray:
     return accuracy
 
 
-def first_token(answer: str) -> str:
-    """Return what the official code reads: the text before the first blank, without full stops at its end and white space."""
-    return answer.split(" ", 1)[0].rstrip(".").strip()
-
-
 def _number(token: str) -> float | None:
     try:
         return float(token)
@@ -231,16 +300,19 @@ def _number(token: str) -> float | None:
         return None
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A row; other fields are not read."""
 
     id: int | str
     dataset: str
-    scene_name: str
+    scene_name: str = ""
+    scene_id: str = ""
     question_type: str
     question: str
     ground_truth: str | int | float
     options: list[str] | None = None
+    pruned: bool | None = None
+    """Whether the authors left it out of VSI-Bench-Debiased; None where the file is older."""
 
 
 def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
@@ -261,54 +333,7 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             ) from None
 
 
-def _question(place: str, row: Any) -> Question:
-    """Return a row in the official form.
-
-    Raises:
-        DataError: it is not; starts with `place`.
-    """
-    try:
-        record = msgspec.convert(row, _Record)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{place}: {error}, in {row!r:.300}", remedy="download the file again") from None
-    truth = str(record.ground_truth)
-    if record.question_type in CHOICES:
-        options = _options(place, record)
-        if not (len(truth) == 1 and truth.upper() in _letters(options)):
-            raise DataError(
-                f"{place}: ground_truth {truth!r:.80}: must be one of the {len(options)} options' letters"
-            )
-    elif record.question_type in UNITS:
-        options = ()
-        value = _number(truth)
-        if value is None or not 0 < value < math.inf:
-            raise DataError(
-                f"{place}: ground_truth {truth!r:.80}: must be a number above 0, the metric divides by it"
-            )
-    else:
-        raise DataError(
-            f"{place}: question_type {record.question_type!r:.80}: must be one of {', '.join(sorted(CHOICES | UNITS.keys()))}"
-        )
-    for field, name in (("dataset", record.dataset), ("scene_name", record.scene_name)):
-        if "/" in name or name in {"", ".", ".."}:
-            raise DataError(f"{place}: {field} {name!r:.80}: must be the name of a folder or file")
-    return Question(
-        id=str(record.id),
-        video=f"{record.dataset}/{record.scene_name}.mp4",
-        task="object_rel_direction" if record.question_type in LEVELS else record.question_type,
-        source=record.dataset,
-        text=record.question,
-        options=options,
-        truth=truth,
-        row={
-            "question_type": record.question_type,
-            "options": record.options if options else None,
-            "letters": _letters(options),
-        },
-    )
-
-
-def _options(place: str, record: _Record) -> tuple[str, ...]:
+def _options(place: str, record: Row) -> tuple[str, ...]:
     """Return texts of the options, without "A. "."""
     matches = [_OPTION.fullmatch(option) for option in record.options or ()]
     texts = [match.group(2) for match in matches if match]

@@ -7,6 +7,7 @@ the rest of their programs runs as it is.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -27,16 +28,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from videostr.chat import VIDEO_PLACE
 from videostr.evaluate import sti_bench, v_star_figures, v_star_reading
 from videostr.evaluate.benchmark import Benchmark, Question, QuestionSet
+from videostr.evaluate.mmsi_video import LETTERS, MARKERS, MmsiVideo
+from videostr.evaluate.revsi import ReVsi
 from videostr.evaluate.sti_bench import StiBench
 from videostr.evaluate.v_star import JUDGE_SYSTEM, JUDGE_TEMPLATE, VStar
 from videostr.evaluate.v_star_reading import lexical_rating
-from videostr.evaluate.vsi_bench import CHOICES, UNITS, VsiBench
+from videostr.evaluate.vsi_bench import VsiBench
+from videostr.evaluate.vsi_debiased import VsiDebiased
 
 STI = "43ddebea5e386072cc9f95f4b3cdbe81fbc390a3"  # github.com/MINT-SJTU/STI-Bench
 VSI = "51e089c3ae69b9435e9489058610f5b3964c56a8"  # github.com/vision-x-nyu/thinking-in-space
+MMSI = "1f33d743a41605b6382e6a679660306256032098"  # github.com/rbler1234/MMSI-Video-Bench
+LMMS_EVAL = "75571cfe0fa36ca5ec2e6aa2bb268f9d38295af3"  # github.com/EvolvingLMMs-Lab/lmms-eval, for ReVSI
 V_STAR = "1894682b15be0a0c0c5ab24be6e8252743cd6c2f"  # github.com/V-STaR-Bench/V-STaR
 
 FOLDER = os.environ.get("VIDEOSTR_OFFICIAL", "")
@@ -75,12 +83,12 @@ def stand_ins(modules: Mapping[str, Any]) -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def run(path: Path, source: str) -> tuple[dict[str, Any], str]:
-    """Globals and standard output of a program, run where it lies."""
+def run(path: Path, source: str, name: str = "official") -> tuple[dict[str, Any], str]:
+    """Globals and standard output of a program, run where it lies; as a command with the name "__main__"."""
     path.write_text(source)
     printed = io.StringIO()
     with contextlib.chdir(path.parent), contextlib.redirect_stdout(printed):
-        found = runpy.run_path(str(path), run_name="official")
+        found = runpy.run_path(str(path), run_name=name)
     return found, printed.getvalue()
 
 
@@ -269,25 +277,27 @@ def test_sti_bench_extraction() -> None:
 # --------------------------------------------------------------------------------------------- VSI-Bench
 
 
-def vsi_root(root: Path, rng: random.Random, count: int) -> Path:
-    kinds = (*sorted(CHOICES), *UNITS)
+def vsi_root(root: Path, rng: random.Random, count: int, benchmark: VsiBench) -> Path:
+    kinds = [kind for of_task in benchmark.tasks.values() for kind in of_task]
     with (root / "test.jsonl").open("w") as file:
         for n in range(count):
             kind = kinds[n % len(kinds)] if n < len(kinds) else rng.choice(kinds)
             options = [f"{letter}. the {n % 5} {letter}" for letter in "ABCD"[: rng.randrange(2, 5)]]
             truth = (
                 rng.choice(options)[0]
-                if kind in CHOICES
+                if kind not in benchmark.units
                 else rng.choice((f"{rng.randrange(1, 9)}", f"{rng.uniform(0.1, 9):.2f}"))
             )
             row = {
                 "id": n,
                 "dataset": "scannet",
                 "scene_name": f"scene{n:04d}_00",
+                "scene_id": f"scene{n:04d}_00",
                 "question_type": kind,
                 "question": "Which?",
                 "ground_truth": truth,
-                "options": options if kind in CHOICES else None,
+                "options": options if kind not in benchmark.units else None,
+                "pruned": n >= len(kinds) and rng.random() < 0.5,
             }
             file.write(json.dumps(row) + "\n")
     return root
@@ -335,17 +345,20 @@ def vsi_texts(kind: str, rng: random.Random, known: QuestionSet) -> Texts:
 
 @pytest.mark.parametrize("kind", ["random", "perfect", "empty", "adversarial"])
 @pytest.mark.parametrize("seed", range(3))
-def test_vsi_bench(tmp_path: Path, kind: str, seed: int) -> None:
+@pytest.mark.parametrize("benchmark", [VsiBench(), VsiDebiased()], ids=["all", "debiased"])
+def test_vsi_bench(tmp_path: Path, kind: str, seed: int, benchmark: VsiBench) -> None:
     pytest.importorskip("pandas")
     rng = random.Random(f"{kind} {seed}")
-    benchmark = VsiBench()
-    known = benchmark.read(vsi_root(tmp_path, rng, 600))
+    known = benchmark.read(vsi_root(tmp_path, rng, 600, benchmark))
     texts = vsi_texts(kind, rng, known)
     for name in ("utils.py", "vsibench.yaml"):
         (tmp_path / name).write_text(official(VSI, f"lmms_eval/tasks/vsibench/{name}"))
     with stand_ins({"loguru": MagicMock(), "datasets": MagicMock()}):
         theirs, _ = run(tmp_path / "utils.py", (tmp_path / "utils.py").read_text())
         docs = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+        if isinstance(benchmark, VsiDebiased):
+            docs = [doc for doc in docs if not doc["pruned"]]
+            assert len(docs) < 500
         for question, doc in zip(known.questions, docs, strict=True):
             asked = theirs["vsibench_doc_to_text"](doc, {})
             assert asked == benchmark.prompt(question, 10.0, (640, 480))
@@ -365,6 +378,116 @@ def test_vsi_bench(tmp_path: Path, kind: str, seed: int) -> None:
     for key, value in totals.items():
         if key.endswith(("_accuracy", "_MRA:.5:.95:.05")):
             assert near(figures[f"task/{key.rsplit('_', 1)[0]}"], value), key
+
+
+@pytest.mark.parametrize("kind", ["random", "perfect", "empty", "adversarial"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("left_out", [(), ("object_counting_single", "route_planning")])
+def test_revsi(tmp_path: Path, kind: str, seed: int, left_out: tuple[str, ...]) -> None:
+    pytest.importorskip("pandas")
+    rng, benchmark = random.Random(f"{kind} {seed}"), ReVsi()
+    vsi_root(tmp_path, rng, 600, benchmark)
+    docs = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    docs = [doc for doc in docs if doc["question_type"] not in left_out]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    known = benchmark.read(tmp_path)
+    texts = vsi_texts(kind, rng, known)
+    template = official(LMMS_EVAL, "lmms_eval/tasks/revsi/_default_template_yaml")
+    prompts = yaml.safe_load(template.replace("!function", ""))["lmms_eval_specific_kwargs"]["default"]
+    names = ("lmms_eval", "lmms_eval.utils", "lmms_eval.tasks", "lmms_eval.tasks._task_utils")
+    modules = ("lmms_eval.tasks._task_utils.default_template_yaml", "datasets", "huggingface_hub.constants")
+    with stand_ins({name: MagicMock() for name in (*names, *modules)}):
+        theirs, _ = run(tmp_path / "utils.py", official(LMMS_EVAL, "lmms_eval/tasks/revsi/utils.py"))
+        for question, doc in zip(known.questions, docs, strict=True):
+            assert theirs["revsi_doc_to_text"](doc, prompts) == benchmark.prompt(question, 10.0, (640, 480))
+            with np.errstate(all="ignore"):
+                theirs["revsi_process_results"](doc, [texts[question.id]])
+        totals = theirs["_compute_all_subscores"](docs)
+    figures, rows = ours(benchmark, known, texts)
+    for row, doc in zip(rows, docs, strict=True):
+        assert row.get("accuracy", row.get("mra")) == doc["acc"], doc
+    assert {name for name in figures if name.startswith("task/")} == {
+        f"task/{key.removesuffix('_acc')}" for key in totals if key != "overall_acc"
+    }
+    for key, value in totals.items():
+        name = key.removesuffix("_acc")
+        assert near(figures[name if name == "overall" else f"task/{name}"], 100 * value), key
+
+
+# -------------------------------------------------------------------------------------------- MMSI-Video
+
+MMSI_FRAGMENTS = (
+    *(*"ABCDEFG", "b", "<answer>", "</answer>", "\\boxed{", "}", "no answer", *MARKERS, "The answer is"),
+    *(" ", "\n", ",", ".", ":", '"', "'", "{", "(", ")", "and"),
+)
+
+
+def mmsi_items(rng: random.Random, count: int, kinds: list[str]) -> list[dict[str, Any]]:
+    items = []
+    for n in range(count):
+        videos, images = rng.randrange(1, 3), rng.randrange(2)
+        question = "<video>" * videos + f"Which {'<image>' * images}?\nOptions:\nA: left\nB: right\n"
+        items.append(
+            {
+                "id": f"question_{n:04d}",
+                "type": kinds[n % len(kinds)],
+                "video_list": [
+                    {"path": f"{n}_{i}.mp4", "start": 0.0, "end": 9.0, "base_fps": 2.0} for i in range(videos)
+                ],
+                "frames_list": [[f"{n}_{i}/{k}.jpg" for k in range(60)] for i in range(videos)],
+                "ref_images": [f"{n}_{i}.jpg" for i in range(images)],
+                "system_prompt": "Look.",
+                "task_prompt": rng.choice(("", "Think of time.\n")),
+                "user_prompt": question,
+                "ori_question": question,
+                "format_prompt": "\nAnswer with a letter.",
+                "ground_truth": rng.choice(LETTERS),
+            }
+        )
+    return items
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["random", "perfect", "empty", "adversarial"])
+@pytest.mark.parametrize("seed", range(3))
+def test_mmsi_video(tmp_path: Path, kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, benchmark = random.Random(f"{kind} {seed}"), MmsiVideo()
+    program = official(MMSI, "evaluation.py")
+    kinds = ast.literal_eval(f"[{program.rpartition('ORDER_LIST = [')[2].partition(']')[0]}]")
+    items = mmsi_items(rng, 400, kinds)
+    (tmp_path / "mmsivideo.json").write_text(json.dumps(items))
+    known = benchmark.read(tmp_path)
+    says: dict[str, Callable[[Question], str]] = {
+        "random": lambda _: rng.choice(LETTERS),
+        "perfect": lambda q: str(q.truth),
+        "empty": lambda _: "",
+        "adversarial": lambda _: "".join(rng.choices(MMSI_FRAGMENTS, k=rng.randrange(7))),
+    }
+    texts = {question.id: says[kind](question) for question in known.questions}
+    loader, _ = run(tmp_path / "dataset.py", official(MMSI, "dataset.py"))
+    asked = loader["MMSILOADER"](data_root=str(tmp_path))
+    (tmp_path / "said").mkdir()
+    for place, question in enumerate(known.questions):
+        shown = asked[place]
+        prompt = benchmark.prompt(question, 9.0, (640, 480))
+        assert prompt.replace(VIDEO_PLACE, "<video>") == shown["input_prompt"]
+        assert bool(question.problem) == (len(shown["video_list"]) > 1 or bool(shown["ref_images"]))
+        said = {**items[place], "response": texts[question.id]}
+        (tmp_path / "said" / f"{question.id}.json").write_text(json.dumps(said))
+    monkeypatch.setattr(sys, "argv", ["evaluation.py", "--eval_dir", "said"])
+    theirs, printed = run(tmp_path / "evaluation.py", program, "__main__")
+    for text in texts.values():
+        read = theirs["extract_answer"](text)
+        assert benchmark.score(known.questions[0], text, None).extracted == (
+            read if read in set(LETTERS) else ""
+        ), text
+    figures, _ = ours(benchmark, known, texts)
+    found = dict(re.findall(r"^(.+) :  (\S+) \d+$", printed, re.MULTILINE))
+    assert {f"task/{name}" for name in found if name != "Overall"} == {
+        name for name in figures if name.startswith("task/")
+    }
+    for name, value in found.items():
+        assert near(figures["overall" if name == "Overall" else f"task/{name}"], 100 * float(value)), name
 
 
 # ------------------------------------------------------------------------------------------------ V-STaR

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,21 @@ from videostr.evaluate.answers import Answers
 from videostr.evaluate.benchmark import Mode, Question
 from videostr.evaluate.records import Records
 from videostr.evaluate.rows import baselines, counts, scores_of, tally, write_rows
-from videostr.evaluate.run import Asker, PreparedQuestion, SkippedQuestion, ask_new, limited, log_skipped
+from videostr.evaluate.run import (
+    Asker,
+    PreparedQuestion,
+    SkippedQuestion,
+    ask_new,
+    frame_order,
+    limited,
+    log_skipped,
+)
 from videostr.ports import Sampled, SampleRequest
 from videostr.prompt import instruction, reference_trace
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
 from videostr.types import Completion, Failure, FailureKind, FinishReason, VersionSpan
+from videostr.video import FrameStore
 
 POLICY = "videostr/tabletop/pretrained"
 SCENES = 12
@@ -170,6 +180,61 @@ def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> No
     assert "graph" in drawn.problem
 
 
+@pytest.mark.parametrize("prompt", [Mode.DIRECT, Mode.GRAPH])
+def test_controls_ask_the_same_and_show_less(world: World, prompt: Mode, tmp_path: Path) -> None:
+    world.asker.config.benchmark.control_prompt = prompt.value  # type: ignore[assignment]  # one of its literals
+    whole, blind, single, shuffled = (
+        [item for item in prepare(world, mode) if isinstance(item, PreparedQuestion)]
+        for mode in (prompt, Mode.BLIND, Mode.SINGLE_FRAME, Mode.SHUFFLED)
+    )
+    assert len(whole) == len(blind) == len(single) == len(shuffled) == SCENES
+    assert len({item.key for part in (whole, single, shuffled) for item in part}) == 3 * SCENES
+    unseen = {item.request.prompt.text for item in blind}  # not seeing the video, some questions are the same
+    assert len({item.key for item in blind}) == len(unseen) <= SCENES
+    placeholder = "<|vision_start|><|video_pad|><|vision_end|>"
+    store, moved = FrameStore(tmp_path / "frames"), 0
+    for seen, dark, one, mixed in zip(whole, blind, single, shuffled, strict=True):
+        assert one.request.prompt.text == mixed.request.prompt.text == seen.request.prompt.text
+        assert dark.request.prompt.text == seen.request.prompt.text.replace(placeholder, "")
+        assert (dark.request.prompt.is_blind, seen.request.prompt.is_blind) == (True, False)
+        assert {item.request.max_tokens for item in (seen, dark, one, mixed)} == {seen.request.max_tokens}
+        assert (dark.times, len(one.times), mixed.times) == ((), 1, seen.times)
+        there, here = (store.frames(item.request.prompt.clip).pixels for item in (seen, mixed))
+        moved += not np.array_equal(there, here)
+        assert sorted(frame.tobytes() for frame in there) == sorted(frame.tobytes() for frame in here)
+        alone = store.frames(one.request.prompt.clip)
+        assert np.array_equal(alone.pixels, there[[(len(there) - 1) // 2] * 2])
+        assert abs(alone.times[0] - one.times[0]) < 0.2
+    assert moved > 0  # in some scenes nothing does
+    world.asker.config.run.seed = 1
+    again = [item for item in prepare(world, Mode.SHUFFLED) if isinstance(item, PreparedQuestion)]
+    assert [a.request.prompt.clip.digest for a in again] != [b.request.prompt.clip.digest for b in shuffled]
+    world.pool.truths = dict.fromkeys(world.pool.truths, world.pool.truths[world.questions[0].id])
+    rows = tally(blind[:1], world.answers, answered(world, list(blind)), world.asker)
+    assert len(world.pool.asked) == len(unseen)
+    assert {row.mode for row in rows} == {"blind"}
+    assert all(row.frames == 0 and row.answered for row in rows)
+    # the answers are read as the prompt's are: all of a text, or the content of its answer block
+    trace = world.pool.truths[world.questions[0].id]
+    content = trace.split("<answer>")[1].removesuffix("</answer>")
+    assert rows[0].extracted == (content if prompt is Mode.GRAPH else trace)
+    assert ("graph" in rows[0].scores) == (prompt is Mode.GRAPH)
+
+
+def test_questions_on_the_same_frames_see_one_order(world: World) -> None:
+    spec = world.questions[0].row["record"].clip
+    first, second = (frame_order(Mode.SHUFFLED, world.questions[i], spec, 0) for i in (0, 1))
+    assert frame_order(Mode.SHUFFLED, replace(world.questions[0], id="other"), spec, 0) == first
+    assert first != second
+    for count in (2, 3):  # so few that a draw is often the true order
+        orders = {
+            frame_order(Mode.SHUFFLED, world.questions[0], replace(spec, num_frames=count), seed)
+            for seed in range(30)
+        }
+        assert len(orders) == (1 if count == 2 else 5)  # 2! - 1, 3! - 1
+    assert frame_order(Mode.SHUFFLED, world.questions[0], replace(spec, num_frames=1), 0) == ()
+
+
 def test_a_direct_answer_is_what_follows_the_thinking_that_the_template_opened(world: World) -> None:
     """The texts of a model that always reasons begin with the tag that the template wrote."""
     world.asker.processor.chat_template = world.asker.processor.chat_template.replace(
@@ -195,6 +260,16 @@ def test_nothing_is_asked_twice(world: World) -> None:
     world.asker.config.sampling.max_tokens = 100  # other settings: other answers
     answered(world, prepare(world, Mode.GRAPH))
     assert len(world.pool.asked) == 2 * SCENES
+
+
+def test_questions_about_one_clip_follow_each_other(world: World) -> None:
+    """Two modes and a control show the same clips; the control shows others, of the same frames."""
+    modes = (Mode.DIRECT, Mode.GRAPH, Mode.SHUFFLED)
+    items = [item for mode in modes for item in prepare(world, mode)]
+    answered(world, items, at_once=1)
+    clips = [request.prompt.clip.digest for request in world.pool.asked]
+    assert len(clips) == 3 * SCENES
+    assert len([a for a, b in pairwise(clips) if a != b]) + 1 == len(set(clips)) == 2 * SCENES
 
 
 def test_what_was_stopped_goes_on_with_the_same_result(world: World) -> None:
@@ -354,7 +429,7 @@ SPECIAL_TOKENS = re.compile(r"<\|\w+\|>")
 def test_a_question_that_cannot_be_put_into_the_template_counts_as_wrong(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(text: str, processor: object) -> str:
+    def refuse(text: str, processor: object, *, with_video: bool) -> str:
         raise PromptError("the text cannot be put into the chat template; rewrite the text")
 
     monkeypatch.setattr("videostr.evaluate.run.chat_text", refuse)
@@ -363,10 +438,48 @@ def test_a_question_that_cannot_be_put_into_the_template_counts_as_wrong(
     assert "rewrite the text" in item.problem
 
 
+def test_how_answers_depend_on_graphs_by_family(world: World) -> None:
+    """Two families, three and two questions that a graph can answer, and one that it cannot.
+
+    a: right answer and graph, which agree; right answer by luck from a wrong graph; wrong answer in spite of a right graph.
+    b: a number whose graph entails it by half (scored 0.5), answered with 0.8; a wrong answer from a wrong graph.
+    """
+    tasks, nan = ("a", "a", "a", "b", "b", "b"), float("nan")
+    questions = [replace(world.questions[i], task=task) for i, task in enumerate(tasks)]
+    scores = {
+        "answer": np.array([1.0, 1.0, 0.0, 0.8, 0.0, 1.0]),
+        "entailed": np.array([1.0, 0.0, 1.0, 0.5, 0.0, nan]),
+        "consistency": np.array([1.0, 0.0, 0.0, 0.6, 1.0, nan]),
+    }
+    found = Records(Rubric.preset("default")).figures(questions, scores, np.ones((1, 6)))
+    values = {name: float(value[0]) for name, value in found.items()}
+    expected = {
+        "part/entailed": 50.0,  # 2.5 of 5
+        "part/consistency": 52.0,  # 2.6 of 5
+        "part/supported": 100 * 1.48 / 2.8,  # (1 + 0.8 * 0.6) of 2.8
+        "part/right_graph": 100 * 1.4 / 2.5,  # (1 + 0.8 * 0.5) of 2.5
+        "part/wrong_graph": 100 * 1.4 / 2.5,  # (1 + 0.8 * 0.5) of 2.5
+        "entailed/a": 100 * 2 / 3, "consistency/a": 100 / 3, "supported/a": 50.0, "right_graph/a": 50.0, "wrong_graph/a": 100.0,
+        "entailed/b": 25.0, "consistency/b": 80.0, "supported/b": 60.0, "right_graph/b": 80.0, "wrong_graph/b": 100 * 0.4 / 1.5,
+        "task/b": 60.0,
+    }  # fmt: skip
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    # each question twice: the same; without the questions of b: those of a alone, and none of b
+    doubled = Records(Rubric.preset("default")).figures(questions, scores, np.full((1, 6), 2.0))
+    assert {name: float(doubled[name][0]) for name in expected} == pytest.approx(expected)
+    alone = Records(Rubric.preset("default")).figures(questions, scores, np.array([[1.0] * 3 + [0.0] * 3]))
+    assert float(alone["part/supported"][0]) == pytest.approx(50.0)
+    assert np.isnan(alone["supported/b"]).all()
+
+
 def test_the_supported_share_is_that_of_what_answers_score(world: World) -> None:
     questions = world.questions[:4]
     nan = float("nan")
-    scores = {"answer": np.array([1.0, 1.0, 0.0, 1.0]), "consistency": np.array([1.0, 0.0, 1.0, nan])}
+    scores = {
+        "answer": np.array([1.0, 1.0, 0.0, 1.0]),
+        "entailed": np.array([1.0, 0.0, 1.0, nan]),
+        "consistency": np.array([1.0, 0.0, 1.0, nan]),
+    }
     benchmark = Records(Rubric.preset("default"))
     found = benchmark.figures(questions, scores, np.ones((1, 4)))
     assert found["part/supported"].tolist() == [

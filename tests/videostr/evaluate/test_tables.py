@@ -17,7 +17,7 @@ from videostr.errors import DataError
 from videostr.evaluate.benchmark import Benchmark, Question
 from videostr.evaluate.result import Evaluated, require_same_questions
 from videostr.evaluate.statistics import Comparison, McNemar, Scored, comparisons, intervals
-from videostr.evaluate.tables import compare, one
+from videostr.evaluate.tables import Gain, compare, gains, one
 
 QUESTIONS = [
     Question(
@@ -314,3 +314,14 @@ def test_a_file_that_is_no_json_or_not_there_is_refused(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(DataError, match=r"evaluated\.json: not a result"):
         Evaluated.from_json(path)
+
+
+def test_what_the_video_adds_stands_below_the_page() -> None:
+    assert gains([]) == ""
+    gain = Gain(what="the video", whole="m direct", control="m blind", figures=COMPARED)
+    head, _, *rows = [line for line in gains([gain]).splitlines() if line.startswith("|")]
+    assert "the video: m direct - m blind" in head
+    cells = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in rows}
+    assert list(cells) == list(COMPARED)
+    found = COMPARED["overall"].difference
+    assert cells["overall"] == rf"**{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]** \*"
