@@ -24,8 +24,6 @@ LIKELY = re.compile(
 )
 """What is a special token of a common tokenizer, where the tokenizer is not known."""
 _BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
-VIDEO_PLACE = "\ue000"
-"""In a user's text: where the video stands, if not before all of it."""
 _ROUNDS = 8
 """Most passes of `escape`; a token of one character cannot be parted, and is found by the comparison."""
 _PROBE = "What moves?"
@@ -79,20 +77,23 @@ def found_in(text: str, processor: Any) -> list[str]:
     return _format(processor).pattern.findall(text)
 
 
-def chat_text(text: str, processor: Any, *, with_video: bool = True) -> str:
+def chat_text(text: str, processor: Any, *, with_video: bool = True, video_place: str = "") -> str:
     """Return the chat text of one user turn with a video and this text; ends where the completion begins.
 
     Args:
         text: of the user.
         processor: whose chat template.
         with_video: False leaves the video out.
+        video_place: what of the text the video takes the place of, where it first stands; "" puts the video before all of it.
 
     Raises:
         PromptError: the template cannot take the text, or text and template form a special token together.
     """
     chat_format = _format(processor, with_video=with_video)
     try:
-        chat = _apply_template(processor, escape(text, chat_format.pattern), with_video=with_video)
+        before, place, after = text.partition(video_place) if video_place else ("", "", text)
+        parts = [escape(part, chat_format.pattern) for part in ((before, after) if place else ("", text))]
+        chat = _apply_template(processor, *parts, with_video=with_video)
         extra = _surplus(chat, chat_format, processor)
     except Exception as error:  # templates are programs, and tokenizers know no type of their own
         raise PromptError(
@@ -114,7 +115,7 @@ def template_problems(processor: Any) -> Iterator[tuple[str, str]]:
         yield "the checkpoint has no chat template", remedy
         return
     try:
-        chat = _apply_template(processor, _PROBE)
+        chat = _apply_template(processor, "", _PROBE)
     except Exception as error:  # noqa: BLE001  # templates are programs
         yield f"the chat template raises {type(error).__name__}: {error}", remedy
         return
@@ -132,13 +133,12 @@ def template_problems(processor: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def _apply_template(processor: Any, text: str, *, with_video: bool = True) -> str:
-    before, place, after = text.partition(VIDEO_PLACE)
-    texts = (before, after) if place else ("", text)
-    parts = [{"type": "text", "text": part} for part in texts]
-    content = [part for part in (parts[0], {"type": "video"}, parts[1]) if part.get("text") != ""]
+def _apply_template(processor: Any, before: str, after: str, *, with_video: bool = True) -> str:
+    """Return the chat text of a turn with these texts before and after the video."""
+    content = [{"type": "text", "text": before}, {"type": "video"}, {"type": "text", "text": after}]
+    content = [part for part in content if part.get("text") != ""]
     if not with_video:
-        content = [{"type": "text", "text": "".join(texts)}]
+        content = [{"type": "text", "text": before + after}]
     chat: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
@@ -152,7 +152,7 @@ def _format(processor: Any, *, with_video: bool = True) -> _ChatFormat:
     special = special_tokens(processor)
     pattern = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
     ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(special & tokenizer.get_vocab().keys())))
-    chat = _apply_template(processor, _PROBE, with_video=with_video)
+    chat = _apply_template(processor, "", _PROBE, with_video=with_video)
     return _ChatFormat(
         pattern=pattern,
         ids=ids,

@@ -66,6 +66,8 @@ class Question:
     """Its end; None is the end of the video."""
     text: str
     """The question as the benchmark's file has it."""
+    video_place: str = ""
+    """What of the official text the video takes the place of; "" where it comes first."""
     options: tuple[str, ...] = ()
     """Texts of options A, B, ...; empty where the answer is not a choice."""
     problem: str = ""
@@ -115,7 +117,7 @@ class Benchmark(Protocol):
         ...
 
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
-        """Return the official user text for `Mode.DIRECT`, video not included.
+        """Return the official user text for `Mode.DIRECT`, with `Question.video_place` for the video.
 
         Args:
             question: what is asked.

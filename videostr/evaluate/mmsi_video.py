@@ -15,13 +15,13 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from videostr.chat import VIDEO_PLACE
 from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.evaluate.benchmark import Question, QuestionSet, Verdict, mean
 
 FILE = "mmsivideo.json"
 VIDEOS = "videos"
+VIDEO_PLACE = "<video>"
 """Folder of the unpacked videos.zip."""
 LETTERS = "ABCDEF"
 MARKERS = ('"answer":', "answer is", "answer:", '"Answer":', "Answer is", "Answer:")
@@ -86,7 +86,7 @@ class MmsiVideo:
     def prompt(self, question: Question, seconds: float, size: tuple[int, int]) -> str:
         """Return the official text, the video where it stands there."""
         text: str = question.row["prompt"]
-        return text.replace("<video>", VIDEO_PLACE)
+        return text
 
     def asks(self, question: Question) -> str:
         """Return a letter."""
@@ -153,8 +153,9 @@ def _question(row: _Row) -> Question:
         id=row.id,
         video=f"{VIDEOS}/{row.video_list[0].path}",
         task=row.type,
-        text=row.user_prompt.replace("<video>", "").strip(),
+        text=row.user_prompt.replace(VIDEO_PLACE, "").strip(),
         truth=row.ground_truth,
+        video_place=VIDEO_PLACE,
         problem=""
         if askable
         else f"it shows {videos} videos and {images} images, and engines show one video a prompt",

@@ -102,7 +102,10 @@ class Asker:
         is_blind = mode is Mode.BLIND
         try:
             text = chat_text(
-                self._text(question, mode, shape, size, times), self.processor, with_video=not is_blind
+                self._text(question, mode, shape, size, times),
+                self.processor,
+                with_video=not is_blind,
+                video_place=question.video_place,
             )
         except PromptError as error:
             return SkippedQuestion(question=question, mode=mode, problem=str(error))

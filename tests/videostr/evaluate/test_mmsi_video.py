@@ -41,12 +41,12 @@ def test_the_video_stands_where_the_text_has_it(tmp_path: Path) -> None:
     )
     processor = AutoProcessor.from_pretrained("videostr/tabletop/pretrained")
     text = BENCHMARK.prompt(question, 9.0, (64, 64))
-    seen = chat_text(text, processor)
+    seen = chat_text(text, processor, video_place=question.video_place)
     assert (
         "Look.\nPlan.\nThe clip: <|vision_start|><|video_pad|><|vision_end|>\nWhat next?\nA letter.<|im_end|>"
         in seen
     )
-    blind = chat_text(text, processor, with_video=False)
+    blind = chat_text(text, processor, with_video=False, video_place=question.video_place)
     assert blind == seen.replace("<|vision_start|><|video_pad|><|vision_end|>", "")
 
 

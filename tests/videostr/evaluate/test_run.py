@@ -429,7 +429,7 @@ SPECIAL_TOKENS = re.compile(r"<\|\w+\|>")
 def test_a_question_that_cannot_be_put_into_the_template_counts_as_wrong(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(text: str, processor: object, *, with_video: bool) -> str:
+    def refuse(text: str, processor: object, *, with_video: bool, video_place: str) -> str:
         raise PromptError("the text cannot be put into the chat template; rewrite the text")
 
     monkeypatch.setattr("videostr.evaluate.run.chat_text", refuse)
