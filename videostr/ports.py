@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from videostr.checkpoint import Files
 from videostr.types import Completion, Failure, LearnerBatch, Prompt, Record, Rollout, Update
 
 
@@ -81,8 +82,12 @@ class Learner(Protocol):
         """
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`."""
+    async def save(self, folder: Path) -> Files:
+        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
+
+        Returns:
+            What of it was forced to disk and hashed.
+        """
         ...
 
     async def load(self, folder: Path) -> int:

@@ -16,6 +16,7 @@ from actors.calls import get_with_timeout
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
 from actors.placement import overlap_options
+from videostr.checkpoint import Files
 from videostr.config.schema import Config
 from videostr.errors import LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
@@ -123,7 +124,7 @@ class RayLearner:
         sums: list[dict[str, str]] = await self.call("checksums")
         return sums[0]
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path) -> Files:
         """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
 
         Raises:
@@ -131,6 +132,7 @@ class RayLearner:
         """
         async with self.updating:  # a weight sync meanwhile would only wait for it
             await self.call("save", str(folder))
+        return {}
 
     async def load(self, folder: Path) -> int:
         """Restore what `save` wrote; returns the weight version."""

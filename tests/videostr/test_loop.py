@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor
 
-from videostr.checkpoint import Ledger, RunState
+from videostr.checkpoint import Files, Ledger, RunState
 from videostr.config.schema import Config
 from videostr.config.sections import Data, Model, Run, Sampling, TrainConfig
 from videostr.data.prompts import RecordSource
@@ -108,9 +108,10 @@ class Learner:
         self.batches.append(batch)
         return Update(version=self.rollouts.version + 1, metrics={"loss": 0.5})
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path) -> Files:
         (folder / "policy").mkdir()
         (folder / "policy" / "weights").write_text(f"version {self.rollouts.version}")
+        return {}
 
     async def load(self, folder: Path) -> int:
         raise AssertionError
@@ -374,10 +375,10 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
 ) -> None:
     stage = Stage(tabletop, tmp_path, steps=5)
 
-    async def full(folder: Path) -> None:
+    async def full(folder: Path) -> Files:
         if len(stage.learner.batches) == 2:
             raise OSError(28, "No space left on device")
-        await Learner.save(stage.learner, folder)
+        return await Learner.save(stage.learner, folder)
 
     stage.learner.save = full  # type: ignore[method-assign]
     state = stage.train()
@@ -415,10 +416,10 @@ def test_a_logger_that_fails_is_counted_and_the_run_goes_on(tabletop: Path, tmp_
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=3)
 
-    async def full(folder: Path) -> None:
+    async def full(folder: Path) -> Files:
         if len(stage.learner.batches) == 3:
             raise CheckpointError("rank 0: disk is full")
-        await Learner.save(stage.learner, folder)
+        return await Learner.save(stage.learner, folder)
 
     stage.learner.save = full  # type: ignore[method-assign]
     with pytest.raises(
@@ -537,7 +538,7 @@ def test_when_one_group_fails_the_run_no_other_is_sampled_on(tabletop: Path, tmp
 def test_a_rank_that_is_lost_in_a_checkpoint_is_no_full_disk(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path)
 
-    async def save(folder: Path) -> None:
+    async def save(folder: Path) -> Files:
         raise LearnerError("learner rank 0 died in `save`")
 
     stage.learner.save = save  # type: ignore[method-assign]
@@ -753,9 +754,9 @@ def test_times_of_workers_have_one_line_a_step(staleness: int, tabletop: Path, t
             await asyncio.sleep(0.1)
         return await Learner.update(stage.learner, batch)
 
-    async def save(folder: Path) -> None:
+    async def save(folder: Path) -> Files:
         with stage.folder.timeline.during("learner-rank-0", "save"):
-            await Learner.save(stage.learner, folder)
+            return await Learner.save(stage.learner, folder)
 
     stage.rollouts.sample, stage.learner.update, stage.learner.save = sample, update, save  # type: ignore[method-assign]
     stage.train()
