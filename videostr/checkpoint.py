@@ -1,7 +1,7 @@
 """Run state on disk: the ledger of consumed records and the checkpoints of a run folder.
 
 checkpoints/step_000010/policy/     Hugging Face format
-checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; whole, in safetensors
+checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; in safetensors, by parts
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
@@ -27,7 +27,7 @@ from videostr.files import storage, sync_to_disk, write_json
 from videostr.tasks import FileThread
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
 WRITING, DELETING = ".writing_", ".deleting_"

@@ -129,7 +129,7 @@ async def train(
             if evaluation.is_due(state) or saver.is_due(state):
                 await race(stop, evaluation.done())  # a step without update did not wait for it
                 await saver.begin()
-                await saver.settle()
+            await saver.check()
             evaluation.begin(state)
             await folder.thread(folder.times, folder.timeline.drain(state.step))
             signal.step(metrics, any(gain.any() for gain in batch.advantages))

@@ -1,6 +1,7 @@
 """When a run is saved, and what of it still can be when a file cannot be written.
 
-In: the state after every step. Out: checkpoints, `ledger.json`, and errors that say where the same command continues.
+In: the state after every step. Out: checkpoints, one after another, each written while training continues; `ledger.json`, and
+errors that say where the same command continues.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Saver:
         self._state = state
         self._saved = state.step
         self._writing: asyncio.Task[Exception | None] | None = None
+        folder.timeline.note("checkpoint", None)
         self._every, self._last = config.train.checkpoint_every, config.train.steps
 
     def is_due(self, state: RunState) -> bool:
@@ -49,9 +51,18 @@ class Saver:
         self.is_updating = False
 
     async def begin(self) -> None:
-        """Begin the checkpoint of the last whole step, once that before it has ended; raises as `settle` does."""
+        """Begin the checkpoint of the last whole step, once that before it has ended; raises as `settle` does.
+
+        Returns when the learner has copied its state: it is written while training continues.
+        """
         await self.settle()
+        await self._ports.learner.snapshot()
         self._writing = asyncio.create_task(self._write(self._state))
+
+    async def check(self) -> None:
+        """Raise what `settle` would, if the checkpoint that was begun has ended."""
+        if self._writing is not None and self._writing.done():
+            await self.settle()
 
     async def settle(self) -> Exception | None:
         """Wait for the checkpoint that was begun; where it failed, the failure was counted and logged, and is returned.
@@ -71,7 +82,8 @@ class Saver:
     async def _write(self, state: RunState) -> Exception | None:
         folder = self._folder
         try:
-            await folder.checkpoints.save(state, self._ports.learner.save)
+            with folder.timeline.during("checkpoint", "write"):
+                await folder.checkpoints.save(state, self._ports.learner.write)
         except (OSError, StorageError, CheckpointError) as error:
             folder.quarantine.counts["checkpoint"] += 1
             log.warning("no checkpoint after step %d: %s; the one before is kept", state.step, error)

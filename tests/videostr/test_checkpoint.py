@@ -86,7 +86,7 @@ def test_copies_under_other_names_are_neither_used_nor_dropped(tmp_path: Path) -
             "shard_00001.safetensors is missing",
         ),
         (lambda c: (c / "state.json").write_text('{"step": 2'), "state.json is not readable"),
-        (lambda c: (c / "state.json").write_text('{"format": 3, "step": 2}'), "state.json lists no files"),
+        (lambda c: (c / "state.json").write_text('{"format": 4, "step": 2}'), "state.json lists no files"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path: Pat
     values = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(values | {"format": 7}))
     with pytest.raises(
-        RunFolderError, match=r"written in format 7, this version of the program reads 3; continue"
+        RunFolderError, match=r"written in format 7, this version of the program reads 4; continue"
     ):
         Checkpoints.state(checkpoint)
 
