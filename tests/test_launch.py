@@ -120,7 +120,8 @@ def test_every_worker_has_its_times(whole: Path) -> None:
     for before, after in pairwise(steps):
         assert after.start == pytest.approx(before.start + before.seconds, abs=0.01)
     for step, row in zip(steps, rows, strict=True):
-        assert step.workers.keys() == {"rollout-engine-0", "reward-worker-0", "learner-rank-0", "weight-sync"}
+        names = {"rollout-engine-0", "reward-worker-0", "learner-rank-0", "weight-sync", "checkpoint"}
+        assert step.workers.keys() == names
         for activities in step.workers.values():
             assert sum(activity.busy for activity in activities.values()) <= step.seconds + 0.01
         busy = {
@@ -133,7 +134,7 @@ def test_every_worker_has_its_times(whole: Path) -> None:
         assert 0.5 * row["time/learn"] < busy["update"] <= row["time/learn"] + 0.01
         assert busy["send_weights"] <= busy["sync"] + 0.01
         assert busy["sync"] <= row["time/sync"] + 0.01
-        assert ("save" in busy) == (whole / "checkpoints" / f"step_{step.step:06d}").exists()
+        assert ("snapshot" in busy) == (whole / "checkpoints" / f"step_{step.step:06d}").exists()
     page = (whole / "report.html").read_text()
     assert all(name in page for name in ("rollout-engine-0", "reward-worker-0", "learner-rank-0"))
 

@@ -1,7 +1,7 @@
 """Run state on disk: the ledger of consumed records and the checkpoints of a run folder.
 
 checkpoints/step_000010/policy/     Hugging Face format
-checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; whole, in safetensors
+checkpoints/step_000010/learner/    master weights, moments and step of AdamW, version; in safetensors, by parts
 checkpoints/step_000010/state.json  step, ledger, size and digest of every file; written last: without it there is no checkpoint
 checkpoints/best.json               which step had the best held-out reward; its checkpoint is kept
 checkpoints/resumed_from.json       the path of `run.resume` that the run went back to
@@ -16,21 +16,23 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from videostr.digests import file_digest
-from videostr.errors import RunFolderError
+from videostr.errors import RunFolderError, StorageError
 from videostr.files import storage, sync_to_disk, write_json
 from videostr.tasks import FileThread
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 """Of `state.json`; another number means that a run cannot be continued across the change."""
 STATE, BEST, RESUMED = "state.json", "best.json", "resumed_from.json"
 WRITING, DELETING = ".writing_", ".deleting_"
+Files = Mapping[str, tuple[int, str]]
+"""Size in bytes and SHA-256 of files, by their path below the folder of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +134,15 @@ class Checkpoints:
             )
         return None
 
-    async def save(self, state: RunState, learner_save: Callable[[Path], Awaitable[None]]) -> Path:
+    async def save(self, state: RunState, learner_write: Callable[[Path], Awaitable[Files]]) -> Path:
         """Write a checkpoint and drop those that are neither among the newest `keep` nor the best.
 
         It is written under another name, forced to disk and renamed, so that a run killed here, or a full disk, leaves
         the previous one as the latest.
+
+        Args:
+            state: that the checkpoint is of.
+            learner_write: writes into a folder, and returns the files that it has forced to disk and hashed itself.
 
         Raises:
             StorageError: it cannot be written.
@@ -145,8 +151,8 @@ class Checkpoints:
         scratch = self.folder / f"{WRITING}{state.step:06d}"
         await self.thread(self._begin, scratch)
         try:
-            await learner_save(scratch)
-            await self.thread(_seal, scratch, state)
+            written = await learner_write(scratch)
+            await self.thread(_seal, scratch, state, written)
         except Exception:
             await self.thread(shutil.rmtree, scratch, ignore_errors=True)
             raise
@@ -296,10 +302,22 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _seal(scratch: Path, state: RunState) -> None:
-    """Force the files of a checkpoint to disk, and say what they are: from now on it is one."""
+def _seal(scratch: Path, state: RunState, written: Files) -> None:
+    """Say what the files of a checkpoint are: from now on it is one.
+
+    Raises:
+        StorageError: a file that was written is not here, or cannot be forced to disk.
+    """
     with storage(scratch):
-        files = _fingerprints(scratch)
+        for name, (size, _) in written.items():
+            path = scratch / name
+            found = path.stat().st_size if path.exists() else "no"
+            if found != size:
+                raise StorageError(
+                    f"{path}: a learner rank wrote {size} bytes, {found} bytes are here",
+                    remedy="set run.dir to a folder that all nodes share",
+                )
+        files = {**_fingerprints(scratch, written), **written}
         write_json(scratch / STATE, {"format": FORMAT, **asdict(state), "files": files})
 
 
@@ -323,12 +341,14 @@ def _damaged(checkpoint: Path, problem: str) -> RunFolderError:
     )
 
 
-def _fingerprints(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and digest of every file below a folder, each forced to disk and as readable as the folder."""
+def _fingerprints(folder: Path, known: Files) -> dict[str, tuple[int, str]]:
+    """Return the size and digest of every other file below a folder, forced to disk and as readable as the folder."""
     found = {}
     mode = folder.stat().st_mode & 0o666  # safetensors writes files that nobody but their owner may read
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        path.chmod(mode)
-        sync_to_disk(path)
-        found[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_digest(path))
+        name = path.relative_to(folder).as_posix()
+        if name not in known:
+            path.chmod(mode)
+            sync_to_disk(path)
+            found[name] = (path.stat().st_size, file_digest(path))
     return found

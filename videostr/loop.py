@@ -128,7 +128,8 @@ async def train(
             await write_due_traces(config, folder, state, collected, gains)
             if evaluation.is_due(state) or saver.is_due(state):
                 await race(stop, evaluation.done())  # a step without update did not wait for it
-                await saver.save()
+                await saver.begin()
+            await saver.check()
             evaluation.begin(state)
             await folder.thread(folder.times, folder.timeline.drain(state.step))
             signal.step(metrics, any(gain.any() for gain in batch.advantages))

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from videostr.checkpoint import Files
 from videostr.types import Completion, Failure, LearnerBatch, Prompt, Record, Rollout, Update
 
 
@@ -81,12 +82,22 @@ class Learner(Protocol):
         """
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`."""
+    async def snapshot(self) -> None:
+        """Copy what a checkpoint holds to host memory, for `write`; the weights change only after that."""
+        ...
+
+    async def write(self, folder: Path) -> Files:
+        """Write the copy into `folder`: `policy/` (Hugging Face format), `learner/` (state of the optimizer, version).
+
+        Updates and weight syncs may go on meanwhile.
+
+        Returns:
+            What of it was forced to disk and hashed.
+        """
         ...
 
     async def load(self, folder: Path) -> int:
-        """Restore what `save` wrote; returns the weight version."""
+        """Restore what `write` wrote; returns the weight version."""
         ...
 
     async def restart(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from actors.parameters import gathered, published
 from videostr.config.schema import Config
+from videostr.config.sections import Lora
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Row
 from videostr.grpo.logprobs import PolicyLogprobs
-from videostr.grpo.lora import adapted_layers, add_lora, save_adapter, without_adapters
+from videostr.grpo.lora import add_lora, without_adapters
 from videostr.grpo.vision import VisionFeatures
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model, load_policy
@@ -58,6 +58,11 @@ class TrainedPolicy:
         self.engine, self.optimizer = self._build_engine()
 
     @property
+    def lora(self) -> Lora:
+        """Rank, scale and layers of the adapters; a rank of 0 is none."""
+        return self._config.model.lora
+
+    @property
     def attention(self) -> Kernel:
         """Kernel of the language model."""
         chosen = self._config.learner.attention
@@ -74,36 +79,23 @@ class TrainedPolicy:
 
         A tensor is valid until the next is asked for. All ranks must take all of them.
         """
-        with self._whole_policy():
-            parameters = published(self.policy)
+        with self.whole_policy() as policy:
+            parameters = published(policy)
         for each in parameters:
             with gathered(each.parameters):
                 yield each.name, each.value()
 
-    def save(self, folder: Path, *, writes: bool) -> None:
-        """Gather the weights; the rank that writes puts policy and processor into `folder`, in Hugging Face format."""
-        weights = {}
-        for name, tensor in self.full_parameters():
-            if writes:
-                weights[name] = tensor.to("cpu", copy=True)
-        if not writes:
+    @contextmanager
+    def whole_policy(self) -> Iterator[Any]:
+        """Give the policy with its frozen tower, which is put back for the time of the context."""
+        if self.features is None:
+            yield self.policy
             return
-        with self._whole_policy():
-            self.policy.save_pretrained(folder, state_dict=weights)
+        self.family.set_tower(self.policy, self.features.tower)
         try:
-            self.processor.save_pretrained(folder)
-        except Exception as error:  # tokenizers knows no other type, also where the disk is full
-            raise OSError(f"{folder}: {error}") from error
-
-    def save_adapter(self, folder: Path, *, writes: bool) -> None:
-        """Gather the adapters; the rank that writes puts them into `folder` in peft's format. Without LoRA, do nothing."""
-        weights = {}
-        for name, layer in adapted_layers(self.policy).items():
-            with gathered([layer.lora_A, layer.lora_B]):
-                if writes:
-                    weights[name] = (layer.lora_A.detach().cpu().clone(), layer.lora_B.detach().cpu().clone())
-        if weights:
-            save_adapter(folder, self._config.model.lora, self._config.model.path, weights)
+            yield self.policy
+        finally:
+            self.family.set_tower(self.policy, None)
 
     def _prepare_training(self) -> VisionFeatures | None:
         """Return the tower and its features where it is frozen."""
@@ -126,18 +118,6 @@ class TrainedPolicy:
                 # Such a checkpoint has a gradient only if its input has one, and the embeddings are frozen
                 self.policy.enable_input_require_grads()
         return features
-
-    @contextmanager
-    def _whole_policy(self) -> Iterator[None]:
-        """Put the frozen tower back for the time of the context."""
-        if self.features is None:
-            yield
-            return
-        self.family.set_tower(self.policy, self.features.tower)
-        try:
-            yield
-        finally:
-            self.family.set_tower(self.policy, None)
 
     def reference_logprobs(self, row: Row, temperature: float) -> Tensor | None:
         """Return the initial policy's log-probabilities [N] of a row, without gradient; None without a KL term.

@@ -13,16 +13,20 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.calls import get_with_timeout
+from actors.learner.snapshot import Written
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
 from actors.placement import openmp_options
+from videostr.checkpoint import Files
 from videostr.config.schema import Config
-from videostr.errors import LearnerError, VideoStrError, first_line
+from videostr.errors import CheckpointError, LearnerError, VideoStrError, first_line
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
 from videostr.types import Failure, LearnerBatch, Update
 
 log = logging.getLogger("videostr.learner")
+BACKGROUND = "background"
+"""Ray's concurrency group of what a rank does while it takes other calls."""
 
 
 class RayLearner:
@@ -78,7 +82,8 @@ class RayLearner:
 
     def _launch(self) -> tuple[Any, ...]:
         c = self.config.learner
-        remote = ray.remote(self.worker_class)
+        # All other methods share one thread, which is never the process's main one
+        remote = ray.remote(concurrency_groups={BACKGROUND: 1})(self.worker_class)  # type: ignore[call-overload]  # not in Ray's annotations
         return tuple(
             remote.options(
                 name=actor_name("learner-rank", rank),
@@ -123,17 +128,24 @@ class RayLearner:
         sums: list[dict[str, str]] = await self.call("checksums")
         return sums[0]
 
-    async def save(self, folder: Path) -> None:
-        """Write `policy/` (Hugging Face format) and `learner/` (state of the optimizer, version) into `folder`.
+    async def snapshot(self) -> None:
+        """Copy what a checkpoint holds to the host memory of the ranks."""
+        async with self.updating:  # a weight sync meanwhile would only wait for it
+            await self.call("snapshot")
+
+    async def write(self, folder: Path) -> Files:
+        """Write the copy while the ranks continue; see `videostr.ports.Learner`.
 
         Raises:
             CheckpointError: it could not be written; the ranks continue.
         """
-        async with self.updating:  # a weight sync meanwhile would only wait for it
-            await self.call("save", str(folder))
+        parts: list[Written] = await self.call("write", str(folder), in_background=True)
+        if problems := list(dict.fromkeys(problem for part in parts for problem in part.problems)):
+            raise CheckpointError("; ".join(problems))
+        return {name: file for part in parts for name, file in part.files.items()}
 
     async def load(self, folder: Path) -> int:
-        """Restore what `save` wrote; returns the weight version."""
+        """Restore what `write` wrote; returns the weight version."""
         async with self.updating:
             versions: list[int] = await self.call("load", str(folder))
             self.version = versions[0]
@@ -146,7 +158,12 @@ class RayLearner:
             ray.kill(worker)
 
     async def call(
-        self, method: str, *arguments: Any, timeout_s: float | None = None, limit: str = "learner.timeout_s"
+        self,
+        method: str,
+        *arguments: Any,
+        timeout_s: float | None = None,
+        limit: str = "learner.timeout_s",
+        in_background: bool = False,
     ) -> list[Any]:
         """Run a method on every rank; return the results by rank.
 
@@ -155,6 +172,7 @@ class RayLearner:
             arguments: the same for every rank.
             timeout_s: deadline; None is `learner.timeout_s`.
             limit: what the deadline is called in the config.
+            in_background: whether the ranks take other calls meanwhile.
 
         Raises:
             LearnerError: a rank died, raised, or did not answer in time, or none runs. A `VideoStrError` keeps its type.
@@ -166,7 +184,10 @@ class RayLearner:
 
         async def ask(rank: int) -> Any:
             try:
-                return await self._ask(rank, method, arguments, timeout_s)
+                if in_background:
+                    return await self._ask(rank, method, arguments, timeout_s, BACKGROUND)
+                with self._timeline.during(f"learner-rank-{rank}", method):
+                    return await self._ask(rank, method, arguments, timeout_s)
             except TimeoutError:
                 late.append(rank)
 
@@ -178,12 +199,14 @@ class RayLearner:
             )
         return results
 
-    async def _ask(self, rank: int, method: str, arguments: Sequence[Any], timeout_s: float) -> Any:
+    async def _ask(
+        self, rank: int, method: str, arguments: Sequence[Any], timeout_s: float, group: str | None = None
+    ) -> Any:
+        remote = getattr(self.workers[rank], method)
+        if group is not None:
+            remote = remote.options(concurrency_group=group)
         try:
-            with self._timeline.during(f"learner-rank-{rank}", method):
-                return await get_with_timeout(
-                    getattr(self.workers[rank], method).remote(*arguments), timeout_s
-                )
+            return await get_with_timeout(remote.remote(*arguments), timeout_s)
         except RayTaskError as error:
             failed, cause = f"learner rank {rank} failed in `{method}`", error.cause
             if isinstance(cause, VideoStrError):

@@ -1,7 +1,9 @@
-"""The optimizer's state on disk, whole: any number of ranks and any ZeRO stage can continue from it.
+"""The optimizer's state on disk: every rank writes its own parts, any number of ranks and any ZeRO stage can continue from them.
 
-learner/state.json                weight version, optimizer steps done, names of the shards; written last
-learner/shard_00001.safetensors   `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, float32; NAME is Hugging Face's
+learner/state.json                weight version, optimizer steps done, shapes of the parameters, names of the shards
+learner/rank_00000_00001.safetensors
+    `master/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`: a part of a parameter, flat, float32; NAME is Hugging Face's. `starts`
+    in the header's metadata says which element of the parameter is the first of each.
 
 Trained parameters only. AdamW steps on tensors of DeepSpeed's making: `Part` says where in them a parameter is. The state
 is read and set there, not through DeepSpeed's `safe_get_full_*` and `safe_set_full_*`: these want moments that exist only
@@ -11,7 +13,8 @@ after a first step, and under ZeRO-3 setting fails for a parameter that the rank
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +23,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actors.parameters import whole_shape
 from videostr.errors import LearnerError
-from videostr.files import write_json
 
 STATE = "state.json"
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (MASTER, *MOMENTS)
-SHARD_BYTES = 2 * 2**30
-"""A shard is written when so much has been gathered: bounds the memory of rank 0, up to one tensor."""
+SHARD_BYTES = 4 * 2**30
+"""Most bytes of a shard, unless it is one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Part:
 class LearnerState:
     """Master weights, moments and step of an engine's AdamW, by Hugging Face name; one per rank.
 
-    `save` and `load` are collectives.
+    `load` is a collective.
     """
 
     def __init__(self, engine: Any, policy: nn.Module) -> None:
@@ -62,25 +63,36 @@ class LearnerState:
         self.parameters: dict[str, Any] = {n: p for n, p in policy.named_parameters() if p.requires_grad}
         self.parts: dict[str, Part] = dict(zip(self.parameters, self._parts(), strict=True))
 
-    def save(self, folder: Path, version: int) -> None:
-        """Gather one tensor after another; rank 0 writes.
+    def shards(self) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+        """Return a copy of this rank's parts in host memory: by name of the file, its tensors and metadata."""
+        shards: list[dict[str, Tensor]] = []
+        starts: list[dict[str, int]] = []
+        filled = SHARD_BYTES
+        for name, part in self.parts.items():
+            part = self._own(part, whole_shape(self.parameters[name]).numel())
+            for kind in KINDS if part.count else ():
+                tensor = self._view(part, kind).to("cpu", copy=True)
+                if filled + tensor.nbytes > SHARD_BYTES:
+                    shards.append({})
+                    starts.append({})
+                    filled = 0
+                shards[-1][f"{kind}/{name}"] = tensor
+                starts[-1][f"{kind}/{name}"] = part.start
+                filled += tensor.nbytes
+        rank = dist.get_rank()
+        return {
+            f"rank_{rank:05d}_{number:05d}.safetensors": (shard, {"starts": json.dumps(first)})
+            for number, (shard, first) in enumerate(zip(shards, starts, strict=True), start=1)
+        }
 
-        Raises:
-            OSError, SafetensorError: on rank 0, when it could not write; the gathering was gone through.
-        """
-        step = max(int(state["step"]) for state in self._states())
-        gathered = self._gathered()
-        try:
-            if dist.get_rank() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                names = []
-                for number, shard in enumerate(_shards(gathered), start=1):
-                    names.append(f"shard_{number:05d}.safetensors")
-                    save_file(shard, folder / names[-1])
-                write_json(folder / STATE, {"version": version, "step": step, "shards": names})
-        finally:
-            for _ in gathered:  # a collective left out would pair another rank's with the next one here
-                pass
+    def description(self, version: int, shards: Sequence[str]) -> dict[str, Any]:
+        """Return what `state.json` says of the state of now, which lies in these shards of all ranks."""
+        return {
+            "version": version,
+            "step": max(int(state["step"]) for state in self._states()),
+            "parameters": {name: list(whole_shape(p)) for name, p in self.parameters.items()},
+            "shards": list(shards),
+        }
 
     def load(self, folder: Path) -> tuple[int, int]:
         """Set master weights, moments, step, and the weights that the model runs with; every rank reads its own parts.
@@ -88,24 +100,26 @@ class LearnerState:
         Returns the weight version and the number of optimizer steps done.
 
         Raises:
-            LearnerError: there is no checkpoint, or it is of other parameters; nothing was changed.
+            LearnerError: there is no checkpoint, it is of other parameters, or lacks a part; nothing was changed.
         """
         if not (folder / STATE).is_file():
             raise LearnerError(
-                f"{folder}: no learner checkpoint", remedy="give a folder that `save` has written"
+                f"{folder}: no learner checkpoint", remedy="give the folder `learner` of a checkpoint"
             )
         values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self._check(folder, values["parameters"])
         with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(folder / n, framework="pt")) for n in values["shards"]]
-            places = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - no mapping
-            self._check(folder, places)
+            pieces = Pieces(
+                folder, [stack.enter_context(safe_open(folder / n, "pt")) for n in values["shards"]]
+            )
+            for name, shape in values["parameters"].items():
+                for kind in KINDS:
+                    pieces.check(f"{kind}/{name}", math.prod(shape))
             for state in self._states():
                 state["step"].fill_(values["step"])
             for name, part in self.parts.items():
                 for kind in KINDS:
-                    key = f"{kind}/{name}"
-                    whole = places[key].get_tensor(key).view(-1)  # mapped: only what is copied is read
-                    self._view(part, kind).copy_(whole[part.start : part.start + part.count])
+                    pieces.read(f"{kind}/{name}", part.start, self._view(part, kind))
         self._set_working_weights()
         return values["version"], values["step"]
 
@@ -153,33 +167,21 @@ class LearnerState:
         tensor = part.master if kind == MASTER else self.adam.state[part.master][kind]
         return tensor.detach().view(-1)[part.offset : part.offset + part.count]
 
-    # ------------------------------------------------------------------------------------- read and set
+    def _own(self, part: Part, numel: int) -> Part:
+        """Return what this rank writes of a parameter: its part, or an equal share where every rank has the whole."""
+        if self.stage > 0:
+            return part
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        start, end = (numel * edge // ranks for edge in (rank, rank + 1))
+        return Part(part.master, start, start, end - start)
 
-    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor, whole on rank 0; all ranks must take all of them."""
-        for name, part in self.parts.items():
-            shape = whole_shape(self.parameters[name])
-            for kind in KINDS:
-                yield f"{kind}/{name}", self._whole(part, kind, shape.numel()).view(shape)
-
-    def _whole(self, part: Part, kind: str, numel: int) -> Tensor:
-        mine = self._view(part, kind)
-        if self.stage == 0:
-            return mine
-        # as integers: a sum of floats would make 0.0 of -0.0
-        bits = torch.zeros(numel, dtype=torch.int32, device=mine.device)
-        bits[part.start : part.start + part.count] = mine.view(torch.int32)
-        dist.reduce(bits, dst=0)
-        return bits.view(torch.float32)
-
-    def _check(self, folder: Path, places: Mapping[str, Any]) -> None:
-        ours = {f"{kind}/{n}": list(whole_shape(p)) for n, p in self.parameters.items() for kind in KINDS}
-        theirs = {key: file.get_slice(key).get_shape() for key, file in places.items()}
-        for key in {**ours, **theirs}:
-            here, there = ours.get(key, "not trained"), theirs.get(key, "absent")
+    def _check(self, folder: Path, theirs: Mapping[str, Sequence[int]]) -> None:
+        ours = {name: list(whole_shape(parameter)) for name, parameter in self.parameters.items()}
+        for name in {**ours, **theirs}:
+            here, there = ours.get(name, "not trained"), theirs.get(name, "absent")
             if here != there:
                 raise LearnerError(
-                    f"{folder}: {key.partition('/')[2]} is {there} in the checkpoint and {here} in this model",
+                    f"{folder}: {name} is {there} in the checkpoint and {here} in this model",
                     remedy="load it with the model.path, model.freeze_vision and model.lora that it was written with, or start a "
                     "new run from its policy/ (model.path)",
                 )
@@ -200,12 +202,40 @@ class LearnerState:
             optimizer.checkpoint_event_epilogue()  # and gather them again
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    for key, tensor in tensors:
-        shard[key] = tensor.cpu()
-        if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
+class Pieces:
+    """Parts of tensors in open safetensors files, which are read by slices."""
+
+    def __init__(self, folder: Path, files: Sequence[Any]) -> None:
+        self._folder = folder
+        self._places: dict[str, list[tuple[int, Any]]] = {}
+        """By key: first element and slice of every piece."""
+        for file in files:
+            for key, start in json.loads(file.metadata()["starts"]).items():
+                self._places.setdefault(key, []).append((start, file.get_slice(key)))
+        for places in self._places.values():
+            places.sort(key=lambda place: place[0])
+
+    def check(self, key: str, numel: int) -> None:
+        """Check that the pieces make up a tensor of `numel` elements.
+
+        Raises:
+            LearnerError: they do not.
+        """
+        end = 0
+        for start, piece in self._places.get(key, ()):
+            if start != end:
+                break
+            end += piece.get_shape()[0]
+        if end != numel:
+            raise LearnerError(
+                f"{self._folder}: {key} has {numel} elements, the shards lack those from {end} on",
+                remedy="restore the checkpoint from a copy, or resume from another (run.resume)",
+            )
+
+    def read(self, key: str, start: int, target: Tensor) -> None:
+        """Fill a flat tensor with the elements from `start` on."""
+        end = start + target.numel()
+        for first, piece in self._places[key]:
+            low, high = max(start, first), min(end, first + piece.get_shape()[0])
+            if low < high:
+                target[low - start : high - start].copy_(piece[low - first : high - first])

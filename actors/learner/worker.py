@@ -11,17 +11,16 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from actors.learner.policy import TrainedPolicy
 from actors.learner.rows import RankRows, all_lengths
+from actors.learner.snapshot import LEARNER, Snapshot, SnapshotTaker, Written
 from actors.learner.state import LearnerState
 from actors.learner.update import Updater
 from actors.names import Named
 from actors.parameters import tensor_digest
 from videostr.config.schema import Config
-from videostr.errors import CheckpointError, StorageError
-from videostr.files import storage_error
+from videostr.errors import CheckpointError
 from videostr.types import Failure, LearnerBatch, Update
 from videostr.video import FrameStore
 
@@ -81,6 +80,8 @@ class LearnerWorker(Named):
         rows = RankRows(self.config, self.trained, self.frames, self.device)
         self.updater = Updater(self.config, self.trained, rows, self.device)
         self.sender: WeightSender | None = None
+        self._taker = SnapshotTaker(self.trained, self.config.model.path)
+        self._snapshot: Snapshot | None = None
 
     def update(self, batch: LearnerBatch) -> Update:
         """Learn from the batch; see `Updater.update`."""
@@ -128,35 +129,27 @@ class LearnerWorker(Named):
             self.sender = WeightSender(self.trained.policy, self.rank, self.trained.family.stacked_parameters)
         return self.sender.send(request)
 
-    def save(self, folder: str) -> None:
-        """Write `policy/` and `learner/`, and with LoRA `adapter/`, into `folder`, which all ranks share.
+    def snapshot(self) -> None:
+        """Copy this rank's share of a checkpoint to host memory, for `write`."""
+        self._snapshot = self._taker.take(self.updater.version)
 
-        Raises:
-            CheckpointError: rank 0 could not write it; all ranks have done the same collectives, and can continue.
+    def write(self, folder: str) -> Written:
+        """Write what `snapshot` has copied into `folder`, which all ranks share; not a collective.
+
+        Runs in a thread of its own while the others of this rank continue.
         """
-        problems: list[str] = []
-        for part in (
-            lambda: self.trained.save(Path(folder) / "policy", writes=self.rank == 0),
-            lambda: self.trained.save_adapter(Path(folder) / "adapter", writes=self.rank == 0),
-            lambda: self._state().save(Path(folder) / "learner", self.updater.version),
-        ):
-            try:
-                part()
-            except (OSError, SafetensorError, StorageError) as error:
-                problems.append(str(storage_error(error, folder) or error))
-        dist.barrier()
-        if problems:
-            raise CheckpointError("; ".join(problems))
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is None:
+            raise CheckpointError(f"{folder}: nothing was copied for it", remedy="call `snapshot` first")
+        return snapshot.write(Path(folder))
 
     def load(self, folder: str) -> int:
-        """Restore what `save` wrote, with any number of ranks and any ZeRO stage; returns the version.
+        """Restore what `write` wrote, with any number of ranks and any ZeRO stage; returns the version.
 
         Raises:
             LearnerError: the checkpoint does not exist, or has other parameters.
         """
         updater = self.updater
-        updater.version, updater.updates = self._state().load(Path(folder) / "learner")
+        state = LearnerState(self.trained.engine, self.trained.policy)
+        updater.version, updater.updates = state.load(Path(folder) / LEARNER)
         return updater.version
-
-    def _state(self) -> LearnerState:
-        return LearnerState(self.trained.engine, self.trained.policy)

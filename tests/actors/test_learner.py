@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from safetensors.numpy import load_file
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 from transformers import AutoConfig, AutoProcessor
 
@@ -26,8 +26,10 @@ from actors.learner.state import KINDS, LearnerState
 from actors.learner.update import MAX_NONFINITE_STEPS
 from actors.learner.worker import LearnerWorker
 from actors.parameters import tensor_digest
+from videostr.checkpoint import Files
 from videostr.config.schema import Config
 from videostr.config.sections import LearnerConfig, Lora, LossConfig, Model, TrainConfig
+from videostr.digests import file_digest
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
 from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
@@ -85,7 +87,7 @@ class Bench(LearnerWorker):
         return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.trained.full_parameters()}
 
     def limit_shards(self, size: int) -> None:
-        """Write a shard when `size` bytes were gathered."""
+        """Cut shards at `size` bytes."""
         state.SHARD_BYTES = size
 
     def forget(self, rank: int) -> None:
@@ -226,6 +228,12 @@ async def started(*arguments: Any, **options: Any) -> RayLearner:
     return learner
 
 
+async def save(learner: RayLearner, folder: Path) -> Files:
+    """Write a checkpoint of the state of now."""
+    await learner.snapshot()
+    return await learner.write(folder)
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("learner"))
@@ -344,7 +352,7 @@ def test_resume_is_bit_identical_and_the_policy_loads(
     first = run(learner.update(stage.batch))
     assert first.version == 1
     assert first.metrics["lr"] == pytest.approx(1e-3 / 3)
-    run(learner.save(tmp_path))
+    run(save(learner, tmp_path))
     saved = run(learner.checksums())
     second = run(learner.update(stage.batch))
     run(learner.update(stage.batch))
@@ -393,7 +401,7 @@ def test_adapters_learn_the_same_on_any_ranks_and_are_saved(
     )
 
     learner = learners[2]  # of ZeRO-3
-    run(learner.save(tmp_path))
+    run(save(learner, tmp_path))
     saved = run(learner.checksums())
     again = run(learner.update(stage.batch))
     adapter = load_safetensors(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -450,7 +458,7 @@ def test_two_updates_on_a_batch_are_those_on_its_halves(
     assert update.metrics["lr"] == second["lr"] == pytest.approx(1e-3 * 2 / 3)
 
     # a checkpoint knows how far the schedule is, and a batch of one group has one update
-    run(learner.save(tmp_path))
+    run(save(learner, tmp_path))
     run(learner.call("rebuild", two_each))
     assert run(learner.load(tmp_path)) == 1
     lone = replace(stage.batch, groups=stage.batch.groups[:1], advantages=stage.batch.advantages[:1])
@@ -566,10 +574,14 @@ def test_ranks_go_on_after_a_checkpoint_that_could_not_be_written(
     for full in (False, True):
         run(learner.call("rebuild", stage.config(num_ranks=2, zero_stage=zero_stage)))
         if full:
-            for name in ("policy/model.safetensors", "learner/shard_00001.safetensors"):
+            names = ("policy/model-00001-of-00002.safetensors", "learner/rank_00001_00001.safetensors")
+            for name in names:
                 (tmp_path / name / "in the way").mkdir(parents=True)
-            with pytest.raises(CheckpointError, match=r"rank 0 failed in `save`.*directory.*directory"):
-                run(learner.save(tmp_path))
+            told = "; ".join(
+                f"{tmp_path / name}: Is a directory; a folder has the name of a file.*" for name in names
+            )
+            with pytest.raises(CheckpointError, match=told):
+                run(save(learner, tmp_path))
         results.append((run(learner.update(stage.batch)), run(learner.checksums())))
     assert results[0] == results[1]
 
@@ -584,14 +596,21 @@ def test_checkpoint_does_not_depend_on_ranks_and_stage(
     run(learners[2].call("rebuild", config(2, 3)))
     run(learners[2].call("limit_shards", 2**20))
     run(learners[2].update(stage.batch))
-    run(learners[2].save(first))
+    files = run(save(learners[2], first))
     saved, state = run(learners[2].checksums()), read_state(first)
     run(learners[2].update(stage.batch))
     gone_on = run(learners[2].call("parameters"))[0]
     assert state.keys() == {f"{kind}/{name}" for kind in KINDS for name in saved}
-    shards = sorted((first / "learner").glob("shard_*.safetensors"))
+    shards = sorted((first / "learner").glob("rank_0000?_*.safetensors"))
     largest = max(tensor.nbytes for tensor in state.values())
+    assert {shard.name[:10] for shard in shards} == {"rank_00000", "rank_00001"}
     assert len(shards) > 5
+    assert sorted(first.rglob("*.safetensors")) == sorted(
+        first / name for name in files if "safetensors" in name
+    )
+    for name, (size, checksum) in files.items():
+        assert (first / name).stat().st_size == size
+        assert file_digest(first / name) == checksum
     assert all(shard.stat().st_size < 2**20 + largest + 2**14 for shard in shards)
     assert {path.suffix for path in (first / "learner").iterdir()} == {".safetensors", ".json"}
 
@@ -601,7 +620,7 @@ def test_checkpoint_does_not_depend_on_ranks_and_stage(
         for learner in (learners[1], four):
             assert run(learner.load(first)) == 1
             assert run(learner.checksums()) == saved
-            run(learner.save(again))
+            run(save(learner, again))
             assert_same(read_state(again), state)
             run(learner.update(stage.batch))
             for name, values in run(learner.call("parameters"))[0].items():
@@ -624,7 +643,7 @@ def test_bfloat16_checkpoint_does_not_depend_on_ranks_and_stage(
 
     learner = rebuild(1, 0)
     run(learner.update(stage.batch))
-    run(learner.save(tmp_path))
+    run(save(learner, tmp_path))
     saved, state = run(learner.checksums()), read_state(tmp_path)
     assert json.loads((tmp_path / "learner" / "state.json").read_text())["step"] == 1
     for name, checksum in saved.items():
@@ -635,14 +654,18 @@ def test_bfloat16_checkpoint_does_not_depend_on_ranks_and_stage(
         learner = rebuild(ranks, zero_stage)
         run(learner.load(tmp_path))
         assert run(learner.checksums()) == saved
-        run(learner.save(tmp_path))
+        run(save(learner, tmp_path))
         assert_same(read_state(tmp_path), state)
 
 
 def read_state(folder: Path) -> dict[str, np.ndarray]:
-    """What the shards of a checkpoint hold."""
-    shards = json.loads((folder / "learner" / "state.json").read_text())["shards"]
-    return {key: tensor for shard in shards for key, tensor in load_file(folder / "learner" / shard).items()}
+    """What the shards of a checkpoint hold: every tensor whole and flat."""
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for shard in json.loads((folder / "learner" / "state.json").read_text())["shards"]:
+        with safe_open(folder / "learner" / shard, framework="numpy") as file:
+            for key, start in json.loads(file.metadata()["starts"]).items():
+                parts.setdefault(key, {})[start] = file.get_tensor(key)
+    return {key: np.concatenate([found[start] for start in sorted(found)]) for key, found in parts.items()}
 
 
 def assert_same(values: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
@@ -684,7 +707,7 @@ def test_checkpoint_of_other_parameters_is_refused(
     frozen = replace(whole, model=replace(whole.model, freeze_vision=True))
     for config, folder in ((frozen, "frozen"), (whole, "whole")):
         run(learners[1].call("rebuild", config))
-        run(learners[1].save(tmp_path / folder))
+        run(save(learners[1], tmp_path / folder))
     before = run(learners[1].checksums())
     assert not [key for key in read_state(tmp_path / "frozen") if "visual" in key]
     with pytest.raises(
@@ -741,7 +764,7 @@ def test_frozen_vision_gradient_checkpointing_and_bfloat16(
     after = run(learners[2].checksums())
     assert {name for name in after if after[name] != before[name]} == gradients.keys()
 
-    run(learners[2].save(tmp_path))
+    run(save(learners[2], tmp_path))
     run(learners[2].call("forget", 1))
     first, second = (run(learners[2].update(stage.batch)).metrics for _ in range(2))
     # rank 1 runs the tower once for each of its clips, while rank 0 has them all and does not wait
@@ -793,7 +816,7 @@ def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
             # the convolution over pixels is computed in TF32
             assert error <= max(2e-3 * np.linalg.norm(expected[name]), 1e-5), f"{name}: {error}"
 
-        run(learner.save(tmp_path))
+        run(save(learner, tmp_path))
         saved = run(learner.checksums())
         run(learner.update(stage.batch))
         assert run(learner.checksums()) != saved

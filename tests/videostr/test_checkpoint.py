@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from videostr.checkpoint import Checkpoints, DataCursor, Ledger, RunState
+from videostr.checkpoint import Checkpoints, DataCursor, Files, Ledger, RunState
 from videostr.errors import RunFolderError
 
 
@@ -23,10 +23,11 @@ def state(step: int) -> RunState:
 
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
-    async def learner(folder: Path) -> None:
+    async def learner(folder: Path) -> Files:
         (folder / "learner").mkdir()
         (folder / "learner" / "shard_00001.safetensors").write_bytes(bytes(1000))
         (folder / "policy.bin").write_text(f"weights of {step}")
+        return {}
 
     return asyncio.run(checkpoints.save(state(step), learner))
 
@@ -53,8 +54,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path, mask: int) -> None:
-    async def learner(folder: Path) -> None:
+    async def learner(folder: Path) -> Files:
         save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
+        return {}
 
     before = os.umask(mask)
     try:
@@ -84,7 +86,7 @@ def test_copies_under_other_names_are_neither_used_nor_dropped(tmp_path: Path) -
             "shard_00001.safetensors is missing",
         ),
         (lambda c: (c / "state.json").write_text('{"step": 2'), "state.json is not readable"),
-        (lambda c: (c / "state.json").write_text('{"format": 3, "step": 2}'), "state.json lists no files"),
+        (lambda c: (c / "state.json").write_text('{"format": 4, "step": 2}'), "state.json lists no files"),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
@@ -107,7 +109,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path: Pat
     values = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(values | {"format": 7}))
     with pytest.raises(
-        RunFolderError, match=r"written in format 7, this version of the program reads 3; continue"
+        RunFolderError, match=r"written in format 7, this version of the program reads 4; continue"
     ):
         Checkpoints.state(checkpoint)
 
@@ -116,7 +118,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     first = save(checkpoints, 1)
 
-    async def full(folder: Path) -> None:
+    async def full(folder: Path) -> Files:
         (folder / "half").write_text("of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor
 
-from videostr.checkpoint import Ledger, RunState
+from videostr.checkpoint import Files, Ledger, RunState
 from videostr.config.schema import Config
 from videostr.config.sections import Data, Model, Run, Sampling, TrainConfig
 from videostr.data.prompts import RecordSource
@@ -103,14 +103,19 @@ class Learner:
     def __init__(self, rollouts: Rollouts) -> None:
         self.rollouts = rollouts
         self.batches: list[LearnerBatch] = []
+        self.copied = ""
 
     async def update(self, batch: LearnerBatch) -> Update:
         self.batches.append(batch)
         return Update(version=self.rollouts.version + 1, metrics={"loss": 0.5})
 
-    async def save(self, folder: Path) -> None:
+    async def snapshot(self) -> None:
+        self.copied = f"version {self.rollouts.version}"
+
+    async def write(self, folder: Path) -> Files:
         (folder / "policy").mkdir()
-        (folder / "policy" / "weights").write_text(f"version {self.rollouts.version}")
+        (folder / "policy" / "weights").write_text(self.copied)
+        return {}
 
     async def load(self, folder: Path) -> int:
         raise AssertionError
@@ -374,12 +379,12 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
 ) -> None:
     stage = Stage(tabletop, tmp_path, steps=5)
 
-    async def full(folder: Path) -> None:
-        if len(stage.learner.batches) == 2:
+    async def full(folder: Path) -> Files:
+        if stage.learner.copied == "version 2":
             raise OSError(28, "No space left on device")
-        await Learner.save(stage.learner, folder)
+        return await Learner.write(stage.learner, folder)
 
-    stage.learner.save = full  # type: ignore[method-assign]
+    stage.learner.write = full  # type: ignore[method-assign]
     state = stage.train()
     assert state.step == 5
     assert (
@@ -391,6 +396,113 @@ def test_a_checkpoint_that_cannot_be_written_is_counted_and_the_run_goes_on(
         "step_000004",
         "step_000005",
     ]
+
+
+class SlowDisk:
+    """Lets a stage's checkpoints be written only up to a number of updates later."""
+
+    def __init__(self, stage: Stage, updates: int) -> None:
+        self.done: list[str] = []
+        """What was written, and what the next snapshot found."""
+        self._stage = stage
+        self._updates = updates
+        self.go = asyncio.Event()
+        stage.learner.write = self.write  # type: ignore[method-assign]
+        stage.learner.snapshot = self.snapshot  # type: ignore[method-assign]
+
+    async def snapshot(self) -> None:
+        await Learner.snapshot(self._stage.learner)
+        self.done.append(f"copied {self._stage.learner.copied}")
+        self._copied_after = len(self._stage.learner.batches)
+
+    async def write(self, folder: Path) -> Files:
+        files = await Learner.write(self._stage.learner, folder)
+        last = self._copied_after + self._updates
+        while len(self._stage.learner.batches) < last and not self.go.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        self.done.append(f"written after {len(self._stage.learner.batches)} updates")
+        return files
+
+
+def test_training_continues_while_a_checkpoint_is_written_and_the_next_one_waits_for_it(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=5, keep_checkpoints=9)
+    disk = SlowDisk(stage, updates=2)
+    later = stage.learner.update
+
+    async def update(batch: LearnerBatch) -> Update:
+        found = await later(batch)
+        if len(stage.learner.batches) == 5:
+            disk.go.set()
+        return found
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    assert stage.train().step == 5
+    assert disk.done == [
+        "copied version 2", "written after 4 updates", "copied version 4", "written after 5 updates",
+        "copied version 5", "written after 5 updates",
+    ]  # fmt: skip
+    checkpoints = tmp_path / "r" / "checkpoints"
+    for step in (2, 4, 5):
+        folder = checkpoints / f"step_{step:06d}"
+        assert (folder / "policy" / "weights").read_text() == f"version {step}"
+        assert stage.folder.checkpoints.state(folder).ledger.next_position == 4 * step
+
+
+@pytest.mark.parametrize("error", [LearnerError("rank 1 died"), RolloutError("no engine"), KeyError("bug")])
+def test_a_checkpoint_that_was_begun_is_finished_when_an_error_ends_the_run(
+    error: Exception, tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=5)
+    disk = SlowDisk(stage, updates=9)
+
+    async def update(batch: LearnerBatch) -> Update:
+        if len(stage.learner.batches) == 3:
+            asyncio.get_running_loop().call_later(0.05, disk.go.set)
+            raise error
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        stage.train()
+    newest = stage.folder.checkpoints.latest_intact()
+    assert newest is not None
+    assert newest.name == "step_000002"
+    assert json.loads((tmp_path / "r" / "ledger.json").read_text())["step"] == 2
+
+
+def test_a_cancelled_run_gives_up_the_checkpoint_that_was_begun(tabletop: Path, tmp_path: Path) -> None:
+    """Its folder may be another process's by then."""
+    stage = Stage(tabletop, tmp_path, steps=5)
+    SlowDisk(stage, updates=9)
+
+    async def update(batch: LearnerBatch) -> Update:
+        if len(stage.learner.batches) == 3:
+            raise asyncio.CancelledError
+        return await Learner.update(stage.learner, batch)
+
+    stage.learner.update = update  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        stage.train()
+    assert stage.folder.checkpoints.latest() is None
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == [".writing_000002"]
+
+
+def test_a_checkpoint_that_fails_while_training_continues_is_counted_in_the_next_step(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=6, checkpoint_every=3)
+
+    async def full(folder: Path) -> Files:
+        if stage.learner.copied == "version 3":
+            raise CheckpointError("/runs/r/policy: No space left on device")
+        return await Learner.write(stage.learner, folder)
+
+    stage.learner.write = full  # type: ignore[method-assign]
+    stage.train()
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("failures/checkpoint", 0) for row in rows] == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_logger_that_fails_is_counted_and_the_run_goes_on(tabletop: Path, tmp_path: Path) -> None:
@@ -415,12 +527,12 @@ def test_a_logger_that_fails_is_counted_and_the_run_goes_on(tabletop: Path, tmp_
 def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path, steps=3)
 
-    async def full(folder: Path) -> None:
-        if len(stage.learner.batches) == 3:
+    async def full(folder: Path) -> Files:
+        if stage.learner.copied == "version 3":
             raise CheckpointError("rank 0: disk is full")
-        await Learner.save(stage.learner, folder)
+        return await Learner.write(stage.learner, folder)
 
-    stage.learner.save = full  # type: ignore[method-assign]
+    stage.learner.write = full  # type: ignore[method-assign]
     with pytest.raises(
         RunFolderError, match=r"after step 3 could not be written .*continues from .*step_000002"
     ):
@@ -537,11 +649,11 @@ def test_when_one_group_fails_the_run_no_other_is_sampled_on(tabletop: Path, tmp
 def test_a_rank_that_is_lost_in_a_checkpoint_is_no_full_disk(tabletop: Path, tmp_path: Path) -> None:
     stage = Stage(tabletop, tmp_path)
 
-    async def save(folder: Path) -> None:
-        raise LearnerError("learner rank 0 died in `save`")
+    async def write(folder: Path) -> Files:
+        raise LearnerError("learner rank 0 died in `write`")
 
-    stage.learner.save = save  # type: ignore[method-assign]
-    with pytest.raises(LearnerError, match="died in `save`"):
+    stage.learner.write = write  # type: ignore[method-assign]
+    with pytest.raises(LearnerError, match="died in `write`"):
         stage.train()
 
 
@@ -753,11 +865,11 @@ def test_times_of_workers_have_one_line_a_step(staleness: int, tabletop: Path, t
             await asyncio.sleep(0.1)
         return await Learner.update(stage.learner, batch)
 
-    async def save(folder: Path) -> None:
-        with stage.folder.timeline.during("learner-rank-0", "save"):
-            await Learner.save(stage.learner, folder)
+    async def snapshot() -> None:
+        with stage.folder.timeline.during("learner-rank-0", "snapshot"):
+            await Learner.snapshot(stage.learner)
 
-    stage.rollouts.sample, stage.learner.update, stage.learner.save = sample, update, save  # type: ignore[method-assign]
+    stage.rollouts.sample, stage.learner.update, stage.learner.snapshot = sample, update, snapshot  # type: ignore[method-assign]
     stage.train()
     steps, unread = read_timeline(tmp_path / "r" / "timeline.jsonl")
     assert ([step.step for step in steps], unread) == ([1, 2, 3, 4], 0)
@@ -765,7 +877,8 @@ def test_times_of_workers_have_one_line_a_step(staleness: int, tabletop: Path, t
         assert after.start == pytest.approx(before.start + before.seconds, abs=0.002)
     ranks = [step.workers["learner-rank-0"] for step in steps]
     assert all(0.1 <= rank["update"].busy < step.seconds for rank, step in zip(ranks, steps, strict=True))
-    assert ["save" in rank for rank in ranks] == [
+    assert any("write" in step.workers.get("checkpoint", {}) for step in steps)
+    assert ["snapshot" in rank for rank in ranks] == [
         False,
         True,
         False,

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 from tests.videostr.test_loop import Learner, Mortal, Stage
 from videostr import checkpoint as checkpoint_module
-from videostr.checkpoint import Ledger, RunState
+from videostr.checkpoint import Files, Ledger, RunState
 from videostr.command import command
 from videostr.console import log_to_console, log_to_file
 from videostr.errors import StorageError
@@ -288,11 +288,12 @@ def test_what_lacked_room_is_noted_when_the_last_checkpoint_has_made_some(
     stage = Stage(tabletop, tmp_path, steps=9, checkpoint_every=2, keep_checkpoints=1)
     disk = _Full(monkeypatch, "metrics.jsonl", step=3)
 
-    async def save(folder: Path) -> None:
-        await Learner.save(stage.learner, folder)
-        disk.is_full = len(stage.learner.batches) < 3
+    async def write(folder: Path) -> Files:
+        files = await Learner.write(stage.learner, folder)
+        disk.is_full = stage.learner.copied != "version 3"
+        return files
 
-    stage.learner.save = save  # type: ignore[method-assign]
+    stage.learner.write = write  # type: ignore[method-assign]
     with pytest.raises(StorageError, match=r"continues from \S+/step_000003$"):
         stage.train()
     assert rows(stage.folder.path) == [1, 2, 3]
@@ -304,12 +305,12 @@ def test_steps_that_are_lost_are_named(
     stage = Stage(tabletop, tmp_path, steps=9, checkpoint_every=2)
     _Full(monkeypatch, "metrics.jsonl", step=4)
 
-    async def save(folder: Path) -> None:
-        if len(stage.learner.batches) > 2:
+    async def write(folder: Path) -> Files:
+        if stage.learner.copied != "version 2":
             raise OSError(errno.ENOSPC, "No space left on device")
-        await Learner.save(stage.learner, folder)
+        return await Learner.write(stage.learner, folder)
 
-    stage.learner.save = save  # type: ignore[method-assign]
+    stage.learner.write = write  # type: ignore[method-assign]
     with pytest.raises(
         StorageError,
         match=r"continues from \S+/step_000002, and computes steps 3 to 4 again \(metrics.jsonl lack",

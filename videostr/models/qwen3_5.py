@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3_5Config, Qwen3_5ForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5Tokenizer,
+)
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet, Qwen3_5RMSNorm
 
 from videostr.errors import ModelError
@@ -216,6 +221,11 @@ class Qwen35(Qwen3VL):
             state_elements=mixers.state,
             text=replace(shapes.text, activations=activations),
         )
+
+    @property
+    def tiny_words(self) -> Any:
+        """How transformers cuts texts for this family, whatever the files of a tokenizer say."""
+        return Qwen3_5Tokenizer().backend_tokenizer.pre_tokenizer
 
     def tiny_config(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """Return the configuration of a tiny policy; recurrent heads of 128, as vLLM's CPU engine has no others."""

@@ -170,9 +170,14 @@ class QwenVL(ABC):
         """Return the policy with its weights, on CPU, attention through SDPA."""
         return self.model_class.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
 
+    @property
+    def tiny_words(self) -> Any:
+        """How texts are cut for a tiny policy, before its tokens are sought."""
+        return tiny.WORDS
+
     def make_tiny(self, folder: str | Path, seed: int, texts: Iterable[str]) -> None:
         """Write a checkpoint of one or two million random weights."""
-        tokenizer = tiny.make_tokenizer(texts)
+        tokenizer = tiny.make_tokenizer(texts, self.tiny_words)
         processor = self.tiny_processor(tokenizer)
         tiny.save_tiny(folder, seed, self.model_class, self.tiny_config(tokenizer), processor)
 

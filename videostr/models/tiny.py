@@ -61,15 +61,19 @@ def make_tiny(folder: str | Path, seed: int, texts: Iterable[str], *, model_type
     family_of({"model_type": model_type or next(iter(FAMILIES))}).make_tiny(folder, seed, texts)
 
 
-def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE in which digits and labels (`red_ball`) stand alone, so that a label is always the same token."""
+WORDS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(Regex(r"[a-z]+_[a-z]+|\d|\n|</?[a-z]+>"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
+"""Digits and labels (`red_ball`) stand alone, so that a label is always the same token."""
+
+
+def make_tokenizer(texts: Iterable[str], words: Any = WORDS) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE; no token reaches beyond a word of `words`, a pre-tokenizer of tokenizers."""
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[a-z]+_[a-z]+|\d|\n|</?[a-z]+>"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    inner.pre_tokenizer = words
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,

@@ -23,22 +23,23 @@ WORK = {
     "reward-worker": "score",
     "learner-rank": "update",
     "weight-sync": "sync",
+    "checkpoint": "write",
     "evaluation": "evaluate",
 }
 """Kinds of workers from top to bottom, and what each is there for."""
 COLORS = {
     "sample": "c0", "score": "c1", "update": "c2", "sync": "c3", "send_weights": "c3", "pause": "c3",
-    "save": "c4", "evaluate": "c7",
+    "snapshot": "c4", "write": "c4", "evaluate": "c7",
 }  # fmt: skip
 """By activity of a worker."""
 OTHER = "c5"
-WORDS = {"pause": "paused for weights", "send_weights": "sends weights", "save": "writes checkpoints"}
+WORDS = {"pause": "paused for weights", "send_weights": "sends weights", "snapshot": "copies its state"}
 LEGEND = {
     "c0": "samples",
     "c1": "scores",
     "c2": "learns",
     "c3": "new weights",
-    "c4": "writes a checkpoint",
+    "c4": "checkpoint",
     "c7": "held-out evaluation",
     OTHER: "starts, is lost or waits for weights",
 }
