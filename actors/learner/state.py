@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ class LearnerState:
         shards: list[dict[str, Tensor]] = []
         starts: list[dict[str, int]] = []
         filled = SHARD_BYTES
+        self._begin()
         for name, part in self.parts.items():
             part = self._own(part, whole_shape(self.parameters[name]).numel())
             for kind in KINDS if part.count else ():
@@ -89,7 +90,7 @@ class LearnerState:
         """Return what `state.json` says of the state of now, which lies in these shards of all ranks."""
         return {
             "version": version,
-            "step": max(int(state["step"]) for state in self._states()),
+            "step": max(int(state["step"]) for state in self._begin()),
             "parameters": {name: list(whole_shape(p)) for name, p in self.parameters.items()},
             "shards": list(shards),
         }
@@ -115,7 +116,7 @@ class LearnerState:
             for name, shape in values["parameters"].items():
                 for kind in KINDS:
                     pieces.check(f"{kind}/{name}", math.prod(shape))
-            for state in self._states():
+            for state in self._begin():
                 state["step"].fill_(values["step"])
             for name, part in self.parts.items():
                 for kind in KINDS:
@@ -131,14 +132,16 @@ class LearnerState:
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)  # shown to AdamW one by one
         return [tensor for group in self.adam.param_groups for tensor in group["params"]]
 
-    def _states(self) -> Iterator[dict[str, Tensor]]:
-        """Yield AdamW's state of each of them; before the first step the one it would start with."""
+    def _begin(self) -> list[dict[str, Tensor]]:
+        """Return AdamW's state of each of them; before the first step make the one that it would start with."""
+        states = []
         for tensor in self._stepped():
             state: dict[str, Tensor] = self.adam.state[tensor]
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state.update({moment: torch.zeros_like(tensor) for moment in MOMENTS})
-            yield state
+            states.append(state)
+        return states
 
     def _parts(self) -> list[Part]:
         if self.stage == 0:  # whole; the parameters themselves, or their float32 copies
