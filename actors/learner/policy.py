@@ -180,12 +180,20 @@ class TrainedPolicy:
         return engine, optimizer
 
     def _deepspeed_config(self) -> dict[str, Any]:
+        learner = self._config.learner
+        zero: dict[str, Any] = {"stage": learner.zero_stage}
+        host = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        if learner.offload != "none":
+            zero["offload_optimizer"] = host
+        if learner.offload == "all":
+            zero["offload_param"] = host
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # rows differ from update to update: the boundary is set by hand
             "gradient_clipping": self._config.learner.max_grad_norm,
             "bf16": {"enabled": self._config.model.dtype == "bfloat16"},
-            "zero_optimization": {"stage": self._config.learner.zero_stage},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # its AdamW would be compiled, and round differently
             "steps_per_print": 2**31,
         }

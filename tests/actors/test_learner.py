@@ -353,17 +353,18 @@ def test_under_zero_3_a_rank_holds_half_of_policy_and_reference(
     assert run(learners[2].call("held")) == [(expected, expected)] * 2
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize(("zero_stage", "offload"), [(0, "none"), (2, "optimizer"), (3, "none"), (3, "all")])
 def test_resume_is_bit_identical_and_the_policy_loads(
     stage: Stage,
     run: Callable[[Awaitable[Any]], Any],
     learners: dict[int, RayLearner],
     zero_stage: int,
+    offload: str,
     tmp_path: Path,
 ) -> None:
-    learner, config = (
-        learners[2],
-        stage.config(num_ranks=2, zero_stage=zero_stage, warmup_steps=3, schedule="cosine"),
+    learner = learners[2]
+    config = stage.config(
+        num_ranks=2, zero_stage=zero_stage, offload=offload, warmup_steps=3, schedule="cosine"
     )
     run(learner.call("rebuild", config))
     first = run(learner.update(stage.batch))
