@@ -152,5 +152,8 @@ def check_memory(config: Config, cluster: Cluster) -> list[Finding]:
     if on_gpu and not sizes:
         return []
     memory = estimate(config, shapes_of(config.model.path), min(sizes) if on_gpu else None)
-    words = f"a rank takes {memory.learner.total:.1f} GiB, the cache of an engine has {memory.engine.kv_cache:.1f} GiB"
+    words = (
+        f"a rank takes {memory.learner.total:.1f} GiB and {memory.host.total:.1f} GiB of host memory, the cache of an engine has "
+        f"{memory.engine.kv_cache:.1f} GiB"
+    )
     return [fail("memory", problem, words) for problem in memory.problems] or [ok("memory", words)]

@@ -119,10 +119,9 @@ async def train(
             wait_s = now() - started
             saver.is_updating = True
             learned = await learn(ports, folder, batch, state.version, evaluation, stop)
-            step_s = now() - started
             state = next_state(state, cursor, collected, learned)
             saver.reached(state)
-            metrics = step_row(state, collected, learned, failures(ports, folder), wait_s, step_s)
+            metrics = step_row(state, collected, learned, failures(ports, folder), wait_s, now() - started)
             await folder.thread(folder.metrics, metrics)
             progress.step(metrics)
             await write_due_traces(config, folder, state, collected, gains)

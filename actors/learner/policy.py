@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actors.learner.loading import import_deepspeed, load_parts
 from actors.parameters import gathered, published
 from videostr.config.schema import Config
 from videostr.config.sections import Lora
@@ -35,7 +35,7 @@ class TrainedPolicy:
         policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         processor: belongs to the policy.
         features: the frozen tower and what it computed; None where the tower is trained.
-        reference: the frozen initial policy for the KL term, whole on every rank; None without such a term, and with LoRA.
+        reference: the frozen initial policy for the KL term, cut up as the policy is; None without such a term, and with LoRA.
         engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
         optimizer: DeepSpeed's, around AdamW.
     """
@@ -52,7 +52,7 @@ class TrainedPolicy:
         check_model(model.path, cpu=device.type == "cpu")
         self.family = family_of(model.path)
         self.processor = load_processor(model.path)
-        self.policy = load_policy(model.path, DTYPES[model.dtype])
+        self.policy = self._load(self.family.tower if model.freeze_vision else None)
         self.features = self._prepare_training()
         self.reference = self._load_reference()
         self.engine, self.optimizer = self._build_engine()
@@ -97,6 +97,14 @@ class TrainedPolicy:
         finally:
             self.family.set_tower(self.policy, None)
 
+    def _load(self, whole: Callable[[Any], torch.nn.Module] | None) -> Any:
+        """Return the policy from disk, under ZeRO-3 this rank's parts of it, and `whole` as it is."""
+        model = self._config.model
+        dtype = DTYPES[model.dtype]
+        if self._config.learner.zero_stage < 3:
+            return load_policy(model.path, dtype)
+        return load_parts(model.path, dtype, self._device, self._deepspeed_config(), whole=whole)
+
     def _prepare_training(self) -> VisionFeatures | None:
         """Return the tower and its features where it is frozen."""
         self.policy.train()
@@ -134,22 +142,26 @@ class TrainedPolicy:
                     logprobs, _ = self.engine(row, temperature)
         return logprobs
 
-    def _load_reference(self) -> PolicyLogprobs | None:
+    def _load_reference(self) -> Any:
+        """Return what computes the reference's log-probabilities, under ZeRO-3 an engine that gathers its layers one by one."""
         if self._config.loss.kl_coef == 0 or self._config.model.lora.rank:
             return None
-        reference = load_policy(self._config.model.path, DTYPES[self._config.model.dtype])
-        if self.features is not None:
+        frozen = self.features is not None
+        reference = self._load(self.family.tower if frozen else None)
+        if frozen:
             self.family.set_tower(reference, None)  # the policy's own is the same
-        wrapped = PolicyLogprobs(reference, self.family, self.attention)
-        return wrapped.requires_grad_(False).eval().to(self._device)
+        wrapped = PolicyLogprobs(reference, self.family, self.attention).requires_grad_(False).eval()
+        if self._config.learner.zero_stage < 3:
+            return wrapped.to(self._device)
+        engine, *_ = import_deepspeed().initialize(
+            model=wrapped, config=self._deepspeed_config(), dist_init_required=False
+        )
+        engine.eval()  # returns nothing
+        return engine
 
     def _build_engine(self) -> tuple[Any, Any]:
         """Return DeepSpeed's engine and optimizer."""
-        import deepspeed  # its import settles the accelerator, so it comes after the process group
-
-        # An all-reduce through shared memory, which would be compiled now: not worth 40 s and the need for a C++ compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        deepspeed = import_deepspeed()
         wrapped = PolicyLogprobs(self.policy, self.family, self.attention)
         learner = self._config.learner
         adam = torch.optim.AdamW(
@@ -168,12 +180,20 @@ class TrainedPolicy:
         return engine, optimizer
 
     def _deepspeed_config(self) -> dict[str, Any]:
+        learner = self._config.learner
+        zero: dict[str, Any] = {"stage": learner.zero_stage}
+        host = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        if learner.offload != "none":
+            zero["offload_optimizer"] = host
+        if learner.offload == "all":
+            zero["offload_param"] = host
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # rows differ from update to update: the boundary is set by hand
             "gradient_clipping": self._config.learner.max_grad_norm,
             "bf16": {"enabled": self._config.model.dtype == "bfloat16"},
-            "zero_optimization": {"stage": self._config.learner.zero_stage},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # its AdamW would be compiled, and round differently
             "steps_per_print": 2**31,
         }

@@ -86,6 +86,11 @@ class Bench(LearnerWorker):
         """Every parameter whole, by Hugging Face name."""
         return {name: tensor.float().cpu().numpy().copy() for name, tensor in self.trained.full_parameters()}
 
+    def held(self) -> tuple[int, int]:
+        """Numbers of the policy and of the reference that this rank keeps between two rows."""
+        models = (self.trained.policy, self.trained.reference)
+        return tuple(sum(p.ds_tensor.numel() for p in model.parameters()) for model in models)  # type: ignore[return-value]
+
     def limit_shards(self, size: int) -> None:
         """Cut shards at `size` bytes."""
         state.SHARD_BYTES = size
@@ -336,17 +341,30 @@ def test_loss_and_gradients_of_every_family(
             assert_close(gradient, expected[name], name)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_under_zero_3_a_rank_holds_half_of_policy_and_reference(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
+) -> None:
+    policy = load_policy(stage.policy, torch.float32)
+    sizes = [parameter.numel() for parameter in policy.parameters()]
+    run(learners[2].call("rebuild", stage.config(num_ranks=2, zero_stage=3)))
+    initial = {name: tensor_digest(parameter.detach()) for name, parameter in policy.named_parameters()}
+    assert run(learners[2].checksums()) == initial
+    expected = sum((size + 1) // 2 for size in sizes)
+    assert run(learners[2].call("held")) == [(expected, expected)] * 2
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(0, "none"), (2, "optimizer"), (3, "none"), (3, "all")])
 def test_resume_is_bit_identical_and_the_policy_loads(
     stage: Stage,
     run: Callable[[Awaitable[Any]], Any],
     learners: dict[int, RayLearner],
     zero_stage: int,
+    offload: str,
     tmp_path: Path,
 ) -> None:
-    learner, config = (
-        learners[2],
-        stage.config(num_ranks=2, zero_stage=zero_stage, warmup_steps=3, schedule="cosine"),
+    learner = learners[2]
+    config = stage.config(
+        num_ranks=2, zero_stage=zero_stage, offload=offload, warmup_steps=3, schedule="cosine"
     )
     run(learner.call("rebuild", config))
     first = run(learner.update(stage.batch))
@@ -698,6 +716,54 @@ def test_parts_of_an_uneven_cut_make_up_the_parameter(
         assert part.start == end or expected == 0
         end += expected
     assert end == numel
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_checkpoint_is_of_its_snapshot_whatever_is_learned_while_it_is_written(
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+    zero_stage: int,
+    tmp_path: Path,
+) -> None:
+    learner = learners[2]
+    run(learner.call("rebuild", stage.config(num_ranks=2, zero_stage=zero_stage)))
+    run(learner.update(stage.batch))
+    saved = run(learner.checksums())
+
+    async def both() -> Files:
+        await learner.snapshot()
+        writing = asyncio.create_task(learner.write(tmp_path))
+        for _ in range(3):
+            await learner.update(stage.batch)
+        return await writing
+
+    files = run(both())
+    assert {Path(name).parts[0] for name in files} == {"policy", "learner"}
+    gone_on = run(learner.checksums())
+    assert gone_on != saved
+    assert run(learner.load(tmp_path)) == 1
+    assert run(learner.checksums()) == saved
+    for _ in range(3):
+        run(learner.update(stage.batch))
+    assert run(learner.checksums()) == gone_on
+
+
+def test_a_checkpoint_that_lacks_a_shard_is_refused(
+    stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner], tmp_path: Path
+) -> None:
+    run(learners[2].call("rebuild", stage.config(num_ranks=2, zero_stage=2)))
+    run(save(learners[2], tmp_path))
+    run(learners[2].update(stage.batch))
+    before = run(learners[2].checksums())
+    path = tmp_path / "learner" / "state.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "shards": values["shards"][:1]}))
+    with pytest.raises(
+        LearnerError, match=r"has \d+ elements, the shards lack those from \d+ on; restore the"
+    ):
+        run(learners[2].load(tmp_path))
+    assert run(learners[2].checksums()) == before
 
 
 def test_checkpoint_of_other_parameters_is_refused(

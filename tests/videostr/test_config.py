@@ -172,6 +172,18 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         {"learner.vision_cache_gib": 2.0},
         ["learner.vision_cache_gib = 2", "model.freeze_vision=true", "set learner.vision_cache_gib=0"],
     ),
+    (
+        {"learner.offload": "optimizer", "learner.zero_stage": 1},
+        [
+            "learner.offload = optimizer",
+            "learner.zero_stage of 2 or more, which is 1",
+            "set learner.zero_stage=2",
+        ],
+    ),
+    (
+        {"learner.offload": "all", "learner.zero_stage": 2},
+        ["learner.offload = all", "learner.zero_stage of 3 or more, which is 2", "set learner.zero_stage=3"],
+    ),
     ({"sync.backend": "nccl"}, ["sync.backend = nccl", "rollout.num_gpus = 0", "sync.backend=gloo"]),
     (
         {"logging.mlflow.tracking_uri": "file:///tmp/mlruns"},

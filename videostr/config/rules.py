@@ -192,6 +192,12 @@ def _learner(c: RunConfig) -> Iterator[Problem]:
             "needs model.freeze_vision=true: features of a tower that is trained are stale after an update",
             "freeze it, or set learner.vision_cache_gib=0",
         )  # fmt: skip
+    needed = {"none": 0, "optimizer": 2, "all": 3}[c.learner.offload]
+    if c.learner.zero_stage < needed:
+        yield _problem(
+            c, "learner.offload", f"needs learner.zero_stage of {needed} or more, which is {c.learner.zero_stage}",
+            f"set learner.zero_stage={needed}, or learner.offload=none",
+        )  # fmt: skip
     if c.learner.attention == "flex" and c.learner.num_gpus == 0:
         yield _problem(
             c, "learner.attention", "needs GPUs, but learner.num_gpus = 0: FlexAttention has no backward pass on CPU",

@@ -220,6 +220,8 @@ class LearnerConfig:
     """OpenMP threads per CPU rank."""
     zero_stage: Annotated[int, Meta(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Kept in host memory: optimizer (AdamW's state and master weights; ZeRO 2 or 3), all (the parameters too; ZeRO 3)."""
     lr: Positive = 1e-6
     """Peak learning rate of AdamW."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -41,6 +41,21 @@ class LearnerMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """Of one rank, GiB."""
+
+    offloaded: float
+    """What `learner.offload` keeps there."""
+    checkpoint: float
+    """Copy of the rank's share of a checkpoint, while it is written."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.offloaded + self.checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
     """One accelerator of an engine, GiB."""
 
@@ -60,6 +75,7 @@ class Memory:
     """Estimate for one config."""
 
     learner: LearnerMemory
+    host: HostMemory
     engine: EngineMemory
     problems: tuple[str, ...]
     """What does not fit, each with the keys to change; empty when all fits."""
@@ -69,8 +85,8 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
     """Return the memory that a run needs.
 
     Learner, e bytes an element, N trained weights on L ranks (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054):
-      parameters   N e, from stage 3 on N e / L and up to 1e9 gathered ones; a frozen tower whole on every rank; a
-                   reference model (loss.kl_coef) whole on every rank
+      parameters   N e, from stage 3 on N e / L and up to 1e9 gathered ones; a reference model (loss.kl_coef) alike; a frozen
+                   tower whole on every rank
       gradients    N e, from stage 2 on N e / L; stage 0 in bfloat16 keeps 4 N more (DeepSpeed's BF16_Optimizer)
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
       activations  of the longest row, all video where the tower is trained: `Stack.held`
@@ -79,6 +95,9 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
                    model without them, the output layer has no gradient, and 12 bytes an element of the largest matrix are for
                    merging it (videostr/grpo/lora.py).
       buffers      DeepSpeed's reduction bucket, and on GPUs 2 GiB assumed for CUDA, NCCL and weight transfers
+                   With learner.offload the optimizer, its gradients in float32, and with `all` the parameters but for the
+                   gathered ones and the tower, are in host memory. There each rank also copies its share of a checkpoint:
+                   1 / L of all weights and 12 N.
     Engine on t GPUs: weights / t; its working memory (`Shapes.engine_elements`); the rest of gpu_memory_utilization is
     key-value cache, a recurrent state in it counted as part of the tokens of a sequence of `rollout.max_model_len`. On a CPU
     the cache is `rollout.kv_cache_gib`.
@@ -88,13 +107,14 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
         shapes: of its model.
         gpu_gib: memory of one GPU, GiB; None on a CPU, where nothing is refused.
     """
-    learner, engine = _learner(config, shapes, gpu_gib is not None), _engine(config, shapes, gpu_gib)
+    learner, host = _learner(config, shapes, gpu_gib is not None)
+    engine = _engine(config, shapes, gpu_gib)
     problems = []
     if gpu_gib is not None and learner.total > gpu_gib * (1 - FRAGMENTED):
         problems.append(
             f"a learner rank needs about {learner.total:.1f} GiB, a GPU has {gpu_gib:g} with {FRAGMENTED:.0%} lost to "
             "fragments; raise learner.num_ranks or learner.zero_stage, lower learner.max_row_tokens, or set "
-            "model.gradient_checkpointing=true"
+            "model.gradient_checkpointing=true or learner.offload=optimizer"
         )
     if engine.sequences < 1:
         keys = (
@@ -106,10 +126,10 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
             f"an engine has {engine.kv_cache:.1f} GiB{' a GPU left' if gpu_gib else ''} for its cache, less than one sequence "
             f"of rollout.max_model_len = {config.rollout.max_model_len}; raise {keys}"
         )
-    return Memory(learner=learner, engine=engine, problems=tuple(problems))
+    return Memory(learner=learner, host=host, engine=engine, problems=tuple(problems))
 
 
-def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
+def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> tuple[LearnerMemory, HostMemory]:
     learner, element = config.learner, ELEMENT_BYTES[config.model.dtype]
     mixed = config.model.dtype == "bfloat16"
     frozen = shapes.vision_parameters if config.model.freeze_vision else 0
@@ -120,18 +140,30 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> LearnerMemory:
     output_gradient = 0 if lora.rank else shapes.output_parameters
     shards = [1 if learner.zero_stage < stage else learner.num_ranks for stage in (1, 2, 3)]
     held = base + (trained if lora.rank else 0)
-    gathered = min(held, LIVE_ELEMENTS) if shards[2] > 1 else 0.0
-    reference = base if config.loss.kl_coef > 0 and not lora.rank else 0
+    models = [held, *([base] if config.loss.kl_coef > 0 and not lora.rank else [])]
+    gathered = sum(min(model, LIVE_ELEMENTS) for model in models) if shards[2] > 1 else 0.0
     exact_gradients = 4 if mixed and learner.zero_stage == 0 else 0
     bucket = min(BUCKET_ELEMENTS, trained) * element if learner.zero_stage else 0.0
-    return LearnerMemory(
-        parameters=((held / shards[2] + gathered + frozen + reference) * element) / GIB,
-        gradients=(trained / shards[1] * element + trained * exact_gradients) / GIB,
-        optimizer=trained / shards[0] * (12 if mixed else 8) / GIB,
+    parameters = sum(models) / shards[2] * element
+    gradients = trained / shards[1] * element + trained * exact_gradients
+    optimizer = trained / shards[0] * (12 if mixed else 8)
+    away = 0.0
+    if learner.offload != "none":
+        away += optimizer + 4 * trained / shards[1]
+        gradients = optimizer = 0.0
+    if learner.offload == "all":
+        away += parameters
+        parameters = 0.0
+    copied = (shapes.parameters * element + 12 * trained) / learner.num_ranks
+    gpu = LearnerMemory(
+        parameters=(parameters + (gathered + frozen) * element) / GIB,
+        gradients=gradients / GIB,
+        optimizer=optimizer / GIB,
         activations=_activations(config, shapes) * element / GIB,
         logits=(2 * CHUNK_TOKENS * shapes.vocab_size + output_gradient) * 4 / GIB,
         buffers=(bucket + merging) / GIB + (BUFFERS_GIB if on_gpu else 0.0),
     )
+    return gpu, HostMemory(offloaded=away / GIB, checkpoint=copied / GIB)
 
 
 def _activations(config: Config, shapes: Shapes) -> float:

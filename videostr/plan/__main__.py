@@ -61,13 +61,15 @@ def _notes(config: PlanConfig, scenario: Scenario) -> list[str]:
 
 def _memory(memory: Memory, gpu_gib: float) -> list[str]:
     """Return a line for a learner rank and one for an engine of the config, and the verdict."""
-    learner, engine = memory.learner, memory.engine
+    learner, host, engine = memory.learner, memory.host, memory.engine
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in asdict(learner).items())
     verdict = [f"does not fit: {problem}" for problem in memory.problems] or [
         f"both fit into {gpu_gib:g} GiB"
     ]
     return [
         f"memory of a learner rank: {learner.total:.1f} GiB ({parts})",
+        f"host memory of a learner rank: {host.total:.1f} GiB (offloaded {host.offloaded:.1f}, copy of a checkpoint "
+        f"{host.checkpoint:.1f})",
         f"memory of an engine, each GPU: weights {engine.weights:.1f} GiB, working {engine.working:.1f}, cache "
         f"{engine.kv_cache:.1f}; it has room for {engine.sequences} sequences of rollout.max_model_len",
         *(verdict if gpu_gib or memory.problems else ()),

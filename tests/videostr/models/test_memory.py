@@ -92,6 +92,34 @@ def test_what_each_stage_shards(stage: int, parameters: float, gradients: float,
     assert found == pytest.approx((parameters, gradients, optimizer))
 
 
+@pytest.mark.parametrize(
+    ("offload", "parameters", "gradients", "optimizer", "host"),
+    [
+        # Two ranks: 160 parameters each, 12 bytes of optimizer, 4 of a gradient in float32; all 320 may be gathered
+        ("none", 320 + 640, 320, 1920, 0),
+        ("optimizer", 320 + 640, 0, 0, 1920 + 640),
+        ("all", 640, 0, 0, 1920 + 640 + 320),
+    ],
+)
+def test_what_is_offloaded_is_in_host_memory(
+    offload: str, parameters: float, gradients: float, optimizer: float, host: float
+) -> None:
+    config = config_of(learner__num_ranks=2, learner__zero_stage=3, learner__offload=offload)
+    memory = estimate(config, TINY, 10.0)
+    learner = memory.learner
+    assert learner.parameters * GIB == pytest.approx(parameters)
+    assert (learner.gradients * GIB, learner.optimizer * GIB) == pytest.approx((gradients, optimizer))
+    assert memory.host.offloaded * GIB == pytest.approx(host)
+    # half of the weights, 640 bytes, and of 12 bytes for each that is trained
+    assert memory.host.checkpoint * GIB == pytest.approx(320 + 1920)
+
+
+@pytest.mark.parametrize(("stage", "parameters"), [(2, 2 * 640), (3, 2 * (320 + 640))])
+def test_a_reference_is_sharded_as_the_policy_is(stage: int, parameters: float) -> None:
+    config = config_of(learner__num_ranks=2, learner__zero_stage=stage, loss__kl_coef=0.1)
+    assert estimate(config, TINY, 10.0).learner.parameters * GIB == pytest.approx(parameters)
+
+
 def test_checkpointing_keeps_inputs_and_one_layer_twice() -> None:
     config = config_of(
         model__freeze_vision=True,
@@ -109,11 +137,6 @@ def test_every_part_of_an_engine_has_a_key_value_head() -> None:
         estimate(config_of(rollout__tensor_parallel_size=parts), TINY, None).engine for parts in (1, 2)
     )
     assert whole.kv_tokens == halved.kv_tokens  # the one head is there twice
-
-
-def test_a_reference_is_whole_everywhere() -> None:
-    config = config_of(loss__kl_coef=0.1, learner__num_ranks=2, learner__zero_stage=3)
-    assert estimate(config, TINY, None).learner.parameters * GIB == pytest.approx((160 + 320 + 320) * 2)
 
 
 def test_what_does_not_fit_is_named_with_what_to_change() -> None:
