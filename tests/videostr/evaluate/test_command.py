@@ -248,3 +248,43 @@ def test_each_mode_tells_its_own_ratings_without_a_number(
     for mode in ("direct", "think"):
         result = json.loads((tmp_path / "out" / "x" / mode / "figures.json").read_text())
         assert result["settings"]["ratings without a number"] == "3"
+
+
+def test_the_table_of_all_modes_ends_with_what_the_video_adds(
+    tabletop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers are right where the video is shown, and none where it is not."""
+
+    async def answered(
+        asked: Sequence[PreparedQuestion], answers: Answers, config: EvaluationConfig
+    ) -> dict[str, Any]:
+        for item in asked:
+            said = "" if item.request.prompt.is_blind else item.question.truth
+            answers.put(item.key, replace(SAID, text=f"<think></think><answer>{said}</answer>"))
+        return {}
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(command, "_ask", answered)
+    given = [
+        *CONFIG, f"benchmark.root={tabletop / 'heldout'}", f"run.dir={tmp_path}", "run.name=x", "evaluate.bootstrap=20",
+        "benchmark.limit=4", "benchmark.modes=[think,blind,shuffled]", "benchmark.control_prompt=think",
+    ]  # fmt: skip
+    assert command.main(given) == 0
+    page = (tmp_path / "x" / "figures.md").read_text()
+    end = page.partition("## what the video adds")[2]
+    head, _, overall, *_ = [line for line in end.splitlines() if line.startswith("|")]
+    names = [f"tabletop-pretrained {mode}" for mode in ("think", "blind", "shuffled")]
+    assert [cell.strip() for cell in head.split("|")[2:-1]] == [
+        f"the video: {names[0]} - {names[1]}",
+        f"the order of frames: {names[0]} - {names[2]}",
+    ]
+    assert [cell.strip().strip("*").partition(" ")[0] for cell in overall.split("|")[2:-1]] == [
+        "+100.0",
+        "+0.0",
+    ]
+    folders = [str(tmp_path / "x" / mode) for mode in ("shuffled", "blind", "think")]
+    capsys.readouterr()
+    assert command.main(["--compare", *folders, "--bootstrap", "20"]) == 0
+    assert "the video: tabletop-pretrained think - tabletop-pretrained blind" in capsys.readouterr().out
+    assert command.main(["--compare", *folders[:2], "--bootstrap", "20"]) == 0
+    assert "what the video adds" not in capsys.readouterr().out
