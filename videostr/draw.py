@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
 from videostr.errors import VideoError
 from videostr.graph import InvalidGraph, from_json, ground_axes
-from videostr.mark_drawing import draw_marks
-from videostr.types import GraphFrame, Mark, Node, SceneGraph
+from videostr.types import GraphFrame, Node, SceneGraph
+from videostr.video import ClipFrames, FrameStore
 
 SIDE = 170
 MARGIN = 5
@@ -162,46 +160,33 @@ class Images:
     height: int
 
 
-def _stored(store: Path, digest: str) -> tuple[str, tuple[Mark, ...]]:
-    """Return the name of a clip's frames without marks in the frame store, and the marks of the clip."""
-    file = store / f"{digest}.json"
-    if _DIGEST.fullmatch(digest) and file.exists():
-        try:
-            about = json.loads(file.read_text(encoding="utf-8"))
-            return str(about["frames"]), msgspec.convert(about["marks"], tuple[Mark, ...])
-        except (ValueError, OSError, KeyError, TypeError):
-            pass
-    return digest, ()
-
-
 def frame_images(store: Path, digest: str) -> Images | None:
-    """Return the chosen frames of a clip; None when the frame store does not have them."""
-    plain, marks = _stored(store, digest)
-    file = store / f"{plain}.npy"
-    if not _DIGEST.fullmatch(plain) or not file.exists():
+    """Return the chosen frames of a clip, with its marks; None when the frame store does not have them."""
+    frames = _stored(store, digest)
+    if frames is None:
         return None
-    try:
-        pixels = np.load(file, mmap_mode="r")
-        if marks:
-            pixels = draw_marks(pixels, frame_times(store, plain), marks, digest)
-    except (ValueError, OSError, VideoError):
-        return None
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        return None
+    pixels = frames.pixels
     urls = [_data_url(np.asarray(pixels[index])) for index in chosen(len(pixels))]
     return Images(urls=urls, width=pixels.shape[2], height=pixels.shape[1])
 
 
 def frame_times(store: Path, digest: str) -> list[float]:
     """Return the times of all frames of a clip, seconds; empty when the frame store does not have them."""
-    plain, _ = _stored(store, digest)
-    file = store / f"{plain}.json"
-    if not _DIGEST.fullmatch(plain) or not file.exists():
-        return []
+    frames = _stored(store, digest)
+    return list(frames.times) if frames else []
+
+
+def _stored(store: Path, digest: str) -> ClipFrames | None:
+    """Return the frames of a clip; None where the frame store does not have them or its files are damaged."""
+    if not _DIGEST.fullmatch(digest) or not store.is_dir():
+        return None
     try:
-        return [float(t) for t in json.loads(file.read_text(encoding="utf-8"))["times"]]
-    except (ValueError, OSError, KeyError, TypeError):
-        return []
+        frames = FrameStore(store).stored(digest)
+    except (ValueError, OSError, KeyError, TypeError, VideoError):
+        return None
+    pixels = frames.pixels
+    is_video = pixels.ndim == 4 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8 and bool(pixels.size)
+    return frames if is_video else None
 
 
 def data_url(image: Image.Image, kind: str = "jpeg") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -124,6 +125,10 @@ _PARSING = threading.Lock()
 """NumPy reads the head of a file with Python's parser, which fails where two threads parse at once (CPython issue 106905)."""
 
 
+_DIGEST = re.compile(r"[0-9a-zA-Z_-]+")
+"""Of an entry of the store: a file in it, and not one elsewhere."""
+
+
 class FrameStore:
     """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once.
 
@@ -163,11 +168,19 @@ class FrameStore:
             ValueError, KeyError, TypeError: a file of the store is not as it was written.
             VideoError: a mark belongs to none of the frames.
         """
-        about = json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8"))
-        if "marks" in about:
-            marks = msgspec.convert(about["marks"], tuple[Mark, ...])
-            return _marked(self.stored(about["frames"]), marks, digest)
-        about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
+        about = self._about(digest)
+        if "marks" not in about:
+            return self._plain(digest, about)
+        marks, plain = msgspec.convert(about["marks"], tuple[Mark, ...]), str(about["frames"])
+        if not _DIGEST.fullmatch(plain):
+            raise ValueError(f"{digest}: frames = {plain!r:.80}: must be the name of an entry of the store")
+        return _marked(self._plain(plain, self._about(plain)), marks, digest)
+
+    def _about(self, digest: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8")))
+
+    def _plain(self, digest: str, about: dict[str, Any]) -> ClipFrames:
+        about |= {"times": tuple(map(float, about["times"])), "indices": tuple(about["indices"])}
         with _PARSING:
             return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
 
