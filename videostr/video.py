@@ -168,13 +168,18 @@ class FrameStore:
             ValueError, KeyError, TypeError: a file of the store is not as it was written.
             VideoError: a mark belongs to none of the frames.
         """
+        frames, marks = self.stored_apart(digest)
+        return _marked(frames, marks, digest)
+
+    def stored_apart(self, digest: str) -> tuple[ClipFrames, tuple[Mark, ...]]:
+        """Return the frames of a clip without its marks, and these; raises as `stored` does."""
         about = self._about(digest)
         if "marks" not in about:
-            return self._plain(digest, about)
+            return self._plain(digest, about), ()
         marks, plain = msgspec.convert(about["marks"], tuple[Mark, ...]), str(about["frames"])
         if not _DIGEST.fullmatch(plain):
             raise ValueError(f"{digest}: frames = {plain!r:.80}: must be the name of an entry of the store")
-        return _marked(self._plain(plain, self._about(plain)), marks, digest)
+        return self._plain(plain, self._about(plain)), marks
 
     def _about(self, digest: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8")))
