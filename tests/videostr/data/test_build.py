@@ -108,14 +108,19 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
         build(cut, [settings(street)], workers=1, tell=stop)
     done = json.loads((cut / "build.json").read_text())
     assert not done["is_done"]
+    assert not list(cut.glob("records-*.parquet"))
     shutil.copy(
-        cut / "records-00000.parquet", cut / f"records-{done['shards']:05d}.parquet"
+        cut / "pool-00000.parquet", cut / f"pool-{done['shards']:05d}.parquet"
     )  # written, not yet noted
+    shutil.copy(cut / "pool-00000.parquet", cut / "records-00009.parquet")  # of a selection that did not end
     with (cut / "skipped.jsonl").open("a") as file:
         file.write("{}\n")
     build(cut, [settings(street)], workers=2)
     assert digests(cut) == digests(whole)
+    shutil.copy(cut / "records-00000.parquet", cut / "pool-00000.parquet")  # killed before these were deleted
+    shutil.copy(cut / "records-00000.parquet", cut / "waiting-00003.parquet")
     assert build(cut, [settings(street)], workers=1).is_done  # nothing is left to do
+    assert digests(cut) == digests(whole)
     with pytest.raises(
         DataError, match=r"was begun with seed = 0, now it is 5; continue with the same command"
     ):
