@@ -198,9 +198,9 @@ class Guesser:
                 ]
                 features += of_option
                 lengths.append(len(of_option))
-        self.truth = np.array([ord(str(record.answer.value)) - ord("A") for record in records])
+        self.truth = np.array([ord(str(record.answer.value)) - ord("A") for record in records], dtype=int)
         """[N] index of the right option."""
-        options = np.array([len(record.options) for record in records])
+        options = np.array([len(record.options) for record in records], dtype=int)
         self._count, self._first = options, np.cumsum(options) - options
         """[N] first option of a question, among all options."""
         is_right = np.zeros(options.sum(), dtype=bool)

@@ -5,8 +5,8 @@ In: choices of one family of a source, in complete sets. Out: which sets stay, a
 The rule, in rounds. The guesser of `videostr/data/baseline.py`, cross-validated over videos, gives every right option its
 odds. In every kind (`kind_of`) in which it is right more often than chance by over `allowed`, the sets are ordered by the mean
 odds of their right options, and the first `STEP` of them are dropped, as far as the odds lie above chance. Then the guesser
-learns again from what is left. It ends where no kind is over, or after `ROUNDS`. Whole sets are dropped, so that each answer
-stays right equally often.
+learns again from what is left. It ends where no kind is over, or after `ROUNDS`; kinds of fewer than `LEAST_QUESTIONS` stay as
+they are. Whole sets are dropped, so that each answer stays right equally often.
 
 The folds are seeded and differ from those of the card, which thus measures what was not fitted to its own folds. Benchmarks
 are pruned in this way, too (iterative bias pruning, arXiv 2511.04655).
@@ -27,6 +27,8 @@ STEP = 0.05
 """Share of the sets of a kind that go in a round, at most."""
 ROUNDS = 20
 """0.95 to this power: no kind loses more than 64 %."""
+LEAST_QUESTIONS = 50
+"""Of a kind: in fewer, what a guesser scores over chance is luck."""
 SEED = 1_000_003
 """Of the folds, far from that of the card."""
 
@@ -62,7 +64,11 @@ def thin(sets: Sequence[Sequence[Record]], allowed: float, seed: int = 0) -> tup
         guessed = guesser.validate(SEED + seed, kept)
         last = {each.kind: each for each in guessed.by_kind()}
         first = first or last
-        over = sorted(kind for kind, each in last.items() if each.score - _chance(each) > allowed)
+        over = sorted(
+            kind
+            for kind, each in last.items()
+            if each.score - _chance(each) > allowed and each.questions >= LEAST_QUESTIONS
+        )
         if not over or number == ROUNDS:
             break
         for kind in over:

@@ -342,7 +342,7 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
         *(
             (["--recipe", "configs/data/stv.yaml", name, value, "--out", "x"], f"unrecognized arguments: {name}")
             for name, value in (("--limit", "9"), ("--seed", "0"), ("--frames", "8"), ("--families", "size"),
-                                ("--split", "train"), ("--size", "64x64"), ("--scenes", "1"), ("--clips", "1"),
+                                ("--heldout", "0.1"), ("--size", "64x64"), ("--scenes", "1"), ("--clips", "1"),
                                 ("--questions", "1"), ("--difficulty", "easy"))
         ),
         *(

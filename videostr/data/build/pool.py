@@ -1,6 +1,6 @@
 """Processes of this machine that read the scenes of a build.
 
-In: jobs. Out: for each a function that waits for its part. `actors/scenes.py` has the same on a Ray cluster.
+In: jobs. Out: for each a function that waits for its part.
 """
 
 from __future__ import annotations
