@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.videostr.config_reference import keys
 from videostr.config.load import dump, load, load_ablation, load_evaluation, load_sft
 from videostr.config.schema import BenchmarkConfig
-from videostr.data.__main__ import read_recipe
+from videostr.data.build.recipe import read_recipe
 from videostr.data.sources import SOURCES
 from videostr.evaluate.__main__ import BENCHMARKS
 from videostr.models.base import FAMILIES

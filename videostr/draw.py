@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
@@ -24,6 +22,7 @@ from videostr.errors import VideoError
 from videostr.graph import InvalidGraph, from_json, ground_axes
 from videostr.mark_drawing import draw_marks
 from videostr.types import GraphFrame, Mark, Node, SceneGraph
+from videostr.video import ClipFrames, FrameStore
 
 SIDE = 170
 MARGIN = 5
@@ -32,6 +31,8 @@ LETTER = 5.1
 MAX_TIMES = 8
 MAX_DRAWN_EDGES = 60
 MAX_PIXELS = 240
+MARKED_PIXELS = 320
+"""Longer side of a frame in a page, without marks and with them."""
 _DIGEST = re.compile(r"[0-9a-zA-Z_-]+")
 _COLORS = {
     "red": "#e03131",
@@ -160,48 +161,56 @@ class Images:
     urls: list[str]
     width: int
     height: int
-
-
-def _stored(store: Path, digest: str) -> tuple[str, tuple[Mark, ...]]:
-    """Return the name of a clip's frames without marks in the frame store, and the marks of the clip."""
-    file = store / f"{digest}.json"
-    if _DIGEST.fullmatch(digest) and file.exists():
-        try:
-            about = json.loads(file.read_text(encoding="utf-8"))
-            return str(about["frames"]), msgspec.convert(about["marks"], tuple[Mark, ...])
-        except (ValueError, OSError, KeyError, TypeError):
-            pass
-    return digest, ()
+    marked: bool = False
+    """Whether marks are drawn in; these are shown larger."""
 
 
 def frame_images(store: Path, digest: str) -> Images | None:
-    """Return the chosen frames of a clip; None when the frame store does not have them."""
-    plain, marks = _stored(store, digest)
-    file = store / f"{plain}.npy"
-    if not _DIGEST.fullmatch(plain) or not file.exists():
+    """Return the chosen frames of a clip, with its marks; None when the frame store does not have them.
+
+    Marks are drawn after the frames are made small: else a digit would be three pixels high.
+    """
+    found = _stored(store, digest)
+    if found is None:
         return None
-    try:
-        pixels = np.load(file, mmap_mode="r")
-        if marks:
-            pixels = draw_marks(pixels, frame_times(store, plain), marks, digest)
-    except (ValueError, OSError, VideoError):
-        return None
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        return None
-    urls = [_data_url(np.asarray(pixels[index])) for index in chosen(len(pixels))]
-    return Images(urls=urls, width=pixels.shape[2], height=pixels.shape[1])
+    frames, marks = found
+    height, width = frames.pixels.shape[1:3]
+    indices = range(len(frames.pixels)) if marks else chosen(len(frames.pixels))
+    small = [_thumbnail(frames.pixels[index], MARKED_PIXELS if marks else MAX_PIXELS) for index in indices]
+    if marks:
+        try:
+            drawn = draw_marks(np.stack(small), frames.times, marks, digest)
+        except VideoError:
+            return None
+        small = [drawn[index] for index in chosen(len(drawn))]
+    kind = "png" if max(height, width) <= 96 else "jpeg"
+    urls = [data_url(Image.fromarray(image), kind) for image in small]
+    return Images(urls=urls, width=width, height=height, marked=bool(marks))
 
 
 def frame_times(store: Path, digest: str) -> list[float]:
     """Return the times of all frames of a clip, seconds; empty when the frame store does not have them."""
-    plain, _ = _stored(store, digest)
-    file = store / f"{plain}.json"
-    if not _DIGEST.fullmatch(plain) or not file.exists():
-        return []
+    found = _stored(store, digest)
+    return list(found[0].times) if found else []
+
+
+def _stored(store: Path, digest: str) -> tuple[ClipFrames, tuple[Mark, ...]] | None:
+    """Return the frames of a clip and its marks; None where the frame store does not have them or its files are damaged."""
+    if not _DIGEST.fullmatch(digest) or not store.is_dir():
+        return None
     try:
-        return [float(t) for t in json.loads(file.read_text(encoding="utf-8"))["times"]]
+        frames, marks = FrameStore(store).stored_apart(digest)
     except (ValueError, OSError, KeyError, TypeError):
-        return []
+        return None
+    pixels = frames.pixels
+    is_video = pixels.ndim == 4 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8 and bool(pixels.size)
+    return (frames, marks) if is_video else None
+
+
+def _thumbnail(pixels: np.ndarray, most: int) -> np.ndarray:
+    image = Image.fromarray(np.asarray(pixels))
+    image.thumbnail((most, most))
+    return np.asarray(image)
 
 
 def data_url(image: Image.Image, kind: str = "jpeg") -> str:
@@ -273,10 +282,3 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def _edge(a: Node, b: Node, view: View) -> str:
     (ax, ay, _), (bx, by, _) = view.place(a.pos), view.place(b.pos)
     return f'<line class="edge" x1="{ax}" y1="{ay}" x2="{bx}" y2="{by}"/>'
-
-
-def _data_url(pixels: np.ndarray) -> str:
-    image = Image.fromarray(pixels)
-    small = max(image.size) <= 96
-    image.thumbnail((MAX_PIXELS, MAX_PIXELS))
-    return data_url(image, "png" if small else "jpeg")

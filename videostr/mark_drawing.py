@@ -19,7 +19,7 @@ from videostr.errors import VideoError
 from videostr.marks import COLORS, TEXTS
 from videostr.types import Mark
 
-DRAWING = 1
+DRAWING = 2
 """Raised when the same marks are drawn differently: clips that have marks then have other names."""
 RADIUS = 0.022
 """Of a disc, as a share of the square root of the frame's area: 15 px in 1242 x 375."""
@@ -29,8 +29,12 @@ LARGE = 4.0
 """A disc in the middle of an object so many radii wide and high covers a fifth of it at most."""
 GAP_PX = 2
 """Between a disc and what it must not cover."""
-LIGHT = 400
-"""Sum of red, green and blue above which a disc has black text."""
+LIGHT = 150.0
+"""Luma (0 to 255) above which a disc has black text."""
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in it (ITU-R BT.601)."""
+LEAST_LINE_PX = 2
+"""Of an outline, without the white line on each of its sides, which sets it off from an object of the same colour."""
 DETAIL = 4
 """Discs are drawn so many times larger, then scaled down."""
 
@@ -116,15 +120,13 @@ def _draw(image: Image.Image, texts: Sequence[str], boxes: np.ndarray) -> None:
     """Draw marks into one frame, boxes [N, 4] px."""
     pen = ImageDraw.Draw(image)
     radius = radius_in(*image.size)
-    line = max(1, radius // 5)
+    line = max(LEAST_LINE_PX, radius // 5)
     places = disc_places(boxes, *image.size)
     for text, box, (x, y) in zip(texts, boxes, places, strict=True):
         color = list(COLORS.values())[TEXTS[text]]
         if text in COLORS or not _is_large(box, radius):
-            wide = line + 1  # stays in the frame where the border cuts the object
-            low = np.maximum(box[:2] - wide, 0)
-            high = np.minimum(box[2:] + wide, np.array(image.size) - 1)
-            around = (*low.tolist(), *np.maximum(low, high).tolist())
+            around = _around(box, line + 1, image.size)
+            pen.rectangle(_around(box, line + 2, image.size), outline="white", width=line + 2)
             pen.rectangle(around, outline=color, width=line)
             if text not in COLORS and _distance(np.array([[x, y]]), np.array(around))[0] > radius:
                 nearest = (np.clip(x, around[0], around[2]), np.clip(y, around[1], around[3]))
@@ -133,6 +135,13 @@ def _draw(image: Image.Image, texts: Sequence[str], boxes: np.ndarray) -> None:
         if text not in COLORS:
             disc = _disc(text, radius)
             image.paste(disc, (round(x) - disc.width // 2, round(y) - disc.height // 2), disc)
+
+
+def _around(box: np.ndarray, wide: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return a box that is larger by so many px; it stays in the frame where the border cuts the object."""
+    low = np.maximum(box[:2] - wide, 0)
+    high = np.maximum(low, np.minimum(box[2:] + wide, np.array(size) - 1))
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
 @functools.lru_cache(maxsize=256)
@@ -147,6 +156,6 @@ def _disc(text: str, radius: int) -> Image.Image:
     pen.ellipse((ring, ring, side * DETAIL - 1 - ring, side * DETAIL - 1 - ring), fill=(*color, 255))
     font = ImageFont.load_default(1.6 * radius * DETAIL)
     middle = side * DETAIL / 2
-    ink = "black" if sum(color) > LIGHT else "white"
+    ink = "black" if float(np.dot(LUMA, color)) > LIGHT else "white"
     pen.text((middle, middle), text, font=font, fill=ink, anchor="mm", stroke_width=radius * DETAIL // 16)
     return image.resize((side, side), Image.Resampling.BOX)

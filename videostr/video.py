@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -135,6 +136,10 @@ _PARSING = threading.Lock()
 """NumPy reads the head of a file with Python's parser, which fails where two threads parse at once (CPython issue 106905)."""
 
 
+_DIGEST = re.compile(r"[0-9a-zA-Z_-]+")
+"""Of an entry of the store: a file in it, and not one elsewhere."""
+
+
 class FrameStore:
     """A folder with one `.npy` of pixels and one `.json` of times per clip; safe for many processes at once.
 
@@ -179,13 +184,29 @@ class FrameStore:
             ValueError, KeyError, TypeError: a file of the store is not as it was written.
             VideoError: a mark belongs to none of the frames.
         """
-        about = json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8"))
-        if "marks" in about:
-            marks = msgspec.convert(about["marks"], tuple[Mark, ...])
-            return _marked(self.stored(about["frames"]), marks, digest)
+        frames, marks = self.stored_apart(digest)
+        return _marked(frames, marks, digest)
+
+    def stored_apart(self, digest: str) -> tuple[ClipFrames, tuple[Mark, ...]]:
+        """Return the frames of a clip without its marks, and these; raises as `stored` does.
+
+        Those of a clip in another order are drawn already: they belong to times.
+        """
+        about = self._about(digest)
+        if "frames" not in about:
+            return self._plain(digest, about), ()
+        plain = str(about["frames"])
+        if not _DIGEST.fullmatch(plain):
+            raise ValueError(f"{digest}: frames = {plain!r:.80}: must be the name of an entry of the store")
         if "order" in about:
-            return _in_order(self.stored(about["frames"]), about["order"])
-        about |= {"times": tuple(about["times"]), "indices": tuple(about["indices"])}
+            return _in_order(self.stored(plain), about["order"]), ()
+        return self._plain(plain, self._about(plain)), msgspec.convert(about["marks"], tuple[Mark, ...])
+
+    def _about(self, digest: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / f"{digest}.json").read_text(encoding="utf-8")))
+
+    def _plain(self, digest: str, about: dict[str, Any]) -> ClipFrames:
+        about |= {"times": tuple(map(float, about["times"])), "indices": tuple(about["indices"])}
         with _PARSING:
             return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
 

@@ -120,7 +120,11 @@ def test_an_outline_is_drawn_around_the_object_alone() -> None:
     (frame,) = drawn(grey(400, 400), mark("red", 250, 250, 500, 500))
     assert (frame[102:198, 102:198] == GREY).all()
     painted = frame[(frame != GREY).any(-1)]
-    assert {tuple(color) for color in painted.tolist()} == {COLORS["red"]}
+    assert {tuple(color) for color in painted.tolist()} == {COLORS["red"], (255, 255, 255)}
+    # From outside: white, two lines of red, white, and one that stays free.
+    assert [tuple(color) for color in frame[150, 95:101].tolist()] == [
+        (GREY,) * 3, (255,) * 3, COLORS["red"], COLORS["red"], (255,) * 3, (GREY,) * 3,
+    ]  # fmt: skip
     (edge,) = drawn(
         grey(400, 400), mark("red", 0, 0, 1000, 500)
     )  # where the border cuts, it is drawn in the frame
@@ -192,6 +196,27 @@ def test_every_reader_of_the_frame_store_sees_the_marks(images: Path) -> None:
     first, second, *_ = (_pixels(url) for url in report.urls)
     assert np.abs(first - float(GREY)).max() < 3
     assert np.abs(second - float(GREY)).max() > 60
+    assert report.marked
+    unmarked = frame_images(folder, plain.digest)
+    assert unmarked is not None
+    assert not unmarked.marked
+
+
+def test_marks_stay_legible_in_the_small_frames_of_a_report(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("RGB", (1242, 375), (GREY,) * 3).save(tmp_path / f"{number}.png")
+    listed = {"root": ".", "fps": 1, "frames": [[float(number), f"{number}.png"] for number in range(2)]}
+    (tmp_path / "v.frames.json").write_text(json.dumps(listed))
+    spec = ClipSpec(video="v.frames.json", num_frames=2, marks=(mark("4", 300, 200, 500, 900, t=1.0),))
+    clip = name_clip(spec, tmp_path)
+    FrameStore(tmp_path / "store").frames(clip)
+    found = frame_images(tmp_path / "store", clip.digest)
+    assert found is not None
+    assert (found.width, found.height) == (1242, 375)  # of the frames that the policy sees
+    first, second = map(_pixels, found.urls)
+    assert first.shape == second.shape == (97, 320, 3)
+    changed = np.abs(second - first).max(-1) > 40
+    assert changed.sum() > 120  # a disc of 7 px at least, where one of the frame would have 4
 
 
 def _pixels(url: str) -> np.ndarray:
@@ -347,11 +372,17 @@ def test_prompts_of_training_show_the_marked_clip(images: Path) -> None:
     assert clip.digest == name_clip(MARKED, images).digest
 
 
-def test_export_leaves_out_what_the_video_does_not_show(
+def test_export_writes_the_marked_clip_or_leaves_it_out(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_records([record("plain", clip=PLAIN), record("marked")], images / "records-00000.parquet")
-    assert main(["export", str(images), "--out", str(images / "rows.jsonl")]) == 0
+    command = ["export", str(images), "--out", str(images / "rows.jsonl")]
+    assert main(command) == 0
+    plain, marked = map(json.loads, (images / "rows.jsonl").read_text().splitlines())
+    assert plain["path"] == str(images / "v.frames.json")
+    assert Path(marked["path"]).suffix == ".mp4"
+    assert "2 rows of 2 records" in capsys.readouterr().out
+    assert main([*command, "--marked", "none"]) == 0
     (line,) = (images / "rows.jsonl").read_text().splitlines()
     assert json.loads(line)["problem_id"] == "plain"
     assert "1 rows of 2 records" in capsys.readouterr().out

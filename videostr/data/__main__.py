@@ -14,25 +14,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import structs
-from omegaconf import OmegaConf
 
 from videostr.command import command, run_main, typed
 from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
 from videostr.data.build import build
-from videostr.data.build.settings import FrameCount, Settings
+from videostr.data.build.recipe import read_recipe
+from videostr.data.build.settings import HELDOUT, FrameCount, Settings, Share
 from videostr.data.build.state import Progress, skip_table
 from videostr.data.check import Tally, large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
-from videostr.errors import ConfigError, DataError, VideoError
+from videostr.errors import DataError, VideoError
 from videostr.lock import FolderLock
 from videostr.marks import STYLES
 from videostr.metrics import duration
-from videostr.schema_rules import field_problem
 from videostr.tabletop import build as tabletop
 from videostr.tabletop.build import Split
 from videostr.tabletop.world import Difficulty
@@ -74,7 +72,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     make.add_argument("--out", type=Path, required=True)
-    make.add_argument("--workers", type=typed(Count), default=os.cpu_count() or 1)
+    make.add_argument("--workers", type=typed(Count), help="scenes that are read at once (one on each core)")
     if any(word.partition("=")[0] == "--recipe" for word in given):
         _add_recipe(make)
     elif "tabletop" in given or "--source=tabletop" in given:
@@ -90,7 +88,13 @@ def _add_source(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_source)
     make.add_argument("--source", choices=["tabletop", *SOURCES], required=True)
     make.add_argument("--root", required=True, help="folder of the source")
-    make.add_argument("--split", default="train")
+    make.add_argument("--split", default="train", help="of the source, or heldout (train)")
+    make.add_argument(
+        "--heldout",
+        type=typed(Share),
+        default=0.0,
+        help="share of the scenes of train that are held out (0)",
+    )
     make.add_argument("--seed", type=typed(Seed), default=0)
     make.add_argument("--limit", type=typed(Count), help="at most so many records")
     make.add_argument("--scenes", type=typed(Count), help="at most so many scenes")
@@ -131,6 +135,11 @@ def _add_tabletop(make: argparse.ArgumentParser) -> None:
 
 def _add_recipe(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_recipe)
+    make.add_argument(
+        "--split",
+        choices=["train", HELDOUT],
+        help="in place of the recipe's: its scenes but those held out, or these alone",
+    )
     make.add_argument("--recipe", type=Path, required=True, help="the sources and what to take from each")
     make.add_argument(
         "--root",
@@ -173,6 +182,7 @@ def _add_readers(commands: Any) -> None:
     show.add_argument("--n", type=typed(Count), default=12)
     show.add_argument("--out", type=Path, default=Path("sheet.html"))
     show.add_argument("--family", default="")
+    show.add_argument("--marked", action="store_true", help="only records with marks")
     show.add_argument("--seed", type=typed(Seed), default=0)
 
 
@@ -182,6 +192,10 @@ def _add_exchange(commands: Any) -> None:
     export.add_argument("folder", type=Path)
     export.add_argument("--format", choices=[FORMAT], default=FORMAT)
     export.add_argument("--out", type=Path, required=True)
+    export.add_argument(
+        "--marked", choices=["videos", "frames", "none"], default="videos",
+        help="write clips with marks as videos or images of their own, or leave their records out (videos)",
+    )  # fmt: skip
     read = commands.add_parser("import", help="read rows of Video-R1 and SpaceR, which have no graphs")
     read.set_defaults(work=_import)
     read.add_argument("file", type=Path)
@@ -211,6 +225,8 @@ def _build_source(options: argparse.Namespace) -> int:
 def _build_recipe(options: argparse.Namespace) -> int:
     exclude = tuple(map(str, options.exclude))
     recipe = read_recipe(options.recipe, dict(options.root))
+    if options.split:
+        recipe = [structs.replace(each, split=options.split) for each in recipe]
     return _build(options, [structs.replace(each, exclude=(*each.exclude, *exclude)) for each in recipe])
 
 
@@ -243,43 +259,10 @@ def _build_tabletop(options: argparse.Namespace) -> int:
         split=Split[options.split.upper()],
         difficulty=Difficulty(options.difficulty),
         questions=options.questions,
-        workers=options.workers,
+        workers=options.workers or os.cpu_count() or 1,
     )
     print(f"{options.out}: {count} records of {options.scenes} scenes")
     return 0
-
-
-def read_recipe(path: Path, roots: dict[str, str]) -> list[Settings]:
-    """Return the sources of a recipe; `roots` by name of the source take the place of those in the file.
-
-    Raises:
-        ConfigError: the file is not a recipe, or `roots` has a name that none of its sources has.
-    """
-    try:
-        rows: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror or error})",
-            remedy="name a recipe such as configs/data/stv.yaml",
-        ) from None
-    except Exception as error:  # PyYAML, OmegaConf and the decoding of text share no base class
-        raise ConfigError(f"{path}: not readable as YAML: {error}", remedy="correct the file") from error
-    if not isinstance(rows, dict) or not isinstance(rows.get("sources"), list):
-        raise ConfigError(f"{path}: must have a list `sources`", remedy="write source and root of each")
-    try:
-        recipe = msgspec.convert(rows["sources"], list[Settings])
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{path}: sources{field_problem(error, list[Settings])}", remedy="correct the recipe"
-        ) from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: sources: {error}", remedy=error.remedy) from None
-    if strangers := sorted(roots.keys() - {each.source for each in recipe}):
-        raise ConfigError(
-            f"--root {strangers[0]}={roots[strangers[0]]}: {path} has no source {strangers[0]!r}",
-            remedy=f"it has {', '.join(sorted({each.source for each in recipe}))}",
-        )
-    return [structs.replace(each, root=roots.get(each.source, each.root)) for each in recipe]
 
 
 def _named_root(text: str) -> tuple[str, str]:
@@ -329,7 +312,12 @@ def _processor(model: str) -> Any:
 
 def _show(options: argparse.Namespace) -> int:
     count = write_sheet(
-        options.folder, options.out, count=options.n, family=options.family, seed=options.seed
+        options.folder,
+        options.out,
+        count=options.n,
+        family=options.family,
+        marked=options.marked,
+        seed=options.seed,
     )
     print(f"{options.out}: {count} records of {options.folder}")
     return 0
@@ -344,7 +332,8 @@ def _export(options: argparse.Namespace) -> int:
             total += 1
             yield record
 
-    count = exchange.export_video_r1(usable(), options.out, options.folder)
+    marked = None if options.marked == "none" else options.marked
+    count = exchange.export_video_r1(usable(), options.out, options.folder, marked)
     print(f"{options.out}: {count} rows of {total} records")
     return 0
 

@@ -105,23 +105,29 @@ def as_json(stats: Stats, guessed: Sequence[Guessing]) -> dict[str, Any]:
         "numbers": _quantiles(stats.sample),
         "nodes": dict(sorted(stats.nodes.items())),
         "without_graph": stats.without_graph,
-        "guessing": [
-            {
-                "source": g.source,
-                "family": g.family,
-                "questions": g.questions,
-                "score": round(g.score, 3),
-                "error": None if math.isnan(g.error) else round(g.error, 3),
-                "chance": g.chance and round(g.chance, 3),
-            }
-            for g in guessed
-        ],
+        "guessing": [_row(each) for each in guessed if not each.kind],
+        "guessing_by_kind": [_row(each) | {"kind": each.kind} for each in guessed if each.kind],
+    }
+
+
+def _row(guessed: Guessing) -> dict[str, Any]:
+    return {
+        "source": guessed.source,
+        "family": guessed.family,
+        "questions": guessed.questions,
+        "score": round(guessed.score, 3),
+        "error": None if math.isnan(guessed.error) else round(guessed.error, 3),
+        "chance": guessed.chance and round(guessed.chance, 3),
+        "constant": guessed.constant and round(guessed.constant, 3),
     }
 
 
 def guessing(stats: Stats) -> list[Guessing]:
-    """Return what the questions of the sample are worth without their videos."""
-    return baseline.choices(complete_sets(stats.sample)) + baseline.numbers(stats.sample)
+    """Return what the questions of the sample are worth without their videos: choices by family, numbers, choices by kind."""
+    guessed = baseline.Guesser(complete_sets(stats.sample)).validate()
+    if not guessed.questions:
+        return baseline.numbers(stats.sample)
+    return guessed.by_family() + baseline.numbers(stats.sample) + guessed.by_kind()
 
 
 def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
@@ -138,12 +144,36 @@ def write_card(folder: Path, stats: Stats, guessed: Sequence[Guessing]) -> None:
             name: SOURCES[name].licence for name in sorted({key[0] for key in stats.table}) if name in SOURCES
         },
         "rows": sorted(stats.table.items()),
-        "guessing": guessed,
+        "guessing": [each for each in guessed if not each.kind],
+        "kinds": [each for each in guessed if each.kind],
+        "thinned": build.get("thinned", []),
+        "shares": [each | {"why": _why(each)} for each in build.get("shares", [])],
+        "answer_kinds": _answer_kinds(build.get("shares", [])),
         "settings": json.dumps(build["recipe"], indent=1) if build else "",
         "unbalanced": build.get("unbalanced", 0),
         "drafts_left_out": build.get("drafts_left_out", 0),
     }
     write_text(folder / "README.md", environment.get_template("card.md.html").render(values))
+
+
+def _why(share: dict[str, Any]) -> str:
+    """Return why a family has not what its share wanted; "" where it has."""
+    wanted, got, pool, thinned = (share[name] for name in ("wanted", "got", "pool", "thinned"))
+    if got >= wanted:
+        return "in place of what others lack" if got > 1.02 * wanted else ""
+    if got < pool - thinned:
+        return "sets of several records do not divide the rest"
+    return f"all that the scenes give in complete sets{f', less {thinned:,} that are guessed' if thinned else ''}"
+
+
+def _answer_kinds(shares: Sequence[dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Return records wanted and got by kind of answer, over all sources."""
+    wanted: Counter[str] = Counter()
+    got: Counter[str] = Counter()
+    for share in shares:
+        wanted[share["kind"]] += share["wanted"]
+        got[share["kind"]] += share["got"]
+    return {kind: (wanted[kind], got[kind]) for kind in wanted}
 
 
 def _build(folder: Path) -> dict[str, Any]:

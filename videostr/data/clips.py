@@ -38,6 +38,8 @@ MAX_NODES = 16
 """Of a frame of the true graph; labels are left out of the record, with all their objects, to keep it."""
 SPACINGS_S = (0.5, 1.0, 2.0)
 """Seconds between selected frames that are tried for moving scenes, each in its turn."""
+STATIC_SPACINGS_S = (1.0, 2.0, 4.0)
+"""The same for parts of scenes in which nothing moves but the camera."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class ClipView:
     def is_3d(self) -> bool:
         """Whether positions are in metres."""
         return self.scene.up is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it goes from the first to the last annotated frame of the scene."""
+        return self.frames[0] == 0 and self.frames[-1] == len(self.scene.frames) - 1
 
     @cached_property
     def tracks(self) -> tuple[Track, ...]:
@@ -353,28 +360,30 @@ class ClipView:
 
 
 def clips(scene: Scene, *, count: int, num_frames: int, rng: np.random.Generator) -> Iterator[ClipView]:
-    """Up to `count` clips of a scene, chosen by `rng`: F frames as equally spaced as the annotated ones allow.
+    """Yield up to `count` clips of a scene, chosen by `rng`: F frames as equally spaced as the annotated ones allow.
 
-    A scene of things that do not move is one clip from its first to its last frame: its camera shows the room bit by bit.
+    Of a scene of things that do not move the first clip is the whole, since its camera shows the room bit by bit.
     """
     times = np.array([frame.t for frame in scene.frames])
     if len(times) < 2:
         return
+    seen: set[tuple[int, ...]] = set()
+    spacings = SPACINGS_S
     if all(track.is_static for track in scene.tracks):
+        spacings = STATIC_SPACINGS_S
         chosen = _nearest(times, times[0], times[-1], min(num_frames, len(times)))
         if chosen is not None:
+            seen.add(chosen)
             yield ClipView(scene, 0, chosen)
-        return
-    found = 0
-    for spacing in SPACINGS_S:
+    for spacing in spacings:
         length = spacing * (num_frames - 1)
         starts = np.flatnonzero(times <= times[-1] - length + 1e-6)
-        share = -(-(count - found) // (len(SPACINGS_S) - SPACINGS_S.index(spacing)))
+        share = -(-(count - len(seen)) // (len(spacings) - spacings.index(spacing)))
         for start in np.sort(rng.permutation(starts)[:share]):
             chosen = _nearest(times, times[start], times[start] + length, num_frames)
-            if chosen is not None:
-                yield ClipView(scene, found, chosen)
-                found += 1
+            if chosen is not None and chosen not in seen:
+                yield ClipView(scene, len(seen), chosen)
+                seen.add(chosen)
 
 
 def _nearest(times: Array, start: float, end: float, count: int) -> tuple[int, ...] | None:

@@ -5,8 +5,9 @@ data_source.
 
 What they lose: the graph and its labels, the family, the number and size of the frames, and the interval: those trainers show the
 whole video, to which the times in our questions refer. Answers that are neither choices nor numbers have no type there, so those
-records are left out, as are those with marks, which their video does not show. A unit stands at the end of the problem as
-"Answer in m."
+records are left out. A unit stands at the end of the problem as "Answer in m." Of a record with marks the frames that are shown
+are written as a video of their own, marks drawn in, and the problem begins with their times (`marked_export.py`); as images, the
+row also has `frames`, a list of files, and `path` is their folder.
 
 Question, options and answer come back as they were, a number to its last digit. Options must not contain line breaks. Videos are
 written with absolute paths. A list of images (`*.frames.json`) is a video to this project only: other trainers need a file there,
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 from videostr.chat import LIKELY, escape
+from videostr.data.marked_export import Form, write_marked
 from videostr.data.records import record_from_row
 from videostr.errors import RecordError
 from videostr.files import make_folder, replacing
@@ -43,21 +45,36 @@ NUMBER_TYPES = ("numerical", "regression")
 # ------------------------------------------------------------------------------------------------------ export
 
 
-def export_video_r1(records: Iterable[Record], out_jsonl: Path, root: Path) -> int:
+def export_video_r1(
+    records: Iterable[Record], out_jsonl: Path, root: Path, marked: Form | None = "videos"
+) -> int:
     """Write Video-R1 rows of the choices and numbers; returns how many, which may be less than there are records.
 
     Args:
         records: of a dataset.
         out_jsonl: file to write.
         root: folder of the dataset, which its videos are relative to.
+        marked: what is written of clips with marks, into a folder `NAME-marked` next to the file; None leaves their records out.
+
+    Raises:
+        VideoError: a clip with marks cannot be read.
     """
+    folder = out_jsonl.parent / f"{out_jsonl.stem}-marked"
     make_folder(out_jsonl.parent)
     count = 0
     with replacing(out_jsonl) as scratch, scratch.open("w", encoding="utf-8") as file:
         for record in records:
-            if record.answer.kind in (AnswerKind.CHOICE, AnswerKind.NUMBER) and not record.marks:
-                file.write(json.dumps(_video_r1_row(record, root), ensure_ascii=False) + "\n")
-                count += 1
+            if record.answer.kind not in (AnswerKind.CHOICE, AnswerKind.NUMBER):
+                continue
+            row = _video_r1_row(record, root)
+            if record.marks:
+                if marked is None:
+                    continue
+                path, images, line = write_marked(record, root, folder, marked)
+                row |= {"problem": line + row["problem"], "path": str(path.resolve())}
+                row |= {"frames": [str(image.resolve()) for image in images]} if images else {}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 

@@ -31,16 +31,31 @@ SAME_S = 0.05
 """A frame that is shown may begin so much off the time that is asked about."""
 
 
-def write_sheet(folder: Path, out: Path, *, count: int, family: str = "", seed: int = 0) -> int:
-    """Write a sheet of `count` records chosen by `seed`, the families in turn; returns how many there are."""
-    families = [row.family for row in usable_records(folder) if family in ("", row.family)]
+def write_sheet(
+    folder: Path, out: Path, *, count: int, family: str = "", marked: bool = False, seed: int = 0
+) -> int:
+    """Write a sheet of records, the families in turn; returns how many there are.
+
+    Args:
+        folder: of the dataset.
+        out: HTML file.
+        count: records, at most, chosen by `seed`.
+        family: these alone; "" for all.
+        marked: only records with marks.
+        seed: of the choice.
+    """
+
+    def is_wanted(row: Record) -> bool:
+        return family in ("", row.family) and (bool(row.clip.marks) or not marked)
+
+    families = [row.family for row in usable_records(folder) if is_wanted(row)]
     rng = np.random.default_rng(seed)
     by_family: dict[str, list[int]] = {}
     for index in rng.permutation(len(families)).tolist():
         by_family.setdefault(families[index], []).append(index)
     turns = [of[turn] for turn in range(count) for of in by_family.values() if turn < len(of)][:count]
     wanted = set(turns)  # read again: all records with their graphs may be too many for memory
-    again = (row for row in read_records(folder) if isinstance(row, Record) and family in ("", row.family))
+    again = (row for row in read_records(folder) if isinstance(row, Record) and is_wanted(row))
     records = {i: row for i, row in enumerate(again) if i in wanted}
     with tempfile.TemporaryDirectory() as scratch:
         store = FrameStore(scratch)

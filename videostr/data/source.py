@@ -61,6 +61,10 @@ class Source(ABC):
         except SkipEntry as entry:
             return entry.skip
 
+    def place(self, name: str) -> str:
+        """Return where a scene was recorded, as far as its name tells: scenes of one place are not held out from each other."""
+        return name
+
     @abstractmethod
     def scene(self, name: str) -> Scene:
         """Return a scene.

@@ -1,6 +1,6 @@
 // The trace viewer: filters over a small index, chunks of traces that are opened when they are looked at.
 
-const ROW = 66, KEPT_CHUNKS = 24, CELL = 176;
+const ROW = 66, KEPT_CHUNKS = 24, CELL = 176, MARKED_CELL = 320;
 const byId = (id) => document.getElementById(id);
 
 function element(name, attributes, ...children) {
@@ -273,15 +273,15 @@ class Viewer {
   film() {
     const { data, hidden } = this, rollout = data.rollouts[this.rollout], clip = this.clip(this.index.clip[this.group]);
     const images = clip?.images ?? [], fits = images.length === data.times.length, over = data.over && fits;
-    const columns = Math.max(data.times.length, images.length);
-    const film = element("div", { class: "film", style: `grid-template-columns:max-content repeat(${columns},${CELL}px)` });
+    const columns = Math.max(data.times.length, images.length), cell = clip?.marked ? MARKED_CELL : CELL;
+    const film = element("div", { class: "film", style: `grid-template-columns:max-content repeat(${columns},${cell}px)` });
     const line = (name, cells) => film.append(element("span", { class: "name" }, name), ...cells, ...Array(columns - cells.length).fill(0).map(() => element("span", {})));
     if (data.times.length) line("time", data.times.map((t) => element("span", { class: "time" }, `${number(t)} s`)));
     const scenes = (size, withImages) => data.times.map((_, i) => scenePicture({ ...size, image: withImages ? images[i] : "",
       truth: hidden.truth ? null : data.truth?.[i], predicted: hidden.predicted ? null : rollout.frames?.[i],
       stated: withImages || hidden.predicted ? undefined : Boolean(rollout.frames?.[i]) }));
     if (images.length) {
-      const size = { width: CELL, height: Math.round(CELL * clip.h / clip.w) };
+      const size = { width: cell, height: Math.round(cell * clip.h / clip.w) };
       line("frames", over ? scenes(size, true) : images.map((href) => scenePicture({ ...size, image: href })));
     }
     if (data.truth || rollout.frames) line(data.reference === "image" ? "on the image" : "from above", scenes({ width: CELL, height: CELL }, false));

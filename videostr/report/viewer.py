@@ -62,7 +62,7 @@ class ViewerData:
     chunks: list[str]
     """gzip, base64; JSON: lists of groups."""
     clips: list[str]
-    """JSON: {"w", "h", "images"}; the i-th is clip i of the index."""
+    """JSON: {"w", "h", "marked", "images"}; the i-th is clip i of the index."""
     clips_known: int
     """Different clips in the traces; more than `clips` where the frame store lacks them or the page has no room."""
 
@@ -274,7 +274,9 @@ def _clips(
 
 def _clip(store: Path, digest: str) -> str:
     images = frame_images(store, digest)
-    return json.dumps({"w": images.width, "h": images.height, "images": images.urls}) if images else ""
+    if images is None:
+        return ""
+    return json.dumps({"w": images.width, "h": images.height, "marked": images.marked, "images": images.urls})
 
 
 def _clipped(text: str) -> str:

@@ -108,14 +108,19 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
         build(cut, [settings(street)], workers=1, tell=stop)
     done = json.loads((cut / "build.json").read_text())
     assert not done["is_done"]
+    assert not list(cut.glob("records-*.parquet"))
     shutil.copy(
-        cut / "records-00000.parquet", cut / f"records-{done['shards']:05d}.parquet"
+        cut / "pool-00000.parquet", cut / f"pool-{done['shards']:05d}.parquet"
     )  # written, not yet noted
+    shutil.copy(cut / "pool-00000.parquet", cut / "records-00009.parquet")  # of a selection that did not end
     with (cut / "skipped.jsonl").open("a") as file:
         file.write("{}\n")
     build(cut, [settings(street)], workers=2)
     assert digests(cut) == digests(whole)
+    shutil.copy(cut / "records-00000.parquet", cut / "pool-00000.parquet")  # killed before these were deleted
+    shutil.copy(cut / "records-00000.parquet", cut / "waiting-00003.parquet")
     assert build(cut, [settings(street)], workers=1).is_done  # nothing is left to do
+    assert digests(cut) == digests(whole)
     with pytest.raises(
         DataError, match=r"was begun with seed = 0, now it is 5; continue with the same command"
     ):
@@ -337,7 +342,7 @@ def test_show_and_export(street: Path, tmp_path: Path, capsys: pytest.CaptureFix
         *(
             (["--recipe", "configs/data/stv.yaml", name, value, "--out", "x"], f"unrecognized arguments: {name}")
             for name, value in (("--limit", "9"), ("--seed", "0"), ("--frames", "8"), ("--families", "size"),
-                                ("--split", "train"), ("--size", "64x64"), ("--scenes", "1"), ("--clips", "1"),
+                                ("--heldout", "0.1"), ("--size", "64x64"), ("--scenes", "1"), ("--clips", "1"),
                                 ("--questions", "1"), ("--difficulty", "easy"))
         ),
         *(

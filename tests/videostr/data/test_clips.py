@@ -107,9 +107,19 @@ def test_clips_are_equally_spaced_and_never_span_a_gap() -> None:
         assert any(view.times[0] < 2.5 < view.times[-1] for view in found) == some_span
 
 
-def test_a_room_is_one_clip() -> None:
+def test_a_room_is_a_clip_of_the_whole_and_then_clips_of_parts() -> None:
     chair = track("a", "chair", [(0.0, 0.0, 2.0)] * 10, is_static=True)
-    (view,) = clips(scene([chair], frames=10), count=5, num_frames=4, rng=np.random.default_rng(0))
+    room = scene([chair], frames=10)  # 4.5 s, a frame each 0.5 s
+    found = list(clips(room, count=5, num_frames=4, rng=np.random.default_rng(0)))
+    assert found[0].frames == (0, 3, 6, 9)
+    # 1 s apart; 2 s and 4 s are too long.
+    parts = [view.frames for view in found[1:]]
+    assert parts
+    assert len(set(parts)) == len(parts)
+    assert set(parts) <= {(start, start + 2, start + 4, start + 6) for start in range(4)}
+    assert [view.is_whole for view in found] == [True, *[False] * len(parts)]
+    assert [view.number for view in found] == list(range(len(found)))
+    (view,) = clips(room, count=1, num_frames=4, rng=np.random.default_rng(0))
     assert view.frames == (0, 3, 6, 9)
 
 

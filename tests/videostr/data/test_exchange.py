@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from videostr.data.__main__ import main
 from videostr.data.exchange import export_video_r1, import_video_r1
 from videostr.data.records import write_records
-from videostr.errors import DataError
+from videostr.errors import DataError, VideoError
 from videostr.types import (
     Answer,
     AnswerKind,
@@ -20,10 +23,12 @@ from videostr.types import (
     Failure,
     FailureKind,
     GraphFrame,
+    Mark,
     Node,
     Record,
     SceneGraph,
 )
+from videostr.video import decode
 
 GRAPH = SceneGraph(
     unit="m",
@@ -146,6 +151,55 @@ def test_video_r1_foreign_rows(tmp_path: Path) -> None:
     assert height.answer == Answer(kind=AnswerKind.NUMBER, value=1204.5, unit="m")
     assert (height.id, height.source, height.origin) == ("video-r1/1234/18", "video-r1", f"{path}:3")
     assert bare.options == ("A cup.", "A pen.")
+
+
+MARKS = (Mark(object="cup.1", text="3", boxes=((1.5, 400.0, 300.0, 700.0, 800.0),)),)
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Record:
+    """A choice about a clip of four grey images of odd height, from 1 s to 2.5 s, one of which has a mark."""
+    for number in range(6):
+        Image.new("RGB", (160, 121), (100 + number, 100, 100)).save(tmp_path / f"{number}.png")
+    listed = {"root": ".", "fps": 2, "frames": [[number / 2, f"{number}.png"] for number in range(6)]}
+    (tmp_path / "v.frames.json").write_text(json.dumps(listed))
+    clip = ClipSpec(video="v.frames.json", num_frames=4, start_s=1.0, end_s=2.5, marks=MARKS)
+    return replace(CHOICE, id="m", clip=clip)
+
+
+def test_marked_clips_are_exported_with_their_marks(tmp_path: Path, marked: Record) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert export_video_r1([marked, replace(marked, id="n"), RECORDS[1]], out, tmp_path) == 3
+    first, second, plain = map(json.loads, out.read_text().splitlines())
+    assert first["problem"].startswith(
+        "The frames of the video are from 1, 1.5, 2, 2.5 s.\nWhere is the cup?"
+    )
+    assert first["path"] == second["path"]
+    assert plain["path"] == str(tmp_path / "videos/0001.mp4")
+    assert Path(first["path"]).parent == tmp_path / "rows-marked"
+    back = good(import_video_r1(out, num_frames=4))[0]
+    shown = decode(back.clip)
+    assert shown.times == (0.0, 0.5, 1.0, 1.5)
+    assert shown.pixels.shape == (4, 122, 160, 3)
+    wanted = decode(replace(marked.clip, video=str(tmp_path / "v.frames.json"))).pixels
+    assert np.abs(shown.pixels[:, :121].astype(float) - wanted).mean() < 3
+    spread = [int(np.ptp(frame)) for frame in shown.pixels[..., 2].astype(int)]
+    assert spread[1] > 60 > 3 * max(spread[0], spread[2], spread[3])  # the mark is in its frame alone
+
+
+def test_marked_clips_as_images_or_not_at_all(tmp_path: Path, marked: Record) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert export_video_r1([marked], out, tmp_path, "frames") == 1
+    row = json.loads(out.read_text())
+    assert [Path(name).parent for name in row["frames"]] == [Path(row["path"])] * 4
+    wanted = decode(replace(marked.clip, video=str(tmp_path / "v.frames.json"))).pixels
+    assert all(
+        (np.asarray(Image.open(name)) == pixels).all()
+        for name, pixels in zip(row["frames"], wanted, strict=True)
+    )
+    assert export_video_r1([marked, RECORDS[1]], out, tmp_path, None) == 1
+    with pytest.raises(VideoError):
+        export_video_r1([replace(marked, clip=replace(marked.clip, video="gone.mp4"))], out, tmp_path)
 
 
 @pytest.mark.parametrize(

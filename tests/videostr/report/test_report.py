@@ -583,8 +583,7 @@ def test_at_most_eight_times_are_chosen() -> None:
     "spoil", [lambda path: path.write_bytes(b"no"), lambda path: np.save(path, np.zeros(3)), Path.unlink]
 )
 def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
-    path = tmp_path / "d.npy"
-    np.save(path, np.zeros((2, 120, 160, 3), np.uint8))
+    path = stored(tmp_path, "d", {"times": [0.0, 1.5]})
     images = frame_images(tmp_path, "d")
     assert images is not None
     assert [url[:22] for url in images.urls] == ["data:image/jpeg;base64"] * 2
@@ -594,11 +593,33 @@ def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: Callable
     assert frame_images(tmp_path, "../d") is None
 
 
+def stored(folder: Path, name: str, changes: dict[str, object]) -> Path:
+    """Write an entry as `FrameStore` does; return the file of its pixels."""
+    about = {"times": [0.0, 1.5], "indices": [0, 1], "fps": 1.0, "total_frames": 2, "damaged": 0, **changes}
+    (folder / f"{name}.json").write_text(json.dumps(about))
+    np.save(folder / f"{name}.npy", np.zeros((2, 120, 160, 3), np.uint8))
+    return folder / f"{name}.npy"
+
+
 def test_times_of_a_clip_come_from_the_frame_store(tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text('{"times": [0.0, 1.5]}')
+    stored(tmp_path, "d", {})
     assert frame_times(tmp_path, "d") == [0.0, 1.5]
-    (tmp_path / "d.json").write_text('{"times": "no"}')
+    stored(tmp_path, "d", {"times": "no"})
     assert frame_times(tmp_path, "d") == frame_times(tmp_path, "e") == []
+    assert frame_times(tmp_path / "none", "d") == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("frames", ["../d", "e", "m", "", 3])
+def test_a_marked_clip_names_frames_of_the_store_and_no_others(tmp_path: Path, frames: object) -> None:
+    stored(tmp_path, "d", {})
+    (tmp_path / "store").mkdir()
+    about = {"frames": frames, "marks": []}
+    (tmp_path / "store" / "m.json").write_text(json.dumps(about))
+    assert frame_images(tmp_path / "store", "m") is None
+    stored(tmp_path / "store", "d", {})
+    (tmp_path / "store" / "m.json").write_text(json.dumps(about | {"frames": "d"}))
+    assert frame_times(tmp_path / "store", "m") == [0.0, 1.5]
 
 
 def test_durations_and_folders(tmp_path: Path) -> None:

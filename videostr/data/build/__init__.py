@@ -10,37 +10,35 @@ In: what each source is to give. Out: a folder with
     build.json                 how far it is, and what it was asked for: the same command continues after an interruption
 
 The result depends on the sources, the seed and the settings alone, not on the number of workers: workers read scenes and make
-questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`). Memory holds
-the scenes under way, one shard, and the choices that wait for their sets, of which there is a largest number; records travel
-and wait as compressed rows.
+questions; the parent takes them in order and lets choices pass in complete sets (`videostr/data/balance.py`) into a pool,
+`pool-00000.parquet ..`, from which the records are selected at the end (`selection.py`). Memory holds the scenes under way,
+one shard, and the choices that wait for their sets, of which there is a largest number; records travel and wait as
+compressed rows.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import msgspec
 
 from videostr.data.balance import Balancer
+from videostr.data.build.pool import Submit, processes
+from videostr.data.build.selection import select
 from videostr.data.build.settings import Settings
 from videostr.data.build.state import (
     Progress,
     note_skips,
+    pool_path,
     resume,
     save,
-    shard_path,
     waiting_path,
     write_shard,
 )
-from videostr.data.build.worker import Job, Packed, Part, images_of, make, open_source
+from videostr.data.build.worker import Job, Packed, Part, images_of, open_source
 from videostr.errors import DataError
 from videostr.files import make_folder, write_json
 
@@ -52,7 +50,7 @@ AHEAD = 4
 def build(
     out: Path,
     recipe: Sequence[Settings],
-    workers: int,
+    workers: int | None = None,
     tell: Callable[[Progress, int], None] = lambda *_: None,
 ) -> Progress:
     """Build a dataset, or continue one; return the counts.
@@ -60,7 +58,7 @@ def build(
     Args:
         out: folder of the dataset.
         recipe: what is asked for, source by source.
-        workers: processes that read scenes.
+        workers: scenes that are read at once; None for one on each core.
         tell: called with the `Progress` and the number of all scenes, after every scene.
 
     Raises:
@@ -80,12 +78,13 @@ def build(
         if progress.scenes == 0:
             note_skips(out, progress, source.skips)
     pending: list[Packed] = []
-    for job, part in _parts(progress, jobs[progress.scenes :], workers):
-        pending += _take(out, progress, balancer, job, part)
-        progress.scenes += 1
-        if len(pending) >= SHARD_RECORDS:
-            _flush(out, progress, balancer, pending)
-        tell(progress, len(jobs))
+    with processes(workers) as (count, submit):
+        for job, part in _parts(progress, jobs[progress.scenes :], count, submit):
+            pending += _take(out, progress, balancer, job, part)
+            progress.scenes += 1
+            if len(pending) >= SHARD_RECORDS:
+                _flush(out, progress, balancer, pending)
+            tell(progress, len(jobs))
     balancer.left_out += len(balancer.state())
     balancer.restore([])
     _flush(out, progress, balancer, pending)
@@ -95,9 +94,13 @@ def build(
             f"{out}: no question could be asked about any of {len(jobs)} scenes",
             remedy=f"the reasons are in {out / 'skipped.jsonl'}",
         )
+    waiting = waiting_path(out, progress)
+    emptied = [pool_path(out, number) for number in range(progress.shards)]
+    select(out, progress, recipe, SHARD_RECORDS)
     progress.is_done = True
-    waiting_path(out, progress).unlink()
     save(out, progress)
+    for path in (waiting, *emptied):
+        path.unlink()
     return progress
 
 
@@ -111,54 +114,33 @@ def _job(place: int, settings: Settings, name: str, first: Settings | None) -> J
     return Job(place, settings, name, images_of(settings.source, name, folder), mark)
 
 
-def _parts(progress: Progress, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Part]]:
+def _parts(
+    progress: Progress, jobs: Sequence[Job], workers: int, submit: Submit
+) -> Iterator[tuple[Job, Part]]:
     """Yield parts in the order of the jobs; so many scenes at a time that memory stays flat."""
-    with (
-        _environment("OPENBLAS_NUM_THREADS", "1"),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool,
-    ):
-        waiting: deque[tuple[Job, Future[Part] | None]] = deque()
-        for job in jobs:
-            future = None if _room(progress, job) == 0 else pool.submit(make, job)
-            waiting.append((job, future))
-            if len(waiting) >= AHEAD * workers:
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
+    waiting: deque[tuple[Job, Callable[[], Part]]] = deque()
+    for job in jobs:
+        waiting.append((job, submit(job) if _room(progress, job) != 0 else _nothing))
+        if len(waiting) >= AHEAD * workers:
+            job, part = waiting.popleft()
+            yield job, part()
+    for job, part in waiting:
+        yield job, part()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent is gone: workers of a build that was killed would wait forever."""
-
-    def wait() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Of processes started meanwhile; there, threads of the linear algebra would compete with the other workers."""
-    before = os.environ.get(name)
-    os.environ[name] = before or value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-def _finished(job: Job, future: Future[Part] | None) -> tuple[Job, Part]:
-    return job, Part([], (), None) if future is None else future.result()
+def _nothing() -> Part:
+    """Return the part of a scene that is not read."""
+    return Part([], (), None)
 
 
 def _room(progress: Progress, job: Job) -> int | None:
-    """Return records that may still be taken of the job's source."""
-    limit = job.settings.limit
-    return None if limit is None else max(0, limit - progress.by_source.get(str(job.place), 0))
+    """Return records that may still be taken of the job's source; None for all, of which shares are taken at the end."""
+    limit = job.settings.most
+    return (
+        None
+        if limit is None or job.settings.shares
+        else max(0, limit - progress.by_source.get(str(job.place), 0))
+    )
 
 
 def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, part: Part) -> list[Packed]:
@@ -181,7 +163,7 @@ def _take(out: Path, progress: Progress, balancer: Balancer[Packed], job: Job, p
 def _flush(out: Path, progress: Progress, balancer: Balancer[Packed], pending: list[Packed]) -> None:
     before = waiting_path(out, progress)
     if pending:
-        write_shard(shard_path(out, progress.shards), pending)
+        write_shard(pool_path(out, progress.shards), pending)
         progress.shards += 1
         progress.records += len(pending)
         pending.clear()

@@ -24,7 +24,10 @@ from videostr.files import append_line, replacing, storage, write_json
 
 @dataclass(slots=True)
 class Progress:
-    """How far a build is; `build.json`."""
+    """How far a build is; `build.json`.
+
+    `shards`, `records` and `by_source` are those of the pool until the records are selected from it.
+    """
 
     recipe: list[dict[str, Any]]
     """`Settings` of every source."""
@@ -43,6 +46,10 @@ class Progress:
     """Drafts of questions over marked objects that found no complete set in their scene."""
     skips: dict[str, int] = field(default_factory=dict)
     """By reason."""
+    thinned: list[dict[str, Any]] = field(default_factory=list)
+    """`Thinned` of every kind of choices that lost some."""
+    shares: list[dict[str, Any]] = field(default_factory=list)
+    """`Taken` of every family of the sources whose shares are stated."""
 
 
 def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Packed]]:
@@ -61,9 +68,16 @@ def resume(out: Path, recipe: Sequence[Settings]) -> tuple[Progress, Balancer[Pa
             f"{out}: {_difference(progress.recipe, wanted)}",
             remedy="continue with the same command, or name another folder",
         )
-    for shard in out.glob("records-*.parquet"):  # written after the last state was
-        if shard >= shard_path(out, progress.shards):
-            shard.unlink()
+    if progress.is_done:
+        stale = [*out.glob("pool-*.parquet"), *out.glob("waiting-*.parquet")]
+    else:  # of a selection that was interrupted, and of the pool what was written after the last state was
+        late = pool_path(out, progress.shards)
+        stale = [
+            *out.glob("records-*.parquet"),
+            *(path for path in out.glob("pool-*.parquet") if path >= late),
+        ]
+    for path in stale:
+        path.unlink()
     lines = sum(progress.skips.values())
     skipped = out / "skipped.jsonl"
     if skipped.exists():
@@ -107,6 +121,10 @@ def shard_path(out: Path, number: int) -> Path:
     return out / f"records-{number:05d}.parquet"
 
 
+def pool_path(out: Path, number: int) -> Path:
+    return out / f"pool-{number:05d}.parquet"
+
+
 def waiting_path(out: Path, progress: Progress) -> Path:
     return out / f"waiting-{progress.shards:05d}.parquet"
 
@@ -127,4 +145,6 @@ def skip_table(progress: Progress) -> str:
         lines.append(
             f"{progress.drafts_left_out:8d}  drafts over marked objects whose answer the places of the marks would tell"
         )
+    if thinned := sum(each["dropped"] for each in progress.thinned):
+        lines.append(f"{thinned:8d}  choices of kinds that are guessed without the video, the easiest first")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from videostr.data.balance import Balancer
-from videostr.data.build.settings import Settings
+from videostr.data.build.settings import HELDOUT, Settings
 from videostr.data.clips import ClipView, clips
 from videostr.data.leakage import excluded
 from videostr.data.questions import ask
@@ -80,11 +80,11 @@ def scene_records(
         video = str((Path(settings.root) / file).resolve())
     drafts = Balancer() if drafts is None else drafts
     for view in clips(scene, count=settings.clips, num_frames=settings.num_frames, rng=rng):
-        for number, question in enumerate(ask(view, rng, settings.questions, settings.families)):
+        for number, question in enumerate(ask(view, rng, settings.questions, settings.asked)):
             identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.query.family}/{number}"
             yield _record(settings, identity, video, view, question, rng), question.balance
         own = np.random.default_rng([settings.seed, name, 1, view.number])
-        asked = ask_marked(view, own, settings.marks, settings.marked, settings.families)
+        asked = ask_marked(view, own, settings.marks, settings.marked, settings.asked)
         for number, (question, marks) in enumerate(asked):
             identity = f"{scene.source}/{scene.name}/{mark}{view.number}/{question.query.family}/m{number}"
             for draft in drafts.add(Draft(identity, view, question, marks), question.balance):
@@ -145,8 +145,8 @@ def images_of(source: str, name: str, folder: str = "") -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _source_of_process(settings: Settings) -> Source:
-    return open_source(settings)
+def _source_of_process(settings: bytes) -> Source:
+    return open_source(msgspec.json.decode(settings, type=Settings))
 
 
 def open_source(settings: Settings) -> Source:
@@ -159,7 +159,8 @@ def open_source(settings: Settings) -> Source:
         raise DataError(
             f"source {settings.source!r} is unknown", remedy=f"choose one of {', '.join(sorted(SOURCES))}"
         )
-    source = SOURCES[settings.source](Path(settings.root), settings.split)
+    split = "train" if settings.split == HELDOUT else settings.split
+    source = SOURCES[settings.source](Path(settings.root), split)
     left_out = excluded(settings.source, [Path(path) for path in settings.exclude])
     source.skips += [
         Skip(file=name, reason=SkipReason.EXCLUDED, detail="named in a list of excluded scenes")
@@ -167,13 +168,24 @@ def open_source(settings: Settings) -> Source:
         if name in left_out
     ]
     source.names = [name for name in source.names if name not in left_out]
+    if settings.heldout:
+        apart = _heldout(source, settings)
+        wanted = settings.split == HELDOUT
+        source.names = [name for name in source.names if (source.place(name) in apart) == wanted]
     return source
+
+
+def _heldout(source: Source, settings: Settings) -> set[str]:
+    """Return the places of the scenes that are held out: scenes of one place stay together."""
+    places = {source.place(name) for name in source.names}
+    order = sorted(places, key=lambda place: digest(f"{settings.seed}|{settings.source}|{place}"))
+    return set(order[: max(1, round(settings.heldout * len(places)))])
 
 
 def make(job: Job) -> Part:
     """Do the work of one worker."""
     settings, name = job.settings, job.name
-    scene = _source_of_process(settings).read(name)
+    scene = _source_of_process(msgspec.json.encode(settings)).read(name)
     if isinstance(scene, Skip):
         return Part([], (scene,), None)
     images = None

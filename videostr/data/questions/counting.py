@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +26,13 @@ def counting(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     of_label = np.array([other == label for other in view.all_labels])
     shown, clear = view.all_visibility[of_label] > 0, view.all_clear[of_label]
     if all(track.is_static for track in view.tracks):
+        # Of a part of a scan all that it shows are counted; "in this room" are those of the whole.
         count = int(clear.any(1).sum())
         if count == 0 or shown.any(1).sum() > count:
             return None
-        return _count(rng, Query(family="counting", label=label), count)
+        return _count(
+            rng, Query(family="counting", label=label), count, COUNT_ROOM if view.is_whole else COUNT_SHOWN
+        )
     f = int(rng.integers(len(view.frames)))
     near: dict[str, Any] = {}
     counted = shown[:, f]
@@ -41,22 +45,21 @@ def counting(view: ClipView, rng: Rng) -> PreparedQuestion | None:
     count = int(counted.sum())
     if count == 0 or not clear[counted, f].all():
         return None
-    return _count(rng, Query(family="counting", label=label, times=(view.times[f],), **near), count)
+    return _count(rng, Query(family="counting", label=label, times=(view.times[f],), **near), count, COUNT_AT)
 
 
-def _count(rng: Rng, query: Query, count: int) -> PreparedQuestion:
+def _count(rng: Rng, query: Query, count: int, texts: Sequence[str]) -> PreparedQuestion:
     """Make 1 half of the answers, else "1" would nearly always be right."""
     where = "" if query.within_m is None else f" within {query.within_m:g} m of the camera"
-    texts = COUNT_AT if query.times else COUNT_ROOM
     question = number(rng, texts, query, float(count), "", label=plain(query.label), where=where)
     return replace(question, balance=Balance("counting", "one" if count == 1 else "more", ("one", "more")))
 
 
-COUNT_ROOM = (
+COUNT_SHOWN = (
     "How many objects of the kind {label} does the video show?",
-    "Count the objects of the kind {label} in this room.",
     "What is the number of objects of the kind {label} in the video?",
 )
+COUNT_ROOM = (*COUNT_SHOWN, "Count the objects of the kind {label} in this room.")
 COUNT_AT = (
     "At {t:g} s, how many objects of the kind {label} can be seen{where}?",
     "Count the objects of the kind {label} that can be seen{where} at {t:g} s.",

@@ -112,16 +112,16 @@ def _order(marked: Marked, rng: Rng) -> PreparedQuestion | None:
 
 def _motion_direction(marked: Marked, rng: Rng) -> PreparedQuestion | None:
     """Ask for one of its kinds at random; one that the clip does not support is a miss."""
-    kind = MOTIONS[int(rng.integers(len(MOTIONS)))] if marked.view.is_3d else "image"
-    frames = _frames(marked.view, rng, 3 if kind == "turn" else 2)
-    names = marked.pick(rng, 2 if kind == "object" else 1, *frames)
-    if not names:
-        return None
-    of_kind = moving.motion_in_image if kind == "image" else moving.motion_direction
-    return of_kind(marked.view, rng, names, frames)
+    of_kind = MOTIONS[int(rng.integers(len(MOTIONS)))] if marked.view.is_3d else moving.motion_in_image
+    frames = _frames(marked.view, rng, 3 if of_kind is moving.turn else 2)
+    names = marked.pick(rng, 2 if of_kind is moving.motion_towards else 1, *frames)
+    return of_kind(marked.view, rng, names, frames) if names else None
 
 
-MOTIONS = ("image", "image", "object", "object", "camera", "turn")
+MOTIONS = (
+    *(moving.motion_in_image, moving.motion_in_image, moving.motion_towards, moving.motion_towards),
+    *(moving.motion_over_ground, moving.turn),
+)
 """Kinds of motion directions, by how often they are tried: a turn is rare."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -32,33 +33,14 @@ LEAST_CHANGE = 1.0
 """And the least difference, m/s."""
 
 
-def motion_direction(
+def motion_over_ground(
     view: ClipView, rng: Rng, names: Mapping[int, Name], frames: Sequence[int]
 ) -> PreparedQuestion | None:
-    """Return which way a track moves.
-
-    Over the ground in the camera's axes; with three frames, how it turns; with two tracks, towards the other or away from it.
-    """
-    n, *others = names
+    """Return which way a track moves over the ground between two selected frames, in the axes of the first one's camera."""
+    (n,) = names
     steps = _steps(view, n, frames)
     if steps is None:
         return None
-    times = tuple(view.times[f] for f in frames)
-    if len(frames) == 3:
-        angle = turned(view.up0, steps[0], steps[1])
-        if abs(abs(angle) - STRAIGHT_DEG) < TURN_MARGIN_DEG:
-            return None
-        turn = (
-            "goes straight on" if abs(angle) < STRAIGHT_DEG else "turns right" if angle > 0 else "turns left"
-        )
-        query = query_about(view, "motion_direction", names, times=times, axis="turn", up=view.up)
-        return _choice(rng, TURN, query, turn, TURNS)
-    if others:
-        along = _along(view, n, others[0], frames[0], steps[0])
-        if along is None:
-            return None
-        query = query_about(view, "motion_direction", names, times=times, axis="object")
-        return _choice(rng, TOWARDS, query, "towards it" if along > 0 else "away from it", TO_OBJECT)
     camera = view.camera(frames[0])
     right, _, forward = np.reshape(np.array(camera), (3, 4))[:, :3] @ steps[0]
     small, large = sorted((abs(right), abs(forward)))
@@ -68,7 +50,7 @@ def motion_direction(
         way, axis = ("to the left", "to the right")[int(right > 0)], WAYS[:2]
     else:
         way, axis = ("towards the camera", "away from the camera")[int(forward > 0)], WAYS[2:]
-    query = query_about(view, "motion_direction", names, times=times, axis="camera", camera=camera)
+    query = _motion_query(view, names, frames, axis="camera", camera=camera)
     options = WAYS if rng.integers(2) else axis
     return _choice(rng, WAY, query, way, dict(options))
 
@@ -83,11 +65,42 @@ WAY = (
     "Over the ground, which way does {a} move from {start:g} s to {end:g} s, as the camera stands at {start:g} s?",
     "Seen from where the camera is at {start:g} s, in which direction does {a} move until {end:g} s?",
 )
+
+
+def turn(
+    view: ClipView, rng: Rng, names: Mapping[int, Name], frames: Sequence[int]
+) -> PreparedQuestion | None:
+    """Return to which side a track turns at the second of three selected frames, or that it goes straight on."""
+    (n,) = names
+    steps = _steps(view, n, frames)
+    if steps is None:
+        return None
+    angle = turned(view.up0, steps[0], steps[1])
+    if abs(abs(angle) - STRAIGHT_DEG) < TURN_MARGIN_DEG:
+        return None
+    way = "goes straight on" if abs(angle) < STRAIGHT_DEG else "turns right" if angle > 0 else "turns left"
+    query = _motion_query(view, names, frames, axis="turn", up=view.up)
+    return _choice(rng, TURN, query, way, TURNS)
+
+
 TURNS = {"turns left": "left", "goes straight on": "straight", "turns right": "right"}
 TURN = (
     "From {start:g} s over {middle:g} s to {end:g} s, does {a} turn, and to which of its sides?",
     "How does the way of {a} go on after {middle:g} s until {end:g} s, compared with that from {start:g} s to {middle:g} s?",
 )
+
+
+def motion_towards(
+    view: ClipView, rng: Rng, names: Mapping[int, Name], frames: Sequence[int]
+) -> PreparedQuestion | None:
+    """Return whether the first of two tracks moves towards the place of the second or away from it."""
+    n, other = names
+    steps = _steps(view, n, frames)
+    along = None if steps is None else _along(view, n, other, frames[0], steps[0])
+    if along is None:
+        return None
+    query = _motion_query(view, names, frames, axis="object")
+    return _choice(rng, TOWARDS, query, "towards it" if along > 0 else "away from it", TO_OBJECT)
 
 
 TO_OBJECT = {"towards it": "towards", "away from it": "away"}
@@ -113,10 +126,9 @@ def motion_in_image(
         least.append(2 * AMBIGUITY_MARGIN_SLOPE)
     if not (all(np.array(gaps) >= least) or all(-np.array(gaps) >= least)):  # also of NaN
         return None
-    query = query_about(
-        view, "motion_direction", names, times=tuple(view.times[f] for f in frames), axis="image",
-        camera=view.camera(first), camera_end=view.camera(last),
-    )  # fmt: skip
+    query = _motion_query(
+        view, names, frames, axis="image", camera=view.camera(first), camera_end=view.camera(last)
+    )
     return _choice(rng, IN_IMAGE, query, "to the right" if gaps[0] > 0 else "to the left", dict(WAYS[:2]))
 
 
@@ -192,6 +204,10 @@ CHANGE = (
     "Is {a} faster or slower from {middle:g} s to {end:g} s than from {start:g} s to {middle:g} s?",
     "Compared with its speed from {start:g} s to {middle:g} s, how does {a} move from {middle:g} s to {end:g} s?",
 )
+
+
+def _motion_query(view: ClipView, names: Mapping[int, Name], frames: Sequence[int], **values: Any) -> Query:
+    return query_about(view, "motion_direction", names, times=tuple(view.times[f] for f in frames), **values)
 
 
 def _choice(

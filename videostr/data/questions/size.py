@@ -36,7 +36,7 @@ LONGEST = (
 
 
 def room_size(view: ClipView, rng: Rng) -> PreparedQuestion | None:
-    if view.scene.room_size is None:
+    if view.scene.room_size is None or not view.is_whole:
         return None
     return number(rng, ROOM, Query(family="room_size"), round(view.scene.room_size, 1), "m2")
 

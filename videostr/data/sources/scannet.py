@@ -32,8 +32,10 @@ UP = (0.0, 0.0, 1.0)
 SPLITS = ("train", "val", "all")
 VAL_LIST = "scannetv2_val.txt"
 LABEL_TABLE = "scannetv2-labels.combined.tsv"
-MAX_FRAMES = 32
-"""Frames of a scene, nearest to equally spaced times. A scan has thousands; no clip shows more than a few dozen."""
+SPACING_S = 1.0
+LEAST_FRAMES, MOST_FRAMES = 32, 240
+"""Frames that are read of a scan, nearest to equally spaced times: one each `SPACING_S`, within these bounds. A scan has
+thousands; clips choose among these, so that those of a long scan come from all its length."""
 FLOOR = "floor"
 STRUCTURE = frozenset(
     (FLOOR, "wall", "ceiling", "structure", "object", "void", "unannotated", "unknown", "remove")
@@ -92,6 +94,10 @@ class ScanNet(Source):
             ]
             names = kept
         self.names = names
+
+    def place(self, name: str) -> str:
+        """Return the room of a scan."""
+        return _room(name)
 
     def scene(self, name: str) -> Scene:
         """Return a scan of which every file can be read and an object is seen."""
@@ -240,7 +246,8 @@ class ScanNet(Source):
         if not spelled:
             raise SkipEntry(folder, SkipReason.NO_POSE, "has no N.txt; export the poses of the scan")
         numbers = np.array(sorted(spelled))
-        targets = np.linspace(numbers[0], numbers[-1], MAX_FRAMES)
+        count = round((numbers[-1] - numbers[0]) / (SPACING_S * FPS)) + 1
+        targets = np.linspace(numbers[0], numbers[-1], int(np.clip(count, LEAST_FRAMES, MOST_FRAMES)))
         kept, poses = [], []
         for i in np.unique(np.abs(numbers[:, None] - targets).argmin(0)).tolist():
             file = f"{folder}/{spelled[int(numbers[i])]}.txt"

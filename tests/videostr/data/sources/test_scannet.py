@@ -12,7 +12,7 @@ import pytest
 
 from videostr.data.scene import Scene, Skip, SkipReason, project, to_camera
 from videostr.data.sources.ply import ply_vertices
-from videostr.data.sources.scannet import MAX_FRAMES, ScanNet
+from videostr.data.sources.scannet import LEAST_FRAMES, MOST_FRAMES, ScanNet
 from videostr.errors import DataError
 
 NAME = "scene0001_00"
@@ -368,12 +368,20 @@ def test_frames_are_spread_over_the_scan(tmp_path: Path) -> None:
     write_scan(tmp_path, [BOX], dict.fromkeys(range(0, 1000, 10), AHEAD))
     scene = scene_of(tmp_path)
     numbers = [int(Path(frame.image).stem) for frame in scene.frames]
-    assert len(numbers) == MAX_FRAMES == 32
-    # Not in the order of the names, in which 990 comes before 10.
-    assert (numbers[0], numbers[-1]) == (0, 990)
-    assert set(np.diff(numbers)) == {30, 40}
+    # 33 s, a frame a second. Not in the order of the names, in which 990 comes before 10.
+    assert numbers == list(range(0, 1000, 30))
     assert [frame.t for frame in scene.frames] == [number / 30 for number in numbers]
-    assert scene.tracks[0].frames.tolist() == list(range(32))
+    assert scene.tracks[0].frames.tolist() == list(range(34))
+
+
+@pytest.mark.parametrize(("last", "step", "count"), [(300, 5, LEAST_FRAMES), (20_000, 80, MOST_FRAMES)])
+def test_short_scans_have_a_least_and_long_ones_a_most(
+    tmp_path: Path, last: int, step: int, count: int
+) -> None:
+    write_scan(tmp_path, [BOX], dict.fromkeys(range(0, last + 1, step), AHEAD))
+    numbers = [int(Path(frame.image).stem) for frame in scene_of(tmp_path).frames]
+    assert len(numbers) == count
+    assert (numbers[0], numbers[-1]) == (0, last)
 
 
 @pytest.mark.parametrize(
