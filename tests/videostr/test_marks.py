@@ -36,7 +36,7 @@ from videostr.types import (
     Record,
     SceneGraph,
 )
-from videostr.video import DECODING, FrameStore, decode, name_clip
+from videostr.video import DECODING, FrameStore, decode, name_clip, reordered
 
 GREY = 128
 SIZES = [(1242, 375), (640, 192), (336, 336), (1296, 968)]
@@ -200,6 +200,16 @@ def test_every_reader_of_the_frame_store_sees_the_marks(images: Path) -> None:
     unmarked = frame_images(folder, plain.digest)
     assert unmarked is not None
     assert not unmarked.marked
+
+
+def test_frames_in_another_order_keep_their_own_marks(images: Path) -> None:
+    store = FrameStore(images / "store")
+    moved = store.frames(reordered(name_clip(MARKED, images), (2, 0, 3, 1)))
+    shown = store.frames(name_clip(MARKED, images))
+    assert (moved.pixels == shown.pixels[[2, 0, 3, 1]]).all()
+    assert moved.times == shown.times
+    again = FrameStore(images / "store").stored(reordered(name_clip(MARKED, images), (2, 0, 3, 1)).digest)
+    assert (again.pixels == moved.pixels).all()
 
 
 def test_marks_stay_legible_in_the_small_frames_of_a_report(tmp_path: Path) -> None:
