@@ -21,7 +21,7 @@ from videostr.evaluate import __main__ as command
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = 8
-LIMIT_S = 600
+LIMIT_S = 900
 PROMPTS = ("direct", "think", "graph")
 MODES = (*PROMPTS, "blind", "single_frame", "shuffled")
 
