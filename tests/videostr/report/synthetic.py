@@ -97,6 +97,14 @@ def _prompt(rng: np.random.Generator, number: int, store: Path, side: int) -> di
     )
     pixels = np.clip(base[None] + rng.normal(0, 6, (TIMES, side, side, 3)), 0, 255).astype(np.uint8)
     np.save(store / f"clip{number}.npy", pixels)
+    about = {
+        "times": list(range(TIMES)),
+        "indices": list(range(TIMES)),
+        "fps": 1.0,
+        "total_frames": TIMES,
+        "damaged": 0,
+    }
+    (store / f"clip{number}.json").write_text(json.dumps(about))
     return {
         "record": f"synthetic/{number}",
         "family": FAMILIES[number % len(FAMILIES)],

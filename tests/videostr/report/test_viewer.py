@@ -158,7 +158,8 @@ def test_long_texts_are_cut_and_unreadable_graphs_left_out(tmp_path: Path) -> No
 
 def test_without_a_true_graph_times_come_from_the_clip(tmp_path: Path) -> None:
     np.save(tmp_path / "abc123.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    (tmp_path / "abc123.json").write_text('{"times": [0.0, 1.0]}')
+    about = {"times": [0.0, 1.0], "indices": [0, 1], "fps": 1.0, "total_frames": 2, "damaged": 0}
+    (tmp_path / "abc123.json").write_text(json.dumps(about))
     data = viewer_data([(1, [trace_row(true_graph="")])], tmp_path)
     (group,) = opened(data.chunks[0])
     assert (group["times"], group["rollouts"][0]["frames"][1]) == ([0, 1], None)
