@@ -174,8 +174,8 @@ def check_speed(place: Place) -> Iterator[Finding]:
 
 def check_ranks(place: Place) -> Iterator[Finding]:
     """Compare log-probabilities and the gradient of a rank on CPU with those of ranks on GPUs, or of more ranks under ZeRO-3."""
-    cases = parity.make_cases(place.folder, open_checkpoint(PRETRAINED, cpu=True, dtype="float32"))
-    batch = _random_batch(cases)
+    processor = open_checkpoint(PRETRAINED, cpu=True, dtype="float32")
+    batch = _random_batch(parity.make_cases(place.folder, processor), processor)
     plain = asyncio.run(_learn(_config(gpus=0), batch, place.folder))
     others = {"a rank on a GPU": (1, 0)} if place.gpus else {}
     missing = place.lacks("two ranks", 2, "ZeRO-3 over two ranks")
@@ -210,10 +210,9 @@ async def _learn(config: Config, batch: LearnerBatch, folder: Path) -> tuple[np.
         stop_ray()
 
 
-def _random_batch(cases: Sequence[parity.Case]) -> LearnerBatch:
+def _random_batch(cases: Sequence[parity.Case], processor: Any) -> LearnerBatch:
     """Return groups of random completions of the cases' prompts."""
     family, draw = family_of(PRETRAINED), np.random.default_rng(0)
-    processor = open_checkpoint(PRETRAINED, cpu=True, dtype="float32")
     config = parity.model_config(PRETRAINED, "float32")
     prompts = [case.prompt for case in cases]
     groups = []
@@ -312,7 +311,11 @@ def check_run(place: Place) -> Iterator[Finding]:
     worst = max(abs(row["mismatch_kl"]) for row in rows)
     found += f"; KL of engine and learner {worst:.1e} at most"
     if not kept:
-        yield fail("run", f"{found}; it began anew where it should have resumed", "see docs/failures.md")
+        yield fail(
+            "run",
+            f"{found}; it started from the beginning where it should have resumed",
+            "see docs/failures.md",
+        )
     elif worst > MISMATCH:
         yield fail("run", f"{found}, {MISMATCH:g} allowed", "compare with python -m videostr.parity")
     else:

@@ -15,6 +15,6 @@ def find(path: str | Path) -> Path:
     """Return `path`; where it does not exist and names a file that comes with the package, that file."""
     path = Path(path)
     if not path.is_absolute() and not path.exists() and path.parts[:1] in {("videostr",), ("configs",)}:
-        folders = (PACKAGE, PACKAGE.parent)  # a wheel has the configs in the package, a checkout beside it
+        folders = (PACKAGE, PACKAGE.parent)  # a wheel has the configs in the package, a checkout next to it
         return next((folder / path for folder in folders if (folder / path).exists()), path)
     return path

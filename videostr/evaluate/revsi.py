@@ -1,4 +1,4 @@
-"""ReVSI: questions as in VSI-Bench on scenes that were annotated anew, in splits by how many frames are shown (arXiv 2604.24300).
+"""ReVSI: questions as in VSI-Bench on scenes that were re-annotated, in splits by how many frames are shown (arXiv 2604.24300).
 
 In: `test-*.parquet` and videos of one split (`16_frame`, `32_frame`, `64_frame`, `all_frame`) of
 huggingface.co/datasets/3dlg-hcvc/ReVSI; texts of a model. Out: questions, verdicts, and the seven task scores with their mean, as

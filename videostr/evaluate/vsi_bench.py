@@ -241,7 +241,7 @@ class VsiBench:
         """Return the path of a row's video below the root.
 
         Raises:
-            DataError: the names in it are none; starts with `place`.
+            DataError: a name would lead out of the folder; starts with `place`.
         """
         return f"{file_name(place, 'dataset', record.dataset)}/{file_name(place, 'scene_name', record.scene_name)}.mp4"
 

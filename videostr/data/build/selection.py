@@ -93,7 +93,7 @@ def select(out: Path, progress: Progress, recipe: Sequence[Settings], shard_reco
         kept[chosen] = True
         progress.by_source[str(place)] = len(chosen)
         first = stop
-    rows = _kept_rows(shards, kept)
+    rows = (row for _, row in _rows(list(zip(shards, ends, strict=True)), kept=kept))
     progress.shards = 0
     while part := list(islice(rows, shard_records)):
         write_rows(part, shard_path(out, progress.shards))
@@ -107,16 +107,24 @@ def _start(shard: Path, end: int) -> int:
 
 
 def _rows(
-    shards: Sequence[tuple[Path, int]], columns: Sequence[str] | None
+    shards: Sequence[tuple[Path, int]], columns: Sequence[str] | None = None, kept: np.ndarray | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield numbers and rows of shards, each given with the number of the row after its last."""
+    """Yield numbers and rows of shards, each given with the number of the row after its last.
+
+    Args:
+        shards: of the pool.
+        columns: that are read; None for all.
+        kept: [rows of the pool] which rows; None for all.
+    """
     for shard, end in shards:
         number = _start(shard, end)
         with pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(1024, columns=columns):
-                for row in batch.to_pylist():
-                    yield number, row
-                    number += 1
+                numbers = np.arange(number, number + batch.num_rows)
+                number += batch.num_rows
+                if kept is not None:
+                    batch, numbers = batch.filter(pa.array(kept[numbers])), numbers[kept[numbers]]
+                yield from zip(numbers.tolist(), batch.to_pylist(), strict=True)
 
 
 def _narrow(shards: Sequence[tuple[Path, int]], first: int, stop: int) -> Iterator[Row]:
@@ -153,10 +161,11 @@ def _records(shards: Sequence[tuple[Path, int]], numbers: set[int]) -> dict[int,
         name for name in pq.read_schema(shards[0][0]).names if name not in ("graph", "graph_frame", "labels")
     ]
     without: dict[str, Any] = {"graph": None, "graph_frame": None, "labels": []}
+    kept = np.zeros(shards[-1][1], dtype=bool)
+    kept[list(numbers)] = True
     return {
         number: record_from_row(row | without, f"row {number}")
-        for number, row in _rows(shards, columns)
-        if number in numbers
+        for number, row in _rows(shards, columns, kept)
     }
 
 
@@ -230,13 +239,3 @@ def _in_turn(sets: Sequence[Set], numbers: Sequence[int], seed: int) -> list[int
         (turn, drawn, number) for of in by_video.values() for turn, (drawn, number) in enumerate(sorted(of))
     ]
     return [number for _, _, number in sorted(turns)]
-
-
-def _kept_rows(shards: Sequence[Path], kept: np.ndarray) -> Iterator[dict[str, Any]]:
-    number = 0
-    for shard in shards:
-        with pq.ParquetFile(shard) as file:
-            for batch in file.iter_batches(1024):
-                stays = kept[number : number + batch.num_rows]
-                number += batch.num_rows
-                yield from batch.filter(pa.array(stays)).to_pylist()
