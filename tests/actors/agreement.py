@@ -12,6 +12,7 @@ import torch
 
 from actors.rollout import BAN
 from videostr.chat import chat_text
+from videostr.grpo.attention import row_attention
 from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
@@ -115,7 +116,8 @@ def differences(
     row = build_row(plan, {0: group})
     vocabulary = processor.tokenizer.get_vocab()
     with torch.no_grad():
-        logits = policy.lm_head(family.hidden_states(policy, row, "sdpa")[row.predictors])
+        attention = row_attention(row.prompt_ids, row.completion_ids, "sdpa")
+        logits = policy.lm_head(family.hidden_states(policy, row, attention)[row.predictors])
         logits[:, [vocabulary[token] for token in family.placeholders]] += BAN
         logprobs = torch.log_softmax(logits / TEMPERATURE, -1).gather(1, row.targets[:, None])[:, 0]
     found: np.ndarray = np.abs(logprobs_of(sampled) - logprobs.numpy())

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from videostr.grpo.attention import Kernel
+from videostr.grpo.attention import Kernel, RowAttention, row_attention
 from videostr.grpo.batch import Row
 
 CHUNK_TOKENS = 512
@@ -101,8 +101,8 @@ class RowModel(Protocol):
         """Change the layers of a policy so that it can compute packed rows; parameters and their names stay."""
         ...
 
-    def hidden_states(self, policy: Any, row: Row, kernel: Kernel) -> Tensor:
-        """Return the last hidden states [T, D] of a row, each token seeing what `videostr.grpo.attention` lets it see."""
+    def hidden_states(self, policy: Any, row: Row, attention: RowAttention) -> Tensor:
+        """Return the last hidden states [T, D] of a row, each token seeing what `attention` lets it see."""
         ...
 
 
@@ -133,7 +133,8 @@ class PolicyLogprobs(nn.Module):
 
         With `most_likely`, the tokens [N] that the policy would choose take the place of the entropies.
         """
-        hidden = self.family.hidden_states(self.policy, row, self.attention)
+        attention = row_attention(row.prompt_ids, row.completion_ids, self.attention)
+        hidden = self.family.hidden_states(self.policy, row, attention)
         logprobs, other = self.policy.lm_head(
             hidden.index_select(0, row.predictors), row.targets, temperature, most_likely
         )

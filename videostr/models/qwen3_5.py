@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet, Qwen3_5RMSNorm
 
 from videostr.errors import ModelError
-from videostr.grpo.attention import Kernel
+from videostr.grpo.attention import RowAttention
 from videostr.grpo.batch import Row, RowCost
 from videostr.grpo.recurrence import RowForks
 from videostr.models import tiny
@@ -173,12 +173,12 @@ class Qwen35(Qwen3VL):
         states = {"mamba_ssm_cache_dtype": "float32"}
         return {**states, "enable_prefix_caching": False} if cpu else states
 
-    def row_arguments(self, policy: Any, row: Row, kernel: Kernel) -> dict[str, Any]:
+    def row_arguments(self, policy: Any, row: Row, attention: RowAttention) -> dict[str, Any]:
         """Return attention and, for the recurrent layers, which tokens follow which."""
         size = policy.config.text_config.linear_conv_kernel_dim
         forks = RowForks.of(row.prompt_ids, row.completion_ids, size)
         rule = delta_rule_of(row.input_ids.device, policy.dtype)
-        return {**super().row_arguments(policy, row, kernel), FORKS: forks, RULE: rule}
+        return {**super().row_arguments(policy, row, attention), FORKS: forks, RULE: rule}
 
     def row_cost(self, config: Any, *, freeze_vision: bool) -> RowCost:
         """Return the floating-point operations of a row.

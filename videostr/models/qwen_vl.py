@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from videostr.errors import ModelError
-from videostr.grpo.attention import Kernel, row_attention
+from videostr.grpo.attention import RowAttention
 from videostr.grpo.batch import PromptInputs, Row, RowCost, Vision
 from videostr.models import tiny
 from videostr.models.attention import ROW, use_row_attention
@@ -291,7 +291,7 @@ class QwenVL(ABC):
                     if isinstance(child, kind):
                         setattr(module, name, make(child))
 
-    def hidden_states(self, policy: Any, row: Row, kernel: Kernel) -> Tensor:
+    def hidden_states(self, policy: Any, row: Row, attention: RowAttention) -> Tensor:
         """Return the last hidden states [T, D] of a row."""
         vision: dict[str, Any] = dict(row.vision)
         if "features" in vision:
@@ -300,14 +300,14 @@ class QwenVL(ABC):
             input_ids=row.input_ids[None],
             position_ids=row.positions[:, None],
             use_cache=False,
-            **self.row_arguments(policy, row, kernel),
+            **self.row_arguments(policy, row, attention),
             **vision,
         ).last_hidden_state[0]
         return hidden
 
-    def row_arguments(self, policy: Any, row: Row, kernel: Kernel) -> dict[str, Any]:  # noqa: ARG002
+    def row_arguments(self, policy: Any, row: Row, attention: RowAttention) -> dict[str, Any]:  # noqa: ARG002
         """Return what the layers need to know of a row, by the names under which the model hands it on to them."""
-        return {ROW: row_attention(row.prompt_ids, row.completion_ids, kernel)}
+        return {ROW: attention}
 
     # ------------------------------------------------------------------------------------------- estimates
 
