@@ -163,6 +163,7 @@ def _text_row(vocabulary: int, prompt: int, length: int) -> Row:
             input_ids=torch.randint(10, vocabulary, (prompt,), generator=draw),
             positions=torch.arange(prompt).expand(3, -1),
             vision={},
+            temporal_patches=0,
         ),
         completions=completions,
         behaviour_logprobs=tuple(torch.full((length,), -12.0) for _ in completions),

@@ -49,7 +49,8 @@ MUTABLE_KEYS = frozenset(
             "num_workers", "num_cpus", "deadline_s", "memory_gib", "endpoint", "token_file", "ca_file",
         )),
         *(f"learner.{key}" for key in (
-            "num_ranks", "zero_stage", "offload", "num_cpus", "threads", "max_row_tokens", "timeout_s", "max_restarts",
+            "num_ranks", "sequence_parallel", "zero_stage", "offload", "num_cpus", "threads", "max_row_tokens", "timeout_s",
+            "max_restarts",
         )),
     }
 )  # fmt: skip

@@ -17,6 +17,7 @@ from videostr.grpo.attention import Kernel
 from videostr.grpo.batch import Row
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.lora import add_lora, without_adapters
+from videostr.grpo.sequence_parallel import SequenceGroup
 from videostr.grpo.vision import VisionFeatures
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model, load_policy
@@ -34,6 +35,7 @@ class TrainedPolicy:
         family: how the policy is computed.
         policy: the Hugging Face model, with parameters under Hugging Face names; without its tower when that is frozen.
         processor: belongs to the policy.
+        sequence: the ranks that share rows with this one; None where it has rows of its own.
         features: the frozen tower and what it computed; None where the tower is trained.
         reference: the frozen initial policy for the KL term, cut up as the policy is; None without such a term, and with LoRA.
         engine: the DeepSpeed engine; `engine.module.policy` is `policy`.
@@ -48,8 +50,10 @@ class TrainedPolicy:
         """
         self._config = config
         self._device = device
+        ranks = config.learner.sequence_parallel
+        self.sequence = SequenceGroup.connect(ranks) if ranks > 1 else None
         model = config.model
-        check_model(model.path, cpu=device.type == "cpu")
+        check_model(model.path, cpu=device.type == "cpu", sequence_parallel=ranks)
         self.family = family_of(model.path)
         self.processor = load_processor(model.path)
         self.policy = self._load(self.family.tower if model.freeze_vision else None)
@@ -61,6 +65,11 @@ class TrainedPolicy:
     def lora(self) -> Lora:
         """Rank, scale and layers of the adapters; a rank of 0 is none."""
         return self._config.model.lora
+
+    @property
+    def is_first_of_row(self) -> bool:
+        """Whether what this rank finds of a row counts: each of those that share it finds the same."""
+        return self.sequence is None or self.sequence.rank == 0
 
     @property
     def attention(self) -> Kernel:
@@ -150,7 +159,8 @@ class TrainedPolicy:
         reference = self._load(self.family.tower if frozen else None)
         if frozen:
             self.family.set_tower(reference, None)  # the policy's own is the same
-        wrapped = PolicyLogprobs(reference, self.family, self.attention).requires_grad_(False).eval()
+        wrapped = PolicyLogprobs(reference, self.family, self.attention, self.sequence)
+        wrapped.requires_grad_(False).eval()
         if self._config.learner.zero_stage < 3:
             return wrapped.to(self._device)
         engine, *_ = import_deepspeed().initialize(
@@ -162,7 +172,7 @@ class TrainedPolicy:
     def _build_engine(self) -> tuple[Any, Any]:
         """Return DeepSpeed's engine and optimizer."""
         deepspeed = import_deepspeed()
-        wrapped = PolicyLogprobs(self.policy, self.family, self.attention)
+        wrapped = PolicyLogprobs(self.policy, self.family, self.attention, self.sequence)
         learner = self._config.learner
         adam = torch.optim.AdamW(
             list(self.trained_parameters()),

@@ -30,6 +30,7 @@ class RankRows:
     ) -> None:
         self._config = config
         self._features = trained.features
+        self._sequence = trained.sequence
         self._device = device
         self._family = trained.family
         self._model_config = trained.policy.config
@@ -86,7 +87,8 @@ class RankRows:
                 "masked out",
                 remedy="allow longer completions (sampling.max_tokens) or set loss.mask_truncated=false",
             )
-        return assign_rows(rows, dist.get_world_size())[dist.get_rank()]
+        shared = self._config.learner.sequence_parallel
+        return assign_rows(rows, dist.get_world_size() // shared)[dist.get_rank() // shared]
 
     def build(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
         """Yield the planned rows, one at a time: only one row's pixels are held."""
@@ -113,6 +115,9 @@ class RankRows:
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
         inputs = self._encoder.encode(group)
+        if self._sequence is not None:
+            part = self._sequence.computed(inputs.temporal_patches)
+            inputs = replace(inputs, vision=self._family.temporal_part(inputs.vision, part))
         if self._features is not None:
             inputs = replace(inputs, vision=self._features.of(group.prompt.clip.digest, inputs.vision))
         completions = [rollout.completion for rollout in group.rollouts]

@@ -118,7 +118,7 @@ class Updater:
             loss, row_sums = self._row_loss(row, batch.temperature, counts, before)
             # DeepSpeed averages gradients over ranks, the loss is a sum over them.
             self._engine.backward(loss * dist.get_world_size())
-            sums = sums.plus(row_sums)
+            sums = sums.plus(row_sums) if self._trained.is_first_of_row else sums
         return self._reduce(sums)
 
     def _old_logprobs(self, parts: Sequence[LearnerBatch]) -> list[list[Tensor] | None]:
@@ -219,7 +219,8 @@ class Updater:
         features = self._trained.features
         if features is None:
             return {}
-        counts = torch.tensor([features.hits, features.misses], device=self._device)
+        found = [features.hits, features.misses] if self._trained.is_first_of_row else [0, 0]
+        counts = torch.tensor(found, device=self._device)
         features.hits = features.misses = 0
         dist.all_reduce(counts)
         hits, misses = counts.tolist()

@@ -91,7 +91,7 @@ class LearnerWorker(Named):
         """Return this rank's part of the log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
         found = []
         for row, logprobs in self.updater.forward(batch, all_lengths(batch)):
-            if not row.padding:
+            if self.trained.is_first_of_row and not row.padding:
                 parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
                 found += [(*o, part.numpy()) for o, part in zip(row.origins, parts, strict=True)]
         return found
@@ -107,7 +107,7 @@ class LearnerWorker(Named):
         found = []
         if batch.groups:
             for row, *values in self.updater.predict(batch, all_lengths(batch), most_likely=True):
-                if not row.padding:
+                if self.trained.is_first_of_row and not row.padding:
                     lengths = row.sequence_ids.bincount().tolist()
                     parts = zip(*(value.cpu().split(lengths) for value in values), strict=True)
                     found += [

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 from actors.learner.snapshot import Written
 from actors.learner.worker import LearnerWorker
-from tests.actors.test_learner import Stage
+from tests.actors.learner_stage import Stage
 from tests.benchmarks.measure import report, spread
 from videostr.config.sections import LossConfig
 from videostr.models.processor import load_processor

@@ -137,11 +137,13 @@ def prompt_inputs(policy: PolicyLogprobs, folder: Path, shape: Shape, question: 
     return found
 
 
-def rows(policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"]) -> list[Row]:
+def rows(
+    policy: PolicyLogprobs, group: Group, packing: Literal["group", "none"], max_row_tokens: int = 4096
+) -> list[Row]:
     plan = plan_rows(
         [len(group.prompt.input_ids)],
         [[len(c) for c in group.completions]],
-        max_row_tokens=4096,
+        max_row_tokens=max_row_tokens,
         packing=packing,
     )
     return [build_row(row, {0: group}) for row in plan]

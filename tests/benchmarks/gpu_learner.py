@@ -25,8 +25,8 @@ from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
+from videostr.models.mrope import mrope_positions
 from videostr.models.qwen2_5_vl import FAMILY
-from videostr.models.qwen_vl import mrope_positions
 
 Packing = Literal["group", "none"]
 VIDEO_TOKEN = 151_656
@@ -118,6 +118,7 @@ def make_group(policy: PolicyLogprobs, prompt: int, completion: int, group_size:
                 "pixel_values_videos": torch.randn(frames * side * side, values, generator=draw),
                 "video_grid_thw": torch.tensor([[frames, side, side]]),
             },
+            temporal_patches=frames,
         ),
         completions=tuple(
             torch.randint(10, 100_000, (completion,), generator=draw) for _ in range(group_size)

@@ -181,6 +181,14 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         ],
     ),
     (
+        {"learner.num_ranks": 4, "learner.sequence_parallel": 3},
+        [
+            "learner.sequence_parallel = 3",
+            "must divide learner.num_ranks = 4",
+            "set learner.num_ranks to a multiple",
+        ],
+    ),
+    (
         {"learner.offload": "all", "learner.zero_stage": 2},
         ["learner.offload = all", "learner.zero_stage of 3 or more, which is 2", "set learner.zero_stage=3"],
     ),

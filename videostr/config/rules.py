@@ -186,6 +186,11 @@ def _reward(c: Config) -> Iterator[Problem]:
 
 def _learner(c: RunConfig) -> Iterator[Problem]:
     yield from _lora(c)
+    if c.learner.num_ranks % c.learner.sequence_parallel:
+        yield _problem(
+            c, "learner.sequence_parallel", f"must divide learner.num_ranks = {c.learner.num_ranks}",
+            "as many ranks share each row: set learner.num_ranks to a multiple of it",
+        )  # fmt: skip
     if c.learner.vision_cache_gib and not c.model.freeze_vision:
         yield _problem(
             c, "learner.vision_cache_gib",

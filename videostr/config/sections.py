@@ -211,7 +211,9 @@ class LearnerConfig:
     """DeepSpeed ranks."""
 
     num_ranks: Count = 1
-    """Data-parallel processes; fixed during a run."""
+    """Processes; each holds rows of its own, unless `sequence_parallel` ranks share them."""
+    sequence_parallel: Count = 1
+    """Ranks that share each packed row, tokens and video alike (Ulysses): for rows that do not fit one; divides `num_ranks`."""
     num_cpus: Positive = 1.0
     """Ray CPUs reserved per rank."""
     num_gpus: NonNegative = 0.0

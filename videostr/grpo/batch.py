@@ -37,6 +37,8 @@ class PromptInputs:
     """[3, T] int64, M-RoPE: time, height, width; [T] in a model without axes of space."""
     vision: Vision
     """Pixels of its video and their layout, or the features that a frozen tower has made of them."""
+    temporal_patches: int
+    """Of its video: frames that the tower takes together count as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ class Row:
     """[T] int64, 0 for a prompt token, else the 1-based completion within the row."""
     vision: Vision
     """Of all its prompts, in order."""
+    temporal_patches: tuple[int, ...]
+    """Of the video of each prompt."""
     predictors: Tensor
     """[N] int64, index of the input token whose hidden state predicts each target."""
     targets: Tensor
@@ -304,6 +308,7 @@ def build_row(plan: RowPlan, groups: Mapping[int, Group]) -> Row:
         prompt_ids=torch.cat(prompt_ids),
         completion_ids=torch.cat(completion_ids),
         vision={name: torch.cat([prompt.vision[name] for prompt in shown]) for name in shown[0].vision},
+        temporal_patches=tuple(prompt.temporal_patches for prompt in shown),
         predictors=torch.cat(predictors),
         targets=torch.cat(targets),
         sequence_ids=torch.repeat_interleave(torch.tensor([len(target) for target in targets])),

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from videostr.grpo.attention import Kernel, RowAttention, row_attention
-from videostr.grpo.batch import Row
+from videostr.grpo.batch import Row, Vision
+from videostr.grpo.sequence_parallel import RowPart, SequenceGroup
 
 CHUNK_TOKENS = 512
 """Tokens whose logits [., V] are held at once: 0.3 GiB in float32 for a vocabulary of 152,000."""
@@ -101,6 +102,18 @@ class RowModel(Protocol):
         """Change the layers of a policy so that it can compute packed rows; parameters and their names stay."""
         ...
 
+    def is_vision(self, token_ids: Tensor, config: Any) -> Tensor:
+        """Return which tokens [T] stand for features of the vision tower, [T] bool."""
+        ...
+
+    def tower(self, policy: Any) -> Any:
+        """Return the vision tower of a policy, None where it was taken out."""
+        ...
+
+    def features(self, tower: nn.Module, vision: Vision) -> dict[str, Tensor]:
+        """Return what the tower makes of vision inputs, and what takes their place in a row: one [V, D] a name."""
+        ...
+
     def hidden_states(self, policy: Any, row: Row, attention: RowAttention) -> Tensor:
         """Return the last hidden states [T, D] of a row, each token seeing what `attention` lets it see."""
         ...
@@ -116,12 +129,20 @@ class PolicyLogprobs(nn.Module):
         policy: the model.
         family: of the model.
         attention: kernel of the language model.
+        sequence: the ranks that share each row; None where a rank computes rows alone.
     """
 
-    def __init__(self, policy: Any, family: RowModel, attention: Kernel = "sdpa") -> None:
+    def __init__(
+        self,
+        policy: Any,
+        family: RowModel,
+        attention: Kernel = "sdpa",
+        sequence: SequenceGroup | None = None,
+    ) -> None:
         super().__init__()
         self.family = family
         self.attention = attention
+        self.sequence = sequence
         family.prepare(policy)
         head = LogprobHead(policy.lm_head.in_features, policy.lm_head.out_features, bias=False, device="meta")
         head.weight = policy.lm_head.weight
@@ -134,8 +155,22 @@ class PolicyLogprobs(nn.Module):
         With `most_likely`, the tokens [N] that the policy would choose take the place of the entropies.
         """
         attention = row_attention(row.prompt_ids, row.completion_ids, self.attention)
+        if self.sequence is not None:
+            return self._of_part(RowPart(row, self.sequence), attention, temperature, most_likely)
         hidden = self.family.hidden_states(self.policy, row, attention)
         logprobs, other = self.policy.lm_head(
             hidden.index_select(0, row.predictors), row.targets, temperature, most_likely
         )
         return logprobs, other
+
+    def _of_part(
+        self, part: RowPart, attention: RowAttention, temperature: float, most_likely: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return as `forward`, of which this rank computes a part."""
+        family, policy, vision = self.family, self.policy, part.row.vision
+        tower = family.tower(policy)
+        features = vision if tower is None else family.features(tower, vision)
+        local = part.tokens(features, family.is_vision(part.row.input_ids, policy.config))
+        hidden = family.hidden_states(policy, local, part.attention(attention))
+        logprobs, other = policy.lm_head(*part.predictors(hidden), temperature, most_likely)
+        return part.whole(logprobs), part.whole(other)

@@ -152,6 +152,14 @@ class ModelFamily(RowModel, Protocol):
         """
         ...
 
+    def check_sequence_parallel(self, config: Any, ranks: int) -> None:
+        """Refuse to share rows among so many ranks.
+
+        Raises:
+            ModelError: says why, and the remedy.
+        """
+        ...
+
     def load(self, path: str | Path, dtype: torch.dtype | str) -> Any:
         """Return the policy with its weights, on CPU."""
         ...
@@ -200,22 +208,18 @@ class ModelFamily(RowModel, Protocol):
         """
         ...
 
+    def temporal_part(self, vision: Vision, part: slice) -> dict[str, torch.Tensor]:
+        """Return the vision inputs of some temporal patches of a prompt's video; those of the tower attend to no others."""
+        ...
+
     def num_patches(self, token_ids: np.ndarray, config: Any) -> int:
         """Return the number of vision patches of a prompt with these expanded token ids."""
         ...
 
     # vision tower
 
-    def tower(self, policy: Any) -> nn.Module:
-        """Return the vision tower of a policy."""
-        ...
-
     def set_tower(self, policy: Any, tower: nn.Module | None) -> None:
         """Put a tower into a policy, or take it out."""
-        ...
-
-    def features(self, tower: nn.Module, vision: Vision) -> dict[str, torch.Tensor]:
-        """Return what a frozen tower makes of a prompt's vision inputs, and what takes their place in a row."""
         ...
 
     # estimates

@@ -63,13 +63,14 @@ def warnings_of(path: str | Path, weights: Weights | None) -> Iterator[tuple[str
         yield f"{', '.join(weights.ignored[:3])}: not read, the safetensors are", "delete them"
 
 
-def check_model(path: str | Path, *, cpu: bool, dtype: str = "") -> Any:
+def check_model(path: str | Path, *, cpu: bool, dtype: str = "", sequence_parallel: int = 1) -> Any:
     """Return the configuration of a checkpoint that can be trained and served; reads its config.json only.
 
     Args:
         path: Hugging Face folder or hub id.
         cpu: whether the engines run on CPU.
         dtype: in which they compute, as `model.dtype` names it; "" where there are none.
+        sequence_parallel: learner ranks that share a row, `learner.sequence_parallel`.
 
     Raises:
         ModelError: no config.json, no video support, or something that learner or engine cannot do.
@@ -78,6 +79,8 @@ def check_model(path: str | Path, *, cpu: bool, dtype: str = "") -> Any:
     family = family_of(raw, path)
     config = family.config_of(raw, path)
     family.check(config, path, cpu=cpu)
+    if sequence_parallel > 1:
+        family.check_sequence_parallel(config, sequence_parallel)
     served = family.engine_dtypes(cpu=cpu)
     if dtype and dtype not in served:
         raise ModelError(

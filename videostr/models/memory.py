@@ -89,7 +89,8 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
                    tower whole on every rank
       gradients    N e, from stage 2 on N e / L; stage 0 in bfloat16 keeps 4 N more (DeepSpeed's BF16_Optimizer)
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
-      activations  of the longest row, all video where the tower is trained: `Stack.held`
+      activations  of the longest row, all video where the tower is trained: `Stack.held`; a part for each of the ranks that
+                   share it (learner.sequence_parallel)
       logits       two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py)
                    With adapters (model.lora) N are theirs, the model itself counts as parameters alone, the reference is the
                    model without them, the output layer has no gradient, and 12 bytes an element of the largest matrix are for
@@ -113,8 +114,8 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
     if gpu_gib is not None and learner.total > gpu_gib * (1 - FRAGMENTED):
         problems.append(
             f"a learner rank needs about {learner.total:.1f} GiB, a GPU has {gpu_gib:g} with {FRAGMENTED:.0%} lost to "
-            "fragments; raise learner.num_ranks or learner.zero_stage, lower learner.max_row_tokens, or set "
-            "model.gradient_checkpointing=true or learner.offload=optimizer"
+            "fragments; raise learner.num_ranks, learner.zero_stage or learner.sequence_parallel, lower "
+            "learner.max_row_tokens, or set model.gradient_checkpointing=true or learner.offload=optimizer"
         )
     if engine.sequences < 1:
         keys = (
@@ -159,7 +160,7 @@ def _learner(config: Config, shapes: Shapes, on_gpu: bool) -> tuple[LearnerMemor
         parameters=(parameters + (gathered + frozen) * element) / GIB,
         gradients=gradients / GIB,
         optimizer=optimizer / GIB,
-        activations=_activations(config, shapes) * element / GIB,
+        activations=_activations(config, shapes) / learner.sequence_parallel * element / GIB,
         logits=(2 * CHUNK_TOKENS * shapes.vocab_size + output_gradient) * 4 / GIB,
         buffers=(bucket + merging) / GIB + (BUFFERS_GIB if on_gpu else 0.0),
     )

@@ -160,6 +160,14 @@ class Qwen35(Qwen3VL):
                 remedy=f"use a checkpoint with heads of {CPU_HEAD}, as those of Qwen, or give engines GPUs (rollout.num_gpus)",
             )
 
+    def check_sequence_parallel(self, config: Any, ranks: int) -> None:
+        """Refuse: recurrent layers would have to pass their states along the ranks."""
+        del config
+        raise ModelError(
+            f"learner.sequence_parallel = {ranks}: rows of a {self.name} cannot be shared, its recurrent layers pass on a state",
+            remedy="set it to 1, and model.gradient_checkpointing=true or a smaller learner.max_row_tokens where rows do not fit",
+        )
+
     def engine_dtypes(self, *, cpu: bool) -> tuple[str, ...]:
         """Return bfloat16 alone on CPU, where vLLM's recurrent layers have no other."""
         return ("bfloat16",) if cpu else super().engine_dtypes(cpu=cpu)

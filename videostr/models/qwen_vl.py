@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from videostr.models import tiny
 from videostr.models.attention import ROW, use_row_attention
 from videostr.models.base import EngineInputs, Shapes, Stack
 from videostr.models.layers import MakeLayer
+from videostr.models.mrope import mrope_positions
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
@@ -166,6 +166,16 @@ class QwenVL(ABC):
                 remedy=f"untie it with `python -m videostr.models untie {path} DIR` and set model.path=DIR",
             )
 
+    def check_sequence_parallel(self, config: Any, ranks: int) -> None:
+        """Refuse ranks among which the heads of attention cannot be dealt evenly."""
+        heads = config.text_config.num_attention_heads
+        if heads % ranks:
+            divisors = [n for n in range(2, heads + 1) if heads % n == 0]
+            raise ModelError(
+                f"learner.sequence_parallel = {ranks}: the model has {heads} heads of attention, which cannot be dealt evenly",
+                remedy=f"set it to one of {', '.join(map(str, divisors))}, or to 1",
+            )
+
     def load(self, path: str | Path, dtype: torch.dtype | str) -> Any:
         """Return the policy with its weights, on CPU, attention through SDPA."""
         return self.model_class.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
@@ -242,14 +252,29 @@ class QwenVL(ABC):
                     config.vision_config.spatial_merge_size,
                 ),
                 vision={"pixel_values_videos": pixels[i], "video_grid_thw": grids[i : i + 1]},
+                temporal_patches=int(grids[i, 0]),
             )
             for i in range(len(prompts))
         ]
+
+    def is_vision(self, token_ids: Tensor, config: Any) -> Tensor:
+        """Return which tokens stand for features."""
+        found: Tensor = token_ids == config.video_token_id
+        return found
 
     def num_patches(self, token_ids: np.ndarray, config: Any) -> int:
         """Return the number of vision patches of a prompt."""
         placeholders = token_ids == config.video_token_id
         return int(placeholders.sum()) * int(config.vision_config.spatial_merge_size) ** 2
+
+    def temporal_part(self, vision: Vision, part: slice) -> dict[str, Tensor]:
+        """Return the vision inputs of some temporal patches of one video: its pixels are in the order of time."""
+        ((patches, height, width),) = vision["video_grid_thw"].tolist()
+        pixels = vision["pixel_values_videos"].unflatten(0, (patches, -1))[part]
+        return {
+            "pixel_values_videos": pixels.flatten(0, 1),
+            "video_grid_thw": torch.tensor([[len(pixels), height, width]]),
+        }
 
     # ---------------------------------------------------------------------------------------- vision tower
 
@@ -377,47 +402,6 @@ def _linear_ends(model: nn.Module) -> dict[str, int]:
         if isinstance(module, nn.Linear):
             found[name.rpartition(".")[2]] += module.in_features + module.out_features
     return dict(found)
-
-
-def mrope_positions(
-    kinds: Sequence[int], grids: Sequence[Sequence[int]], scales: Sequence[float], merge_size: int
-) -> Tensor:
-    """Return the M-RoPE positions [3, T] int64 of a prompt of text and video: time, height, width.
-
-    Text after a run of vision tokens continues from the largest position so far, over all three axes. So the models were
-    trained and so vLLM samples; transformers 5.19's `get_rope_index` continues from the spatial extent alone, which differs as
-    soon as a run has more temporal than spatial positions.
-
-    Args:
-        kinds: [T], 0 for a token of text.
-        grids: of each run of vision tokens, patches in time, height, width.
-        scales: of each run, temporal positions per temporal patch.
-        merge_size: patches merged along each side into one token.
-    """
-    cuts = [0, *[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]], len(kinds)]
-    waiting = iter(list(zip(grids, scales, strict=True)))
-    seen = sum(kinds[first] != 0 for first, end in pairwise(cuts) if end > first)
-    if seen != len(grids):
-        raise ValueError(
-            f"the prompt has {seen} runs of vision tokens, its video makes {len(grids)}; must be as many"
-        )
-    runs: list[Tensor] = []
-    start = 0
-    for first, end in pairwise(cuts):
-        if kinds[first] == 0:
-            run = torch.arange(end - first).expand(3, -1)
-        else:
-            (frames, height, width), scale = next(waiting)
-            times = (torch.arange(frames, dtype=torch.float64) * scale).long()
-            rows, columns = torch.arange(height // merge_size), torch.arange(width // merge_size)
-            run = torch.stack(torch.meshgrid(times, rows, columns, indexing="ij")).reshape(3, -1)
-            if run.shape[1] != end - first:
-                raise ValueError(
-                    f"the prompt has {end - first} tokens for a video of {run.shape[1]} merged patches, must have as many"
-                )
-        runs.append(run + start)
-        start = int(runs[-1].max()) + 1
-    return torch.cat(runs, dim=1)
 
 
 def widths(text: Any) -> tuple[int, int]:

@@ -110,14 +110,16 @@ def costs_of(
       learning      three times that for trained weights (backward costs twice the forward), a third of it more with
                     gradient checkpointing or a reference model each, and for what old log-probabilities are computed
                     of (all mini-batches but the first); logits are computed twice: 4 forward passes
-      a row         ZeRO-3: two gathers and one reduction of all trained weights
+      a row         ZeRO-3: two gathers and one reduction of all trained weights; n ranks that share it
+                    (learner.sequence_parallel) take an n-th of its operations each, and exchange (1 - 1 / n) / n of all
+                    queries, keys, values and outputs of attention a pass
       an update     optimizer: 28 bytes a weight; ZeRO 0 to 2: an all-reduce of all trained weights
       weight sync   overhead + trained bytes, gathered and broadcast
     With adapters (model.lora) matrices have no gradients of their own: a pass less, and reductions and optimizer are of the
     adapters; gathers and weight sync stay those of the model.
     A decode step reads and computes one after the other here; in truth they overlap partly.
     """
-    learner, on_cpu = config.learner, hardware.memory_gib == 0
+    learner, on_cpu, shared = config.learner, hardware.memory_gib == 0, config.learner.sequence_parallel
     parts = _accelerators(config, hardware)
     step_s, sequence_s = _decode_step(config, shapes, hardware, work)
     element, forward = ELEMENT_BYTES[config.model.dtype], shapes.forward
@@ -127,13 +129,14 @@ def costs_of(
     if config.loss.correction != "ratio":
         passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes
-    pass_s = hardware.learn / (hardware.learn_flops * (learner.threads if on_cpu else 1))
+    pass_s = hardware.learn / (hardware.learn_flops * (learner.threads if on_cpu else 1)) / shared
     lora = config.model.lora
     changed = shapes.parameters - (shapes.vision_parameters if config.model.freeze_vision else 0)
     trained = shapes.adapter_parameters(lora.rank, lora.targets) if lora.rank else changed
     one_node = gpus_of(config) <= gpus_per_node
     link = LINK_SHARE * (hardware.node_link if one_node else hardware.network_link)
     exchange_s = element / link * (1 - 1 / learner.num_ranks)  # of one weight, once
+    mixed_s = hardware.learn * _mixed(shapes) * element / link * (1 - 1 / shared) / shared
     optimizer_s = 28 * trained / hardware.bandwidth / (learner.num_ranks if learner.zero_stage else 1)
     return Costs(
         step_s=hardware.engine * step_s,
@@ -143,7 +146,7 @@ def costs_of(
         learn_fixed_s=hardware.learn
         * (optimizer_s + (2 * trained * exchange_s if learner.zero_stage < 3 else 0.0)),
         row=RowCost(
-            token=(passes - (lora.rank > 0)) * forward.token * pass_s,
+            token=(passes - (lora.rank > 0)) * forward.token * pass_s + passes * mixed_s,
             pair=passes * forward.pair * pass_s,
             target=(4 - (lora.rank > 0)) * forward.target * pass_s,
             patch=vision_passes * forward.patch * pass_s,
@@ -167,6 +170,11 @@ def _decode_step(config: Config, shapes: Shapes, hardware: Hardware, work: Workl
     sequence_s = hardware.sequence_s + moved / bytes_s
     sequence_s += (2 * shapes.decode_parameters + shapes.forward.pair * seen) / flops_s
     return step_s, sequence_s
+
+
+def _mixed(shapes: Shapes) -> float:
+    """Return the elements of a token's queries, keys, values and outputs of attention, in all layers."""
+    return shapes.kv_elements * (1 + shapes.num_attention_heads / shapes.num_key_value_heads)
 
 
 def _accelerators(config: Config, hardware: Hardware) -> int:

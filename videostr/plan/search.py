@@ -88,7 +88,8 @@ class Scenario:
         rollout_s = groups * costs.prefill_s + rounds * decode_s
         lengths = [round(self.work.completion_tokens)] * sampling.group_size
         group_s = costs.row.segment(self.work.prompt_tokens, lengths, costs.prompt_patches)
-        rows_s = prompts * (1 - self.work.zero_variance) * group_s / config.learner.num_ranks
+        shared = config.learner.sequence_parallel
+        rows_s = prompts * (1 - self.work.zero_variance) * group_s * shared / config.learner.num_ranks
         learn_s = costs.learn_fixed_s + rows_s + costs.sync_s
         return rollout_s + learn_s if config.train.max_staleness == 0 else max(rollout_s, learn_s)
 
@@ -149,7 +150,8 @@ def layouts(config: Config, scenario: Scenario, gpus: int) -> Iterator[Config]:
         if parallel == own:
             ranks.add(config.learner.num_ranks)
         for count in sorted(ranks):
-            if count < gpus and not (gpus - count) % parallel:
+            is_whole = not (gpus - count) % parallel and not count % config.learner.sequence_parallel
+            if count < gpus and is_whole:
                 yield with_layout(config, (gpus - count) // parallel, parallel, count)
 
 

@@ -326,7 +326,10 @@ def learn_seconds(
         patches=[costs.prompt_patches] * len(lengths),
         cost=costs.row,
     )
-    ranks = [[row.cost for row in rank] for rank in assign_rows(rows, learner.num_ranks)]
+    ranks = [
+        [row.cost for row in rank]
+        for rank in assign_rows(rows, learner.num_ranks // learner.sequence_parallel)
+    ]
     if learner.zero_stage < 3:
         return costs.learn_fixed_s + max(math.fsum(rank) for rank in ranks)
     rounds = zip(*ranks, strict=True)

@@ -18,7 +18,10 @@ def check_policy(config: Config, context: Context) -> Iterator[Finding]:
     path = config.model.path
     try:
         context.model_config = described = check_model(
-            path, cpu=config.rollout.num_gpus == 0, dtype=config.model.dtype
+            path,
+            cpu=config.rollout.num_gpus == 0,
+            dtype=config.model.dtype,
+            sequence_parallel=config.learner.sequence_parallel,
         )
         family = family_of(described)
         context.shapes = shapes = family.shapes(described)

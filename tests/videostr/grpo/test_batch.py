@@ -31,6 +31,7 @@ def toy_prompt(length: int = 16) -> PromptInputs:
         input_ids=torch.arange(100, 100 + length),
         positions=torch.cat([torch.arange(2).expand(3, -1), video + 2, text.expand(3, -1)], dim=1),
         vision={"pixels": torch.full((48, 8), float(length)), "grid": torch.tensor([[3, 4, 4]])},
+        temporal_patches=3,
     )
 
 

@@ -30,6 +30,13 @@ def config_of(**values: object) -> Config:
     return config
 
 
+def test_ranks_that_share_a_row_hold_a_part_of_its_activations() -> None:
+    alone = estimate(config_of(learner__num_ranks=4), TINY, 10.0).learner
+    shared = estimate(config_of(learner__num_ranks=4, learner__sequence_parallel=4), TINY, 10.0).learner
+    assert shared.activations == pytest.approx(alone.activations / 4)
+    assert shared.parameters == alone.parameters
+
+
 def test_memory_of_a_tiny_model_by_hand() -> None:
     config = config_of(
         model__freeze_vision=True, learner__num_ranks=2, learner__zero_stage=3, learner__max_row_tokens=16,

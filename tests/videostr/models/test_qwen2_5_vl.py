@@ -15,8 +15,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from videostr.models.attention import TOWER_INTERFACE, use_row_attention
 from videostr.models.base import shapes_of
 from videostr.models.layers import FusedRMSNorm, PaddedLinear
+from videostr.models.mrope import mrope_positions
 from videostr.models.qwen2_5_vl import FAMILY, Qwen25VL
-from videostr.models.qwen_vl import mrope_positions
 from videostr.types import Clip, ClipSpec, Prompt
 from videostr.video import ClipFrames
 

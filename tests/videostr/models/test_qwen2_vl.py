@@ -10,8 +10,9 @@ from transformers import Qwen2VLConfig
 
 from videostr.models.base import family_of, shapes_of
 from videostr.models.checkpoint import load_policy
+from videostr.models.mrope import mrope_positions
 from videostr.models.qwen2_vl import FAMILY, Qwen2VL
-from videostr.models.qwen_vl import FRAME_PATCHES, mrope_positions
+from videostr.models.qwen_vl import FRAME_PATCHES
 
 RELEASED = {
     "architectures": ["Qwen2VLForConditionalGeneration"],

@@ -19,8 +19,9 @@ from videostr.chat import chat_text
 from videostr.errors import ModelError
 from videostr.models.base import ModelFamily, family_of, shapes_of
 from videostr.models.checkpoint import load_policy, open_checkpoint
+from videostr.models.mrope import mrope_positions
 from videostr.models.qwen3_vl import FAMILY, Qwen3VL
-from videostr.models.qwen_vl import FRAME_PATCHES, mrope_positions
+from videostr.models.qwen_vl import FRAME_PATCHES
 from videostr.prompt import instruction
 from videostr.types import (
     Answer,

@@ -118,6 +118,18 @@ def test_adapters_save_the_gradients_of_matrices_and_what_is_reduced() -> None:
     assert costs(adapted).learn_row_s == pytest.approx((2 * 244 + 40) * 2 / 700 / 2)
 
 
+def test_ranks_that_share_a_row_take_a_part_of_it_and_exchange_attention() -> None:
+    config = config_of(model__dtype="bfloat16", learner__num_ranks=2, rollout__num_gpus=1)
+    alone = costs(config).row
+    config.learner.sequence_parallel = 2
+    shared = costs(config).row
+    assert (shared.pair, shared.target, shared.patch) == pytest.approx(
+        (alone.pair / 2, alone.target / 2, alone.patch / 2)
+    )
+    # Keys and values 4 numbers, queries and outputs 8, of 2 bytes: a quarter of them is sent, at 700 bytes a second, three times
+    assert shared.token == pytest.approx(alone.token / 2 + 3 * 24 / 4 / 700)
+
+
 def test_what_a_run_measured_scales_its_side() -> None:
     base, scaled = (
         dataclasses.asdict(costs(config_of(learner__num_ranks=2, learner__zero_stage=3), hardware))

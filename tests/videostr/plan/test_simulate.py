@@ -377,6 +377,12 @@ def test_an_update_takes_what_its_busiest_rank_takes() -> None:
     assert learn_seconds(config, COSTS, 100, [[100, 100, 100]]) == pytest.approx(1.4)
 
 
+def test_ranks_that_share_rows_have_them_one_after_another() -> None:
+    config = config_of(learner__num_ranks=2, learner__max_row_tokens=250, learner__sequence_parallel=2)
+    # As above; the costs of a shared row are halved in `costs_of`
+    assert learn_seconds(config, COSTS, 100, [[50, 50], [50], [100]]) == pytest.approx(1 + 0.2 + 0.15 + 0.2)
+
+
 def test_every_update_of_a_batch_has_its_fixed_cost() -> None:
     # The first test's update: 1 + 4 x 0.1 + 3200 x 0.001 = 4.6; two of two groups: 2 x (1 + 2 x 0.1 + 1.6) = 5.6
     outcome = run(COSTS, constant(100), train__updates_per_batch=2)
