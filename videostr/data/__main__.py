@@ -20,6 +20,7 @@ from videostr.command import command, run_main, typed
 from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
 from videostr.data.build import build
+from videostr.data.build.pool import processes
 from videostr.data.build.recipe import read_recipe
 from videostr.data.build.settings import HELDOUT, FrameCount, Settings, Share
 from videostr.data.build.state import Progress, skip_table
@@ -84,8 +85,17 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_ray(make: argparse.ArgumentParser) -> None:
+    make.add_argument(
+        "--ray",
+        action="store_true",
+        help="read scenes as Ray tasks: on the cluster of RAY_ADDRESS, else here",
+    )
+
+
 def _add_source(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_source)
+    _add_ray(make)
     make.add_argument("--source", choices=["tabletop", *SOURCES], required=True)
     make.add_argument("--root", required=True, help="folder of the source")
     make.add_argument("--split", default="train", help="of the source, or heldout (train)")
@@ -135,6 +145,7 @@ def _add_tabletop(make: argparse.ArgumentParser) -> None:
 
 def _add_recipe(make: argparse.ArgumentParser) -> None:
     make.set_defaults(work=_build_recipe)
+    _add_ray(make)
     make.add_argument(
         "--split",
         choices=["train", HELDOUT],
@@ -242,13 +253,21 @@ def _build(options: argparse.Namespace, recipe: Sequence[Settings]) -> int:
             left = (now - began) * (scenes - progress.scenes) / progress.scenes
             print(f"scene {progress.scenes}/{scenes}  {records} records  {duration(left)} left", flush=True)
 
-    progress = build(options.out, recipe, options.workers, tell)
+    progress = build(options.out, recipe, options.workers, tell, _pool(options))
     stats = card.collect(options.out)
     card.write_card(options.out, stats, card.guessing(stats))
     print(
         f"{options.out}: {progress.records} records of {progress.scenes} scenes\nleft out:\n{skip_table(progress)}"
     )
     return 0
+
+
+def _pool(options: argparse.Namespace) -> Any:
+    if not options.ray:
+        return processes
+    from actors.scenes import ray_tasks  # Ray is no part of the small installation
+
+    return ray_tasks
 
 
 def _build_tabletop(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def build(
     recipe: Sequence[Settings],
     workers: int | None = None,
     tell: Callable[[Progress, int], None] = lambda *_: None,
+    pool: Callable[[int | None], AbstractContextManager[tuple[int, Submit]]] = processes,
 ) -> Progress:
     """Build a dataset, or continue one; return the counts.
 
@@ -60,6 +62,7 @@ def build(
         recipe: what is asked for, source by source.
         workers: scenes that are read at once; None for one on each core.
         tell: called with the `Progress` and the number of all scenes, after every scene.
+        pool: what reads them; `actors.scenes.ray_tasks` on a cluster.
 
     Raises:
         DataError: `out` holds another dataset, or a root is not that of its source.
@@ -78,7 +81,7 @@ def build(
         if progress.scenes == 0:
             note_skips(out, progress, source.skips)
     pending: list[Packed] = []
-    with processes(workers) as (count, submit):
+    with pool(workers) as (count, submit):
         for job, part in _parts(progress, jobs[progress.scenes :], count, submit):
             pending += _take(out, progress, balancer, job, part)
             progress.scenes += 1
