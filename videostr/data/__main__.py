@@ -20,7 +20,6 @@ from videostr.command import command, run_main, typed
 from videostr.config.sections import Count, NonNegativeInt, Seed
 from videostr.data import card, exchange
 from videostr.data.build import build
-from videostr.data.build.pool import processes
 from videostr.data.build.recipe import read_recipe
 from videostr.data.build.settings import HELDOUT, FrameCount, Settings, Share
 from videostr.data.build.state import Progress, skip_table
@@ -28,6 +27,7 @@ from videostr.data.check import Tally, large_clips, problems
 from videostr.data.records import usable_records, write_records
 from videostr.data.sheet import write_sheet
 from videostr.data.sources import SOURCES
+from videostr.data.tasks import Pool, processes
 from videostr.errors import DataError, VideoError
 from videostr.lock import FolderLock
 from videostr.marks import STYLES
@@ -87,9 +87,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_ray(make: argparse.ArgumentParser) -> None:
     make.add_argument(
-        "--ray",
-        action="store_true",
-        help="read scenes as Ray tasks: on the cluster of RAY_ADDRESS, else here",
+        "--ray", action="store_true", help="run as Ray tasks: on the cluster of RAY_ADDRESS, else here"
     )
 
 
@@ -204,6 +202,10 @@ def _add_exchange(commands: Any) -> None:
     export.add_argument("--format", choices=[FORMAT], default=FORMAT)
     export.add_argument("--out", type=Path, required=True)
     export.add_argument(
+        "--workers", type=typed(Count), help="clips that are written at once (one on each core)"
+    )
+    _add_ray(export)
+    export.add_argument(
         "--marked", choices=["videos", "frames", "none"], default="videos",
         help="write clips with marks as videos or images of their own, or leave their records out (videos)",
     )  # fmt: skip
@@ -262,10 +264,10 @@ def _build(options: argparse.Namespace, recipe: Sequence[Settings]) -> int:
     return 0
 
 
-def _pool(options: argparse.Namespace) -> Any:
+def _pool(options: argparse.Namespace) -> Pool:
     if not options.ray:
         return processes
-    from actors.scenes import ray_tasks  # Ray is no part of the small installation
+    from actors.data_tasks import ray_tasks  # Ray is no part of the small installation
 
     return ray_tasks
 
@@ -352,7 +354,9 @@ def _export(options: argparse.Namespace) -> int:
             yield record
 
     marked = None if options.marked == "none" else options.marked
-    count = exchange.export_video_r1(usable(), options.out, options.folder, marked)
+    count = exchange.export_video_r1(
+        usable(), options.out, options.folder, marked, options.workers, _pool(options)
+    )
     print(f"{options.out}: {count} rows of {total} records")
     return 0
 

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
 
 from videostr.chat import LIKELY, escape
-from videostr.data.marked_export import Form, write_marked
+from videostr.data.marked_export import Form, Marked, Written, write_marked
 from videostr.data.records import record_from_row
+from videostr.data.tasks import Pool, Submit, in_order, processes
 from videostr.errors import RecordError
 from videostr.files import make_folder, replacing
 from videostr.json_files import json_rows
@@ -34,6 +36,7 @@ from videostr.options import letter_of, option_texts
 from videostr.prompt import answer_text
 from videostr.schema_rules import field_problem
 from videostr.types import Answer, AnswerKind, Failure, FailureKind, Record
+from videostr.video import name_clip
 
 NUM_FRAMES = 16
 """Frames to show of a video whose row does not say how many."""
@@ -46,7 +49,12 @@ NUMBER_TYPES = ("numerical", "regression")
 
 
 def export_video_r1(
-    records: Iterable[Record], out_jsonl: Path, root: Path, marked: Form | None = "videos"
+    records: Iterable[Record],
+    out_jsonl: Path,
+    root: Path,
+    marked: Form | None = "videos",
+    workers: int | None = None,
+    pool: Pool = processes,
 ) -> int:
     """Write Video-R1 rows of the choices and numbers; returns how many, which may be less than there are records.
 
@@ -55,6 +63,8 @@ def export_video_r1(
         out_jsonl: file to write.
         root: folder of the dataset, which its videos are relative to.
         marked: what is written of clips with marks, into a folder `NAME-marked` next to the file; None leaves their records out.
+        workers: clips that are written at once; None for one on each core.
+        pool: what writes them; `actors.data_tasks.ray_tasks` on a cluster.
 
     Raises:
         VideoError: a clip with marks cannot be read.
@@ -62,20 +72,43 @@ def export_video_r1(
     folder = out_jsonl.parent / f"{out_jsonl.stem}-marked"
     make_folder(out_jsonl.parent)
     count = 0
-    with replacing(out_jsonl) as scratch, scratch.open("w", encoding="utf-8") as file:
-        for record in records:
-            if record.answer.kind not in (AnswerKind.CHOICE, AnswerKind.NUMBER):
-                continue
+    told = (record for record in records if record.answer.kind in (AnswerKind.CHOICE, AnswerKind.NUMBER))
+    if marked is None:
+        told = (record for record in told if not record.marks)
+    with (
+        replacing(out_jsonl) as scratch,
+        scratch.open("w", encoding="utf-8") as file,
+        pool(workers) as (number, submit),
+    ):
+        for record, written in in_order(_clips(told, root, folder, marked, submit), number):
             row = _video_r1_row(record, root)
-            if record.marks:
-                if marked is None:
-                    continue
-                path, images, line = write_marked(record, root, folder, marked)
-                row |= {"problem": line + row["problem"], "path": str(path.resolve())}
-                row |= {"frames": [str(image.resolve()) for image in images]} if images else {}
+            if written is not None:
+                row |= {"problem": written.line + row["problem"], "path": str(written.path.resolve())}
+            if written is not None and written.images:
+                row["frames"] = [str(image.resolve()) for image in written.images]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def _clips(
+    records: Iterable[Record], root: Path, folder: Path, form: Form | None, submit: Submit
+) -> Iterator[tuple[Record, Callable[[], Written | None]]]:
+    """Yield records with what waits for their clip to be written; records that show the same frames and marks share one."""
+    begun: dict[str, Callable[[], Written | None]] = {}
+    for record in records:
+        if form is None or not record.marks:
+            yield record, _nothing
+            continue
+        clip = name_clip(record.clip, root)
+        if clip.digest not in begun:
+            make_folder(folder)
+            begun[clip.digest] = cache(submit(write_marked, Marked(clip=clip, folder=folder, form=form)))
+        yield record, begun[clip.digest]
+
+
+def _nothing() -> None:
+    """Return what is written of a clip without marks."""
 
 
 def _video_r1_row(record: Record, root: Path) -> dict[str, Any]:

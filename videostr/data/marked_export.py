@@ -1,11 +1,12 @@
 """Marked clips as files of their own, for trainers that do not draw marks.
 
-In: a record with marks. Out: an MP4 file or a folder of PNG files with the frames of its clip, marks drawn in, and the line that
-tells their times: such a file begins at 0 s, the question counts from the beginning of the whole video.
+In: a clip with marks. Out: an MP4 file or a folder of PNG files with its frames, marks drawn in, and the line that tells their
+times: such a file begins at 0 s, the question counts from the beginning of the whole video.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -15,44 +16,60 @@ import numpy as np
 from PIL import Image
 
 from videostr.files import make_folder, replacing, storage
-from videostr.types import Record
-from videostr.video import ClipFrames, decode, name_clip
+from videostr.types import Clip
+from videostr.video import ClipFrames, decode
 
 Form = Literal["videos", "frames"]
 CRF = "12"
 """Of H.264: a digit of 9 px stays legible."""
 
 
-def write_marked(record: Record, root: Path, folder: Path, form: Form) -> tuple[Path, list[Path], str]:
-    """Write the frames of a marked record, unless they are there; return file or folder, its images, and the line of times.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """A clip that is to be written."""
 
-    Args:
-        record: with marks.
-        root: folder of the dataset.
-        folder: to write to; records that show the same frames with the same marks share a file.
-        form: "videos" for `DIGEST.mp4`, "frames" for `DIGEST/00.png` and so on.
+    clip: Clip
+    folder: Path
+    """That exists."""
+    form: Form
+    """"videos" for `DIGEST.mp4` in the folder, "frames" for `DIGEST/00.png` and so on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written of a clip."""
+
+    path: Path
+    """Of the video, or the folder of the images."""
+    images: tuple[Path, ...]
+    """In order; none of a video."""
+    line: str
+    """Tells the times of the frames."""
+
+
+def write_marked(marked: Marked) -> Written:
+    """Write the frames of a clip, unless they are there.
 
     Raises:
         VideoError: the clip cannot be read.
         StorageError: the file cannot be written.
     """
-    clip = name_clip(record.clip, root)
-    frames = decode(clip.spec)
+    frames, digest = decode(marked.clip.spec), marked.clip.digest
     times = ", ".join(f"{t:g}" for t in frames.times)
     line = f"The frames of the video are from {times} s.\n"
-    make_folder(folder)
-    if form == "videos":
-        path = folder / f"{clip.digest}.mp4"
+    if marked.form == "videos":
+        path = marked.folder / f"{digest}.mp4"
         if not path.exists():
             _write_video(frames, path)
-        return path, [], line
-    images = [folder / clip.digest / f"{number:02d}.png" for number in range(len(frames.times))]
-    make_folder(folder / clip.digest)
+        return Written(path=path, images=(), line=line)
+    folder = marked.folder / digest
+    images = tuple(folder / f"{number:02d}.png" for number in range(len(frames.times)))
+    make_folder(folder)
     with storage(folder):
         for pixels, image in zip(frames.pixels, images, strict=True):
             if not image.exists():
                 Image.fromarray(pixels).save(image)
-    return folder / clip.digest, images, line
+    return Written(path=folder, images=images, line=line)
 
 
 def _write_video(frames: ClipFrames, path: Path) -> None:

@@ -18,16 +18,13 @@ compressed rows.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from videostr.data.balance import Balancer
-from videostr.data.build.pool import Submit, processes
 from videostr.data.build.selection import select
 from videostr.data.build.settings import Settings
 from videostr.data.build.state import (
@@ -39,13 +36,12 @@ from videostr.data.build.state import (
     waiting_path,
     write_shard,
 )
-from videostr.data.build.worker import Job, Packed, Part, images_of, open_source
+from videostr.data.build.worker import Job, Packed, Part, images_of, make, open_source
+from videostr.data.tasks import Pool, in_order, processes
 from videostr.errors import DataError
 from videostr.files import make_folder, write_json
 
 SHARD_RECORDS = 8192
-AHEAD = 4
-"""Scenes under way, per worker."""
 
 
 def build(
@@ -53,7 +49,7 @@ def build(
     recipe: Sequence[Settings],
     workers: int | None = None,
     tell: Callable[[Progress, int], None] = lambda *_: None,
-    pool: Callable[[int | None], AbstractContextManager[tuple[int, Submit]]] = processes,
+    pool: Pool = processes,
 ) -> Progress:
     """Build a dataset, or continue one; return the counts.
 
@@ -62,7 +58,7 @@ def build(
         recipe: what is asked for, source by source.
         workers: scenes that are read at once; None for one on each core.
         tell: called with the `Progress` and the number of all scenes, after every scene.
-        pool: what reads them; `actors.scenes.ray_tasks` on a cluster.
+        pool: what reads them; `actors.data_tasks.ray_tasks` on a cluster.
 
     Raises:
         DataError: `out` holds another dataset, or a root is not that of its source.
@@ -82,7 +78,10 @@ def build(
             note_skips(out, progress, source.skips)
     pending: list[Packed] = []
     with pool(workers) as (count, submit):
-        for job, part in _parts(progress, jobs[progress.scenes :], count, submit):
+        left = jobs[progress.scenes :]
+        # Whether there is room is asked when a scene is started
+        started = ((job, submit(make, job) if _room(progress, job) != 0 else _nothing) for job in left)
+        for job, part in in_order(started, count):
             pending += _take(out, progress, balancer, job, part)
             progress.scenes += 1
             if len(pending) >= SHARD_RECORDS:
@@ -115,20 +114,6 @@ def _job(place: int, settings: Settings, name: str, first: Settings | None) -> J
         if (first.root, first.split) != (settings.root, settings.split):
             folder = f"{place}/"
     return Job(place, settings, name, images_of(settings.source, name, folder), mark)
-
-
-def _parts(
-    progress: Progress, jobs: Sequence[Job], workers: int, submit: Submit
-) -> Iterator[tuple[Job, Part]]:
-    """Yield parts in the order of the jobs; so many scenes at a time that memory stays flat."""
-    waiting: deque[tuple[Job, Callable[[], Part]]] = deque()
-    for job in jobs:
-        waiting.append((job, submit(job) if _room(progress, job) != 0 else _nothing))
-        if len(waiting) >= AHEAD * workers:
-            job, part = waiting.popleft()
-            yield job, part()
-    for job, part in waiting:
-        yield job, part()
 
 
 def _nothing() -> Part:
