@@ -13,7 +13,7 @@ Both are built once per row, for all layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol
 
@@ -58,8 +58,8 @@ class Part:
 
     length: int
     """Tokens."""
-    mask: Tensor | None
-    """[length, prompt + length] bool, what a completion sees of its prompt and itself; None for a prompt."""
+    prompt: int
+    """Tokens of the prompt of a completion; 0 for a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,11 @@ class SplitAttention:
     """
 
     parts: tuple[Part, ...]
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    """By prompt length, that of the longest completion after such a prompt, [c, prompt + c]; others are cut out of it.
+
+    In the dtype of queries, as SDPA makes it of one of booleans: it would keep one for each call until the backward pass.
+    """
 
     @classmethod
     def of(cls, prompt_ids: Tensor, completion_ids: Tensor) -> SplitAttention:
@@ -81,11 +86,17 @@ class SplitAttention:
         for completion, length in zip((runs % kinds).tolist(), lengths.tolist(), strict=True):
             if completion == 0:
                 prompt = length
-                parts.append(Part(length, None))
-            else:
-                seen = torch.ones(length, prompt + length, dtype=torch.bool, device=prompt_ids.device)
-                parts.append(Part(length, seen.tril(prompt)))
+            parts.append(Part(length, prompt if completion else 0))
         return cls(tuple(parts))
+
+    def mask(self, part: Part, query: Tensor) -> Tensor:
+        """Return what a completion sees of its prompt and itself, [length, prompt + length]: 0, or -inf where it does not."""
+        if part.prompt not in self.masks:
+            longest = max(each.length for each in self.parts if each.prompt == part.prompt)
+            shape = (longest, part.prompt + longest)
+            unseen = torch.full(shape, -torch.inf, dtype=query.dtype, device=query.device)
+            self.masks[part.prompt] = unseen.triu(part.prompt + 1)
+        return self.masks[part.prompt][: part.length, : part.prompt + part.length]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attend as `RowAttention.attend`."""
@@ -98,12 +109,13 @@ class SplitAttention:
         prompt_key, prompt_value = keys[0], values[0]
         outputs = []
         for part, q, k, v in zip(self.parts, queries, keys, values, strict=True):
-            if part.mask is None:
+            if not part.prompt:
                 prompt_key, prompt_value = k, v
                 outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
             else:
                 k, v = torch.cat([prompt_key, k], dim=2), torch.cat([prompt_value, v], dim=2)
-                outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask, scale=scale))
+                mask = self.mask(part, query)
+                outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
         return torch.cat(outputs, dim=2)
 
 

@@ -147,10 +147,23 @@ def test_kernels_equal_dense_on_a_gpu(kernel: Kernel, heads: tuple[int, int], si
 
 def test_split_computes_no_score_outside_the_rule() -> None:
     # prompts of 3 and 2; a completion of 2 sees 3 + 2 keys: row 0 sees its own first token, row 1 both
-    parts = SplitAttention.of(*ids([(3, [2]), (2, [1])])).parts
-    assert [part.length for part in parts] == [3, 2, 2, 1]
-    masks = [None if part.mask is None else part.mask.int().tolist() for part in parts]
-    assert masks == [None, [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], None, [[1, 1, 1]]]
+    attention = SplitAttention.of(*ids([(3, [2, 1]), (2, [1])]))
+    assert [(part.length, part.prompt) for part in attention.parts] == [
+        (3, 0),
+        (2, 3),
+        (1, 3),
+        (2, 0),
+        (1, 2),
+    ]
+    query = torch.zeros(1, 1, 9, 4, dtype=torch.bfloat16)
+    masks = [attention.mask(part, query) for part in attention.parts if part.prompt]
+    assert [(mask == 0).int().tolist() for mask in masks] == [
+        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
+        [[1, 1, 1, 1]],
+        [[1, 1, 1]],
+    ]
+    assert masks[0].dtype is torch.bfloat16
+    assert masks[0].data_ptr() == masks[1].data_ptr()  # one for all completions of a prompt
 
 
 def test_flex_skips_empty_blocks() -> None:
