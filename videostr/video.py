@@ -12,7 +12,7 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 
 from videostr.digests import json_digest
 from videostr.errors import VideoError
-from videostr.files import make_folder, storage, write_json
+from videostr.files import make_folder, storage
 from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
 from videostr.mark_drawing import DRAWING, draw_marks
 from videostr.media import Video, unreadable
@@ -168,12 +168,14 @@ class FrameStore:
                     spec = replace(spec, marks=())
                 plain = name_clip(spec, Path())
                 self.frames(plain)
-                write_json(self.folder / f"{clip.digest}.json", {"frames": plain.digest, **added})
+                self._store(clip.digest, {"frames": plain.digest, **added})
             else:
                 frames = decode(clip.spec)
                 for remark in frames.remarks:
                     log.warning("%s: %s", clip.spec.video, remark)
-                self._store(clip.digest, frames)
+                about = asdict(replace(frames, pixels=np.empty(0)))
+                del about["pixels"]
+                self._store(clip.digest, about, frames.pixels)
         return self.stored(clip.digest)
 
     def stored(self, digest: str) -> ClipFrames:
@@ -210,19 +212,20 @@ class FrameStore:
         with _PARSING:
             return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
 
-    def _store(self, digest: str, frames: ClipFrames) -> None:
-        about = asdict(replace(frames, pixels=np.empty(0)))
-        del about["pixels"]
+    def _store(self, digest: str, about: Mapping[str, Any], pixels: np.ndarray | None = None) -> None:
+        """Write an entry; others may write the same one meanwhile."""
         with (
             storage(self.folder),
             tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-") as scratch,
         ):
             temporary = Path(scratch)
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-            np.save(temporary / "pixels.npy", frames.pixels)
+            if pixels is not None:
+                np.save(temporary / "pixels.npy", pixels)
             # The pixels come last: their presence says that the entry is complete.
             (temporary / "about.json").replace(self.folder / f"{digest}.json")
-            (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
+            if pixels is not None:
+                (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
 
 
 def _in_order(frames: ClipFrames, order: Sequence[int]) -> ClipFrames:

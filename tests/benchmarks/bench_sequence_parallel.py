@@ -81,7 +81,7 @@ def measured(folder: Path, ranks: int) -> tuple[int, float, int]:
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=900) for _ in processes]
+    found = [results.get(timeout=3000) for _ in processes]
     for process in processes:
         process.join()
     memory, seconds, tokens = zip(*found, strict=True)

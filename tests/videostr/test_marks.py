@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,19 @@ def test_the_digest_covers_marks_and_stays_without_them(images: Path) -> None:
     assert marked.spec.marks == MARKED.marks
     moved = replace(MARKED, marks=(replace(MARKED.marks[0], text="3"), *MARKED.marks[1:]))
     assert len({before, marked.digest, name_clip(moved, images).digest}) == 3
+
+
+def test_prompts_about_one_marked_clip_are_read_at_once(images: Path) -> None:
+    """As an engine does with the prompts of a step, of which several may show the same frames with the same marks."""
+    clips = [name_clip(spec, images) for spec in (MARKED, PLAIN, replace(MARKED, marks=MARKED.marks[:1]))]
+    clips.append(reordered(clips[0], [2, 0, 3, 1]))
+    wanted = [FrameStore(images / "alone").frames(clip).pixels for clip in clips]
+    for turn in range(8):
+        store = FrameStore(images / f"store{turn}")
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(store.frames, clips * 8))
+        assert all((f.pixels == w).all() for f, w in zip(found, wanted * 8, strict=True))
+        assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_every_reader_of_the_frame_store_sees_the_marks(images: Path) -> None:

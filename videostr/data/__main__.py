@@ -179,6 +179,10 @@ def _add_readers(commands: Any) -> None:
     check.add_argument(
         "--videos", type=typed(NonNegativeInt), help="decode only so many clips, chosen at random"
     )
+    check.add_argument(
+        "--workers", type=typed(Count), help="rows and videos that are looked at at once (one on each core)"
+    )
+    _add_ray(check)
     _add_exclude(check)
     check.add_argument(
         "--model", default="", metavar="DIR", help="look for special tokens of this checkpoint's tokenizer"
@@ -313,22 +317,15 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    tally, processor = Tally(), _processor(options.model)
+    tally = Tally()
     for problem in problems(
-        options.folder, tally, lists=options.exclude, videos=options.videos, processor=processor
-    ):
+        options.folder, tally, lists=options.exclude, videos=options.videos, model=options.model,
+        workers=options.workers, pool=_pool(options),
+    ):  # fmt: skip
         tally.add(problem)
         print(problem)
     print(f"{options.folder}: {tally.rows} rows, {tally.bad} bad")
     return 1 if tally.bad else 0
-
-
-def _processor(model: str) -> Any:
-    if not model:
-        return None
-    from videostr.models.processor import load_processor  # its import takes seconds
-
-    return load_processor(model)
 
 
 def _show(options: argparse.Namespace) -> int:

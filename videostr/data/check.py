@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rewards import score
 from rewards.rubric import PRESETS
 from videostr.data import leakage
 from videostr.data.records import read_records
+from videostr.data.tasks import Pool, Submit, in_order, processes
 from videostr.errors import PromptError, VideoError
 from videostr.marks import mark_problem
 from videostr.prompt import answer_text, prompt_text, reference_trace, special_in
@@ -33,6 +36,13 @@ OUTSIDE_PX = 1.0
 PARTS = {"format", "answer", "graph", "graph_node", "graph_edge"}
 """A truth must score 1 in each."""
 FULL = 1 - 1e-6
+RUBRICS = {
+    replace(rubric, w_format=1.0, w_graph=1.0, gate="none", length="none"): name
+    for name, rubric in PRESETS.items()
+}
+"""Presets that score a truth apart, with one of their names: not those that only weigh the same parts otherwise."""
+TOGETHER = 128
+"""Rows that one process looks at at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +86,11 @@ def problems(
     lists: Sequence[Path] = (),
     videos: int | None = None,
     seed: int = 0,
-    processor: Any = None,
+    model: str = "",
+    workers: int | None = None,
+    pool: Pool = processes,
 ) -> Iterator[Problem]:
-    """Yield problems as they are found.
+    """Yield problems as they are found, in the same order for any number of processes.
 
     Args:
         folder: of the dataset.
@@ -86,24 +98,68 @@ def problems(
         lists: files with names of scenes that must not be in it.
         videos: clips to decode, chosen by `seed`; None for all.
         seed: of that choice.
-        processor: whose special tokens the texts must not hold; None for those of common tokenizers.
+        model: checkpoint whose special tokens the texts must not hold; "" for those of common tokenizers.
+        workers: processes that look at rows and videos; None for one on each core.
+        pool: what starts them; `actors.data_tasks.ray_tasks` on a cluster.
+
+    Raises:
+        ModelError: the checkpoint has no processor that can be loaded.
     """
+    _processor(model)  # raises here, not in a process
     entailment = _Entailment()
     records: list[Record] = []
-    for row in read_records(folder):
-        tally.rows += row.records if isinstance(row, Failure) else 1
+    with pool(workers) as (count, submit):
+        rows = read_records(folder)
+        together = iter(lambda: tuple(islice(rows, TOGETHER)), ())
+        parts = ((part, submit(_of_rows, _Rows(part, model))) for part in together)
+        for part, (found, entailed_here) in in_order(parts, count):
+            tally.rows += sum(row.records if isinstance(row, Failure) else 1 for row in part)
+            records += [_without_nodes(row) for row in part if isinstance(row, Record)]
+            entailment.add(entailed_here)
+            yield from found
+        yield from _of_all(records, lists)
+        yield from _of_videos(folder, records, videos, seed, submit, count)
+    if summary := entailment.summary():
+        yield Problem(summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows, and what they are checked against."""
+
+    rows: tuple[Record | Failure, ...]
+    model: str
+
+
+def _of_rows(given: _Rows) -> tuple[list[Problem], _Entailment]:
+    """Return what is wrong with each row alone."""
+    entailment, found = _Entailment(), []
+    processor = _processor(given.model)
+    for row in given.rows:
         if isinstance(row, Failure):
-            yield Problem(row.detail, rows=row.records)
+            found.append(Problem(row.detail, rows=row.records))
             continue
-        records.append(_without_nodes(row))
-        if problem := _text_problem(row, processor):
-            yield Problem(problem, row.origin)
-        if problem := truth_problem(row):
-            yield Problem(f"its own truth does not score full reward: {problem}", row.origin)
-        if problem := entailment.problem(row):
-            yield Problem(problem, row.origin)
-        if problem := _outside(row) or mark_problem(row):
-            yield Problem(problem, row.origin)
+        details = (
+            _text_problem(row, processor),
+            truth_problem(row),
+            entailment.problem(row),
+            _outside(row) or mark_problem(row),
+        )
+        found += [Problem(detail, row.origin) for detail in details if detail]
+    return found, entailment
+
+
+@cache
+def _processor(model: str) -> Any:
+    if not model:
+        return None
+    from videostr.models.processor import load_processor  # its import takes seconds
+
+    return load_processor(model)
+
+
+def _of_all(records: Sequence[Record], lists: Sequence[Path]) -> Iterator[Problem]:
+    """Yield what is wrong with rows in the light of others."""
     by_id = {record.id: record for record in records}
     for record_id, place in leakage.find(records, lists):
         yield Problem(
@@ -112,19 +168,16 @@ def problems(
     for first, second in leakage.duplicates(records):
         place = by_id[second].origin
         yield Problem(f"{second}: asks the same of the same video as {first}; drop one", place)
-    yield from _of_videos(folder, records, videos, seed)
-    if summary := entailment.summary():
-        yield Problem(summary)
 
 
 def truth_problem(record: Record) -> str:
     """Return why the record's own truth, written as a trace, does not score full reward under some rubric; "" when it does."""
     trace = reference_trace(record)
-    for name, rubric in PRESETS.items():
-        scored = score(trace, record, replace(rubric, length="none"))
+    for rubric, name in RUBRICS.items():
+        scored = score(trace, record, rubric)
         low = {part: value for part, value in scored.parts.items() if part in PARTS and value < FULL}
         if low:
-            return f"{name}: {low}; {'; '.join(scored.notes)}"
+            return f"its own truth does not score full reward: {name}: {low}; {'; '.join(scored.notes)}"
     return ""
 
 
@@ -138,6 +191,13 @@ class _Entailment:
     """Records by family whose answer a graph of theirs does not tell."""
     without: int = 0
     """Records without query or graph."""
+
+    def add(self, other: _Entailment) -> None:
+        """Count what another has counted."""
+        self.entailed += other.entailed
+        self.wrong += other.wrong
+        self.untold += other.untold
+        self.without += other.without
 
     def problem(self, record: Record) -> str:
         """Count a record; return what is wrong with it."""
@@ -197,6 +257,7 @@ def _without_nodes(record: Record) -> Record:
 class _Shown:
     """What is kept of a decoded clip."""
 
+    clip: Clip
     times: tuple[float, ...]
     remarks: list[str]
     shape: tuple[int, ...]
@@ -205,31 +266,40 @@ class _Shown:
     """Width and height of the video, px."""
 
 
-def _of_videos(folder: Path, records: Sequence[Record], count: int | None, seed: int) -> Iterator[Problem]:
+def _of_videos(
+    folder: Path, records: Sequence[Record], count: int | None, seed: int, submit: Submit, workers: int
+) -> Iterator[Problem]:
     chosen = np.random.default_rng(seed).permutation(len(records))[:count]
-    decoded: dict[str, _Shown | str] = {}
-    large = {}
-    for index in sorted(chosen):
-        record = records[index]
-        try:
-            clip = name_clip(record.clip, folder)
-        except VideoError as error:
-            yield Problem(str(error), record.origin)
-            continue
-        if (shown := decoded.get(clip.digest)) is None:
-            shown = decoded[clip.digest] = _shown(clip)
+    shapes: dict[str, tuple[int, ...]] = {}
+    started = _decoding([records[index] for index in sorted(chosen)], folder, submit)
+    for record, shown in in_order(started, workers):
         if isinstance(shown, str):
             yield Problem(shown, record.origin)
             continue
         for remark in shown.remarks:
-            yield Problem(f"{clip.spec.video}: {remark}", record.origin)
+            yield Problem(f"{shown.clip.spec.video}: {remark}", record.origin)
         if record.graph and (off := _off(record, shown.times)):
             yield Problem(off, record.origin)
         yield from _resized(record, shown)
-        if math.prod(shown.shape) > LARGE_CLIP_BYTES:
-            large[clip.digest] = shown.shape
-    if large:
-        yield Problem(f"warning: {large_clips(list(large.values()), len(decoded))}")
+        shapes[shown.clip.digest] = shown.shape
+    if large := [shape for shape in shapes.values() if math.prod(shape) > LARGE_CLIP_BYTES]:
+        yield Problem(f"warning: {large_clips(large, len(shapes))}")
+
+
+def _decoding(
+    records: Sequence[Record], folder: Path, submit: Submit
+) -> Iterator[tuple[Record, Callable[[], _Shown | str]]]:
+    """Yield records with what waits for their clip, which is decoded once."""
+    begun: dict[str, Callable[[], _Shown | str]] = {}
+    for record in records:
+        try:
+            clip = name_clip(record.clip, folder)
+        except VideoError as error:
+            yield record, partial(str, error)
+            continue
+        if clip.digest not in begun:
+            begun[clip.digest] = cache(submit(_shown, clip))
+        yield record, begun[clip.digest]
 
 
 def _shown(clip: Clip) -> _Shown | str:
@@ -238,7 +308,7 @@ def _shown(clip: Clip) -> _Shown | str:
         frames, shape = decode(clip.spec), probe(Path(clip.spec.video))
     except VideoError as error:
         return str(error)
-    return _Shown(frames.times, frames.remarks, frames.pixels.shape, (shape.width, shape.height))
+    return _Shown(clip, frames.times, frames.remarks, frames.pixels.shape, (shape.width, shape.height))
 
 
 def _resized(record: Record, shown: _Shown) -> Iterator[Problem]:
