@@ -101,6 +101,17 @@ class ClipView:
         return sides
 
     @cached_property
+    def centred(self) -> np.ndarray:
+        """[N, F] whether the centre lies inside the image, as far as that is known: the border may cut off most of a box."""
+        inside = np.ones(self.clear.shape, dtype=bool)
+        for f, view in enumerate(self._views):
+            if view is not None:
+                seen = np.reshape(view, (3, 4))
+                x, y, depth = seen[:, :3] @ self.positions[:, f].T + seen[:, 3:]
+                inside[:, f] = (depth > 0) & (np.minimum(x, y) >= 0) & (np.maximum(x, y) <= 1000 * depth)
+        return inside
+
+    @cached_property
     def visibility(self) -> Array:
         """[N, F] share that can be seen; 0 where it is not annotated."""
         visibility: Array = self.all_visibility[self._chosen]

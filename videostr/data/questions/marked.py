@@ -55,7 +55,7 @@ class Marked:
 
 
 def mark_objects(view: ClipView, rng: Rng, style: str, since: int = 0) -> Marked:
-    """Return marks of a clip, each in one frame, on objects that are clearly seen in two selected frames at least.
+    """Return marks of a clip, each in one frame, on objects that are clearly seen, with their centres, in two selected frames.
 
     Args:
         view: the clip.
@@ -63,7 +63,7 @@ def mark_objects(view: ClipView, rng: Rng, style: str, since: int = 0) -> Marked
         style: one of `STYLES`.
         since: selected frame by which all marked objects have come into view, and before which no mark is drawn; 0 for none.
     """
-    able = view.clear & view.large
+    able = view.clear & view.large & view.centred
     able[able.sum(1) < 2] = False
     if since:
         able[~(view.visibility[:, : since + 1] > 0).any(1)] = False
