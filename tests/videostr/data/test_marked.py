@@ -30,6 +30,8 @@ from videostr.reasoning import reasoning
 from videostr.types import Answer, AnswerKind, ClipSpec, Mark, Query, Record
 
 FRAMES = 8
+PROJECTION = np.array([[500.0, 0.0, 500.0, 0.0], [0.0, 500.0, 250.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+"""Of `box`."""
 
 
 def box(x: float, z: float) -> list[float]:
@@ -52,8 +54,7 @@ def cars(seed: int, count: int = 7, frames: int = FRAMES) -> Scene:
         tracks.append(
             track(str(number), "car", places, shown, boxes=np.array([box(px, pz) for px, _, pz in places]))
         )
-    projection = np.array([[500.0, 0.0, 500.0, 0.0], [0.0, 500.0, 250.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    return replace(scene(tracks, frames=frames, drive=0.0), projection=projection)
+    return replace(scene(tracks, frames=frames, drive=0.0), projection=PROJECTION)
 
 
 def drafts(
@@ -161,7 +162,7 @@ def test_what_is_ahead_and_what_comes_closer() -> None:
         for n, each in enumerate(places)
     ]
     seen = set()
-    for _, question, _ in drafts(scene(tracks, frames=4, drive=0.0), 0):
+    for _, question, _ in drafts(replace(scene(tracks, frames=4, drive=0.0), projection=PROJECTION), 0):
         objects, family = question.query.objects, question.query.family
         said = question.options[ord(str(question.answer.value)) - ord("A")]
         if family == "ahead":
