@@ -112,9 +112,9 @@ def _page(config: AblationConfig, arms: Sequence[ArmResult], reference: str, pla
         reference=reference,
         planned=planned,
         done=done,
+        shared=config.overrides,
         differs={
-            name: [*config.overrides, *arm.overrides, *([arm.sft] if arm.sft else [])]
-            for name, arm in config.arms.items()
+            name: [*arm.overrides, *([arm.sft] if arm.sft else [])] for name, arm in config.arms.items()
         },
         charts=[chart for part in CURVES if (chart := _curves(arms, part)) is not None],
     )
@@ -125,22 +125,14 @@ def _cells(arm: ArmResult, arms: Sequence[ArmResult]) -> dict[str, Any]:
     name, seeds, *figures, _, tokens, seconds = _row(arm)
     answer = arm.figures.get((SAMPLED, "answer"))
     found = answer.difference if answer else None
-    reach = max(
-        (
-            abs(bound)
-            for of in arms
-            for f in of.figures.values()
-            if f.difference
-            for bound in (f.difference.low, f.difference.high)
-        ),
-        default=1.0,
-    )
+    others = [of.figures[SAMPLED, "answer"].difference for of in arms if (SAMPLED, "answer") in of.figures]
+    reach = max((abs(bound) for d in others if d for bound in (d.low, d.high)), default=1.0)
     return {
         "name": name,
         "seeds": seeds,
         "figures": [figure.partition(" ")[::2] for figure in figures],
         "tokens": tokens,
-        "seconds": seconds,
+        "minutes": NONE if seconds == NONE else f"{arm.seconds / 60:.0f} min",
         "difference": NONE if found is None else f"{found.value:+.3f}",
         "interval": "" if found is None else f"{found.low:+.3f} to {found.high:+.3f}",
         "picture": "" if found is None else interval(found.value, found.low, found.high, reach),

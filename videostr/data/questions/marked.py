@@ -24,7 +24,7 @@ from videostr.types import Mark
 MOST_MARKED = 7
 LATE = {"order"}
 """Families whose marks are in frames by which all marked objects have come into view: else the earliest would tell."""
-LAYOUTS = 3
+LAYOUTS = 5
 """Sets of marks of a clip for these."""
 MISSES = 12
 """Tries in a row without a new question, after which a family has no more of a clip."""
