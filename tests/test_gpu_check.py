@@ -23,6 +23,7 @@ def test_all_checks_pass_on_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "software",
         "attention, float32",
         "two ranks of ZeRO-3",
+        "two ranks that share rows",
         "speed",
         "engine, float32",
         "tensor parallel, 2 ranks",

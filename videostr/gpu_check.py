@@ -177,12 +177,13 @@ def check_ranks(place: Place) -> Iterator[Finding]:
     processor = open_checkpoint(PRETRAINED, cpu=True, dtype="float32")
     batch = _random_batch(parity.make_cases(place.folder, processor), processor)
     plain = asyncio.run(_learn(_config(gpus=0), batch, place.folder))
-    others = {"a rank on a GPU": (1, 0)} if place.gpus else {}
-    missing = place.lacks("two ranks", 2, "ZeRO-3 over two ranks")
+    others = {"a rank on a GPU": (1, 0, 1)} if place.gpus else {}
+    missing = place.lacks("two ranks", 2, "ZeRO-3 over two ranks, and rows that two ranks share")
     if not missing:
-        others["two ranks of ZeRO-3"] = (2, 3)
-    for name, (ranks, stage) in others.items():
-        config = _config(gpus=int(place.gpus > 0), num_ranks=ranks, zero_stage=stage)
+        others |= {"two ranks of ZeRO-3": (2, 3, 1), "two ranks that share rows": (2, 3, 2)}
+    for name, (ranks, stage, shared) in others.items():
+        gpus = int(place.gpus > 0)
+        config = _config(gpus=gpus, num_ranks=ranks, zero_stage=stage, sequence_parallel=shared)
         logprobs, norm = asyncio.run(_learn(config, batch, place.folder))
         worst = float(np.abs(logprobs - plain[0]).max())
         found = (
@@ -294,9 +295,12 @@ def check_run(place: Place) -> Iterator[Finding]:
         process = subprocess.Popen(command, stdout=file, stderr=file)
         while process.poll() is None and _lines(metrics) < KILLED_AT:
             time.sleep(0.2)
+        ended = process.poll()
         process.kill()
         process.wait()
-        status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        status = ended
+        if ended is None:
+            status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
     said = output.read_text(encoding="utf-8", errors="replace")
     if status or _lines(metrics) < STEPS:
         last = "; ".join(said.splitlines()[-3:])
