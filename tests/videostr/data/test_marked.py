@@ -162,7 +162,8 @@ def test_what_is_ahead_and_what_comes_closer() -> None:
         for n, each in enumerate(places)
     ]
     seen = set()
-    for _, question, _ in drafts(replace(scene(tracks, frames=4, drive=0.0), projection=PROJECTION), 0):
+    street = replace(scene(tracks, frames=4, drive=0.0), projection=PROJECTION)
+    for question in (question for seed in range(4) for _, question, _ in drafts(street, seed)):
         objects, family = question.query.objects, question.query.family
         said = question.options[ord(str(question.answer.value)) - ord("A")]
         if family == "ahead":
