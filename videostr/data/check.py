@@ -21,7 +21,7 @@ from rewards import score
 from rewards.rubric import PRESETS
 from videostr.data import leakage
 from videostr.data.records import read_records
-from videostr.data.tasks import Pool, Submit, in_order, processes
+from videostr.data.tasks import Pool, Submit, in_order, once, processes
 from videostr.errors import PromptError, VideoError
 from videostr.marks import mark_problem
 from videostr.prompt import answer_text, prompt_text, reference_trace, special_in
@@ -290,16 +290,14 @@ def _decoding(
     records: Sequence[Record], folder: Path, submit: Submit
 ) -> Iterator[tuple[Record, Callable[[], _Shown | str]]]:
     """Yield records with what waits for their clip, which is decoded once."""
-    begun: dict[str, Callable[[], _Shown | str]] = {}
+    start = once(submit)
     for record in records:
         try:
             clip = name_clip(record.clip, folder)
         except VideoError as error:
             yield record, partial(str, error)
-            continue
-        if clip.digest not in begun:
-            begun[clip.digest] = cache(submit(_shown, clip))
-        yield record, begun[clip.digest]
+        else:
+            yield record, start(clip.digest, _shown, clip)
 
 
 def _shown(clip: Clip) -> _Shown | str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ import msgspec
 from videostr.chat import LIKELY, escape
 from videostr.data.marked_export import Form, Marked, Written, write_marked
 from videostr.data.records import record_from_row
-from videostr.data.tasks import Pool, Submit, in_order, processes
+from videostr.data.tasks import Pool, Submit, in_order, once, processes
 from videostr.errors import RecordError
 from videostr.files import make_folder, replacing
 from videostr.json_files import json_rows
@@ -95,16 +94,14 @@ def _clips(
     records: Iterable[Record], root: Path, folder: Path, form: Form | None, submit: Submit
 ) -> Iterator[tuple[Record, Callable[[], Written | None]]]:
     """Yield records with what waits for their clip to be written; records that show the same frames and marks share one."""
-    begun: dict[str, Callable[[], Written | None]] = {}
+    start = once(submit)
     for record in records:
         if form is None or not record.marks:
             yield record, _nothing
             continue
         clip = name_clip(record.clip, root)
-        if clip.digest not in begun:
-            make_folder(folder)
-            begun[clip.digest] = cache(submit(write_marked, Marked(clip=clip, folder=folder, form=form)))
-        yield record, begun[clip.digest]
+        make_folder(folder)
+        yield record, start(clip.digest, write_marked, Marked(clip=clip, folder=folder, form=form))
 
 
 def _nothing() -> None:

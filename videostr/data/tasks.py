@@ -11,8 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context, parent_process
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -53,6 +54,18 @@ def in_order(started: Iterable[tuple[A, Callable[[], R]]], workers: int) -> Iter
             yield what, result()
     for what, result in waiting:
         yield what, result()
+
+
+def once(submit: Submit) -> Callable[[str, Callable[[A], R], A], Callable[[], R]]:
+    """Return what starts a task for each key once, whose result all that ask for the key are given."""
+    begun: dict[str, Callable[[], Any]] = {}
+
+    def start(key: str, work: Callable[[A], R], given: A) -> Callable[[], R]:
+        if key not in begun:
+            begun[key] = cache(submit(work, given))
+        return begun[key]
+
+    return start
 
 
 def _end_with_parent() -> None:
