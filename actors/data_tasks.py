@@ -38,7 +38,7 @@ def ray_tasks(workers: int | None) -> Iterator[tuple[int, Submit]]:
         That number, and what runs a task.
 
     Raises:
-        PlacementError: there is no such cluster, or it does not let this process in.
+        PlacementError: Ray cannot be joined or started, see `start_ray`.
     """
     start_ray()
     try:

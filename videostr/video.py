@@ -220,11 +220,9 @@ class FrameStore:
         ):
             temporary = Path(scratch)
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-            if pixels is not None:
-                np.save(temporary / "pixels.npy", pixels)
-            # The pixels come last: their presence says that the entry is complete.
             (temporary / "about.json").replace(self.folder / f"{digest}.json")
-            if pixels is not None:
+            if pixels is not None:  # they come last: their presence says that the entry is complete
+                np.save(temporary / "pixels.npy", pixels)
                 (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
 
 

@@ -5,9 +5,7 @@ In: a Qwen2.5-VL of 200 million random weights in bfloat16, made here. Out: one 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.benchmarks.measure import report
+from tests.benchmarks.measure import of_ranks, report
 from videostr.models.tiny import make_tiny
 
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 14, "vocab_size": 16384}
@@ -94,21 +92,7 @@ def rank_main(
 
 def peak(load: Callable[[Path], Any], tiny: Path, path: Path, ranks: int) -> int:
     """Bytes that the largest rank's memory grows by."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=rank_main, args=(load, tiny, path, rank, ranks, port, results))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=600)[1] for _ in processes]
-    for process in processes:
-        process.join()
-    return max(found)
+    return max(grown for _, grown in of_ranks(rank_main, (load, tiny, path), ranks, 600))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

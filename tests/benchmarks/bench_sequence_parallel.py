@@ -6,9 +6,7 @@ for each number of ranks and figure. Time is by the wall clock: nothing else may
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 import statistics
 import time
 from dataclasses import replace
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from tests.benchmarks.bench_learner import G, Shape, make_group, peak, rows
-from tests.benchmarks.measure import report
+from tests.benchmarks.measure import of_ranks, report
 from videostr.grpo.batch import Group
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.sequence_parallel import SequenceGroup
@@ -71,20 +69,7 @@ def with_part(group: Group, sequence: SequenceGroup) -> Group:
 
 def measured(folder: Path, ranks: int) -> tuple[int, float, int]:
     """Bytes of the largest rank's activations, seconds of a step, tokens of the row."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=rank_main, args=(folder, rank, ranks, port, results)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=3000) for _ in processes]
-    for process in processes:
-        process.join()
-    memory, seconds, tokens = zip(*found, strict=True)
+    memory, seconds, tokens = zip(*of_ranks(rank_main, (folder,), ranks, 3000), strict=True)
     return max(memory), max(seconds), tokens[0]
 
 

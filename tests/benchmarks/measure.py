@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +36,24 @@ def processor_seconds(sides: Mapping[str, Work], repeats: int) -> dict[str, list
         return alternate(sides, repeats, time.process_time)
     finally:
         torch.set_num_threads(threads)
+
+
+def of_ranks(main: Callable[..., None], arguments: Sequence[Any], ranks: int, timeout_s: float) -> list[Any]:
+    """What ranks put into a queue, each a process that runs `main(*arguments, rank, ranks, port, queue)`, a module's function."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=main, args=(*arguments, rank, ranks, port, results)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=timeout_s) for _ in processes]
+    for process in processes:
+        process.join()
+    return found
 
 
 def spread(values: Sequence[float]) -> float:
