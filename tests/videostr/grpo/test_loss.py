@@ -25,6 +25,7 @@ ROW = Row(
     prompt_ids=NOTHING,
     completion_ids=NOTHING,
     vision={},
+    temporal_patches=(),
     predictors=NOTHING,
     targets=torch.tensor([7, 8, 9]),
     sequence_ids=torch.tensor([0, 0, 1]),
