@@ -210,7 +210,7 @@ def direction_at(angle: float, directions: Sequence[str]) -> str:
         return directions[1]
     if len(directions) < 4:
         return directions[0] if 0 <= angle % 360 < 180 else directions[-1]
-    return directions[int(angle % 360 // 90)]
+    return directions[min(3, int(angle % 360 // 90))]  # -1e-15 % 360 is 360
 
 
 # ------------------------------------------------------------------------------------------------------ distances

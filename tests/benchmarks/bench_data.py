@@ -47,11 +47,11 @@ HABITS = {
 FOCAL, CENTRE = 720.0, (610.0, 173.0)
 
 
-def write_streets(root: Path) -> None:
+def write_streets(root: Path, sequences: int = SEQUENCES) -> None:
     """Streets in KITTI's format, which the camera drives along."""
     for folder in ("label_02", "calib", "poses"):
         (root / "training" / folder).mkdir(parents=True)
-    for sequence in range(SEQUENCES):
+    for sequence in range(sequences):
         rng = np.random.default_rng(sequence)
         count = int(rng.integers(*OBJECTS))
         kinds = rng.choice(list(SIZES), count)

@@ -1,33 +1,36 @@
-"""What the shipped recipe gets of each source, scaled to few scenes: wanted and got of every family. One JSON object a line.
+"""The shipped recipe by its command, over as many scenes as its sources have: time, memory, wanted and got of every family.
 
-KITTI: the labels of KITTI_ROOT (sequences of the tracking benchmark), if it is set. ScanNet: made rooms of 25 objects, two
-minutes each. TAO: made videos of 15 to 44 frames, one a second, with 1 to 14 tracks (5 on average), in the true format. Limits
-are scaled to the scenes.
+One JSON object a line. `BENCH_RECIPE_SCALE=1` is the whole recipe, a quarter of an hour on two cores; the default is a
+part of its scenes and limits. KITTI: the labels of KITTI_ROOT (sequences of the tracking benchmark), under as many names as
+the benchmark has sequences, or synthetic streets. ScanNet: made rooms of 25 objects, two minutes each, each room under many
+names. TAO: made videos of 15 to 44 frames, one a second, with 1 to 14 tracks (5 on average). All in the true formats.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from msgspec import structs
+from omegaconf import OmegaConf
 
+from tests.benchmarks.bench_data import Watched, write_streets
 from tests.benchmarks.measure import report
 from tests.videostr.data.sources import test_tao as tao
 from tests.videostr.data.test_long_scan import write_room
-from videostr.data.build import build
-from videostr.data.build.recipe import read_recipe
 
 RECIPE = Path(__file__).parents[2] / "configs" / "data" / "stv.yaml"
-TRAINING_SCENES = {"tao": 475, "kitti": 20, "scannet": 1141}
-"""95 % of 500 videos, 21 sequences, 1,201 scans."""
-SCENES = {"tao": int(os.environ.get("BENCH_TAO", "16")), "scannet": int(os.environ.get("BENCH_SCANNET", "3"))}
+SCALE = float(os.environ.get("BENCH_RECIPE_SCALE", "0.02"))
+SCENES = {
+    name: max(2, round(SCALE * count)) for name, count in {"tao": 500, "kitti": 21, "scannet": 1201}.items()
+}
+"""Of the training splits: videos, sequences, scans. 5 % are held out, one at least."""
+ROOMS = 40
+"""Different ones among the scans."""
 NAMES = (
     "person",
     "cup",
@@ -76,37 +79,62 @@ def write_tao(root: Path, videos: int) -> None:
 
 
 def write_scans(root: Path, count: int) -> None:
+    """Scans of which every `ROOMS`-th has the same files."""
     for number in range(count):
-        write_room(root, seed=number, name=f"scene{number:04d}_00")
+        name, first = f"scene{number:04d}_00", f"scene{number % ROOMS:04d}_00"
+        if number < ROOMS:
+            write_room(root, seed=number, name=name)
+            continue
+        (root / "scans" / name).mkdir()
+        for file in (root / "scans" / first).iterdir():
+            (root / "scans" / name / file.name.replace(first, name)).symlink_to(file)
 
 
-MADE: dict[str, Callable[[Path, int], None]] = {"tao": write_tao, "scannet": write_scans}
+def link_sequences(root: Path, labels: Path, count: int) -> None:
+    """Sequences of `labels`, each again under other names until there are `count`."""
+    there = sorted(path.stem for path in (labels / "training/label_02").glob("*.txt"))
+    for folder in ("label_02", "calib", "poses"):
+        (root / "training" / folder).mkdir(parents=True)
+        for number in range(count):
+            link = root / "training" / folder / f"{number:04d}.txt"
+            link.symlink_to((labels / "training" / folder / f"{there[number % len(there)]}.txt").resolve())
 
 
-@pytest.mark.parametrize("source", list(TRAINING_SCENES))
-def test_yield(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = Path(os.environ.get("KITTI_ROOT", "")) if source == "kitti" else tmp_path / "root"
-    if source == "kitti" and not os.environ.get("KITTI_ROOT"):
-        pytest.skip("KITTI_ROOT is not set")
-    if source != "kitti":
-        MADE[source](root, SCENES[source])
-    scenes = SCENES.get(source) or len(list((root / "training/label_02").glob("*.txt")))
-    (settings,) = (each for each in read_recipe(RECIPE, {}) if each.source == source)
-    assert settings.limit is not None
-    limit = round(settings.limit * scenes / TRAINING_SCENES[source])
-    began = time.monotonic()
-    progress = build(tmp_path / "set", [structs.replace(settings, root=str(root), heldout=0.0, limit=limit)])
+def test_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roots = {name: tmp_path / name for name in SCENES}
+    write_tao(roots["tao"], SCENES["tao"])
+    write_scans(roots["scannet"], SCENES["scannet"])
+    if labels := os.environ.get("KITTI_ROOT"):
+        link_sequences(roots["kitti"], Path(labels), SCENES["kitti"])
+    else:
+        write_streets(roots["kitti"], SCENES["kitti"])
+    recipe = OmegaConf.load(RECIPE)
+    for source in recipe.sources:
+        source.limit = round(source.limit * SCALE)
+    OmegaConf.save(recipe, tmp_path / "recipe.yaml")
+    out, workers = tmp_path / "out", os.cpu_count() or 1
+    watched = Watched([
+        sys.executable, "-m", "videostr.data", "build", "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(out),
+        "--workers", str(workers), *(f"--root={name}={root}" for name, root in roots.items()),
+    ]).run()  # fmt: skip
+    built = json.loads((out / "build.json").read_text())
+    limit = sum(source.limit for source in recipe.sources)
     report(
         capsys,
-        name=f"data/yield_{source}",
-        value=progress.records,
+        name="data/recipe",
+        value=built["records"],
         unit="records",
-        ratio=round(progress.records / limit, 3),
-        against=f"{limit} of {scenes} scenes: the recipe's limit for {TRAINING_SCENES[source]}",
-        shape=f"{scenes} scenes",
-        pool=sum(each["pool"] for each in progress.shares),
-        shares={f"{each['kind']} {each['family']}": [each["wanted"], each["got"], each["pool"]] for each in progress.shares},
-        seconds=round(time.monotonic() - began, 1),
+        ratio=round(built["records"] / limit, 3),
+        against=f"{limit}: the recipe's limits at scale {SCALE}",
+        shape=f"{built['scenes']} scenes; KITTI from {'real labels' if labels else 'synthetic streets'}",
+        seconds={"scenes": round(watched.build_s, 1), "with_selection_and_card": round(watched.seconds, 1)},
+        projected_minutes=round(watched.seconds / SCALE / 60, 1),
+        memory_mib=watched.memory(),
+        shares={
+            f"{each['source']} {each['kind']} {each['family']}": [each["wanted"], each["got"], each["pool"]]
+            for each in built["shares"]
+        },
+        cores=workers,
         repeats=1,
         spread=0.0,
     )  # fmt: skip

@@ -351,6 +351,7 @@ def test_order_and_numbers_of_nodes_do_not_matter(found: SceneGraph, order: list
         (224, "left", "back", "back-left"),
         (-134, "left", "left", "back-left"),
         (-10, "left", "left", "front-left"),
+        (-1e-15, "left", "left", "front-left"),
     ],
 )
 def test_directions_clockwise_from_straight_ahead(angle: float, easy: str, medium: str, hard: str) -> None:

@@ -193,19 +193,29 @@ class ClipView:
         turned: Array = np.asarray(self.scene.up) @ self.camera0[:3, :3]
         return turned
 
-    @property
+    @cached_property
     def up(self) -> tuple[float, float, float]:
         """`Query.up`."""
         x, y, z = (float(f"{v:.7g}") for v in self.up0)
         return x, y, z
 
-    def camera(self, f: int) -> tuple[float, ...] | None:
-        """Return `Query.camera` at a selected frame; None in 2-D."""
-        return view_of((np.linalg.inv(self._poses[f]) @ self.camera0)[:3]) if self.is_3d else None
+    @cached_property
+    def level(self) -> Array:
+        """[N, F, 2] positions over the ground, along axes of which the first lies to the right of the second, seen from above."""
+        level: Array = self.positions @ np.array(ground_axes(tuple(self.up0))).T
+        return level
 
-    def in_camera(self, frame: int) -> Array:
-        """Return [N, 3] centres as the camera of selected frame `frame` sees them."""
-        return to_camera(self._centers[:, frame], self._poses[frame])
+    @cached_property
+    def cameras(self) -> list[tuple[float, ...] | None]:
+        """[F] `Query.camera` at each selected frame; None in 2-D."""
+        if not self.is_3d:
+            return [None] * len(self.frames)
+        return [view_of(each[:3]) for each in np.linalg.inv(self._poses) @ self.camera0]
+
+    @cached_property
+    def in_camera(self) -> Array:
+        """[F, N, 3] centres as the camera of each selected frame sees them."""
+        return np.stack([to_camera(self._centers[:, f], pose) for f, pose in enumerate(self._poses)])
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -290,6 +300,15 @@ class ClipView:
 
     def graph(self, labels: frozenset[str]) -> SceneGraph:
         """Return the true graph of the objects that bear one of these labels."""
+        if labels not in self._graphs:
+            self._graphs[labels] = self._graph(labels)
+        return self._graphs[labels]
+
+    @cached_property
+    def _graphs(self) -> dict[frozenset[str], SceneGraph]:
+        return {}
+
+    def _graph(self, labels: frozenset[str]) -> SceneGraph:
         chosen = [n for n, label in enumerate(self.labels) if label in labels]
         frames = tuple(
             GraphFrame(
@@ -335,9 +354,7 @@ class ClipView:
 
     def graph_labels(self, needed: frozenset[str], rng: np.random.Generator) -> frozenset[str] | None:
         """Return the needed labels and as many others as `MAX_NODES` allows; None when the needed ones alone are too many."""
-        counts = {
-            label: self.seen[[other == label for other in self.labels]].sum(0) for label in set(self.labels)
-        }
+        counts = self._counts
         total = sum((counts[label] for label in needed if label in counts), np.zeros(len(self.frames), int))
         if total.max() > MAX_NODES:
             return None
@@ -347,6 +364,12 @@ class ClipView:
                 total = total + counts[str(label)]
                 chosen.add(str(label))
         return frozenset(chosen)
+
+    @cached_property
+    def _counts(self) -> dict[str, np.ndarray]:
+        """[F] tracks of each label that are seen at the selected frames."""
+        labels = np.array(self.labels)
+        return {label: self.seen[labels == label].sum(0) for label in set(self.labels)}
 
     def _seen(self, share: float) -> np.ndarray:
         """Return [M, F]"""

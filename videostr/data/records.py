@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,7 @@ SCHEMA = pa.schema(
 )
 """`answer.value`, `graph`, `query` and `marks` are JSON. `graph` follows the graph contract, its nodes with a `size`; its frame
 of reference stands in `graph_frame`. `query` has the fields of `Query`, each of `marks` those of `Mark`."""
+CLIP_FIELDS = tuple(field.name for field in SCHEMA.field("clip").type)
 NEWER = {"image_size", "query", "marks"}
 """Columns that a shard may lack."""
 
@@ -247,14 +247,20 @@ def record_to_row(record: Record) -> dict[str, Any]:
             "value": json.dumps(record.answer.value),
             "unit": record.answer.unit,
         },
-        "clip": {name: value for name, value in asdict(record.clip).items() if name != "marks"},
+        "clip": {name: getattr(record.clip, name) for name in CLIP_FIELDS},
         "labels": list(record.labels),
-        "graph": None if record.graph is None else graphs.to_json(record.graph, truth=True),
+        "graph": None if record.graph is None else _graph_text(record.graph),
         "graph_frame": None if record.graph is None else record.graph.frame,
         "query": None if record.query is None else msgspec.json.encode(record.query).decode(),
         "image_size": None if record.image_size is None else list(record.image_size),
         "marks": msgspec.json.encode(record.marks).decode() if record.marks else None,
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _graph_text(graph: SceneGraph) -> str:
+    """Return the JSON of a true graph; records of a clip share theirs."""
+    return graphs.to_json(graph, truth=True)
 
 
 def record_from_row(row: dict[str, Any], origin: str) -> Record:

@@ -42,6 +42,7 @@ class SkipReason(Enum):
     EXCLUDED = "the scene belongs to a benchmark or to a test split"
     NO_OBJECT = "nothing is left of the scene"
     NO_QUESTION = "no question can be asked about the scene"
+    FAULT = "a fault of this program: please report it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from PIL import Image
 
 from videostr.data import build as building
 from videostr.data.__main__ import main
-from videostr.data.build import Settings, build
+from videostr.data.build import Settings, build, worker
 from videostr.data.leakage import find
 from videostr.data.records import SCHEMA, read_records, write_records
+from videostr.data.scene import Scene
+from videostr.data.tasks import Submit
 from videostr.errors import ConfigError, DataError
 from videostr.types import AnswerKind, Record
 
@@ -244,6 +248,29 @@ def images(root: Path, sequences: tuple[str, ...]) -> None:
         folder.mkdir(parents=True)
         for frame in range(60):
             Image.new("RGB", (1242, 375), (frame, 90, 90)).save(folder / f"{frame:06d}.png")
+
+
+def test_a_fault_in_one_scene_leaves_the_others(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = sorted(path.stem for path in (street / "training/label_02").glob("*.txt"))
+    made = worker.scene_records
+
+    def broken(settings: Settings, scene: Scene, *arguments: Any) -> Any:
+        if scene.name == names[0]:
+            raise IndexError("tuple index out of range")
+        return made(settings, scene, *arguments)
+
+    @contextmanager
+    def here(_workers: int | None) -> Iterator[tuple[int, Submit]]:
+        yield 1, lambda work, given: lambda: work(given)
+
+    monkeypatch.setattr(worker, "scene_records", broken)
+    assert build(tmp_path / "set", [settings(street)], pool=here).records > 0
+    (skip,) = map(json.loads, (tmp_path / "set/skipped.jsonl").read_text().splitlines())
+    assert (skip["file"], skip["reason"]) == (names[0], "FAULT")
+    assert "IndexError: tuple index out of range" in skip["detail"]
+    assert f"kitti/{names[0]}" in caplog.text
 
 
 def test_check_passes_what_was_built_and_finds_what_was_broken(

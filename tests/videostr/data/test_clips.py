@@ -20,7 +20,7 @@ def test_ego_motion_is_taken_out_of_positions() -> None:
     np.testing.assert_allclose(view.positions[0], [expected] * 3, atol=0.005)  # rounded as in the graph
     # As the camera of frame 4 sees it: turned by 0.4, from z = 4.
     np.testing.assert_allclose(
-        view.in_camera(2)[0],
+        view.in_camera[2, 0],
         [2 * np.cos(0.4) - 16 * np.sin(0.4), 1.0, 2 * np.sin(0.4) + 16 * np.cos(0.4)],
         atol=1e-12,
     )
@@ -55,7 +55,7 @@ def test_the_view_takes_positions_of_the_graph_to_the_frame_of_their_time() -> N
         x, y, depth = np.reshape(frame.view or (), (3, 4)) @ (*frame.nodes[0].pos, 1)
         places.append((x / depth, y / depth))
     np.testing.assert_allclose(places[0], (50.0, 50.0))
-    seen = [clip.in_camera(f)[0] for f in range(3)]  # the pose of each frame, without the graph
+    seen = [clip.in_camera[f, 0] for f in range(3)]  # the pose of each frame, without the graph
     expected = [(500 * x / z, 1000 * y / z) for x, y, z in seen]
     np.testing.assert_allclose(places, expected, atol=0.6)  # positions have 2 decimals
     blind = ClipView(replace(scene([parked]), projection=None), 0, (0, 2, 4))

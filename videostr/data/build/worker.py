@@ -6,6 +6,7 @@ In: a `Job`. Out: a `Part`: records as compressed rows, what was left out, the l
 from __future__ import annotations
 
 import functools
+import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from videostr.digests import digest
 from videostr.errors import DataError
 from videostr.images import LIST_SUFFIX, ImageList
 from videostr.types import ClipSpec, Mark, Record
+
+log = logging.getLogger(__name__)
 
 Packed = bytes
 """A record as `pack` makes it."""
@@ -183,7 +186,16 @@ def _heldout(source: Source, settings: Settings) -> set[str]:
 
 
 def make(job: Job) -> Part:
-    """Do the work of one worker."""
+    """Do the work of one worker; where that fails, other scenes go on."""
+    try:
+        return _make(job)
+    except Exception as error:
+        log.exception("%s/%s", job.settings.source, job.name)
+        detail = f"its questions could not be made ({type(error).__name__}: {error!s:.80})"
+        return Part([], (Skip(file=job.name, reason=SkipReason.FAULT, detail=detail),), None)
+
+
+def _make(job: Job) -> Part:
     settings, name = job.settings, job.name
     scene = _source_of_process(msgspec.json.encode(settings)).read(name)
     if isinstance(scene, Skip):

@@ -41,7 +41,7 @@ def counting(view: ClipView, rng: Rng) -> PreparedQuestion | None:
         if (np.abs(distance - COUNT_WITHIN_M) < AMBIGUITY_MARGIN * COUNT_WITHIN_M).any():
             return None
         counted = distance < COUNT_WITHIN_M  # NaN where not annotated
-        near = {"within_m": COUNT_WITHIN_M, "camera": view.camera(f)}
+        near = {"within_m": COUNT_WITHIN_M, "camera": view.cameras[f]}
     count = int(counted.sum())
     if count == 0 or not clear[counted, f].all():
         return None

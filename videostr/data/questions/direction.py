@@ -9,7 +9,7 @@ import numpy as np
 from videostr.data.clips import ClipView
 from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, Name, pick_named, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
-from videostr.data.scene import Array, ground_axes
+from videostr.data.scene import Array
 from videostr.query import QUARTERS, direction_at
 
 AMBIGUITY_MARGIN_PX = 60.0
@@ -30,7 +30,7 @@ def from_camera(view: ClipView, rng: Rng, names: Mapping[int, Name], f: int) -> 
     """Return where the first of two tracks is as the camera sees them at a selected frame that shows both."""
     pair = list(names)
     in_depth = view.is_3d and bool(rng.integers(2))
-    places = view.in_camera(f)[pair] if view.is_3d else None
+    places = view.in_camera[f, pair] if view.is_3d else None
     if in_depth and places is not None:
         # By depth as by distance: of two things, the one farther to the side may be nearer in one and farther in the other.
         far = np.array([places[:, 2], view.distances[pair, f]])
@@ -50,7 +50,7 @@ def from_camera(view: ClipView, rng: Rng, names: Mapping[int, Name], f: int) -> 
         return None
     truth = list(words)[int(gaps[0] > 0)]
     query = query_about(
-        view, "direction_camera", names, times=(view.times[f],), axis=axis, camera=view.camera(f)
+        view, "direction_camera", names, times=(view.times[f],), axis=axis, camera=view.cameras[f]
     )
     return choice(rng, worded(rng, texts, query), query, truth, words, query.names)
 
@@ -89,7 +89,7 @@ def from_object(
         f: selected frame.
         directions: one of `STANCES`, the options.
     """
-    a, b, c = (_level(view, n, f) for n in names)
+    a, b, c = view.level[list(names), f]
     facing, target = b - a, c - a
     if min(np.linalg.norm(facing), np.linalg.norm(target)) < 1.0:
         return None
@@ -119,9 +119,3 @@ def _coordinates(facing: Array, target: Array) -> tuple[float, float]:
     """Return (right, forward) parts of a target, [2] level vectors with x to the right of y."""
     along = facing / np.linalg.norm(facing)
     return float(target[0] * along[1] - target[1] * along[0]), float(target @ along)
-
-
-def _level(view: ClipView, n: int, f: int) -> Array:
-    """Return [2] position over the ground, along axes of which the first lies to the right of the second, seen from above."""
-    place: Array = np.array(ground_axes(tuple(view.up0))) @ view.positions[n, f]
-    return place

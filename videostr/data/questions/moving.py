@@ -41,7 +41,7 @@ def motion_over_ground(
     steps = _steps(view, n, frames)
     if steps is None:
         return None
-    camera = view.camera(frames[0])
+    camera = view.cameras[frames[0]]
     right, _, forward = np.reshape(np.array(camera), (3, 4))[:, :3] @ steps[0]
     small, large = sorted((abs(right), abs(forward)))
     if large < CLEARLY * small:
@@ -119,7 +119,7 @@ def motion_in_image(
     shifts = [(view.boxes[n, f, 0] + view.boxes[n, f, 2]) / 2 for f in frames]
     gaps, least = [shifts[1] - shifts[0]], [AMBIGUITY_MARGIN_PX]
     if view.is_3d:
-        before, after = (view.in_camera(f)[n] for f in frames)
+        before, after = (view.in_camera[f, n] for f in frames)
         if min(before[2], after[2]) <= 0:
             return None
         gaps.append(after[0] / after[2] - before[0] / before[2])
@@ -127,7 +127,7 @@ def motion_in_image(
     if not (all(np.array(gaps) >= least) or all(-np.array(gaps) >= least)):  # also of NaN
         return None
     query = _motion_query(
-        view, names, frames, axis="image", camera=view.camera(first), camera_end=view.camera(last)
+        view, names, frames, axis="image", camera=view.cameras[first], camera_end=view.cameras[last]
     )
     return _choice(rng, IN_IMAGE, query, "to the right" if gaps[0] > 0 else "to the left", dict(WAYS[:2]))
 

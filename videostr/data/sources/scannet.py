@@ -370,18 +370,20 @@ def _tracks(
     """Return a track per object, with those frames that show a vertex of it."""
     shares = np.zeros((len(objects), len(poses)))
     boxes = np.full((len(objects), len(poses), 4), np.nan)
-    axes = np.ascontiguousarray(points.T, dtype=np.float32)
+    # Vertices object by object, then those of no object: those seen of an object lie together.
+    counts = np.array([len(item.vertices) for item in objects], dtype=int)
+    owned = np.concatenate([np.zeros(0, dtype=int), *(item.vertices for item in objects)])
+    others = np.delete(np.arange(len(points)), owned)
+    axes = np.ascontiguousarray(points[np.concatenate([owned, others])].T, dtype=np.float32)
+    ends = np.cumsum(counts)
     for f, pose in enumerate(poses):
         seen, pixels = seen_vertices(axes, pose, projection, image_size)
-        place = np.full(len(points), -1)
-        place[seen] = np.arange(len(seen))
-        for n, item in enumerate(objects):
-            hits = place[item.vertices]
-            shown = pixels[hits[hits >= 0]]
-            if len(shown):
-                shares[n, f] = len(shown) / len(hits)
-                box = cut(np.concatenate([shown.min(0), shown.max(0)]), image_size)
-                boxes[n, f] = np.nan if box is None else box
+        first, last = (np.searchsorted(seen, each) for each in (ends - counts, ends))
+        shares[:, f] = (last - first) / counts
+        for n in np.flatnonzero(shares[:, f]).tolist():
+            shown = pixels[first[n] : last[n]]
+            box = cut(np.concatenate([shown.min(0), shown.max(0)]), image_size)
+            boxes[n, f] = np.nan if box is None else box
     return [
         _track(item, points[item.vertices], share, box)
         for item, share, box in zip(objects, shares, boxes, strict=True)
