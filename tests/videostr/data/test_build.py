@@ -440,6 +440,23 @@ def test_a_recipe_that_is_no_yaml_is_refused(
     assert "r.yaml: not readable as YAML: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("include: b.yaml\nsources: []", "a.yaml: include = 'b.yaml': must be a list of recipes"),
+        ("include: [b.yaml]\nsources: []", "b.yaml: cannot be read"),
+        ("include: [a.yaml]\nsources: []", "a.yaml: includes itself"),
+        ("includes: [b.yaml]\nsources: []", "a.yaml: includes: is no key of a recipe"),
+    ],
+)
+def test_an_include_that_leads_nowhere_is_refused(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    assert main(["build", "--recipe", str(tmp_path / "a.yaml"), "--out", str(tmp_path / "x")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_list_of_excluded_scenes_holds_for_every_source_of_a_recipe(street: Path, tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("0001\n")
     (tmp_path / "benchmark.txt").write_text("0000\n0003\n")

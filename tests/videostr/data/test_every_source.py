@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from tests.videostr.data.sources import test_nuscenes as nuscenes
 from tests.videostr.data.sources import test_scannet as scannet
 from tests.videostr.data.sources import test_tao as tao
 from videostr.data.__main__ import main
 from videostr.data.build import Settings, build
+from videostr.data.build.recipe import read_recipe
 from videostr.data.build.worker import open_source, scene_records
 from videostr.data.records import read_records
 from videostr.data.scene import Scene
@@ -144,3 +146,20 @@ def check_entailment(settings: Settings, untold: set[str]) -> None:
                 assert entailed(record.query, record.graph) == record.answer, record
             else:
                 assert record.family in untold | {"size", "localisation_3d", "room_size"}
+
+
+def test_the_recipe_of_all_sources_builds(street: Path, tmp_path: Path) -> None:
+    made = {"tao": write_tao, "scannet": write_scannet, "nuscenes": write_nuscenes, "jsonl": write_jsonl}
+    for source, write in made.items():
+        write(tmp_path / source)
+    roots = {source: str(tmp_path / source) for source in made} | {"kitti": str(street)}
+    recipe = read_recipe(Path("configs/data/stv_more.yaml"), roots)
+    assert [each.source for each in recipe] == ["tao", "kitti", "scannet", "nuscenes", "jsonl"]
+    # Scenes of a few frames, all of them for training
+    few = [
+        structs.replace(each, heldout=0.0, num_frames=2 if each.source == "jsonl" else 4) for each in recipe
+    ]
+    build(tmp_path / "set", few, workers=2)
+    records = [row for row in read_records(tmp_path / "set") if isinstance(row, Record)]
+    assert {record.source for record in records} == {each.source for each in recipe}
+    assert main(["check", str(tmp_path / "set"), "--videos", "0"]) == 0
