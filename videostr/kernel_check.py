@@ -19,6 +19,7 @@ from videostr.grpo.attention import Kernel, row_attention
 from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.models.base import family_of, read_config
+from videostr.models.layers import compile_layers
 from videostr.preflight.findings import Finding, fail, ok, warn
 
 PEAK_FLOPS = {
@@ -34,6 +35,8 @@ EXPECTED_MFU = 0.2
 """Three passes counted, of a few layers of a 7B model; whole models reach 0.23 to 0.35 on an H200 (docs/performance.md)."""
 ATTENTION_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Relative difference of outputs and of gradients from a dense mask that passes."""
+COMPILED_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.25}
+"""Difference of log-probabilities, nats, that compiled layers may make; rounding to bfloat16 makes 0.1 to 0.2 in a 7B."""
 SPEED_LAYERS = 4
 COMPLETIONS = 8
 
@@ -125,7 +128,8 @@ def check_speed(device: torch.device, policy: str) -> Iterator[Finding]:
     finally:
         torch.set_default_dtype(torch.float32)
     row = _text_row(config.get_text_config().vocab_size, prompt, length).to(device)
-    seconds = _passes(PolicyLogprobs(model, family, attention=kernel_of(device)), row, on_gpu=on_gpu)
+    learner = PolicyLogprobs(model, family, attention=kernel_of(device))
+    seconds = _passes(learner, row, on_gpu=on_gpu)
     work = family.row_cost(config, freeze_vision=True).segment(prompt, [length] * COMPLETIONS, 0)
     found = f"a row of {len(row.input_ids)} tokens in {seconds:.3g} s, {work / seconds / 1e12:.3g} TFLOP/s"
     gpu = torch.cuda.get_device_name() if on_gpu else ""
@@ -140,6 +144,28 @@ def check_speed(device: torch.device, policy: str) -> Iterator[Finding]:
             f"{found}, MFU {work / seconds / peak:.2f}, {EXPECTED_MFU} expected at least",
             "look at nvidia-smi for other processes, clocks and power limits",
         )
+    yield from _compiled(learner, row, seconds, on_gpu=on_gpu)
+
+
+def _compiled(learner: PolicyLogprobs, row: Row, plain_s: float, *, on_gpu: bool) -> Iterator[Finding]:
+    """Compile the layers and measure again; log-probabilities must stay what rounding makes of them."""
+    with torch.no_grad():
+        plain, _ = learner(row, 1.0)
+        compile_layers(learner)
+        compiled, _ = learner(row, 1.0)
+    worst = float((plain - compiled).abs().max())
+    seconds = _passes(learner, row, on_gpu=on_gpu)
+    limit = COMPILED_LIMITS[next(learner.parameters()).dtype]
+    found = (
+        f"the same row in {seconds:.3g} s, {plain_s / seconds:.2f} times as fast; log-probabilities differ by {worst:.1e} nats "
+        f"at most, {limit:.0e} allowed"
+    )
+    if worst > limit:
+        yield fail("compiled layers", found, "keep learner.kernels=plain, and report it")
+    elif seconds < plain_s:
+        yield ok("compiled layers", f"{found}: learner.kernels=compiled pays here")
+    else:
+        yield ok("compiled layers", f"{found}: keep learner.kernels=plain")
 
 
 def speed_config(policy: str, *, on_gpu: bool) -> Any:

@@ -21,7 +21,10 @@ from videostr.grpo.sequence_parallel import SequenceGroup
 from videostr.grpo.vision import VisionFeatures
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model, load_policy
+from videostr.models.layers import compile_layers
+from videostr.models.memory import activation_elements
 from videostr.models.processor import load_processor
+from videostr.models.recompute import Recomputation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,6 +60,7 @@ class TrainedPolicy:
         self.family = family_of(model.path)
         self.processor = load_processor(model.path)
         self.policy = self._load(self.family.tower if model.freeze_vision else None)
+        self._recomputation: Recomputation | None = None
         self.features = self._prepare_training()
         self.reference = self._load_reference()
         self.engine, self.optimizer = self._build_engine()
@@ -111,8 +115,12 @@ class TrainedPolicy:
         model = self._config.model
         dtype = DTYPES[model.dtype]
         if self._config.learner.zero_stage < 3:
-            return load_policy(model.path, dtype)
-        return load_parts(model.path, dtype, self._device, self._deepspeed_config(), whole=whole)
+            policy = load_policy(model.path, dtype)
+        else:
+            policy = load_parts(model.path, dtype, self._device, self._deepspeed_config(), whole=whole)
+        if self._config.learner.kernels == "compiled":
+            compile_layers(policy)
+        return policy
 
     def _prepare_training(self) -> VisionFeatures | None:
         """Return the tower and its features where it is frozen."""
@@ -134,7 +142,20 @@ class TrainedPolicy:
             if reentrant and self._config.model.lora.rank:
                 # Such a checkpoint has a gradient only if its input has one, and the embeddings are frozen
                 self.policy.enable_input_require_grads()
+            if self._config.learner.activation_gib:
+                shapes = self.family.shapes(self.policy.config)
+                self._recomputation = Recomputation(
+                    shapes, self.policy, self.family.tower(self.policy), activation_elements(self._config)
+                )
         return features
+
+    def keep_activations(self, row: Row) -> None:
+        """Choose which layers keep their activations of a row until its backward pass; to be called before its forward pass."""
+        if self._recomputation is not None:
+            # The largest of a video's tensors has a row a patch; each rank has its part of it.
+            patches = max((len(tensor) for tensor in row.vision.values()), default=0)
+            shared = self._config.learner.sequence_parallel
+            self._recomputation.choose(len(row.input_ids), patches * shared)
 
     def reference_logprobs(self, row: Row, temperature: float) -> Tensor | None:
         """Return the initial policy's log-probabilities [N] of a row, without gradient; None without a KL term.

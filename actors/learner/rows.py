@@ -5,8 +5,11 @@ In: a `LearnerBatch`. Out: the plan that all ranks make alike, and this rank's r
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,10 +94,24 @@ class RankRows:
         return assign_rows(rows, dist.get_world_size() // shared)[dist.get_rank() // shared]
 
     def build(self, plan: Sequence[RowPlan], batch: LearnerBatch) -> Iterator[Row]:
-        """Yield the planned rows, one at a time: only one row's pixels are held."""
-        for row in plan:
-            groups = {segment.group: self._encode(batch, segment.group) for segment in row.segments}
-            yield build_row(row, groups).to(self._device)
+        """Yield the planned rows; while one is computed, frames of the next are read and processed in a thread.
+
+        Pixels of two rows are held at a time.
+        """
+        threads = partial(
+            torch.set_num_threads, torch.get_num_threads()
+        )  # OpenMP counts them for each thread
+        with ThreadPoolExecutor(1, thread_name_prefix="rows", initializer=threads) as ahead:
+            encode = partial(ahead.submit, partial(self._encode_row, batch))
+            waiting = deque(encode(row) for row in plan[:1])
+            for number, row in enumerate(plan):
+                groups = waiting.popleft().result()
+                waiting.extend(encode(each) for each in plan[number + 1 : number + 2])
+                if self._features is not None:
+                    groups = {
+                        index: self._with_features(batch, index, group) for index, group in groups.items()
+                    }
+                yield build_row(row, groups).to(self._device)
 
     def trim(self) -> None:
         """Forget what was kept for an update."""
@@ -112,14 +129,24 @@ class RankRows:
         dist.all_gather_object(parts, mine)
         return {group: failure for part in reversed(parts) for group, failure in part.items()}
 
+    def _encode_row(self, batch: LearnerBatch, row: RowPlan) -> dict[int, Group]:
+        return {segment.group: self._encode(batch, segment.group) for segment in row.segments}
+
+    def _with_features(self, batch: LearnerBatch, index: int, group: Group) -> Group:
+        """Return a group with what the frozen tower makes of its video.
+
+        Each clip passes alone: with others the last bits would depend on which clips are known, and so on when a run resumed.
+        """
+        assert self._features is not None
+        vision = self._features.of(batch.groups[index].prompt.clip.digest, group.prompt.vision)
+        return replace(group, prompt=replace(group.prompt, vision=vision))
+
     def _encode(self, batch: LearnerBatch, index: int) -> Group:
         group = batch.groups[index]
         inputs = self._encoder.encode(group)
         if self._sequence is not None:
             part = self._sequence.computed(inputs.temporal_patches)
             inputs = replace(inputs, vision=self._family.temporal_part(inputs.vision, part))
-        if self._features is not None:
-            inputs = replace(inputs, vision=self._features.of(group.prompt.clip.digest, inputs.vision))
         completions = [rollout.completion for rollout in group.rollouts]
         return Group(
             prompt=inputs,

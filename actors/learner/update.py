@@ -170,6 +170,7 @@ class Updater:
         self, row: Row, temperature: float, counts: Counts, old: Tensor | None
     ) -> tuple[Tensor, LossSums]:
         reference = self._trained.reference_logprobs(row, temperature)
+        self._trained.keep_activations(row)
         logprobs, entropy = self._engine(row, temperature)
         return policy_loss(row, logprobs, entropy, self._config.loss, counts, reference, old)
 

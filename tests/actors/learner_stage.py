@@ -22,6 +22,7 @@ from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
+from videostr.models.layers import checkpointing_layers
 from videostr.models.tiny import make_tiny
 from videostr.types import (
     ClipSpec,
@@ -72,6 +73,11 @@ class Bench(LearnerWorker):
         """Numbers of the policy and of the reference that this rank keeps between two rows."""
         models = (self.trained.policy, self.trained.reference)
         return tuple(sum(p.ds_tensor.numel() for p in model.parameters()) for model in models)  # type: ignore[return-value]
+
+    def checkpointed(self) -> tuple[int, int]:
+        """Layers that compute their activations again for the last row, and all."""
+        layers = checkpointing_layers(self.trained.policy)
+        return sum(layer.gradient_checkpointing for layer in layers), len(layers)
 
     def limit_shards(self, size: int) -> None:
         """Cut shards at `size` bytes."""

@@ -140,6 +140,29 @@ def test_loss_and_gradients_of_every_family(
             assert_close(gradient, expected[name], name)
 
 
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])
+def test_compiled_layers_and_kept_activations_change_no_gradient(
+    ranks: int,
+    zero_stage: int,
+    stage: Stage,
+    run: Callable[[Awaitable[Any]], Any],
+    learners: dict[int, RayLearner],
+) -> None:
+    expected_loss, expected, _ = plain_gradients(stage)
+    config = stage.config(
+        num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=90, kernels="compiled", activation_gib=3e-3
+    )
+    config.model.gradient_checkpointing = True
+    run(learners[ranks].call("rebuild", config))
+    for loss, gradients in run(learners[ranks].call("gradients", stage.batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            assert_close(gradient, expected[name], name)
+    checkpointed = run(learners[ranks].call("checkpointed"))
+    assert all(0 < here < total for here, total in checkpointed), checkpointed
+
+
 def test_under_zero_3_a_rank_holds_half_of_policy_and_reference(
     stage: Stage, run: Callable[[Awaitable[Any]], Any], learners: dict[int, RayLearner]
 ) -> None:

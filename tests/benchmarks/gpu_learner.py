@@ -1,8 +1,10 @@
-"""Packed learning against per-sample learning at the shapes of Qwen2.5-VL-3B and 7B, with random weights. One JSON object a line.
+"""Packed learning against other batches of the same group, at the shapes of published models. One JSON object a line.
 
-    python -m tests.benchmarks.gpu_learner 3b:2048:256 7b:8192:512
+    python -m tests.benchmarks.gpu_learner Qwen2.5-VL-7B:8192:256 Qwen3-VL-8B:2048:256 Qwen3.5-9B:2048:256 --kernels compiled
 
-One GPU, bfloat16, gradient checkpointing unless switched off; forward and backward of one group, without the optimizer.
+Random weights, one GPU, bfloat16, gradient checkpointing unless switched off; forward and backward of one group, without the
+optimizer. Bases: `padding_free`, one batch without padding in which every completion has the prompt and its video again, with the
+same kernels; `none`, one completion after another. Prompts are seven eighths video; of all families but Qwen2.5-VL they are text.
 A shape `tiny:P:C` runs on CPU, only to see that the script works.
 """
 
@@ -13,130 +15,105 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from videostr.config.sections import LossConfig
 from videostr.grpo.batch import Group, PromptInputs, Row, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
+from videostr.kernel_check import PEAK_FLOPS
+from videostr.models.base import families
+from videostr.models.layers import compile_layers
 from videostr.models.mrope import mrope_positions
 from videostr.models.qwen2_5_vl import FAMILY
+from videostr.models.qwen_vl import text_sizes
 
-Packing = Literal["group", "none"]
-VIDEO_TOKEN = 151_656
+Packing = Literal["group", "padding_free", "none"]
 MERGE = 2
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bfloat16, as their data sheets say."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Dimensions of Qwen2.5-VL."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    vision_hidden: int
-    vision_intermediate: int
-    vision_depth: int
-    mrope: tuple[int, int, int]
-
-
-SIZES = {
-    "tiny": Size(128, 384, 3, 4, 2, 151_936, 64, 192, 2, (4, 6, 6)),
-    "3b": Size(2048, 11008, 36, 16, 2, 151_936, 1280, 3420, 32, (16, 24, 24)),
-    "7b": Size(3584, 18944, 28, 28, 4, 152_064, 1280, 3420, 32, (16, 24, 24)),
+TINY = {
+    "video_token_id": 999,
+    "image_token_id": 998,
+    "text_config": text_sizes(128, 384, 3, 4, 2, 1000)
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}},
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "out_hidden_size": 128,
+        "num_heads": 4,
+    },
 }
 
 
-def make_policy(size: Size, device: torch.device, checkpointing: bool) -> PolicyLogprobs:
+def make_policy(name: str, device: torch.device, options: argparse.Namespace) -> PolicyLogprobs:
     """Random weights in bfloat16, made on the device."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": size.vocabulary,
-            "hidden_size": size.hidden,
-            "intermediate_size": size.intermediate,
-            "num_hidden_layers": size.layers,
-            "num_attention_heads": size.heads,
-            "num_key_value_heads": size.kv_heads,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": list(size.mrope),
-            },
-            "tie_word_embeddings": False,
-        },
-        vision_config={
-            "depth": size.vision_depth,
-            "hidden_size": size.vision_hidden,
-            "intermediate_size": size.vision_intermediate,
-            "num_heads": 16,
-            "out_hidden_size": size.hidden,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-            "tokens_per_second": 2,
-        },
-        video_token_id=VIDEO_TOKEN,
-        tie_word_embeddings=False,
-    )
+    family = next((each for each in families() if name in each.published), FAMILY)
+    config = family.config_of(family.published.get(name, TINY), name)
     config._attn_implementation = "sdpa"
     torch.set_default_dtype(torch.bfloat16)
     with device:
-        policy = Qwen2_5_VLForConditionalGeneration(config)
+        policy: Any = AutoModelForImageTextToText.from_config(config)
     torch.set_default_dtype(torch.float32)
     policy.train()
-    if checkpointing:
+    if not options.no_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.enable_input_require_grads()
-    return PolicyLogprobs(policy, FAMILY, attention="flex" if device.type == "cuda" else "sdpa")
+    if options.kernels == "compiled":
+        compile_layers(policy)
+    return PolicyLogprobs(policy, family, attention="flex" if device.type == "cuda" else "sdpa")
 
 
 def make_group(policy: PolicyLogprobs, prompt: int, completion: int, group_size: int) -> Group:
-    """A prompt that is seven eighths video, and equally long completions."""
-    vision = policy.policy.config.vision_config
-    frames, side = max(1, prompt * 7 // 8 // 144), 24  # 12 x 12 tokens of a pair of frames
-    video = frames * (side // MERGE) ** 2
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 100_000, (prompt,), generator=draw)
-    ids[4 : 4 + video] = VIDEO_TOKEN
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    """A prompt, of Qwen2.5-VL seven eighths video, and equally long completions."""
+    config = policy.policy.config
+    draw, words = torch.Generator().manual_seed(0), min(100_000, config.text_config.vocab_size - 10)
+    ids = torch.randint(10, words, (prompt,), generator=draw)
+    positions, vision, frames = torch.arange(prompt).expand(3, -1), {}, 0
+    if policy.family is FAMILY:
+        frames, side = max(1, prompt * 7 // 8 // 144), 24  # 12 x 12 tokens of a pair of frames
+        ids[4 : 4 + frames * (side // MERGE) ** 2] = config.video_token_id
+        is_video = (ids == config.video_token_id).long().tolist()
+        positions = mrope_positions(is_video, [(frames, side, side)], [2.0], MERGE)
+        values = config.vision_config.in_channels * config.vision_config.temporal_patch_size
+        values *= config.vision_config.patch_size**2
+        vision = {
+            "pixel_values_videos": torch.randn(frames * side * side, values, generator=draw),
+            "video_grid_thw": torch.tensor([[frames, side, side]]),
+        }
     return Group(
-        prompt=PromptInputs(
-            input_ids=ids,
-            positions=mrope_positions(
-                (ids == VIDEO_TOKEN).long().tolist(), [(frames, side, side)], [2.0], MERGE
-            ),
-            vision={
-                "pixel_values_videos": torch.randn(frames * side * side, values, generator=draw),
-                "video_grid_thw": torch.tensor([[frames, side, side]]),
-            },
-            temporal_patches=frames,
-        ),
-        completions=tuple(
-            torch.randint(10, 100_000, (completion,), generator=draw) for _ in range(group_size)
-        ),
+        prompt=PromptInputs(input_ids=ids, positions=positions, vision=vision, temporal_patches=frames),
+        completions=tuple(torch.randint(10, words, (completion,), generator=draw) for _ in range(group_size)),
         behaviour_logprobs=tuple(torch.full((completion,), -12.0) for _ in range(group_size)),
         advantages=torch.linspace(-1, 1, group_size),
     )
 
 
-def make_rows(policy: PolicyLogprobs, group: Group, packing: Packing, device: torch.device) -> list[Row]:
+def make_rows(group: Group, packing: Packing, device: torch.device) -> list[Row]:
     """All rows of the group on the device."""
+    size = len(group.completions)
+    groups = {0: group}
+    if packing == "padding_free":
+        groups = {
+            i: Group(
+                prompt=group.prompt,
+                completions=(group.completions[i],),
+                behaviour_logprobs=(group.behaviour_logprobs[i],),
+                advantages=group.advantages[i : i + 1],
+            )
+            for i in range(size)
+        }
     plan = plan_rows(
-        [len(group.prompt.input_ids)],
-        [[len(c) for c in group.completions]],
+        [len(each.prompt.input_ids) for each in groups.values()],
+        [[len(c) for c in each.completions] for each in groups.values()],
         max_row_tokens=10**6,
-        packing=packing,
+        packing="none" if packing == "none" else "group",
     )
-    return [build_row(row, {0: group}).to(device) for row in plan]
+    return [build_row(row, groups).to(device) for row in plan]
 
 
 def step(policy: PolicyLogprobs, group: Group, rows: list[Row]) -> None:
@@ -149,8 +126,8 @@ def step(policy: PolicyLogprobs, group: Group, rows: list[Row]) -> None:
         loss.backward()
 
 
-def difference(policy: PolicyLogprobs, rows: dict[Packing, list[Row]]) -> float:
-    """Largest difference of a log-probability between the two packings."""
+def difference(policy: PolicyLogprobs, rows: Mapping[Packing, Sequence[Row]]) -> float:
+    """Largest difference of a log-probability between two packings."""
     found = []
     with torch.no_grad():
         for packing in rows.values():
@@ -161,7 +138,7 @@ def difference(policy: PolicyLogprobs, rows: dict[Packing, list[Row]]) -> float:
                     zip(row.origins, logprobs.split(row.sequence_ids.bincount().tolist()), strict=True)
                 )
             found.append(torch.cat([parts[origin] for origin in sorted(parts)]))
-    return float((found[0] - found[1]).abs().max())
+    return max(float((each - found[0]).abs().max()) for each in found)
 
 
 def kernels(work: Callable[[], None], rows: int = 8) -> list[str]:
@@ -237,7 +214,9 @@ def model_flops(policy: PolicyLogprobs, rows: list[Row]) -> float:
     )
     forward = 0
     for row in rows:
-        forward += 2 * layers * len(row.input_ids) + 2 * tower * len(row.vision["pixel_values_videos"])
+        forward += 2 * layers * len(row.input_ids) + 2 * tower * len(
+            row.vision.get("pixel_values_videos", ())
+        )
         forward += 4 * text.hidden_size * text.num_hidden_layers * visible_pairs(row)
         forward += 2 * model.lm_head.weight.numel() * len(row.targets)
     return 3.0 * forward
@@ -248,32 +227,32 @@ def run(shape: str, options: argparse.Namespace) -> None:
     size, prompt, completion = shape.split(":")
     device = torch.device("cpu" if size == "tiny" else "cuda")
     name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name()
-    checkpointing = not options.no_checkpointing
-    policy = make_policy(SIZES[size], device, checkpointing)
+    policy = make_policy(size, device, options)
     group = make_group(policy, int(prompt), int(completion), options.group_size)
-    packings: tuple[Packing, ...] = ("group", "none")
-    rows = {packing: make_rows(policy, group, packing, device) for packing in packings}
+    rows = {packing: make_rows(group, packing, device) for packing in get_args(Packing)}
     apart = difference(policy, rows)
     found = {}
-    for packing in packings:
+    for packing in rows:
         work = partial(step, policy, group, rows[packing])
         found[packing] = measure(work, device, options.repeats)
         if options.profile and packing == "group":
             print(f"{shape} {packing}", *kernels(work), sep="\n", flush=True)  # noqa: T201
     peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
-    for packing in packings:
-        seconds, memory = found[packing]
+    for packing, (seconds, memory) in found.items():
         median = statistics.median(seconds)
+        mfu = peak and model_flops(policy, rows[packing]) / median / peak
         line = {
             "name": f"learner/gpu_step/{packing}",
             "value": round(median, 4),
             "unit": "s/group",
-            "ratio": round(statistics.median(found["none"][0]) / median, 3),
-            "against": "packing: none",
-            "shape": f"Qwen2.5-VL {size}, P {prompt}, C {completion}, G {options.group_size}",
-            "gradient_checkpointing": checkpointing,
+            "ratio": round(median / statistics.median(found["group"][0]), 3),
+            "against": "the packed group",
+            "shape": f"{size}, P {prompt}, C {completion}, G {options.group_size}",
+            "kernels": options.kernels,
+            "gradient_checkpointing": not options.no_checkpointing,
             "peak_gib": round(memory, 2),
-            "mfu": peak and round(model_flops(policy, rows[packing]) / median / peak, 3),
+            "mfu": mfu and round(mfu, 3),
+            "mfu_with_recomputation": mfu and round(mfu * (1 if options.no_checkpointing else 4 / 3), 3),
             "largest_logprob_difference": round(apart, 4),
             "gpu": name,
             "repeats": options.repeats,
@@ -288,11 +267,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "shapes", nargs="+", help="SIZE:P:C, tokens of the prompt (seven eighths video) and of a completion"
+        "shapes", nargs="+", help="MODEL:P:C, a published name, tokens of the prompt and of a completion"
     )
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--kernels", choices=["plain", "compiled"], default="plain", help="learner.kernels")
     parser.add_argument("--profile", action="store_true", help="name the kernels that take the most time")
     options = parser.parse_args()
     for shape in options.shapes:

@@ -173,6 +173,14 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         ["learner.vision_cache_gib = 2", "model.freeze_vision=true", "set learner.vision_cache_gib=0"],
     ),
     (
+        {"learner.activation_gib": 2.0},
+        [
+            "learner.activation_gib = 2",
+            "needs model.gradient_checkpointing=true",
+            "or learner.activation_gib=0",
+        ],
+    ),
+    (
         {"learner.offload": "optimizer", "learner.zero_stage": 1},
         [
             "learner.offload = optimizer",

@@ -197,6 +197,11 @@ def _learner(c: RunConfig) -> Iterator[Problem]:
             "needs model.freeze_vision=true: features of a tower that is trained are stale after an update",
             "freeze it, or set learner.vision_cache_gib=0",
         )  # fmt: skip
+    if c.learner.activation_gib and not c.model.gradient_checkpointing:
+        yield _problem(
+            c, "learner.activation_gib", "needs model.gradient_checkpointing=true: without it all activations are kept",
+            "set that, or learner.activation_gib=0",
+        )  # fmt: skip
     needed = {"none": 0, "optimizer": 2, "all": 3}[c.learner.offload]
     if c.learner.zero_stage < needed:
         yield _problem(

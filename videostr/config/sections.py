@@ -242,6 +242,10 @@ class LearnerConfig:
     """Tokens of one packed row; longer groups are split by completions, shorter ones share a row."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Of the language model over packed rows. auto: flex (FlexAttention, compiled) on GPUs, sdpa on CPU."""
+    activation_gib: NonNegative = 0.0
+    """With model.gradient_checkpointing: layers whose activations of a row fit into so much memory keep them; 0 keeps none."""
+    kernels: Literal["plain", "compiled"] = "plain"
+    """compiled: torch.compile fuses what lies between products of matrices in a layer, which takes a minute at the start."""
     vision_cache_gib: NonNegative = 0.0
     """Host memory of a rank for features of a frozen vision tower, kept from epoch to epoch; 0 keeps them for an update."""
     timeout_s: Positive = 1800.0

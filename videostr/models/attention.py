@@ -34,6 +34,7 @@ def use_row_attention(config: Any) -> None:
     config.vision_config._attn_implementation = TOWER_INTERFACE
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers end here and go on after: masks differ from row to row
 def attend(
     _module: nn.Module,
     query: Tensor,
@@ -51,6 +52,7 @@ def attend(
     return videostr_row_attention.attend(query, key, value, scaling).transpose(1, 2), None
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_windows(
     _module: nn.Module,
     query: Tensor,

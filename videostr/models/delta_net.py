@@ -53,6 +53,7 @@ class RowDeltaNet(nn.Module):
         self.key_heads, self.value_heads = layer.num_k_heads, layer.num_v_heads
         self.key_width, self.value_width = layer.key_dim, layer.value_dim
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # branches differ from row to row
     def forward(
         self, hidden_states: Tensor, videostr_row_forks: RowForks, videostr_delta_rule: DeltaRule, **_: Any
     ) -> Tensor:

@@ -13,11 +13,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 ALIGNMENT = 8
 """Elements; 16 bytes in bfloat16."""
 MakeLayer = Callable[[Any], nn.Module]
 """Makes of a layer of transformers one that computes the same faster, or for packed rows; it keeps the parameters."""
+
+
+def checkpointing_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """Return the layers of language model and tower: those that gradient checkpointing can be switched on for."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile every layer of a policy, of the language model as of the tower, for rows of any length.
+
+    Between products of matrices and attention, rotary embedding, gated activation, norm and residual become a kernel each,
+    forward and backward; under ZeRO-3, whose hooks interrupt a layer at each product, the residual is added by one more.
+    """
+    for layer in checkpointing_layers(model):
+        layer.compile(dynamic=True)
 
 
 class FusedRMSNorm(nn.Module):

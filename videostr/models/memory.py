@@ -89,8 +89,9 @@ def estimate(config: Config, shapes: Shapes, gpu_gib: float | None) -> Memory:
                    tower whole on every rank
       gradients    N e, from stage 2 on N e / L; stage 0 in bfloat16 keeps 4 N more (DeepSpeed's BF16_Optimizer)
       optimizer    AdamW's two moments 8 N, in bfloat16 with a master copy 12 N; from stage 1 on / L
-      activations  of the longest row, all video where the tower is trained: `Stack.held`; a part for each of the ranks that
-                   share it (learner.sequence_parallel)
+      activations  of the longest row, all video where the tower is trained: `Stack.held`, with gradient checkpointing what
+                   learner.activation_gib lets layers keep; a part for each of the ranks that share it
+                   (learner.sequence_parallel)
       logits       two float32 chunks of 512 tokens and the output layer's float32 gradient (videostr/grpo/logprobs.py)
                    With adapters (model.lora) N are theirs, the model itself counts as parameters alone, the reference is the
                    model without them, the output layer has no gradient, and 12 bytes an element of the largest matrix are for
@@ -173,11 +174,19 @@ def _activations(config: Config, shapes: Shapes) -> float:
     if config.learner.packing != "none":
         tokens = max(tokens, config.learner.max_row_tokens)
     patches = 0 if config.model.freeze_vision else tokens * shapes.patches_per_token
-    per_token, per_patch = (
-        stack.held(checkpointing=config.model.gradient_checkpointing)
-        for stack in (shapes.text, shapes.vision)
+    kept, recomputed = (
+        tokens * shapes.text.held(checkpointing=each) + patches * shapes.vision.held(checkpointing=each)
+        for each in (False, True)
     )
-    return tokens * per_token + patches * per_patch
+    if not config.model.gradient_checkpointing:
+        return kept
+    return max(recomputed, min(kept, activation_elements(config)))
+
+
+def activation_elements(config: Config) -> float:
+    """Return the elements that `learner.activation_gib` lets the ranks of a row hold of it together."""
+    shared = config.learner.sequence_parallel
+    return config.learner.activation_gib * GIB / ELEMENT_BYTES[config.model.dtype] * shared
 
 
 def _engine(config: Config, shapes: Shapes, gpu_gib: float | None) -> EngineMemory:

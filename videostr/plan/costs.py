@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from videostr.config.schema import Config
 from videostr.grpo.batch import RowCost
 from videostr.models.base import Shapes
-from videostr.models.memory import ELEMENT_BYTES, STATE_BYTES
+from videostr.models.memory import ELEMENT_BYTES, STATE_BYTES, activation_elements
+from videostr.models.recompute import kept_layers
 from videostr.plan.workload import Workload
 
 VIDEO_SHARE = 0.9
@@ -96,6 +97,14 @@ class Costs:
     """Vision patches of a prompt."""
 
 
+def _recomputed(config: Config, shapes: Shapes) -> float:
+    """Return the share of the layers that compute a row of learner.max_row_tokens again in its backward pass."""
+    if not config.model.gradient_checkpointing:
+        return 0.0
+    (kept,) = kept_layers([(shapes.text, config.learner.max_row_tokens)], activation_elements(config))
+    return 1.0 - kept / shapes.text.layers
+
+
 def costs_of(
     config: Config, shapes: Shapes, hardware: Hardware, work: Workload, gpus_per_node: int = 8
 ) -> Costs:
@@ -108,7 +117,8 @@ def costs_of(
                     and a recurrent state, read and written: 8 bytes an element / (t B)
       prefill       operations of a forward pass / (t F)
       learning      three times that for trained weights (backward costs twice the forward), a third of it more with
-                    gradient checkpointing or a reference model each, and for what old log-probabilities are computed
+                    gradient checkpointing (as far as learner.activation_gib leaves layers of a full row to it) or a reference
+                    model each, and for what old log-probabilities are computed
                     of (all mini-batches but the first); logits are computed twice: 4 forward passes
       a row         ZeRO-3: two gathers and one reduction of all trained weights; n ranks that share it
                     (learner.sequence_parallel) take an n-th of its operations each, and exchange (1 - 1 / n) / n of all
@@ -125,7 +135,7 @@ def costs_of(
     element, forward = ELEMENT_BYTES[config.model.dtype], shapes.forward
     patches = round(VIDEO_SHARE * work.prompt_tokens * shapes.patches_per_token)
     prefill_flops = forward.segment(work.prompt_tokens, (), patches)
-    passes = 3.0 + config.model.gradient_checkpointing + (config.loss.kl_coef > 0)
+    passes = 3.0 + _recomputed(config, shapes) + (config.loss.kl_coef > 0)
     if config.loss.correction != "ratio":
         passes += 1 - 1 / config.train.updates_per_batch
     vision_passes = 1.0 if config.model.freeze_vision else passes

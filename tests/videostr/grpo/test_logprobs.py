@@ -22,6 +22,7 @@ from videostr.grpo.logprobs import LogprobHead, PolicyLogprobs
 from videostr.grpo.loss import count, policy_loss
 from videostr.models.attention import INTERFACE
 from videostr.models.base import FAMILIES, ModelFamily
+from videostr.models.layers import compile_layers
 from videostr.types import Prompt
 from videostr.video import ClipFrames
 
@@ -109,9 +110,13 @@ def learn(
     max_row_tokens: int,
     packing: Literal["group", "none"],
     attention: Kernel = "sdpa",
+    *,
+    compiled: bool = False,
 ) -> Learned:
     """Global loss, log-probabilities by sequence, gradients by parameter, number of rows."""
     model = PolicyLogprobs(deepcopy(policy), family, attention)
+    if compiled:
+        compile_layers(model)
     lengths = [[len(c) for c in group.completions] for group in groups]
     prompts = [len(group.prompt.input_ids) for group in groups]
     rows = plan_rows(prompts, lengths, max_row_tokens=max_row_tokens, packing=packing)
@@ -231,6 +236,28 @@ def test_gradient_checkpointing_changes_nothing(
     saving = deepcopy(policy).train()
     saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert_same(learn(family, saving, groups, 1000, "group"), learn(family, policy, groups, 1000, "group"))
+
+
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute")  # torch looks at it while it compiles
+@pytest.mark.parametrize(
+    ("family", "checkpointing"), [(FIRST, True), ("qwen3_vl", False)], indirect=["family"]
+)
+def test_compiled_layers_change_nothing(
+    family: ModelFamily, policy: Any, make_group: MakeGroup, checkpointing: bool
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trained = deepcopy(policy).train()
+    if checkpointing:
+        trained.gradient_checkpointing_enable({"use_reentrant": False})
+    compiled = []
+    for groups in ([make_group(0, (9, 1, 40))], [make_group(1, (30, 20)), make_group(2, (5, 70))]):
+        assert_same(
+            learn(family, trained, groups, 1000, "group", compiled=True),
+            learn(family, policy, groups, 1000, "group"),
+        )
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compiled[0] == compiled[1] > 0  # other lengths compile nothing again
 
 
 def test_saved_policy_has_a_plain_attention(family: ModelFamily, policy: Any, tmp_path: Path) -> None:

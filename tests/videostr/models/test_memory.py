@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from videostr.config.load import load
@@ -137,6 +139,20 @@ def test_checkpointing_keeps_inputs_and_one_layer_twice() -> None:
     assert estimate(config, TINY, None).learner.activations * GIB == pytest.approx(16 * (4 + 2 * 82) * 2)
     config.learner.packing = "none"  # its rows are single completions
     assert estimate(config, TINY, None).learner.activations * GIB == pytest.approx(8 * (4 + 2 * 82) * 2)
+
+
+def test_activations_that_may_stay_count_up_to_all_of_them() -> None:
+    settings = {"model__freeze_vision": True, "learner__max_row_tokens": 16, "rollout__max_model_len": 8}
+    recomputed, kept = 16 * (4 + 2 * 82) * 2, 16 * 82 * 2
+    assert kept < recomputed  # of a model of one layer
+    for room in (0, 10**6):
+        config = config_of(model__gradient_checkpointing=True, learner__activation_gib=room / GIB, **settings)
+        assert estimate(config, TINY, None).learner.activations * GIB == pytest.approx(recomputed)
+    deep = replace(TINY, text=replace(TINY.text, layers=10))
+    recomputed, kept = 16 * (40 + 2 * 82) * 2, 16 * 820 * 2
+    for room, wanted in ((0, recomputed), (10_000, 10_000), (10**6, kept)):
+        config = config_of(model__gradient_checkpointing=True, learner__activation_gib=room / GIB, **settings)
+        assert estimate(config, deep, None).learner.activations * GIB == pytest.approx(wanted)
 
 
 def test_every_part_of_an_engine_has_a_key_value_head() -> None:
