@@ -116,10 +116,9 @@ def costs_of(
                     b = overhead + k (p + c / 2) / (t B) + (2 N + attention to p + c / 2 tokens) / (t F)
                     and a recurrent state, read and written: 8 bytes an element / (t B)
       prefill       operations of a forward pass / (t F)
-      learning      three times that for trained weights (backward costs twice the forward), a third of it more with
-                    gradient checkpointing (as far as learner.activation_gib leaves layers of a full row to it) or a reference
-                    model each, and for what old log-probabilities are computed
-                    of (all mini-batches but the first); logits are computed twice: 4 forward passes
+      learning      three forward passes for trained weights, one more with gradient checkpointing (of the layers that
+                    learner.activation_gib leaves to it) or a reference model each, and for what old log-probabilities are
+                    computed of (all mini-batches but the first); logits are computed twice: 4 forward passes
       a row         ZeRO-3: two gathers and one reduction of all trained weights; n ranks that share it
                     (learner.sequence_parallel) take an n-th of its operations each, and exchange (1 - 1 / n) / n of all
                     queries, keys, values and outputs of attention a pass
