@@ -1,29 +1,27 @@
 """What the runs of an ablation gave: each arm after training, and its difference from the reference.
 
-In: run folders that are done. Out: an `ArmResult` for each arm. Scores stand in arrays [S, N]: seeds and held-out prompts.
+In: runs that are done. Out: an `ArmResult` for each arm. Scores stand in arrays [S, N]: seeds and held-out prompts.
 Intervals are percentiles of a bootstrap that draws seeds and prompts, each with replacement: what others of both would give.
 Differences are paired by seed and prompt, over the seeds that both arms have.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from videostr.ablate.runs import ArmRun
+from videostr.ablate.scores import Parts, RunScores, scores_of
 from videostr.bootstrap import Interval, bootstrap_weights
-from videostr.heldout import GREEDY, SAMPLED, Evaluation
+from videostr.heldout import GREEDY, SAMPLED
 
 PARTS = ("answer", "graph", "entailed", "consistency")
-CURVES = ("answer", "graph", "consistency")
 START = "before training"
-Scores = Mapping[int, Evaluation]
-"""Seed -> evaluation."""
+Scores = Mapping[int, Mapping[str, Parts]]
+"""Seed -> "sampled" or "greedy" -> scores of the prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,29 +54,19 @@ def results(runs: Sequence[ArmRun], reference: str, resamples: int) -> list[ArmR
     """Return the policy before training, then the arms in their order; those without a run that is done are left out."""
     done = [run for run in runs if run.done]
     arms = list(dict.fromkeys(run.arm for run in done))
-    after = {arm: {run.seed: _last(run.folder) for run in done if run.arm == arm} for arm in arms}
-    trained = [run for run in done if not run.sft]
-    before = {run.seed: _evaluation(run.folder, 0) for run in trained}
+    scores = {arm: {run.seed: scores_of(run) for run in done if run.arm == arm} for arm in arms}
+    after = {arm: {seed: each.after for seed, each in of.items()} for arm, of in scores.items()}
+    before = {seed: each.before for of in scores.values() for seed, each in of.items() if each.before}
     found = [_result(START, before, None, [], resamples)] if before else []
     for arm in arms:
         against = after.get(reference) if arm != reference else None
-        found.append(_result(arm, after[arm], against, [run for run in done if run.arm == arm], resamples))
+        found.append(_result(arm, after[arm], against, list(scores[arm].values()), resamples))
     return found
 
 
-def _last(folder: Path) -> Evaluation:
-    steps = sorted((folder / "eval").glob("step_*.json"))
-    return Evaluation.read(steps[-1])
-
-
-def _evaluation(folder: Path, step: int) -> Evaluation:
-    return Evaluation.read(folder / "eval" / f"step_{step:06d}.json")
-
-
 def _result(
-    name: str, scores: Scores, against: Scores | None, runs: Sequence[ArmRun], resamples: int
+    name: str, scores: Scores, against: Scores | None, runs: Sequence[RunScores], resamples: int
 ) -> ArmResult:
-    metrics = [_metrics(run.sft_folder if run.sft else run.folder) for run in runs]
     return ArmResult(
         name=name,
         seeds=tuple(sorted(scores)),
@@ -88,15 +76,9 @@ def _result(
             for part in PARTS
             if (figure := _figure(scores, against, way, part, resamples)) is not None
         },
-        tokens=_mean(_sum(rows, "tokens/prompt", "tokens/completion") for rows in metrics),
-        seconds=_mean(_sum(rows, "time/step") for rows in metrics),
-        curves=[
-            {
-                part: [(int(row["step"]), row[f"reward/{part}"]) for row in rows if f"reward/{part}" in row]
-                for part in CURVES
-            }
-            for rows in metrics
-        ],
+        tokens=_mean(run.tokens for run in runs),
+        seconds=_mean(run.seconds for run in runs),
+        curves=[run.curves for run in runs],
     )
 
 
@@ -115,7 +97,7 @@ def _figure(scores: Scores, against: Scores | None, way: str, part: str, resampl
 
 def _values(scores: Scores, seeds: Sequence[int], way: str, part: str) -> dict[str, np.ndarray] | None:
     """Return [S] values by prompt; prompts that lack the part for some seed are left out, None where all do."""
-    rows: list[dict[str, dict[str, float]]] = [getattr(scores[seed], way) for seed in seeds]
+    rows = [scores[seed][way] for seed in seeds]
     prompts = set.intersection(*({p for p, parts in row.items() if part in parts} for row in rows))
     return {p: np.array([row[p][part] for row in rows]) for p in sorted(prompts)} or None
 
@@ -130,15 +112,6 @@ def _interval(values: Mapping[str, np.ndarray], resamples: int) -> Interval:
     draws = np.einsum("bs,sn,bn->b", seeds, table, prompts) / table.size
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(value=float(table.mean()), low=float(low), high=float(high))
-
-
-def _metrics(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _sum(rows: Sequence[Mapping[str, float]], *names: str) -> float:
-    return sum(row.get(name, 0.0) for row in rows for name in names)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -2,7 +2,7 @@
 
 In: an `AblationConfig`. Out: a run folder for each arm and seed, below that of the ablation. Runs are processes
 (`python -m videostr.launch`), some at a time: on one machine one after another, on a cluster side by side. A run that has its
-`summary.json` is done, and is not started again.
+`summary.json`, or whose scores were kept, is done, and is not started again.
 """
 
 from __future__ import annotations
@@ -61,8 +61,13 @@ class ArmRun:
         return self.parent / f"{self.name}-sft"
 
     @property
+    def scores(self) -> Path:
+        """What is kept of it when it is done (`videostr/ablate/scores.py`)."""
+        return self.parent / f"{self.name}.json"
+
+    @property
     def done(self) -> bool:
-        return (self.folder / "summary.json").exists()
+        return self.scores.exists() or (self.folder / "summary.json").exists()
 
     def arguments(self, name: str) -> list[str]:
         """Return the overrides that every run of the ablation has."""
