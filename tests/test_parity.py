@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from videostr import check
 from videostr.config.load import load
 from videostr.models import qwen_vl
+from videostr.models.tiny import make_tiny
 from videostr.parity import Row, main, table
 from videostr.preflight.findings import Severity
 
@@ -78,3 +80,25 @@ def test_nan_does_not_pass() -> None:
     ]
     assert "DIFFERS" in table(rows)
     assert table(rows[:1]).endswith("see the same\n")
+
+
+def test_a_clip_of_2048_frames_goes_through_store_engine_and_learner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, policy = tmp_path / "long.mp4", tmp_path / "policy"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for number in range(2048):
+            image = np.full((16, 16, 3), number % 256, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    make_tiny(policy, 0, ["How many things move?"], model_type="qwen2_5_vl")
+    config = json.loads((policy / "processor_config.json").read_text())
+    config["video_processor"]["size"]["longest_edge"] = 2**24  # of all frames together
+    (policy / "processor_config.json").write_text(json.dumps(config))
+    assert main(["--model", str(policy), "--video", str(video), "--frames", "2048"]) == 0
+    said = capsys.readouterr().out
+    # A token for two frames of 16 x 16: the completions of this clip alone follow 1024 tokens of video
+    assert re.search(r"^pixels +6 .* ok$", said, re.MULTILINE), said
+    assert re.search(r"^packed against alone .* ok", said, re.MULTILINE), said

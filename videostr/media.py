@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -23,6 +25,7 @@ from av.format import Flags
 from av.stream import Disposition
 
 from videostr.errors import VideoError
+from videostr.truncation import is_cut_off, unreadable
 
 ROUNDING_S = 0.005
 """Times in annotations have two or three decimals: a frame that starts so soon after one is meant."""
@@ -30,6 +33,8 @@ LONGEST_INTERVAL_S = 1.0
 """Frames farther apart than this and a half are pictures that stay on screen, not samples of a motion."""
 JUMP_BACK_S, JUMP_AHEAD_S = 0.1, 10.0
 """Jumps of a format's clock beyond these are not time that passes, as ffmpeg has it."""
+SKIPPED_S = 1.0
+"""A keyframe is sought if it lies so long after the last frame wanted: what lies between is not decoded."""
 TAIL_S = (1.0, 10.0, 60.0)
 """How far before its stated end a file is searched for its last frame; reading starts at a keyframe there."""
 
@@ -141,6 +146,21 @@ class Video:
 
     # ----------------------------------------------------------------------------------------------- frames
 
+    @cached_property
+    def _keyframes(self) -> list[float]:
+        """Times from which the file can be decoded, by its index; none where it has no index."""
+        return [self._seconds(entry.timestamp) for entry in self._stream.index_entries if entry.is_keyframe]
+
+    def _runs(self, times: Sequence[float]) -> Iterator[Sequence[float]]:
+        """Yield times between which all frames are decoded; from one run to the next seeking leaves a second or more out."""
+        begin = 0
+        for place, (before, time) in enumerate(pairwise(times), 1):
+            keyframe = bisect_right(self._keyframes, time) - 1
+            if keyframe >= 0 and self._keyframes[keyframe] > before + SKIPPED_S:
+                yield times[begin:place]
+                begin = place
+        yield times[begin:]
+
     def frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, av.VideoFrame]]:
         """For every time, ascending, the frame on screen, with its own time.
 
@@ -151,6 +171,10 @@ class Video:
             VideoError: no frame can be decoded.
             av.FFmpegError: the file cannot be read.
         """
+        for run in [times] if self._is_joined else self._runs(times):
+            yield from self._frames_at(run)
+
+    def _frames_at(self, times: Sequence[float]) -> Iterator[tuple[float, av.VideoFrame]]:
         shown: tuple[float, av.VideoFrame] | None = None
         place = 0
         for t, frame in self._frames(times[0]):
@@ -362,64 +386,3 @@ def _turn(frame: av.VideoFrame, path: str) -> tuple[tuple[int, int], tuple[int, 
             remedy="only multiples of 90 are supported: re-encode it, e.g. ffmpeg -i IN OUT.mp4",
         )
     return (a, b), (c, d)
-
-
-# --------------------------------------------------------------------------------------------- file lengths
-
-
-def unreadable(path: Path, reason: object) -> VideoError:
-    """Return what is wrong with a file that cannot be read, and what to do."""
-    if path.is_file() and path.stat().st_size == 0:
-        return VideoError(f"{path}: the file is empty", remedy="restore it or drop its rows")
-    if path.is_file() and is_cut_off(path):
-        return VideoError(
-            f"{path}: truncated: shorter than its own header says", remedy="restore the file or drop its rows"
-        )
-    return VideoError(f"{path}: cannot be decoded ({reason})", remedy="re-encode the file or drop its rows")
-
-
-def is_cut_off(path: Path) -> bool:
-    """Return whether an MP4, MOV, Matroska, WebM or AVI file is shorter than the parts that it says it has; False for others."""
-    size = path.stat().st_size
-    with path.open("rb") as file, contextlib.suppress(IndexError):
-        head = file.read(64)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return _mp4_length(file, size) > size
-        if head[:4] == b"\x1aE\xdf\xa3":
-            return _matroska_length(head) > size
-        if head[:4] == b"RIFF":
-            return 8 + int.from_bytes(head[4:8], "little") > size
-    return False
-
-
-def _mp4_length(file: BinaryIO, size: int) -> int:
-    """Return where the last of the boxes ends; each begins with its length and its name."""
-    place = 0
-    while place < size:
-        file.seek(place)
-        head = file.read(16)
-        length = int.from_bytes(head[:4])
-        if length == 1:
-            length = int.from_bytes(head[8:16])
-        if length == 0:  # up to the end of the file
-            return size
-        place += max(length, 8)
-    return place
-
-
-def _matroska_length(head: bytes) -> int:
-    """Return where the segment ends, 0 where it does not say; it follows the header, each with a name and a length."""
-    length, place = _matroska_number(head, 4)
-    place += length
-    if head[place : place + 4] != b"\x18\x53\x80\x67":
-        return 0
-    length, start = _matroska_number(head, place + 4)
-    unknown = (1 << 7 * (start - place - 4)) - 1
-    return 0 if length == unknown else start + length
-
-
-def _matroska_number(data: bytes, place: int) -> tuple[int, int]:
-    """Return a number whose first byte has as many leading zeros as bytes follow, and the place after it."""
-    count = 9 - data[place].bit_length()
-    value = int.from_bytes(data[place : place + count]) & ((1 << 7 * count) - 1)
-    return value, place + count

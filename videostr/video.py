@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from videostr.errors import VideoError
 from videostr.files import make_folder, storage
 from videostr.images import LIST_SUFFIX, check_regular, image_size, read_image, read_list
 from videostr.mark_drawing import DRAWING, draw_marks
-from videostr.media import Video, unreadable
+from videostr.media import Video
+from videostr.truncation import unreadable
 from videostr.types import Clip, ClipSpec, Mark
 
 log = logging.getLogger("videostr.video")
@@ -34,6 +37,7 @@ DECODING = 2
 """Raised when other frames or pixels are read for the same clip: frames stored before are then not used."""
 METADATA = 3
 """Raised when `ClipFrames.metadata` tells the model something else of the same frames: answers kept before are then void."""
+PIXELS = "pixels.npy"
 LARGE_CLIP_BYTES = 64e6
 """Clips that take more decoded memory than this are warned of: 16 frames of 1280 x 720 take 44 MB."""
 NUMBERING_ERROR_S = 0.02
@@ -170,13 +174,18 @@ class FrameStore:
                 self.frames(plain)
                 self._store(clip.digest, {"frames": plain.digest, **added})
             else:
-                frames = decode(clip.spec)
-                for remark in frames.remarks:
-                    log.warning("%s: %s", clip.spec.video, remark)
-                about = asdict(replace(frames, pixels=np.empty(0)))
-                del about["pixels"]
-                self._store(clip.digest, about, frames.pixels)
+                self._decode(clip)
         return self.stored(clip.digest)
+
+    def _decode(self, clip: Clip) -> None:
+        """Decode the frames of a clip into a file of the store: this process holds one frame at a time."""
+        with self._scratch(clip.digest) as scratch:
+            frames = decode(clip.spec, partial(_mapped, scratch / PIXELS))
+            for remark in frames.remarks:
+                log.warning("%s: %s", clip.spec.video, remark)
+            about = asdict(replace(frames, pixels=np.empty(0)))
+            del about["pixels"]
+            self._store(clip.digest, about, scratch / PIXELS)
 
     def stored(self, digest: str) -> ClipFrames:
         """Return the frames of a clip that was read before.
@@ -212,18 +221,33 @@ class FrameStore:
         with _PARSING:
             return ClipFrames(pixels=np.load(self.folder / f"{digest}.npy", mmap_mode="r"), **about)
 
-    def _store(self, digest: str, about: Mapping[str, Any], pixels: np.ndarray | None = None) -> None:
-        """Write an entry; others may write the same one meanwhile."""
-        with (
-            storage(self.folder),
-            tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-") as scratch,
-        ):
-            temporary = Path(scratch)
-            (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
-            (temporary / "about.json").replace(self.folder / f"{digest}.json")
+    def _store(self, digest: str, about: Mapping[str, Any], pixels: Path | None = None) -> None:
+        """Write an entry, of which `pixels` is moved; others may write the same one meanwhile."""
+        with self._scratch(digest) as scratch, storage(self.folder):
+            (scratch / "about.json").write_text(json.dumps(about), encoding="utf-8")
+            (scratch / "about.json").replace(self.folder / f"{digest}.json")
             if pixels is not None:  # they come last: their presence says that the entry is complete
-                np.save(temporary / "pixels.npy", pixels)
-                (temporary / "pixels.npy").replace(self.folder / f"{digest}.npy")
+                pixels.replace(self.folder / f"{digest}.npy")
+
+    @contextlib.contextmanager
+    def _scratch(self, digest: str) -> Iterator[Path]:
+        with storage(self.folder):
+            scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix=f".{digest}-")
+        with scratch:
+            yield Path(scratch.name)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array that is a new file."""
+    with storage(path.parent):
+        pixels: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+        with path.open("r+b") as file:  # a full disk is an error here, and a signal where a page is written
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels
+
+
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
 def _in_order(frames: ClipFrames, order: Sequence[int]) -> ClipFrames:
@@ -240,10 +264,14 @@ def _marked(frames: ClipFrames, marks: Sequence[Mark], name: str) -> ClipFrames:
     return replace(frames, pixels=draw_marks(frames.pixels, frames.times, marks, name)) if marks else frames
 
 
-def decode(spec: ClipSpec) -> ClipFrames:
+def decode(spec: ClipSpec, empty: Callable[[tuple[int, ...]], np.ndarray] = _in_memory) -> ClipFrames:
     """Decode the F frames on screen at F equally spaced times of the interval, which is cut at the video's last frame.
 
-    Its marks are drawn into them.
+    Its marks are drawn into them. Parts of a video between times are left out by seeking where a keyframe lies.
+
+    Args:
+        spec: what to decode.
+        empty: returns an array of a shape, uint8, for the pixels.
 
     Raises:
         VideoError: missing, without a video stream, truncated, not decodable, or ended before the interval; or a list of
@@ -255,10 +283,10 @@ def decode(spec: ClipSpec) -> ClipFrames:
             remedy="correct the row",
         )
     if spec.video.endswith(LIST_SUFFIX):
-        frames = _select_images(Path(spec.video), spec)
+        frames = _select_images(Path(spec.video), spec, empty)
     else:
         with _opened(Path(spec.video)) as video:
-            frames = _select(video, spec)
+            frames = _select(video, spec, empty)
     return _marked(frames, spec.marks, spec.video)
 
 
@@ -294,7 +322,7 @@ def target_times(start_s: float, end_s: float, count: int) -> np.ndarray:
     return np.linspace(start_s, end_s, count)
 
 
-def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
+def _select_images(path: Path, spec: ClipSpec, empty: Callable[[tuple[int, ...]], np.ndarray]) -> ClipFrames:
     listed = read_list(path)
     all_times = np.array([t for t, _ in listed.frames])
     last = float(all_times[-1])
@@ -303,13 +331,24 @@ def _select_images(path: Path, spec: ClipSpec) -> ClipFrames:
     targets = target_times(spec.start_s, max(spec.start_s, end), spec.num_frames)
     chosen = [int(np.abs(all_times - target).argmin()) for target in targets]
     files = [path.parent / listed.root / listed.frames[i][1] for i in chosen]
-    images = {file: read_image(file, spec.height, spec.width) for file in dict.fromkeys(files)}
-    if len({image.shape for image in images.values()}) > 1:
-        raise VideoError(f"{path}: its images differ in size", remedy="resize them, or set height and width")
+    pixels: np.ndarray | None = None
+    for place, file in enumerate(files):
+        if place and file == files[place - 1] and pixels is not None:
+            pixels[place] = pixels[place - 1]
+            continue
+        image = read_image(file, spec.height, spec.width)
+        if pixels is None:
+            pixels = empty((len(files), *image.shape))
+        if image.shape != pixels.shape[1:]:
+            raise VideoError(
+                f"{path}: its images differ in size", remedy="resize them, or set height and width"
+            )
+        pixels[place] = image
+    assert pixels is not None
     times = tuple(float(all_times[i]) for i in chosen)
     rate = _counting_rate(times, listed.fps)
     return ClipFrames(
-        pixels=np.stack([images[file] for file in files]),
+        pixels=pixels,
         times=times,
         indices=tuple(round(t * rate) for t in times),
         fps=rate,
@@ -328,13 +367,13 @@ def _opened(path: Path) -> Iterator[Video]:
         raise unreadable(path, error) from error
 
 
-def _select(video: Video, spec: ClipSpec) -> ClipFrames:
+def _select(video: Video, spec: ClipSpec, empty: Callable[[tuple[int, ...]], np.ndarray]) -> ClipFrames:
     pixels: np.ndarray | None = None
     times: list[float] = []
     for place, (t, frame) in enumerate(video.frames_at(_targets(video, spec).tolist())):
         if pixels is None:
             first = video.to_rgb(frame, spec.height, spec.width)
-            pixels = np.empty((spec.num_frames, *first.shape), np.uint8)
+            pixels = empty((spec.num_frames, *first.shape))
             pixels[0] = first
         elif t == times[-1]:
             pixels[place] = pixels[place - 1]

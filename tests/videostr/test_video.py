@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import struct
+import subprocess
+import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 from videostr.errors import VideoError
+from videostr.media import Video
 from videostr.types import Clip, ClipSpec
 from videostr.video import ClipFrames, FrameStore, decode, name_clip, probe, reordered
 
@@ -280,3 +285,69 @@ def test_damaged_images_are_named_by_decode_and_probe(tmp_path, monkeypatch, con
     if not header_is_good:
         with pytest.raises(VideoError, match=named):
             probe(path)
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+from videostr.types import ClipSpec
+from videostr.video import FrameStore, name_clip
+
+clip = name_clip(ClipSpec(video=sys.argv[1], num_frames=2048, height=96, width=128), Path(sys.argv[1]).parent)
+store = FrameStore(sys.argv[2])
+held_kib = next(int(line.split()[1]) for line in open("/proc/self/status", encoding="utf-8") if "VmData" in line)
+limit = held_kib * 1024 + 2048 * 96 * 128 * 3 // 2
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # memory of its own; pages of files do not count
+frames = store.frames(clip)
+print(frames.pixels.shape, int(frames.pixels[-1].max()), len(set(frames.times)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_DATA")
+def test_a_process_fills_the_store_with_a_long_clip_in_less_memory_than_the_clip_has(tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(2048):
+            image = np.full((48, 64, 3), 200 * (number == 2047), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    command = [sys.executable, "-c", FILL, str(path), str(tmp_path / "frames")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shape, brightest, times = re.fullmatch(r"\((.*)\) (\d+) (\d+)\n", done.stdout).groups()
+    assert (shape, times) == ("2048, 96, 128, 3", "2048")
+    assert int(brightest) > 150
+
+
+@pytest.mark.parametrize("count", [5, 31])
+def test_frames_are_sought_where_that_leaves_some_out_and_are_those_of_the_whole_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "25", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(1200):
+            image = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    decoded = []
+    plain = Video._decoded
+
+    def counted(video: Video) -> Iterator[tuple[float, av.VideoFrame]]:
+        for each in plain(video):
+            decoded.append(each[0])
+            yield each
+
+    monkeypatch.setattr(Video, "_decoded", counted)
+    sought = decode(ClipSpec(video=str(path), num_frames=count))
+    # Keyframes lie 2.5 s apart: at most so much is decoded for each frame, and what follows it.
+    assert len(decoded) <= count * 28
+    decoded.clear()
+    monkeypatch.setattr(Video, "_runs", lambda _, times: [times])
+    whole = decode(ClipSpec(video=str(path), num_frames=count))
+    assert len(decoded) >= 1199
+    assert np.array_equal(sought.pixels, whole.pixels)
+    assert replace(sought, pixels=whole.pixels) == whole

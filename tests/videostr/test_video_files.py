@@ -19,7 +19,7 @@ from PIL import Image
 
 from videostr import video as video_module
 from videostr.errors import VideoError
-from videostr.media import is_cut_off
+from videostr.truncation import is_cut_off
 from videostr.types import ClipSpec
 from videostr.video import ClipFrames, FrameStore, decode, name_clip, probe
 
