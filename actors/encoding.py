@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from videostr.errors import LearnerError
+from videostr.groups import RolloutGroup
 from videostr.grpo.batch import PromptInputs
 from videostr.models.base import ModelFamily
-from videostr.types import Failure, FailureKind, RolloutGroup
+from videostr.types import Failure, FailureKind
 from videostr.video import FrameStore
 
 KEPT_BYTES = 2**30
@@ -71,7 +72,7 @@ class PromptEncoder:
 
 
 def _compare(group: RolloutGroup, inputs: PromptInputs) -> None:
-    seen, encoded = torch.from_numpy(group.prompt_token_ids.astype(np.int64)), inputs.input_ids
+    seen, encoded = torch.from_numpy(group.tokens.prompt_token_ids.astype(np.int64)), inputs.input_ids
     if torch.equal(seen, encoded):
         return
     shared = min(len(seen), len(encoded))

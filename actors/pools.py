@@ -6,6 +6,7 @@ What the pool does with them is in `videostr/pool.py` (`sample`, `pause`, `resiz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from actors.calls import get_with_timeout
 from actors.names import actor_name
 from actors.placement import Placement, openmp_options
 from actors.rollout import RolloutWorker
+from actors.sampling import SamplingWorker
 from videostr.config.schema import Config
 from videostr.errors import RolloutError, VideoStrError, first_line
+from videostr.groups import SampledRef
 from videostr.pool import EnginePool
 from videostr.supervisor import CLOSE_S, WorkerDied
 from videostr.timeline import Timeline
@@ -32,7 +35,7 @@ class RayRolloutPool(EnginePool):
         frame_store: str | Path,
         log_folder: str | Path,
         placement: Placement | None = None,
-        worker_class: type[RolloutWorker] = RolloutWorker,
+        worker_class: type[SamplingWorker] = RolloutWorker,
         timeline: Timeline | None = None,
     ) -> None:
         """Start nothing yet.
@@ -68,13 +71,19 @@ class RayRolloutPool(EnginePool):
         return actor.remote(index, self.config, self.frame_store, str(log_file))
 
     async def _ask(self, handle: Any, method: str, *arguments: Any, limit_s: float) -> Any:
+        group = None
         try:
-            return await get_with_timeout(getattr(handle, method).remote(*arguments), limit_s)
+            if method == "sample":
+                ref, group = handle.sample_apart.options(num_returns=2).remote(*arguments)
+            else:
+                ref = getattr(handle, method).remote(*arguments)
+            found = await get_with_timeout(ref, limit_s)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, VideoStrError) else RolloutError(str(cause))) from error
         except RayError as error:
             raise WorkerDied(first_line(error)) from error
+        return replace(found, content=group) if isinstance(found, SampledRef) else found
 
     def _kill(self, handle: Any) -> None:
         ray.kill(handle)

@@ -12,20 +12,21 @@ import logging
 import numpy as np
 import torch
 
-from actors.names import Named
+from actors.sampling import SamplingWorker
 from videostr.config.schema import Config
 from videostr.console import send_output_to
 from videostr.errors import VideoError
+from videostr.groups import Sampled
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
 from videostr.models.processor import load_processor
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.trace import opened, rest_of
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt
 from videostr.video import FrameStore
 
 
-class ReferenceWorker(Named):
+class ReferenceWorker(SamplingWorker):
     """Reads references instead of sampling; lives in a process of its own."""
 
     def __init__(self, index: int, config: Config, frame_store: str, log_file: str) -> None:

@@ -1,7 +1,6 @@
 """Rewards from a service in place of workers of the run (`reward.endpoint`).
 
-In: a record and its completions. Out: rollouts, in the same order; the scores come from the service, the traces are parsed
-here, which is cheap.
+In: a record and its completions, which are fetched and sent on. Out: their scores, in the same order.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from rewards.service.client import (
     ServiceUnavailable,
 )
 from rewards.service.messages import describe
-from videostr import trace as traces
 from videostr.config.sections import RewardConfig
 from videostr.errors import ConfigError, RewardError
-from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score
+from videostr.groups import SampledGroup
+from videostr.types import Completion, Failure, FailureKind, Record, Score
 
 _TRIES = 3
 _GROUPS_PER_WORKER = 2  # one being scored and one on its way
@@ -74,27 +73,24 @@ class RemoteRewardPool:
             raise
         return cls(client, config, min(_GROUPS_PER_WORKER * info.workers, info.max_groups))
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Return rollouts in the order of `completions`.
+    async def score(self, record: Record, sampled: SampledGroup) -> tuple[Score, ...] | Failure:
+        """Return scores in the order of the completions.
 
         A group that the service cannot score is `REWARD_ERROR` at once; one that gets no score in time, three times over, is
         `REWARD_TIMEOUT`.
 
         Raises:
             RewardError: the service cannot be reached in three tries, or refuses this run; no record is to blame.
+            SampleLost: the machine that held the completions was lost.
         """
         async with self._places:
             try:
-                scores = await self._scores(record, completions)
+                return tuple(await self._scores(record, (await sampled.whole()).completions))
             except GroupRejected as error:
                 return Failure(kind=FailureKind.REWARD_ERROR, record_id=record.id, detail=str(error))
             except ServiceTimeout as error:
                 detail = f"{error}, the last of {_TRIES} tries"
                 return Failure(kind=FailureKind.REWARD_TIMEOUT, record_id=record.id, detail=detail)
-        return tuple(
-            Rollout(completion=completion, trace=traces.parse(completion.text), score=score)
-            for completion, score in zip(completions, scores, strict=True)
-        )
 
     async def close(self) -> None:
         """End the connection; `score` must not be called again."""

@@ -1,6 +1,6 @@
 """Reward workers: parse and score whole groups on CPU, each in its own process.
 
-In: a record and its completions. Out: rollouts, in the same order. A worker that hangs or dies costs its process and
+In: a record and its completions. Out: scores, in the same order. A worker that hangs or dies costs its process and
 one try of one group, nothing else.
 """
 
@@ -15,20 +15,21 @@ import signal
 import stat
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from actors.calls import get_with_timeout
 from actors.names import Named, actor_name
-from rewards import Rubric, score_group_with_traces
+from rewards import Rubric, score_group
 from videostr.config.sections import RewardConfig
-from videostr.errors import RewardError, error_text, first_line
+from videostr.errors import RewardError, SampleLost, error_text, first_line
+from videostr.groups import Sampled, SampledGroup
 from videostr.timeline import Timeline
-from videostr.types import Completion, Failure, FailureKind, Record, Rollout, Score, Trace
+from videostr.types import Failure, FailureKind, Record, Score
 from videostr.worker_state import pause_before
 
 _Actor = Any  # Ray's handle types do not follow `options`
@@ -62,10 +63,10 @@ class RewardWorker(Named):
     def ping(self) -> None:
         """Return, as a sign that the process lives."""
 
-    def score(self, record: Record, completions: Sequence[Completion]) -> list[tuple[Trace, Score]]:
-        """Return the trace and score of every completion; raises `RewardError` when a custom reward fails."""
+    def score(self, record: Record, sampled: Sampled) -> list[Score]:
+        """Return the score of every completion; raises `RewardError` when a custom reward fails."""
         try:
-            return score_group_with_traces(completions, record, self.rubric)
+            return score_group(sampled.completions, record, self.rubric)
         except RewardError as error:
             raise RewardError(str(error)) from None  # without its cause, whose text Ray may be unable to send
         except KeyboardInterrupt as error:  # the reward's: Ray would take it for a cancelled task
@@ -146,21 +147,26 @@ class RayRewardPool:
         for index in range(config.num_workers):
             self._start_worker(index)
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Return rollouts in the order of `completions`.
+    async def score(self, record: Record, sampled: SampledGroup) -> tuple[Score, ...] | Failure:
+        """Return scores in the order of the completions, which go from their engine to a worker.
 
         An exception in a reward comes back as `REWARD_ERROR` at once, since it would come again; a worker that runs
         past the deadline or dies is replaced, and the third one to do so makes it `REWARD_TIMEOUT`.
 
         Raises:
             RewardError: a worker cannot be started.
+            SampleLost: the machine that held the completions was lost.
         """
         problem = ""
         for _ in range(_TRIES):
             actor = await self._take_worker(check_alive=bool(problem))
             try:
                 with self._timeline.during(_name(self._actors[actor]), "score"):
-                    judged = await get_with_timeout(actor.score.remote(record, completions), self._deadline_s)
+                    scoring = actor.score.remote(record, sampled.content)
+                    scores: list[Score] = await get_with_timeout(scoring, self._deadline_s)
+            except ObjectLostError as error:
+                self._idle.put_nowait(actor)
+                raise SampleLost(first_line(error)) from error
             except RayTaskError as error:  # first: it is also an instance of what the reward raised
                 self._idle.put_nowait(actor)
                 return Failure(
@@ -179,10 +185,7 @@ class RayRewardPool:
                 raise
             else:
                 self._idle.put_nowait(actor)
-                return tuple(
-                    Rollout(completion=completion, trace=trace, score=score)
-                    for completion, (trace, score) in zip(completions, judged, strict=True)
-                )
+                return tuple(scores)
         return Failure(
             kind=FailureKind.REWARD_TIMEOUT,
             record_id=record.id,

@@ -18,15 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from actors.names import Named
+from actors.sampling import SamplingWorker
 from actors.transfer.request import transfer_backend
 from videostr.chat import hidden_tokens
 from videostr.config.schema import Config
 from videostr.console import send_output_to
 from videostr.errors import ConfigError, RolloutError, VideoError, first_line
+from videostr.groups import Sampled
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.trace import opened
 from videostr.types import Completion, Failure, FailureKind, FinishReason, Prompt, VersionSpan
 from videostr.video import ClipFrames, FrameStore
@@ -47,7 +48,7 @@ odds.
 FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 
-class RolloutWorker(Named):
+class RolloutWorker(SamplingWorker):
     """One vLLM engine; lives in a process of its own, whose output it sends to `log_file`.
 
     Log-probabilities are those of the sampling distribution: temperature applied, placeholders banned and the rest

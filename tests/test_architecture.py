@@ -71,6 +71,7 @@ FLOORS = {
         "videostr.marks",
         "videostr.mark_drawing",
         "videostr.media",
+        "videostr.truncation",
         "videostr.images",
         "videostr.prompt",
         "videostr.reasoning",
@@ -81,6 +82,7 @@ FLOORS = {
     ),
     "base": (
         "videostr.types",
+        "videostr.groups",
         "videostr.errors",
         "videostr.digests",
         "videostr.shipped",

@@ -39,12 +39,13 @@ def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
         for version in range(4):
             found = await collect(config, source, ports, folder, cursor)
             versions = {
-                s.version for g in found.groups for r in g.rollouts for s in r.completion.weight_versions
+                s.version for g in found.groups for c in g.sampled.completions for s in c.weight_versions
             }
             assert versions == {version}
             gains = [np.arange(4, dtype=np.float32) - 1.5 for _ in found.groups]
             batch = learner_batch(config, found.groups, gains)
-            differences.append(_difference(batch.groups, await ports.learner.logprobs(batch)))  # type: ignore[attr-defined]
+            sampled = [await group.sampled.whole() for group in batch.groups]
+            differences.append(_difference(sampled, await ports.learner.logprobs(batch)))  # type: ignore[attr-defined]
             assert all(group_advantages(config, group).shape == (4,) for group in found.groups)
             update = await ports.learner.update(batch)
             assert update.version == version + 1
@@ -61,5 +62,5 @@ def test_engines_follow_the_learner(tabletop: Path, tmp_path: Path) -> None:
 
 
 def _difference(groups, learned) -> float:
-    sampled = np.concatenate([r.completion.logprobs for group in groups for r in group.rollouts])
+    sampled = np.concatenate([c.logprobs for group in groups for c in group.completions])
     return float(np.abs(sampled - np.concatenate([values for group in learned for values in group])).mean())

@@ -6,13 +6,16 @@ In: requests by name, engines. Out: each sampled group handed over as it comes, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import TypeVar
 
+from videostr.errors import SampleLost
+from videostr.groups import SampledGroup
 from videostr.metrics import duration
-from videostr.ports import RolloutPool, Sampled, SampleRequest
+from videostr.ports import RolloutPool, SampleRequest
 from videostr.tasks import gather_or_cancel
 from videostr.types import Failure
 
@@ -24,7 +27,7 @@ SAY_EVERY_S = 30.0
 async def ask(
     requests: Mapping[Name, SampleRequest],
     pool: RolloutPool,
-    take: Callable[[Name, Sampled], Awaitable[Failure | None]],
+    take: Callable[[Name, SampledGroup], Awaitable[Failure | None]],
     at_once: int,
 ) -> dict[Name, Failure]:
     """Sample every request; what `take` does with a group is done before the next one is asked in its place.
@@ -46,11 +49,18 @@ async def ask(
     began = said = time.monotonic()
     done = 0
 
+    async def sampled_and_taken(name: Name, request: SampleRequest) -> Failure | None:
+        while True:
+            found = await pool.sample(request)
+            if isinstance(found, Failure):
+                return found
+            with contextlib.suppress(SampleLost):
+                return await take(name, found)
+
     async def one(name: Name, request: SampleRequest) -> None:
         nonlocal done, said
         async with places:
-            found = await pool.sample(request)
-            failure = found if isinstance(found, Failure) else await take(name, found)
+            failure = await sampled_and_taken(name, request)
         if failure is not None:
             failures[name] = failure
             log.warning("%s: %s (%s)", failure.record_id, failure.detail, failure.kind.value)

@@ -109,6 +109,10 @@ class RolloutError(VideoStrError):
     """A rollout engine is dead or refused a request."""
 
 
+class SampleLost(VideoStrError):
+    """A sampled group was lost with the machine that held it; its seed gives it again."""
+
+
 class RewardError(VideoStrError):
     """A reward worker failed or ran past its deadline."""
 

@@ -33,6 +33,7 @@ from videostr.config.schema import Config
 from videostr.console import log_to_console
 from videostr.errors import PlacementError, VideoStrError, error_text, first_line
 from videostr.files import make_folder, write_text
+from videostr.groups import LearnerBatch, RolloutGroup, Sampled
 from videostr.models.base import family_of
 from videostr.models.checkpoint import open_checkpoint
 from videostr.page import render_page
@@ -40,7 +41,7 @@ from videostr.preflight.findings import Finding, Severity, as_text, fail, from_e
 from videostr.shipped import find
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty
-from videostr.types import Completion, FinishReason, LearnerBatch
+from videostr.types import Completion, FinishReason
 
 log = logging.getLogger("videostr.gpu_check")
 RANKS_LIMIT = 1e-3
@@ -230,7 +231,9 @@ def _random_batch(cases: Sequence[parity.Case], processor: Any) -> LearnerBatch:
             )
             for _ in range(parity.COMPLETIONS)
         )
-        groups.append(parity.group_of(prompt, encoded.input_ids.numpy().astype(np.int32), completions))
+        ids = encoded.input_ids.numpy().astype(np.int32)
+        sampled = Sampled(prompt_token_ids=ids, completions=completions)
+        groups.append(RolloutGroup(prompt=prompt, sampled=sampled, scores=()))
     return parity.batch_of(groups)
 
 

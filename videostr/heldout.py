@@ -22,8 +22,9 @@ from videostr.bootstrap import Interval, bootstrap_weights
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem
 from videostr.files import write_json
-from videostr.ports import Ports, Sampled, SampleRequest
-from videostr.types import Failure, FailureKind, Rollout
+from videostr.groups import SampledGroup
+from videostr.ports import Ports, SampleRequest
+from videostr.types import Failure, FailureKind, Score
 
 log = logging.getLogger("videostr.evaluate")
 PARTS = (
@@ -101,7 +102,7 @@ async def evaluate(request: EvaluationRequest) -> Evaluation:
     }
     scores: dict[tuple[str, str], dict[str, float]] = {}
 
-    async def score(name: tuple[str, str], sampled: Sampled) -> Failure | None:
+    async def score(name: tuple[str, str], sampled: SampledGroup) -> Failure | None:
         versions = {span.version for c in sampled.completions for span in c.weight_versions}
         if versions - {version}:
             return Failure(
@@ -109,10 +110,10 @@ async def evaluate(request: EvaluationRequest) -> Evaluation:
                 record_id=name[0],
                 detail=f"sampled from versions {sorted(versions)}, version {version} is evaluated",
             )
-        rollouts = await ports.rewards.score(items[name[0]].record, sampled.completions)
-        if isinstance(rollouts, Failure):
-            return rollouts
-        scores[name] = _mean_of(rollouts)
+        found = await ports.rewards.score(items[name[0]].record, sampled)
+        if isinstance(found, Failure):
+            return found
+        scores[name] = _mean_of(found)
         return None
 
     unusable = [d for d in heldout if isinstance(d, Failure)]
@@ -206,7 +207,7 @@ def _request(config: Config, item: PromptItem, n: int, temperature: float) -> Sa
     )
 
 
-def _mean_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def _mean_of(scores: Sequence[Score]) -> dict[str, float]:
     """Return by part the mean over the completions of a prompt."""
-    rows = [{"total": rollout.score.total, **rollout.score.parts} for rollout in rollouts]
+    rows = [{"total": score.total, **score.parts} for score in scores]
     return {part: float(np.mean([row[part] for row in rows])) for part in PARTS if part in rows[0]}

@@ -9,11 +9,11 @@ With `train.max_staleness` = S up to S batches are sampled and scored while a st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -21,15 +21,17 @@ import numpy as np
 from videostr.checkpoint import DataCursor, RunState
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem, RecordSource
+from videostr.errors import SampleLost
+from videostr.groups import LearnerBatch, RolloutGroup, SampledGroup
 from videostr.grpo.advantage import advantages, has_zero_variance
 from videostr.grpo.loss import completion_lengths
 from videostr.metrics import Progress, Signal, sampling_metrics, step_metrics
-from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.ports import Ports, SampleRequest
 from videostr.run_folder import RunFolder
 from videostr.saver import Saver, is_due
 from videostr.tasks import cancel_and_wait, gather_or_cancel, race
 from videostr.traces import trace_rows, write_traces
-from videostr.types import Failure, FinishReason, LearnerBatch, Record, RolloutGroup, Update
+from videostr.types import Failure, FinishReason, Record, Update
 from videostr.window import Window
 
 log = logging.getLogger(__name__)
@@ -214,12 +216,13 @@ async def write_due_traces(
     """Write the traces of every `train.traces_every` steps, and of the last one."""
     every = config.train.traces_every
     if every > 0 and (state.step == config.train.steps or is_due(state.step, every)):
-        await folder.thread(_write_traces, folder.path, state.step, collected, gains)
-
-
-def _write_traces(run_folder: Path, step: int, collected: Collected, gains: Sequence[np.ndarray]) -> None:
-    rows = trace_rows(step, collected.groups, gains, collected.records)
-    write_traces(run_folder / "traces" / f"step_{step:06d}.parquet", rows)
+        rows = []
+        for group, gain in zip(collected.groups, gains, strict=True):
+            record = collected.records[group.prompt.record_id]
+            with contextlib.suppress(SampleLost):  # with its machine, after it was learned from
+                sampled = await group.sampled.whole()
+                rows += await folder.thread(trace_rows, state.step, group, sampled, gain, record)
+        await folder.thread(write_traces, folder.path / "traces" / f"step_{state.step:06d}.parquet", rows)
 
 
 class SideEvaluation:
@@ -273,9 +276,13 @@ async def collect(
 
     async def one(item: PromptItem) -> RolloutGroup | Failure:
         nonlocal sampled_at
-        sampled = await ports.rollouts.sample(_request(config, item))
-        sampled_at = now()
-        return sampled if isinstance(sampled, Failure) else await score(ports, item, sampled)
+        while True:
+            sampled = await ports.rollouts.sample(_request(config, item))
+            sampled_at = now()
+            if isinstance(sampled, Failure):
+                return sampled
+            with contextlib.suppress(SampleLost):  # with its machine: the same seed gives the same tokens
+                return await score(ports, item, sampled)
 
     wanted = config.train.prompts_per_step
     kept: list[tuple[Record, RolloutGroup]] = []
@@ -296,7 +303,7 @@ async def collect(
         for item, result in zip(items, await gather_or_cancel(one(item) for item in items), strict=True):
             if isinstance(result, Failure):
                 await folder.thread(folder.quarantine.add, result)
-            elif replacing and has_zero_variance([rollout.score.total for rollout in result.rollouts]):
+            elif replacing and has_zero_variance(result.totals):
                 zero_variance.append((item.record, result))
             else:
                 kept.append((item.record, result))
@@ -310,17 +317,17 @@ async def collect(
     )
 
 
-async def score(ports: Ports, item: PromptItem, sampled: Sampled) -> RolloutGroup | Failure:
+async def score(ports: Ports, item: PromptItem, sampled: SampledGroup) -> RolloutGroup | Failure:
     """Score a sampled group."""
-    rollouts = await ports.rewards.score(item.record, sampled.completions)
-    if isinstance(rollouts, Failure):
-        return rollouts
-    return RolloutGroup(prompt=item.prompt, prompt_token_ids=sampled.prompt_token_ids, rollouts=rollouts)
+    scores = await ports.rewards.score(item.record, sampled)
+    if isinstance(scores, Failure):
+        return scores
+    return RolloutGroup(prompt=item.prompt, sampled=sampled, scores=scores)
 
 
 def group_advantages(config: Config, group: RolloutGroup) -> np.ndarray:
     """Return the advantages of a group, [G] float32; zeros for a group of zero variance."""
-    return advantages([rollout.score.total for rollout in group.rollouts], config.loss.advantage)
+    return advantages(group.totals, config.loss.advantage)
 
 
 def learner_batch(
@@ -344,9 +351,8 @@ def learner_batch(
 
 def _has_tokens(config: Config, group: RolloutGroup) -> bool:
     """Return whether a completion of the group takes part in the loss."""
-    completions = [rollout.completion for rollout in group.rollouts]
-    lengths = [len(completion.token_ids) for completion in completions]
-    cut = [completion.finish_reason is FinishReason.LENGTH for completion in completions]
+    lengths = [completion.num_tokens for completion in group.sampled.completions]
+    cut = [completion.finish_reason is FinishReason.LENGTH for completion in group.sampled.completions]
     return any(completion_lengths([lengths], [cut], config.loss)[0])
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from videostr.checkpoint import RunState
 from videostr.errors import ZeroVarianceError
+from videostr.groups import RolloutGroup
 from videostr.grpo.advantage import has_zero_variance
-from videostr.types import FinishReason, RolloutGroup, Update
+from videostr.types import FinishReason, Update
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def step_metrics(
         "step": state.step,
         "version": state.version,
         **update.metrics,
-        "tokens/prompt": sum(len(group.prompt_token_ids) for group in groups),
+        "tokens/prompt": sum(group.sampled.num_prompt_tokens for group in groups),
         "tokens/completion": completion_tokens(groups),
         **{f"failures/{kind}": count for kind, count in sorted(failures.items())},
     }
@@ -33,24 +34,23 @@ def step_metrics(
 
 def sampling_metrics(groups: Sequence[RolloutGroup], update: Update, rollout_s: float) -> dict[str, float]:
     """Return rewards, staleness and speed of sampled groups; nothing of references, which are neither sampled nor scored."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    spans = [[span for r in group.rollouts for span in r.completion.weight_versions] for group in groups]
+    completions = [completion for group in groups for completion in group.sampled.completions]
+    scores = [score for group in groups for score in group.scores]
+    spans = [[span for c in group.sampled.completions for span in c.weight_versions] for group in groups]
     if not any(spans):
         return {}
-    rewards = {"reward/total": float(np.mean([r.score.total for r in rollouts]))}
-    for name in sorted({name for r in rollouts for name in r.score.parts}):
-        values = [r.score.parts[name] for r in rollouts if name in r.score.parts]
+    rewards = {"reward/total": float(np.mean([score.total for score in scores]))}
+    for name in sorted({name for score in scores for name in score.parts}):
+        values = [score.parts[name] for score in scores if name in score.parts]
         rewards[f"reward/{name}"] = float(np.mean(values))
     before = update.version - 1 if update.metrics else update.version
     staleness = [before - min(span.version for span in group) for group in spans]
     return {
         **rewards,
         "truncated_fraction": float(
-            np.mean([r.completion.finish_reason is FinishReason.LENGTH for r in rollouts])
+            np.mean([completion.finish_reason is FinishReason.LENGTH for completion in completions])
         ),
-        "zero_variance_groups": sum(
-            has_zero_variance([r.score.total for r in group.rollouts]) for group in groups
-        ),
+        "zero_variance_groups": sum(has_zero_variance(group.totals) for group in groups),
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": max(staleness),
         "rollout/tokens_per_s": completion_tokens(groups) / max(rollout_s, 1e-9),
@@ -59,7 +59,7 @@ def sampling_metrics(groups: Sequence[RolloutGroup], update: Update, rollout_s: 
 
 def completion_tokens(groups: Sequence[RolloutGroup]) -> int:
     """Return sampled tokens of all completions."""
-    return sum(len(rollout.completion.token_ids) for group in groups for rollout in group.rollouts)
+    return sum(completion.num_tokens for group in groups for completion in group.sampled.completions)
 
 
 class Progress:

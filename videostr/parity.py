@@ -42,27 +42,13 @@ from videostr.config.sections import (
 )
 from videostr.console import log_to_console
 from videostr.errors import RolloutError, TransferError
+from videostr.groups import LearnerBatch, RolloutGroup
 from videostr.grpo.batch import PromptInputs
 from videostr.models.base import family_of, read_config
 from videostr.models.checkpoint import open_checkpoint
 from videostr.ports import SampleRequest
 from videostr.prompt import render
-from videostr.types import (
-    Answer,
-    AnswerKind,
-    Clip,
-    ClipSpec,
-    Completion,
-    Failure,
-    GraphAbsence,
-    LearnerBatch,
-    Prompt,
-    Record,
-    Rollout,
-    RolloutGroup,
-    Score,
-    Trace,
-)
+from videostr.types import Answer, AnswerKind, Clip, ClipSpec, Failure, Prompt, Record
 from videostr.video import ClipFrames, FrameStore, name_clip
 
 log = logging.getLogger("videostr.parity")
@@ -234,13 +220,10 @@ async def _compare_logprobs(
 ) -> list[Row]:
     packed = await learner.logprobs(batch_of(groups))
     alone = [
-        [
-            (await learner.logprobs(batch_of([_only(group, index)])))[0][0]
-            for index in range(len(group.rollouts))
-        ]
+        [(await learner.logprobs(batch_of([_only(group, index)])))[0][0] for index in range(COMPLETIONS)]
         for group in groups
     ]
-    engine = np.concatenate([r.completion.logprobs for group in groups for r in group.rollouts])
+    engine = np.concatenate([c.logprobs for group in groups for c in group.tokens.completions])
     ours = np.concatenate([values for group in packed for values in group])
     single = np.concatenate([values for group in alone for values in group])
     worst, mean = LIMITS[config.model.dtype]
@@ -273,29 +256,20 @@ async def _sample(pool: RayRolloutPool, cases: Sequence[Case]) -> list[RolloutGr
                 f"{request.prompt.record_id}: {found.detail}",
                 remedy="compare with --inputs, or with other --frames",
             )
-        groups.append(group_of(request.prompt, found.prompt_token_ids, found.completions))
+        groups.append(RolloutGroup(prompt=request.prompt, sampled=await found.whole(), scores=()))
     return groups
 
 
-def group_of(prompt: Prompt, prompt_token_ids: np.ndarray, completions: Sequence[Completion]) -> RolloutGroup:
-    """Return a group that nothing has scored."""
-    trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
-    return RolloutGroup(
-        prompt=prompt,
-        prompt_token_ids=prompt_token_ids,
-        rollouts=tuple(
-            Rollout(completion=each, trace=trace, score=Score(total=0.0, parts={})) for each in completions
-        ),
-    )
-
-
 def _only(group: RolloutGroup, index: int) -> RolloutGroup:
-    return replace(group, rollouts=group.rollouts[index : index + 1])
+    whole = group.tokens
+    return replace(group, sampled=replace(whole, completions=whole.completions[index : index + 1]))
 
 
 def batch_of(groups: Sequence[RolloutGroup]) -> LearnerBatch:
     """Return groups with advantages that differ within each."""
-    gains = tuple(np.linspace(-1.0, 1.0, len(group.rollouts)).astype(np.float32) for group in groups)
+    gains = tuple(
+        np.linspace(-1.0, 1.0, len(group.sampled.completions)).astype(np.float32) for group in groups
+    )
     return LearnerBatch(groups=tuple(groups), advantages=gains, temperature=1.0)
 
 

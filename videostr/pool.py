@@ -15,7 +15,8 @@ from typing import Any
 
 from videostr.config.schema import Config
 from videostr.errors import LearnerError, RolloutError
-from videostr.ports import Sampled, SampleRequest
+from videostr.groups import SampledGroup
+from videostr.ports import SampleRequest
 from videostr.supervisor import CallLost, Engine, EngineSupervisor
 from videostr.timeline import Timeline
 from videostr.types import Failure, FailureKind
@@ -43,8 +44,10 @@ class EnginePool(EngineSupervisor):
         """Whether requests about one clip go to the engine that has it, if that leaves no sequence of another empty."""
         self._learner_error: LearnerError | None = None
         """Why no engine can get weights."""
+        self._turn = asyncio.Lock()
+        """Held by the request that is to get the next place: a place given back wakes it alone, not all that wait."""
 
-    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+    async def sample(self, request: SampleRequest) -> SampledGroup | Failure:
         """Sample one group; waits for a free place. One that is late, or loses its engine, three times is a `Failure`.
 
         Raises:
@@ -55,11 +58,11 @@ class EnginePool(EngineSupervisor):
         for attempt in range(TRIES):
             engine = await self._take(request)
             try:
-                sampled: Sampled | Failure = await self._call(
+                sampled: SampledGroup | Failure = await self._call(
                     engine, "sample", request, limit=self.config.rollout.request_timeout_s
                 )
-                if attempt and isinstance(sampled, Sampled):
-                    tokens = sum(len(completion.token_ids) for completion in sampled.completions)
+                if attempt and not isinstance(sampled, Failure):
+                    tokens = sum(completion.num_tokens for completion in sampled.completions)
                     self.failures["tokens_sampled_again"] += attempt * tokens
                 return sampled
             except CallLost as error:
@@ -68,7 +71,7 @@ class EnginePool(EngineSupervisor):
             finally:
                 engine.sequences -= request.n
                 engine.clips -= Counter({request.prompt.clip.digest: request.n})  # drops what has none left
-                await self._notify()
+                await self._notify(engine)
         return Failure(
             kind=FailureKind.ENGINE,
             record_id=request.prompt.record_id,
@@ -160,7 +163,7 @@ class EnginePool(EngineSupervisor):
                 engine.sequences,
             )
 
-        async with self._changed:
+        async with self._turn, self._changed:
             while True:
                 if self._learner_error is not None:
                     raise self._learner_error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from videostr.checkpoint import Files
-from videostr.types import Completion, Failure, LearnerBatch, Prompt, Record, Rollout, Update
+from videostr.groups import LearnerBatch, SampledGroup
+from videostr.types import Failure, Prompt, Record, Score, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +30,13 @@ class SampleRequest:
     """Supervised fine-tuning: the n completions, which are given and not sampled."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """A sampled group, not yet scored."""
-
-    prompt_token_ids: np.ndarray
-    """[T] int32, the expanded prompt as the engine saw it."""
-    completions: tuple[Completion, ...]
-    """n of them."""
-
-
 class RolloutPool(Protocol):
     """Samples groups on whichever engine has room."""
 
     failures: Counter[str]
     """Engines lost so far, by cause."""
 
-    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+    async def sample(self, request: SampleRequest) -> SampledGroup | Failure:
         """Sample one group; wait for a free place. Bad input is a `Failure`; raises `RolloutError` when no engine is left."""
         ...
 
@@ -57,8 +47,12 @@ class RewardPool(Protocol):
     failures: Counter[str]
     """Workers lost so far, by cause."""
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
-        """Return rollouts in the order of `completions`; a group that fails three times is a `Failure`."""
+    async def score(self, record: Record, sampled: SampledGroup) -> tuple[Score, ...] | Failure:
+        """Return scores in the order of the completions; a group that fails three times is a `Failure`.
+
+        Raises:
+            SampleLost: the machine that held the group was lost; it must be sampled again.
+        """
         ...
 
 

@@ -28,6 +28,7 @@ from videostr.data.prompts import PromptItem, RecordSource
 from videostr.data.records import usable_records
 from videostr.errors import ConfigError
 from videostr.files import make_folder
+from videostr.groups import SampledGroup
 from videostr.launch import cluster, finish, hold, open_folder
 from videostr.lock import FolderLock
 from videostr.loggers import require
@@ -42,8 +43,7 @@ from videostr.sync import EngineSync, Sender
 from videostr.tabletop.build import build_missing
 from videostr.teacher_forcing import TeacherForcing
 from videostr.timeline import Timeline
-from videostr.trace import parse
-from videostr.types import Completion, Failure, Record, Rollout, Score
+from videostr.types import Failure, Record, Score
 
 TOKENIZER_RECORDS = 4000
 """Records whose texts a tiny policy's tokenizer is trained on."""
@@ -140,13 +140,10 @@ class NotScored:
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter()
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
-        """Return rollouts with a score of 1 and no parts."""
+    async def score(self, record: Record, sampled: SampledGroup) -> tuple[Score, ...]:
+        """Return scores of 1 without parts."""
         del record
-        return tuple(
-            Rollout(completion=each, trace=parse(each.text), score=Score(total=1.0, parts={}))
-            for each in completions
-        )
+        return (Score(total=1.0, parts={}),) * len(sampled.completions)
 
 
 class NothingToSend(EngineSync):

@@ -280,9 +280,12 @@ class EngineSupervisor(ABC):
         for engine in self._engines:
             self._note(engine)
 
-    async def _notify(self) -> None:
-        """Record what engines do now, and wake whoever waits for an engine."""
-        self._note_all()
+    async def _notify(self, engine: Engine | None = None) -> None:
+        """Record what one engine does now, or all, and wake whoever waits for an engine."""
+        if engine is None:
+            self._note_all()
+        elif engine in self._engines:
+            self._note(engine)
         async with self._changed:
             self._changed.notify_all()
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from videostr.asking import ask
 from videostr.data.prompts import PromptItem
+from videostr.groups import LearnerBatch, RolloutGroup, SampledGroup
 from videostr.heldout import Evaluation, EvaluationRequest
-from videostr.ports import Sampled, SampleRequest
-from videostr.types import Failure, FailureKind, LearnerBatch, RolloutGroup
+from videostr.ports import SampleRequest
+from videostr.types import Failure, FailureKind
 
 
 class TeacherForcing:
@@ -35,14 +36,8 @@ class TeacherForcing:
         items = {item.record.id: item for item in heldout if isinstance(item, PromptItem)}
         groups: dict[str, RolloutGroup] = {}
 
-        async def keep(name: str, sampled: Sampled) -> Failure | None:
-            found = await ports.rewards.score(items[name].record, sampled.completions)
-            if isinstance(found, Failure):
-                return found
-            groups[name] = RolloutGroup(
-                prompt=items[name].prompt, prompt_token_ids=sampled.prompt_token_ids, rollouts=found
-            )
-            return None
+        async def keep(name: str, sampled: SampledGroup) -> None:
+            groups[name] = RolloutGroup(prompt=items[name].prompt, sampled=sampled, scores=())
 
         requests = {
             name: SampleRequest(
@@ -67,7 +62,8 @@ class TeacherForcing:
             failures += failed
             for group in chunk:
                 if (values := found.get((group.prompt.record_id, 0))) is not None:
-                    scores[group.prompt.record_id] = self._figures(group, *values)
+                    (completion,) = (await group.sampled.whole()).completions
+                    scores[group.prompt.record_id] = self._figures(completion.token_ids, *values)
         return Evaluation(
             version=version,
             sampled={},
@@ -76,9 +72,8 @@ class TeacherForcing:
             best_by="tokens",
         )
 
-    def _figures(self, group: RolloutGroup, logprobs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    def _figures(self, true: np.ndarray, logprobs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
         """Return the figures of one reference."""
-        true = group.rollouts[0].completion.token_ids
         right, is_digit = tokens == true, np.isin(true, self._digits)
         figures = {"tokens": float(right.mean()), "loss": -float(logprobs.mean())}
         return figures | ({"digits": float(right[is_digit].mean())} if is_digit.any() else {})

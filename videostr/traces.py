@@ -7,7 +7,7 @@ with any Parquet tool; `read_traces` gives the rows back.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from videostr.errors import DataError
 from videostr.files import make_folder, replacing
 from videostr.graph import to_json
-from videostr.types import GraphAbsence, Record, RolloutGroup, SceneGraph
+from videostr.groups import RolloutGroup, Sampled
+from videostr.trace import parse
+from videostr.types import Completion, GraphAbsence, Record, SceneGraph
 
 
 class TraceRow(TypedDict):
@@ -63,29 +65,27 @@ SCHEMA = pa.schema([(name, _ARROW[_TYPES.get(name, str)]) for name in TraceRow._
 
 
 def trace_rows(
-    step: int,
-    groups: Sequence[RolloutGroup],
-    advantages: Sequence[np.ndarray],
-    records: Mapping[str, Record],
+    step: int, group: RolloutGroup, sampled: Sampled, advantages: np.ndarray, record: Record
 ) -> list[TraceRow]:
-    """Return the rows of a step.
+    """Return the rows of a group.
 
     Args:
-        step: which step the groups were learned in.
-        groups: P groups.
-        advantages: per group [G].
-        records: the groups' records by id.
+        step: which step the group was learned in.
+        group: what was asked, and the scores.
+        sampled: its completions.
+        advantages: [G].
+        record: of the group.
     """
     return [
-        _row(step, group, index, float(advantage), records[group.prompt.record_id])
-        for group, advantages_G in zip(groups, advantages, strict=True)
-        for index, advantage in enumerate(advantages_G)
+        _row(step, group, index, completion, float(advantage), record)
+        for index, (completion, advantage) in enumerate(zip(sampled.completions, advantages, strict=True))
     ]
 
 
-def _row(step: int, group: RolloutGroup, index: int, advantage: float, record: Record) -> TraceRow:
-    rollout = group.rollouts[index]
-    predicted = rollout.trace.graph
+def _row(
+    step: int, group: RolloutGroup, index: int, completion: Completion, advantage: float, record: Record
+) -> TraceRow:
+    predicted, score = parse(completion.text).graph, group.scores[index]
     return TraceRow(
         step=step,
         record_id=record.id,
@@ -93,13 +93,13 @@ def _row(step: int, group: RolloutGroup, index: int, advantage: float, record: R
         family=record.family,
         prompt=group.prompt.text,
         rollout=index,
-        text=rollout.completion.text,
-        total=rollout.score.total,
-        parts=json.dumps(dict(rollout.score.parts)),
-        notes=json.dumps(list(rollout.score.notes)),
+        text=completion.text,
+        total=score.total,
+        parts=json.dumps(dict(score.parts)),
+        notes=json.dumps(list(score.notes)),
         advantage=advantage,
-        tokens=len(rollout.completion.token_ids),
-        finish_reason=rollout.completion.finish_reason.name,
+        tokens=completion.num_tokens,
+        finish_reason=completion.finish_reason.name,
         true_answer=f"{record.answer.value} {record.answer.unit}".strip(),
         true_graph=to_json(record.graph, truth=True) if record.graph else "",
         predicted_graph=to_json(predicted) if isinstance(predicted, SceneGraph) else "",

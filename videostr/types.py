@@ -271,6 +271,11 @@ class Completion:
     weight_versions: tuple[VersionSpan, ...]
     """Which weights sampled which tokens; covers [0, T). Empty in a reference trace, which none sampled."""
 
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
 
 class GraphAbsence(Enum):
     """Why a trace has no usable graph."""
@@ -312,40 +317,7 @@ class Score:
     """Why a part is low, in words a user understands."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """A completion with what was made of it."""
-
-    completion: Completion
-    trace: Trace
-    score: Score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutGroup:
-    """The G rollouts of one prompt, kept together until packing."""
-
-    prompt: Prompt
-    """What was asked."""
-    prompt_token_ids: np.ndarray
-    """[T] int32, the expanded prompt as the rollout engine saw it: the canonical one."""
-    rollouts: tuple[Rollout, ...]
-    """G >= 2 of them."""
-
-
 # ----------------------------------------------------------------------------------------- learner and update
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerBatch:
-    """The groups of one step with their advantages; what the driver hands to every learner rank."""
-
-    groups: tuple[RolloutGroup, ...]
-    """The P groups that carry a gradient."""
-    advantages: tuple[np.ndarray, ...]
-    """Per group [G] float32."""
-    temperature: float
-    """Sampling temperature, at which log-probabilities are taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

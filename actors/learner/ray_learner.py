@@ -17,12 +17,14 @@ from actors.learner.snapshot import Written
 from actors.learner.worker import LearnerWorker
 from actors.names import actor_name
 from actors.placement import openmp_options
+from actors.sampling import for_ranks
 from videostr.checkpoint import Files
 from videostr.config.schema import Config
 from videostr.errors import CheckpointError, LearnerError, VideoStrError, first_line
+from videostr.groups import LearnerBatch
 from videostr.tasks import gather_or_cancel
 from videostr.timeline import Timeline
-from videostr.types import Failure, LearnerBatch, Update
+from videostr.types import Failure, Update
 
 log = logging.getLogger("videostr.learner")
 BACKGROUND = "background"
@@ -96,9 +98,9 @@ class RayLearner:
         )
 
     async def update(self, batch: LearnerBatch) -> Update:
-        """Learn from the batch, which is put into the object store once."""
+        """Learn from the batch, which is put into the object store once; ranks fetch its tokens from where they are."""
         async with self.updating:
-            updates: list[Update] = await self.call("update", ray.put(batch))
+            updates: list[Update] = await self.call("update", ray.put(for_ranks(batch)))
             self.version = updates[0].version
         if skipped := updates[0].metrics.get("nonfinite_steps"):
             log.warning("%d optimizer steps skipped: their gradient was NaN or infinite", skipped)
@@ -106,11 +108,13 @@ class RayLearner:
 
     async def logprobs(self, batch: LearnerBatch) -> list[tuple[np.ndarray, ...]]:
         """Return the learner's log-probabilities, per group and completion [T] float32."""
-        parts = await self.call("logprobs", ray.put(batch))
+        parts = await self.call("logprobs", ray.put(for_ranks(batch)))
         found = {(group, completion): values for part in parts for group, completion, values in part}
         empty = np.empty(0, dtype=np.float32)
         return [
-            tuple(found.get((index, completion), empty) for completion in range(len(group.rollouts)))
+            tuple(
+                found.get((index, completion), empty) for completion in range(len(group.sampled.completions))
+            )
             for index, group in enumerate(batch.groups)
         ]
 
@@ -119,7 +123,7 @@ class RayLearner:
     ) -> tuple[dict[tuple[str, int], tuple[np.ndarray, np.ndarray]], tuple[Failure, ...]]:
         """Return what the policy makes of given completions; see `videostr.ports.Learner`."""
         async with self.updating:  # ranks must meet their collectives in one order
-            parts = await self.call("predictions", ray.put(batch))
+            parts = await self.call("predictions", ray.put(for_ranks(batch)))
         found = {(record, index): (a, b) for rows, _ in parts for record, index, a, b in rows}
         return found, parts[0][1]
 

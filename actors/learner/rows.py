@@ -19,9 +19,10 @@ from actors.encoding import PromptEncoder
 from actors.learner.policy import TrainedPolicy
 from videostr.config.schema import Config
 from videostr.errors import LearnerError
+from videostr.groups import LearnerBatch
 from videostr.grpo.batch import Group, Row, RowPlan, assign_rows, build_row, plan_rows
 from videostr.grpo.loss import completion_lengths
-from videostr.types import Failure, FinishReason, LearnerBatch
+from videostr.types import Failure, FinishReason
 from videostr.video import FrameStore
 
 
@@ -75,12 +76,13 @@ class RankRows:
             LearnerError: there is no completion to learn from.
         """
         rows = plan_rows(
-            [len(group.prompt_token_ids) for group in batch.groups],
+            [group.sampled.num_prompt_tokens for group in batch.groups],
             lengths,
             max_row_tokens=self._config.learner.max_row_tokens,
             packing=self._config.learner.packing,
             patches=[
-                self._family.num_patches(group.prompt_token_ids, self._model_config) for group in batch.groups
+                self._family.num_patches(group.tokens.prompt_token_ids, self._model_config)
+                for group in batch.groups
             ],
             cost=self._cost,
         )
@@ -147,7 +149,7 @@ class RankRows:
         if self._sequence is not None:
             part = self._sequence.computed(inputs.temporal_patches)
             inputs = replace(inputs, vision=self._family.temporal_part(inputs.vision, part))
-        completions = [rollout.completion for rollout in group.rollouts]
+        completions = group.tokens.completions
         return Group(
             prompt=inputs,
             completions=tuple(torch.from_numpy(c.token_ids.astype(np.int64)) for c in completions),
@@ -158,11 +160,11 @@ class RankRows:
 
 def all_lengths(batch: LearnerBatch) -> list[list[int]]:
     """Return the lengths [P][G] of all completions."""
-    return [[len(rollout.completion.token_ids) for rollout in group.rollouts] for group in batch.groups]
+    return [[each.num_tokens for each in group.sampled.completions] for group in batch.groups]
 
 
 def _truncated(batch: LearnerBatch) -> list[list[bool]]:
     return [
-        [rollout.completion.finish_reason is FinishReason.LENGTH for rollout in group.rollouts]
+        [each.finish_reason is FinishReason.LENGTH for each in group.sampled.completions]
         for group in batch.groups
     ]

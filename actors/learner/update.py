@@ -15,10 +15,11 @@ from actors.learner.policy import TrainedPolicy
 from actors.learner.rows import RankRows
 from videostr.config.schema import Config
 from videostr.errors import GradientError
+from videostr.groups import LearnerBatch
 from videostr.grpo.batch import Row
 from videostr.grpo.loss import Counts, LossSums, count, policy_loss
 from videostr.grpo.schedule import learning_rate, mini_batches
-from videostr.types import LearnerBatch, Update
+from videostr.types import Update
 
 MAX_NONFINITE_STEPS = 5
 """Optimizer steps in a row whose gradient is NaN or infinite; so many end the run."""

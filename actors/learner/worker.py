@@ -19,9 +19,11 @@ from actors.learner.state import LearnerState
 from actors.learner.update import Updater
 from actors.names import Named
 from actors.parameters import tensor_digest
+from actors.sampling import fetched
 from videostr.config.schema import Config
 from videostr.errors import CheckpointError
-from videostr.types import Failure, LearnerBatch, Update
+from videostr.groups import LearnerBatch
+from videostr.types import Failure, Update
 from videostr.video import FrameStore
 
 if TYPE_CHECKING:
@@ -85,11 +87,11 @@ class LearnerWorker(Named):
 
     def update(self, batch: LearnerBatch) -> Update:
         """Learn from the batch; see `Updater.update`."""
-        return self.updater.update(batch)
+        return self.updater.update(fetched(batch))
 
     def logprobs(self, batch: LearnerBatch) -> list[tuple[int, int, np.ndarray]]:
         """Return this rank's part of the log-probabilities of a batch's tokens: (group, completion, [T] float32)."""
-        found = []
+        found, batch = [], fetched(batch)
         for row, logprobs in self.updater.forward(batch, all_lengths(batch)):
             if self.trained.is_first_of_row and not row.padding:
                 parts = logprobs.cpu().split(row.sequence_ids.bincount().tolist())
@@ -103,7 +105,7 @@ class LearnerWorker(Named):
 
         Of each completion: (record id, completion, log-probabilities [T] float32, most likely tokens [T] int64).
         """
-        batch, failures = self.updater.rows.without_failures(batch)
+        batch, failures = self.updater.rows.without_failures(fetched(batch))
         found = []
         if batch.groups:
             for row, *values in self.updater.predict(batch, all_lengths(batch), most_likely=True):

@@ -12,11 +12,11 @@ import torch
 
 from actors.rollout import BAN
 from videostr.chat import chat_text
+from videostr.groups import Sampled
 from videostr.grpo.attention import row_attention
 from videostr.grpo.batch import Group, build_row, plan_rows
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
-from videostr.ports import Sampled
 from videostr.types import ClipSpec, Prompt
 from videostr.video import ClipFrames, name_clip
 

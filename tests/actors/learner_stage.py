@@ -17,6 +17,7 @@ from actors.learner.worker import LearnerWorker
 from videostr.checkpoint import Files
 from videostr.config.schema import Config
 from videostr.config.sections import LearnerConfig, LossConfig, Model, TrainConfig
+from videostr.groups import LearnerBatch, RolloutGroup, Sampled
 from videostr.grpo.batch import Group, PromptInputs, build_row, plan_rows
 from videostr.grpo.logprobs import PolicyLogprobs
 from videostr.grpo.loss import completion_lengths, count, policy_loss
@@ -24,18 +25,7 @@ from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.layers import checkpointing_layers
 from videostr.models.tiny import make_tiny
-from videostr.types import (
-    ClipSpec,
-    Completion,
-    FinishReason,
-    GraphAbsence,
-    LearnerBatch,
-    Prompt,
-    Rollout,
-    RolloutGroup,
-    Score,
-    Trace,
-)
+from videostr.types import ClipSpec, Completion, FinishReason, Prompt
 from videostr.video import FrameStore, name_clip
 
 LOSS = LossConfig(mask_truncated=True, kl_coef=0.1, correction="ratio")
@@ -154,8 +144,11 @@ class Stage:
         draw = np.random.default_rng(seed)
         return RolloutGroup(
             prompt=prompt,
-            prompt_token_ids=inputs.input_ids.numpy().astype(np.int32),
-            rollouts=tuple(rollout(draw, n, truncated=seed == 0 and n == 12) for n in lengths),
+            sampled=Sampled(
+                prompt_token_ids=inputs.input_ids.numpy().astype(np.int32),
+                completions=tuple(completion(draw, n, truncated=seed == 0 and n == 12) for n in lengths),
+            ),
+            scores=(),
         )
 
 
@@ -169,17 +162,13 @@ def write_video(path: Path, seed: int) -> None:
         container.mux(stream.encode())
 
 
-def rollout(draw: np.random.Generator, length: int, truncated: bool) -> Rollout:
-    return Rollout(
-        completion=Completion(
-            text="",
-            token_ids=draw.integers(8, 200, length).astype(np.int32),
-            logprobs=draw.normal(-5.6, 0.3, length).astype(np.float32),
-            finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
-            weight_versions=(),
-        ),
-        trace=Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False),
-        score=Score(total=0.0, parts={}),
+def completion(draw: np.random.Generator, length: int, truncated: bool) -> Completion:
+    return Completion(
+        text="",
+        token_ids=draw.integers(8, 200, length).astype(np.int32),
+        logprobs=draw.normal(-5.6, 0.3, length).astype(np.float32),
+        finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
+        weight_versions=(),
     )
 
 
@@ -190,16 +179,16 @@ def plain_gradients(stage: Stage) -> tuple[float, dict[str, np.ndarray], dict[tu
     groups = {
         index: Group(
             prompt=stage.encode(group.prompt),
-            completions=tuple(torch.from_numpy(r.completion.token_ids).long() for r in group.rollouts),
-            behaviour_logprobs=tuple(torch.from_numpy(r.completion.logprobs) for r in group.rollouts),
+            completions=tuple(torch.from_numpy(c.token_ids).long() for c in group.tokens.completions),
+            behaviour_logprobs=tuple(torch.from_numpy(c.logprobs) for c in group.tokens.completions),
             advantages=torch.from_numpy(batch.advantages[index]),
         )
         for index, group in enumerate(batch.groups)
     }
     lengths = [[len(c) for c in group.completions] for group in groups.values()]
-    cut = [[r.completion.finish_reason is FinishReason.LENGTH for r in g.rollouts] for g in batch.groups]
+    cut = [[c.finish_reason is FinishReason.LENGTH for c in g.sampled.completions] for g in batch.groups]
     taking_part = completion_lengths(lengths, cut, LOSS)
-    prompts = [len(group.prompt_token_ids) for group in batch.groups]
+    prompts = [group.sampled.num_prompt_tokens for group in batch.groups]
     total, found = 0.0, {}
     for plan in plan_rows(prompts, lengths, max_row_tokens=1, packing="none"):
         row = build_row(plan, groups)

@@ -15,8 +15,9 @@ from actors import encoding
 from actors.encoding import PromptEncoder
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import LearnerError
+from videostr.groups import RolloutGroup, Sampled
 from videostr.models.base import family_of
-from videostr.types import FailureKind, RolloutGroup
+from videostr.types import FailureKind
 from videostr.video import FrameStore
 
 POLICY = "videostr/tabletop/pretrained"
@@ -45,15 +46,19 @@ def group(processor: Any, config: Any, tabletop: Path, tmp_path: Path) -> Rollou
     frames = FrameStore(tmp_path).frames(item.prompt.clip)
     (inputs,) = family_of(config).encode([item.prompt], [frames], processor, config)
     ids = inputs.input_ids.numpy().astype(np.int32)
-    return RolloutGroup(prompt=item.prompt, prompt_token_ids=ids, rollouts=())
+    return RolloutGroup(prompt=item.prompt, sampled=Sampled(prompt_token_ids=ids, completions=()), scores=())
 
 
 def text(change: Callable[[str], str]) -> Change:
     return lambda g: replace(g, prompt=replace(g.prompt, text=change(g.prompt.text)))
 
 
+def saw(group: RolloutGroup, ids: np.ndarray) -> RolloutGroup:
+    return replace(group, sampled=replace(group.tokens, prompt_token_ids=ids))
+
+
 def ids(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    return lambda g: replace(g, prompt_token_ids=change(g.prompt_token_ids))
+    return lambda g: saw(g, change(g.tokens.prompt_token_ids))
 
 
 def same_ids(change: Change, processor: Any, folder: Path) -> Change:
@@ -66,7 +71,7 @@ def same_ids(change: Change, processor: Any, folder: Path) -> Change:
             videos=[np.array(FrameStore(folder).frames(g.prompt.clip).pixels)],
             videos_kwargs={"do_sample_frames": False},
         )
-        return replace(spoiled, prompt_token_ids=np.array(inputs["input_ids"][0], dtype=np.int32))
+        return saw(spoiled, np.array(inputs["input_ids"][0], dtype=np.int32))
 
     return apply
 
@@ -117,7 +122,7 @@ def test_what_was_encoded_is_kept_until_it_is_too_much(
     first = encoder.encode(group)
     assert encoder.encode(group) is first
     with pytest.raises(LearnerError, match="first difference"):  # what is kept is compared, too
-        encoder.encode(replace(group, prompt_token_ids=group.prompt_token_ids[:-1]))
+        encoder.encode(saw(group, group.tokens.prompt_token_ids[:-1]))
     encoder.clear()
     assert encoder.encode(group) is not first
     encoder.clear()

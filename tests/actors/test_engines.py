@@ -34,10 +34,11 @@ from tests.actors.sender import Learner, Sender
 from tests.videostr.models.plain import plain_inputs
 from videostr.config.schema import Config
 from videostr.errors import ConfigError, TransferError
+from videostr.groups import Sampled, SampledRef
 from videostr.models.base import family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.tiny import make_tiny
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.prompt import instruction, reference_trace, render
 from videostr.tabletop.questions import make_records
 from videostr.tabletop.render import write_mp4
@@ -146,6 +147,12 @@ def _direct(run: Run[Any], pool: RayRolloutPool, engine: int, request: SampleReq
     return sampled
 
 
+async def _whole(pool: RayRolloutPool, request: SampleRequest) -> Sampled:
+    found = await pool.sample(request)
+    assert isinstance(found, SampledRef)
+    return await found.whole()
+
+
 async def _await(ref: Any) -> Any:
     return await ref
 
@@ -183,7 +190,7 @@ def _tokens(sampled: Sampled) -> list[list[int]]:
 
 
 async def _together(pool: RayRolloutPool, *requests: SampleRequest) -> list[Any]:
-    return await asyncio.gather(*(pool.sample(request) for request in requests))
+    return await asyncio.gather(*(_whole(pool, request) for request in requests))
 
 
 def _transfer(
@@ -208,7 +215,7 @@ def _engine_process(engine: Any) -> psutil.Process:
 
 def test_group_agrees_with_transformers(world: World, run: Run[Any], pool: RayRolloutPool) -> None:
     prompt = world.prompts[0]
-    sampled = run(pool.sample(_request(prompt)))
+    sampled = run(_whole(pool, _request(prompt)))
     assert isinstance(sampled, Sampled)
     processor = AutoProcessor.from_pretrained(world.config.model.path)
     config = AutoConfig.from_pretrained(world.config.model.path)
@@ -309,7 +316,7 @@ def test_late_group_is_aborted(
     assert pool.failures == {"request_late": 3}
     pool.failures.clear()
     assert len(pool.handles()) == 2
-    assert isinstance(run(pool.sample(replace(request, max_tokens=8))), Sampled)
+    assert isinstance(run(pool.sample(replace(request, max_tokens=8))), SampledRef)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
@@ -422,7 +429,7 @@ def test_banned_placeholders(
     ray.get(sender.save.remote(str(tmp_path)))
     _transfer(world, run, pool.handles(), Learner(world.config, sender), 8)
     prompt = world.prompts[0]
-    sampled = run(pool.sample(_request(prompt)))
+    sampled = run(_whole(pool, _request(prompt)))
     assert isinstance(sampled, Sampled)  # and not a Failure
     tokenizer = AutoProcessor.from_pretrained(world.config.model.path).tokenizer
     placeholders = family_of(world.config.model.path).placeholders

@@ -36,10 +36,11 @@ from tests.actors.sender import Learner, Sender
 from videostr.chat import hidden_tokens
 from videostr.config.schema import Config
 from videostr.errors import TransferError
+from videostr.groups import Sampled
 from videostr.models.base import FAMILIES, ModelFamily, family_of
 from videostr.models.checkpoint import load_policy
 from videostr.models.memory import ELEMENT_BYTES
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.types import FinishReason, Prompt
 from videostr.video import FrameStore
 

@@ -36,14 +36,12 @@ from videostr.config.schema import Config
 from videostr.config.sections import Lora, LossConfig, TrainConfig
 from videostr.digests import file_digest
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
+from videostr.groups import RolloutGroup
 from videostr.grpo.attention import Kernel
 from videostr.grpo.losses import LossInputs
 from videostr.models.base import FAMILIES
 from videostr.models.checkpoint import load_policy
-from videostr.types import (
-    FailureKind,
-    RolloutGroup,
-)
+from videostr.types import FailureKind
 
 T = TypeVar("T")
 
@@ -719,9 +717,9 @@ def test_a_rank_on_a_gpu_learns_as_one_on_a_cpu(
 
 
 def other_ids(group: RolloutGroup) -> RolloutGroup:
-    ids = group.prompt_token_ids.copy()
+    ids = group.tokens.prompt_token_ids.copy()
     ids[5] += 1
-    return replace(group, prompt_token_ids=ids)
+    return replace(group, sampled=replace(group.tokens, prompt_token_ids=ids))
 
 
 def with_text(text: str) -> Callable[[RolloutGroup], RolloutGroup]:
@@ -765,7 +763,7 @@ def test_groups_that_cannot_be_encoded_are_named_and_left_out_on_all_ranks(
         name: change(replace(first, prompt=replace(first.prompt, record_id=name)))
         for name, (change, _) in faults.items()
     }
-    zeros = np.zeros(len(first.rollouts), np.float32)
+    zeros = np.zeros(len(first.sampled.completions), np.float32)
     mixed = replace(
         stage.batch,
         groups=(spoiled["ids"], *stage.batch.groups, *(spoiled[n] for n in ("image", "video", "gone"))),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import time
 import urllib.request
 from collections import Counter
@@ -23,7 +24,8 @@ from actors import names
 from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.prometheus import RayMetrics, worker_states
-from actors.reward import RayRewardPool
+from actors.reward import RayRewardPool, RewardWorker
+from actors.sampling import SamplingWorker, fetched, for_ranks
 from actors.sync import SupervisedSync
 from actors.transfer.request import TransferRequest
 from rewards import Rubric
@@ -31,9 +33,10 @@ from tests.actors.waiting import ended
 from videostr.config.schema import Config
 from videostr.config.sections import LearnerConfig, RewardConfig, RolloutConfig, SyncConfig
 from videostr.errors import LearnerError, RolloutError, TransferError
-from videostr.ports import Sampled, SampleRequest
+from videostr.groups import LearnerBatch, RolloutGroup, Sampled, SampledRef
+from videostr.ports import SampleRequest
 from videostr.timeline import Timeline
-from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt
+from videostr.types import Clip, ClipSpec, Completion, Failure, FailureKind, FinishReason, Prompt, Score
 from videostr.worker_state import Health
 
 
@@ -43,7 +46,7 @@ def puppet(folder: Path) -> Any:  # noqa: C901  # one flat class: Ray ships it b
     Not a `RolloutWorker`: its processes need not import transformers, and start in a second.
     """
 
-    class Puppet:
+    class Puppet(SamplingWorker):
         def __init__(self, index: int, config: Any, frame_store: str, log_file: str) -> None:
             self.index = index
 
@@ -62,7 +65,7 @@ def puppet(folder: Path) -> Any:  # noqa: C901  # one flat class: Ray ships it b
             if (folder / f"hang_{self.index}").exists():
                 (folder / f"hang_{self.index}").unlink()
                 time.sleep(60)  # noqa: ASYNC251  # that is the point
-            return Sampled(prompt_token_ids=np.array([self.index]), completions=(COMPLETION,) * request.n)
+            return Sampled(prompt_token_ids=np.arange(self.index), completions=(COMPLETION,) * request.n)
 
         async def ping(self) -> None:
             pass
@@ -154,10 +157,10 @@ def test_an_engine_that_dies_costs_its_requests_a_second_try_and_serves_again_af
         return answers, first, again, dict(pool.failures), learner.sent
 
     answers, first, again, failures, sent = play(tmp_path, use)
-    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert all(isinstance(answer, SampledRef) for answer in answers)
     assert first[0] is Health.HEALTHY
     assert first[1] is not Health.HEALTHY
-    assert {int(answer.prompt_token_ids[0]) for answer in again} == {0, 1}
+    assert {answer.num_prompt_tokens for answer in again} == {0, 1}
     lost = failures.pop("tokens_sampled_again")
     assert lost > 0
     assert lost % (REQUEST.n * len(COMPLETION.token_ids)) == 0
@@ -198,7 +201,7 @@ def test_a_group_that_is_late_is_asked_again_and_a_hung_engine_replaced(
         return answers, dict(pool.failures)
 
     answers, failures = play(tmp_path, use, request_timeout_s=2.0, health_check_s=1.0)
-    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert all(isinstance(answer, SampledRef) for answer in answers)
     assert failures["request_late"] >= 1
 
 
@@ -210,7 +213,7 @@ def test_a_hung_engine_without_work_is_found_by_health_checks(cluster: None, tmp
         await until(lambda: pool.failures["engine_hung"] == 1)
         return await pool.sample(REQUEST)
 
-    assert isinstance(play(tmp_path, use, health_check_s=1.0), Sampled)
+    assert isinstance(play(tmp_path, use, health_check_s=1.0), SampledRef)
 
 
 def test_a_request_that_kills_every_engine_is_a_failure(cluster: None, tmp_path: Path) -> None:
@@ -319,7 +322,7 @@ def test_a_run_that_waits_for_engines_hears_of_a_lost_learner(cluster: None, tmp
         return await pool.sample(REQUEST), learner.sent
 
     answer, sent = play(tmp_path, use, learner=LostLearner, max_restarts=9)
-    assert isinstance(answer, Sampled)
+    assert isinstance(answer, SampledRef)
     assert sent[0][0] == 5
 
 
@@ -349,9 +352,9 @@ def test_engines_are_added_and_taken_out_while_groups_are_sampled(cluster: None,
         return grown, shrunk, health, handles, pool.size(), dict(pool.failures), learner.sent
 
     grown, shrunk, health, handles, size, failures, sent = play(tmp_path, use)
-    assert {int(answer.prompt_token_ids[0]) for answer in grown} == {0, 1, 2, 3}
-    assert all(isinstance(answer, Sampled) for answer in shrunk)
-    assert {int(answer.prompt_token_ids[0]) for answer in shrunk[-8:]} == {0}
+    assert {answer.num_prompt_tokens for answer in grown} == {0, 1, 2, 3}
+    assert all(isinstance(answer, SampledRef) for answer in shrunk)
+    assert {answer.num_prompt_tokens for answer in shrunk[-8:]} == {0}
     assert health == [Health.HEALTHY, *[Health.DRAINING] * 3]
     assert (handles, size) == (1, 2)
     assert failures == {}
@@ -405,7 +408,7 @@ def test_an_engine_that_dies_after_it_was_taken_out_is_not_started_again(
         return answers, pool.health()
 
     answers, health = play(tmp_path, use)
-    assert all(isinstance(answer, Sampled) for answer in answers)
+    assert all(isinstance(answer, SampledRef) for answer in answers)
     assert health == [Health.HEALTHY, Health.DRAINING]
     assert len(list(tmp_path.glob("started_1_*"))) == 1
 
@@ -498,3 +501,56 @@ def test_figures_failures_and_states_are_on_the_metrics_page_of_the_node(
     assert page[f'ray_videostr_workers{{role="learner",run="{LABEL}",state="up"}}'] == 1
     assert page[f'ray_videostr_workers{{role="reward",run="{LABEL}",state="starting"}}'] == 1
     assert sum(value for name, value in page.items() if 'workers{role="rollout"' in name) == 2
+
+
+def test_what_the_driver_holds_of_a_group_does_not_grow_with_its_tokens(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Counted in bytes, and in arrays: from the engine to a reward worker and to a rank, by reference."""
+
+    class Writer(SamplingWorker):
+        def __init__(self, *_: Any) -> None: ...
+        async def start(self) -> None: ...
+        def close(self) -> None: ...
+        async def sample(self, request: Any) -> Any:
+            long = Completion(
+                text="a" * request.max_tokens, token_ids=np.arange(request.max_tokens, dtype=np.int32),
+                logprobs=np.zeros(request.max_tokens, np.float32), finish_reason=FinishReason.STOP, weight_versions=(),
+            )  # fmt: skip
+            return Sampled(prompt_token_ids=np.arange(300, dtype=np.int32), completions=(long,) * request.n)
+
+    class Rewards(RewardWorker):
+        def score(self, record: Any, sampled: Sampled) -> Any:
+            return [Score(total=float(each.num_tokens), parts={}) for each in sampled.completions]
+
+    @ray.remote
+    def learned(batch: LearnerBatch) -> int:
+        return sum(
+            each.token_ids.nbytes for group in fetched(batch).groups for each in group.tokens.completions
+        )
+
+    def counted(found: Any) -> tuple[int, bytes]:
+        data = pickle.dumps(replace(found, content=None))
+        return len(data), data
+
+    async def main(tokens: int) -> tuple[int, list[float], int, bool]:
+        config = Config(rollout=RolloutConfig(num_workers=1, num_cpus=0.5))
+        pool = RayRolloutPool(config, tmp_path, tmp_path, worker_class=Writer)
+        rewards = RayRewardPool(RewardConfig(num_workers=1, num_cpus=0.5), Rubric(), worker=Rewards)
+        await pool.start()
+        found = await pool.sample(replace(REQUEST, max_tokens=tokens))
+        assert isinstance(found, SampledRef)
+        scores = await rewards.score(None, found)  # type: ignore[arg-type]  # not looked at
+        assert isinstance(scores, tuple)
+        group = RolloutGroup(prompt=REQUEST.prompt, sampled=found, scores=scores)
+        gains = (np.zeros(REQUEST.n, np.float32),)
+        batch = for_ranks(LearnerBatch(groups=(group,), advantages=gains, temperature=1.0))
+        learned_bytes = await learned.remote(batch)
+        size, data = counted(found)
+        pool.close()
+        rewards.close()
+        return size, [score.total for score in scores], learned_bytes, b"numpy" in data
+
+    short, long = (asyncio.run(main(tokens)) for tokens in (300, 50_000))
+    assert short == (long[0], [300.0] * REQUEST.n, 300 * 4 * REQUEST.n, False)
+    assert long[1:] == ([50_000.0] * REQUEST.n, 50_000 * 4 * REQUEST.n, False)

@@ -20,6 +20,7 @@ from rewards.service.server import RewardServer
 from rewards.service.settings import Settings
 from videostr.config.sections import RewardConfig
 from videostr.errors import ConfigError, RewardError
+from videostr.groups import Sampled
 from videostr.types import (
     Answer,
     AnswerKind,
@@ -29,7 +30,7 @@ from videostr.types import (
     FailureKind,
     FinishReason,
     Record,
-    Rollout,
+    Score,
 )
 
 PROBE = """
@@ -67,7 +68,11 @@ def completion(answer: str, tokens: int = 5) -> Completion:
 
 
 # 12 tokens lie half way through the last 8 before the limit of 16: length -0.5
-GROUP = [completion("A"), completion("B"), completion("A", tokens=12), completion("B")]
+def group(*completions: Completion) -> Sampled:
+    return Sampled(prompt_token_ids=np.arange(3, dtype=np.int32), completions=completions)
+
+
+GROUP = group(completion("A"), completion("B"), completion("A", tokens=12), completion("B"))
 Use = Callable[[RemoteRewardPool, RewardServer], Coroutine[Any, Any, Any]]
 
 
@@ -93,24 +98,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return lambda use, deadline_s=30.0, service_s=30.0: asyncio.run(main(use, deadline_s, service_s))
 
 
-def test_rollouts_come_in_order_with_what_the_service_and_the_parser_say(run: Callable[..., Any]) -> None:
+def test_scores_come_in_order_as_the_service_gives_them(run: Callable[..., Any]) -> None:
     async def use(pool: RemoteRewardPool, _: RewardServer) -> Any:
         return await asyncio.gather(*(pool.score(RECORD, GROUP) for _ in range(20)))
 
     groups, failures = run(use)
     assert not failures
-    expected = score_group(GROUP, RECORD, RUBRIC)
+    expected = score_group(GROUP.completions, RECORD, RUBRIC)
     assert [score.total for score in expected] == pytest.approx([1.2, 0.2, 0.7, 0.2])
-    for rollouts in groups:
-        assert [rollout.score for rollout in rollouts] == expected
-        assert [rollout.trace.answer for rollout in rollouts] == list("ABAB")
-        assert all(rollout.completion is given for rollout, given in zip(rollouts, GROUP, strict=True))
+    assert all(list(scores) == expected for scores in groups)
 
 
 def test_failures_are_values_and_later_groups_are_scored(run: Callable[..., Any]) -> None:
     async def use(pool: RemoteRewardPool, _: RewardServer) -> Any:
         answers = ("raise", "hang", "A")
-        return [await pool.score(RECORD, [completion(answer)] * 2) for answer in answers]
+        return [await pool.score(RECORD, group(*[completion(answer)] * 2)) for answer in answers]
 
     (raised, hung, scored), failures = run(use, service_s=3.0)
     assert isinstance(raised, Failure)
@@ -120,7 +122,7 @@ def test_failures_are_values_and_later_groups_are_scored(run: Callable[..., Any]
     assert isinstance(hung, Failure)
     assert hung.kind is FailureKind.REWARD_TIMEOUT
     assert "the last of 3 tries" in hung.detail
-    assert all(isinstance(rollout, Rollout) for rollout in scored)
+    assert all(isinstance(score, Score) for score in scored)
     assert failures == {"reward_service_timeout": 3}
 
 
@@ -149,8 +151,8 @@ def test_a_worker_killed_between_groups_costs_nothing(run: Callable[..., Any]) -
         os.kill(worker, signal.SIGKILL)
         return await pool.score(RECORD, GROUP)
 
-    rollouts, failures = run(use)
-    assert [rollout.score.total for rollout in rollouts] == pytest.approx([1.2, 0.2, 0.7, 0.2])
+    scores, failures = run(use)
+    assert [score.total for score in scores] == pytest.approx([1.2, 0.2, 0.7, 0.2])
     assert not failures
 
 

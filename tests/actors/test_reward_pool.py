@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from actors.reward import RayRewardPool, RewardWorker
 from rewards import Rubric
 from tests.actors.waiting import ended
 from videostr.config.sections import RewardConfig
-from videostr.errors import RewardError
+from videostr.errors import RewardError, SampleLost
+from videostr.groups import Sampled, SampledRef
 from videostr.timeline import Timeline
 from videostr.types import (
     Answer,
@@ -33,7 +35,7 @@ from videostr.types import (
     FailureKind,
     FinishReason,
     Record,
-    Rollout,
+    Score,
 )
 
 
@@ -61,7 +63,12 @@ def completion(text: str) -> Completion:
     )
 
 
-GROUP = [completion(f"<think></think><answer>{letter}</answer>") for letter in "ABAB"]
+def group(*texts: str) -> Sampled:
+    ids = np.arange(3, dtype=np.int32)
+    return Sampled(prompt_token_ids=ids, completions=tuple(map(completion, texts)))
+
+
+GROUP = group(*(f"<think></think><answer>{letter}</answer>" for letter in "ABAB"))
 
 
 def hangs_once(flag: Path, misbehave: Callable[[], Any]) -> type[RewardWorker]:
@@ -71,11 +78,11 @@ def hangs_once(flag: Path, misbehave: Callable[[], Any]) -> type[RewardWorker]:
     """
 
     class Worker(RewardWorker):
-        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+        def score(self, record: Record, sampled: Sampled) -> Any:
             with suppress(FileExistsError):  # two may come at once
                 flag.touch(exist_ok=False)
                 misbehave()
-            return super().score(record, completions)
+            return super().score(record, sampled)
 
     return Worker
 
@@ -99,17 +106,15 @@ def run_pool(
     return asyncio.run(main())
 
 
-def test_rollouts_come_in_order_with_the_completions_that_were_handed_in(cluster: None) -> None:
+def test_scores_come_in_the_order_of_the_completions(cluster: None) -> None:
     async def use(pool: RayRewardPool) -> list[Any]:
         return await asyncio.gather(*(pool.score(record(), GROUP) for _ in range(20)))
 
     groups, failures = run_pool(use, num_workers=2)
     assert not failures
-    for rollouts in groups:
+    for scores in groups:
         # default rubric: 0.2 for the format and 1 for the right letter A
-        assert [rollout.score.total for rollout in rollouts] == pytest.approx([1.2, 0.2, 1.2, 0.2])
-        assert [rollout.trace.answer for rollout in rollouts] == list("ABAB")
-        assert all(rollout.completion is given for rollout, given in zip(rollouts, GROUP, strict=True))
+        assert [score.total for score in scores] == pytest.approx([1.2, 0.2, 1.2, 0.2])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -121,15 +126,15 @@ def test_a_hanging_reward_costs_its_worker_and_not_the_group(
 
     worker = hangs_once(tmp_path / "hung", lambda: time.sleep(3600))
     groups, failures = run_pool(use, worker, num_workers, deadline_s=5.0)
-    assert [len(rollouts) for rollouts in groups] == [4] * 6
+    assert [len(scores) for scores in groups] == [4] * 6
     assert failures == {"reward_worker_timeout": 1}
 
 
 def test_the_timeline_has_the_groups_of_every_worker(cluster: None, tmp_path: Path) -> None:
     class Worker(RewardWorker):
-        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+        def score(self, record: Record, sampled: Sampled) -> Any:
             time.sleep(0.1)
-            return super().score(record, completions)
+            return super().score(record, sampled)
 
     async def use(pool: RayRewardPool) -> Any:
         idle = timeline.drain(0)
@@ -148,8 +153,8 @@ def test_a_dying_worker_is_replaced(cluster: None, tmp_path: Path) -> None:
         return await pool.score(record(), GROUP)
 
     worker = hangs_once(tmp_path / "died", lambda: os._exit(1))
-    rollouts, failures = run_pool(use, worker)
-    assert isinstance(rollouts[0], Rollout)
+    scores, failures = run_pool(use, worker)
+    assert isinstance(scores[0], Score)
     assert failures == {"reward_worker_died": 1}
 
 
@@ -164,8 +169,8 @@ def test_workers_that_died_while_idle_are_not_laid_to_the_charge_of_a_group(clus
             pool._idle.put_nowait(actor)
         return await pool.score(record(), GROUP)
 
-    rollouts, failures = run_pool(use, num_workers=4)
-    assert isinstance(rollouts[0], Rollout)
+    scores, failures = run_pool(use, num_workers=4)
+    assert isinstance(scores[0], Score)
     assert failures == {"reward_worker_died": 4}
 
 
@@ -185,8 +190,8 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
         return await pool.score(record(), GROUP)
 
     monkeypatch.setattr(reward, "get_with_timeout", answer)
-    rollouts, failures = run_pool(use)
-    assert isinstance(rollouts[0], Rollout)
+    scores, failures = run_pool(use)
+    assert isinstance(scores[0], Score)
     assert failures == {"reward_worker_died": 1}
 
 
@@ -211,14 +216,14 @@ def test_a_worker_that_dies_at_its_start_is_replaced_some_times(
         with pytest.raises(RewardError, match="5 reward workers died at their start"):
             run_pool(use, Worker)
         return
-    rollouts, failures = run_pool(use, Worker)
-    assert isinstance(rollouts[0], Rollout)
+    scores, failures = run_pool(use, Worker)
+    assert isinstance(scores[0], Score)
     assert failures == {"reward_worker_died": 1}
 
 
 def test_a_group_that_hangs_three_times_is_a_failure(cluster: None) -> None:
     class Worker(RewardWorker):
-        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+        def score(self, record: Record, sampled: Sampled) -> Any:
             time.sleep(3600)
 
     async def use(pool: RayRewardPool) -> Any:
@@ -234,7 +239,7 @@ def test_a_group_that_hangs_three_times_is_a_failure(cluster: None) -> None:
 
 def test_an_exception_in_a_reward_is_a_failure_and_keeps_the_worker(cluster: None) -> None:
     class Worker(RewardWorker):
-        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+        def score(self, record: Record, sampled: Sampled) -> Any:
             raise TimeoutError("the judge is away")
 
     async def use(pool: RayRewardPool) -> Any:
@@ -301,8 +306,8 @@ def test_any_error_of_a_reward_is_a_failure_and_keeps_the_worker(
 ) -> None:
     async def use(pool: RayRewardPool) -> Any:
         words = ("surrogate", "mute", "exit", "interrupt", "A")
-        groups = ([completion(f"<think></think><answer>{word}</answer>")] for word in words)
-        return [await pool.score(record(), group) for group in groups]
+        groups = (group(f"<think></think><answer>{word}</answer>") for word in words)
+        return [await pool.score(record(), each) for each in groups]
 
     (*found, scored), failures = run_pool(use, odd, rubric=Rubric(custom="odd_reward:reward"))
     assert {failure.kind for failure in found} == {FailureKind.REWARD_ERROR}
@@ -313,7 +318,7 @@ def test_any_error_of_a_reward_is_a_failure_and_keeps_the_worker(
         "KeyboardInterrupt: mine",
     )
     assert all(words in failure.detail for words, failure in zip(expected, found, strict=True))
-    assert isinstance(scored[0], Rollout)
+    assert isinstance(scored[0], Score)
     assert not failures
 
 
@@ -321,7 +326,7 @@ def test_a_worker_whose_child_outlives_it_is_replaced_and_the_child_ends(
     cluster: None, odd: type[RewardWorker], tmp_path: Path
 ) -> None:
     async def use(pool: RayRewardPool) -> Any:
-        await pool.score(record(), [completion("<think></think><answer>child</answer>")])
+        await pool.score(record(), group("<think></think><answer>child</answer>"))
         worker, child = map(int, (tmp_path / "processes").read_text().split())
         (actor,) = pool._actors
         os.kill(worker, signal.SIGKILL)
@@ -329,10 +334,10 @@ def test_a_worker_whose_child_outlives_it_is_replaced_and_the_child_ends(
         return child, await pool.score(record(), GROUP)
 
     # Without the end being seen this would be a timeout, after a deadline of 600 s.
-    (child, rollouts), failures = run_pool(
+    (child, scores), failures = run_pool(
         use, odd, deadline_s=600.0, rubric=Rubric(custom="odd_reward:reward")
     )
-    assert isinstance(rollouts[0], Rollout)
+    assert isinstance(scores[0], Score)
     assert failures == {"reward_worker_died": 1}
     stat = Path(f"/proc/{child}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -340,7 +345,7 @@ def test_a_worker_whose_child_outlives_it_is_replaced_and_the_child_ends(
 
 def test_a_reward_that_eats_memory_is_stopped(cluster: None) -> None:
     class Worker(RewardWorker):
-        def score(self, record: Record, completions: Sequence[Completion]) -> Any:
+        def score(self, record: Record, sampled: Sampled) -> Any:
             eaten = []
             while True:
                 eaten.append(bytearray(64 << 20))
@@ -351,4 +356,27 @@ def test_a_reward_that_eats_memory_is_stopped(cluster: None) -> None:
     failure, failures = run_pool(use, Worker)
     assert failure.kind is FailureKind.REWARD_ERROR
     assert "MemoryError" in failure.detail
+    assert not failures
+
+
+def test_a_group_that_was_lost_with_its_machine_costs_no_worker_and_is_to_be_sampled_again(
+    cluster: None,
+) -> None:
+    class Holder:
+        def hold(self, group: Sampled) -> list[Any]:
+            return [ray.put(group)]
+
+        def ping(self) -> None: ...
+
+    async def use(pool: RayRewardPool) -> Any:
+        holder = ray.remote(Holder).options(num_cpus=0.5).remote()
+        (reference,) = await holder.hold.remote(GROUP)
+        ray.kill(holder)  # who owns an object takes it along
+        await ended(holder)
+        with pytest.raises(SampleLost):
+            await pool.score(record(), replace(SampledRef.of(GROUP), content=reference))
+        return await pool.score(record(), GROUP)
+
+    scores, failures = run_pool(use)
+    assert [score.total for score in scores] == pytest.approx([1.2, 0.2, 1.2, 0.2])
     assert not failures

@@ -29,9 +29,9 @@ from videostr.config.schema import Config
 from videostr.data.records import read_records
 from videostr.models.base import FAMILIES, family_of
 from videostr.models.tiny import make_tiny
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.prompt import render
-from videostr.types import Record
+from videostr.types import Failure, Record
 from videostr.video import name_clip
 
 PRETRAINED = Path("videostr/tabletop/pretrained")
@@ -91,8 +91,8 @@ async def through_pool(pool: RayRolloutPool, requests: list[SampleRequest]) -> t
     started = time.perf_counter()
     groups = await asyncio.gather(*(pool.sample(request) for request in requests))
     seconds = time.perf_counter() - started
-    assert all(isinstance(group, Sampled) for group in groups)
-    return seconds, sum(len(c.token_ids) for group in groups for c in group.completions)
+    assert not any(isinstance(group, Failure) for group in groups)
+    return seconds, sum(c.num_tokens for group in groups for c in group.completions)
 
 
 @pytest.mark.parametrize(("prompts", "repeats"), [(16, 7), (40, 3)])

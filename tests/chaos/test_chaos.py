@@ -25,7 +25,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.chaos.stage import Stage, small_disk
+from tests.chaos.stage import LIMIT_S, Stage, small_disk
+from videostr.checkpoint import WRITING
 
 EVERY = 3
 """Steps that a recovery must bring before the next trouble."""
@@ -55,6 +56,10 @@ class Monkey:
             "learner rank killed": lambda: self.kill("ray::LearnerWorker"),
             "rollout worker hangs": lambda: self.stop("ray::RolloutWorker"),
             "engine hangs, a transfer breaks": lambda: self.stop("VLLM::EngineCore"),
+            "learner rank killed while a checkpoint is written": lambda: self.kill_writing(
+                "ray::LearnerWorker"
+            ),
+            "driver killed while a checkpoint is written": self.kill_driver_writing,
             "second node lost": self.lose_node,
             "driver killed": self.kill_driver,
             "newest checkpoint damaged, driver killed": self.damage_checkpoint,
@@ -110,6 +115,27 @@ class Monkey:
         self.stage.driver.kill()
         self.stage.driver.wait()
         self.stage.launch()
+
+    def wait_for_writing(self) -> None:
+        """Return in the middle of the next write of a checkpoint, which is in the background."""
+        written = {path.name for path in self.writing()}
+        deadline = time.monotonic() + LIMIT_S
+        while not {path.name for path in self.writing()} - written:
+            assert time.monotonic() < deadline, "no checkpoint is written"
+            written &= {path.name for path in self.writing()}
+            time.sleep(0.002)
+
+    def writing(self) -> list[Path]:
+        return list((self.stage.run_folder / "checkpoints").glob(f"{WRITING}*"))
+
+    def kill_writing(self, name: str) -> None:
+        victim = self.victim(name)
+        self.wait_for_writing()
+        victim.kill()
+
+    def kill_driver_writing(self) -> None:
+        self.wait_for_writing()
+        self.kill_driver()
 
     def damage_checkpoint(self) -> None:
         """One byte of its largest file is turned over."""

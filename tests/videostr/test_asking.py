@@ -10,7 +10,8 @@ import pytest
 
 from videostr.asking import ask
 from videostr.errors import RolloutError
-from videostr.ports import Sampled, SampleRequest
+from videostr.groups import Sampled
+from videostr.ports import SampleRequest
 from videostr.types import Clip, ClipSpec, Failure, FailureKind, Prompt
 
 CLIP = Clip(digest="d", spec=ClipSpec(video="/v.mp4", num_frames=2))
@@ -50,7 +51,7 @@ def test_groups_are_taken_and_failures_told_by_name() -> None:
     taken: dict[str, int] = {}
 
     async def take(name: str, sampled: Sampled) -> Failure | None:
-        taken[name] = len(sampled.prompt_token_ids)
+        taken[name] = sampled.num_prompt_tokens
         return Failure(kind=FailureKind.REWARD_ERROR, record_id=name, detail="") if name == "odd" else None
 
     pool = Pool()

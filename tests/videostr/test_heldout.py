@@ -31,10 +31,11 @@ from videostr.evaluate.benchmark import Mode
 from videostr.evaluate.records import Records
 from videostr.evaluate.rows import tally
 from videostr.evaluate.run import Asker, PreparedQuestion, ask_new
+from videostr.groups import Sampled
 from videostr.heldout import Evaluation, EvaluationRequest, evaluate, means, paired_gain, summary, table
-from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.ports import Ports, SampleRequest
 from videostr.prompt import reference_trace
-from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Rollout, VersionSpan
+from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Score, VersionSpan
 
 POLICY = "videostr/tabletop/pretrained"
 CONFIG = Config(
@@ -134,14 +135,10 @@ class Workers:
     fail: set[str] = field(default_factory=set)
     failures: Counter[str] = field(default_factory=Counter)
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...] | Failure:
+    async def score(self, record: Record, sampled: Sampled) -> tuple[Score, ...] | Failure:
         if record.id in self.fail:
             return Failure(kind=FailureKind.REWARD_TIMEOUT, record_id=record.id, detail="late")
-        judged = rewards.score_group_with_traces(completions, record)
-        return tuple(
-            Rollout(completion=c, trace=trace, score=score)
-            for c, (trace, score) in zip(completions, judged, strict=True)
-        )
+        return tuple(rewards.score_group(sampled.completions, record))
 
 
 def request(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,29 +27,18 @@ from videostr.errors import (
     LearnerError,
     RolloutError,
     RunFolderError,
+    SampleLost,
     TooManyBadRecords,
     ZeroVarianceError,
 )
+from videostr.groups import LearnerBatch, Sampled, SampledGroup
 from videostr.heldout import Evaluation
 from videostr.loop import train
-from videostr.ports import Ports, Sampled, SampleRequest
+from videostr.ports import Ports, SampleRequest
 from videostr.run import HeldOut, Stopped, resume, train_with_restarts
 from videostr.run_folder import RunFolder
 from videostr.timeline import read_timeline
-from videostr.types import (
-    Completion,
-    Failure,
-    FailureKind,
-    FinishReason,
-    GraphAbsence,
-    LearnerBatch,
-    Record,
-    Rollout,
-    Score,
-    Trace,
-    Update,
-    VersionSpan,
-)
+from videostr.types import Completion, Failure, FailureKind, FinishReason, Record, Score, Update, VersionSpan
 
 
 class Rollouts:
@@ -84,18 +73,13 @@ class Rewards:
         self.failures: Counter[str] = Counter()
         self.zero_variance = zero_variance
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+    async def score(self, record: Record, sampled: Sampled) -> tuple[Score, ...]:
         zero_variance = (
             self.zero_variance if isinstance(self.zero_variance, bool) else record.id in self.zero_variance
         )
-        trace = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
         return tuple(
-            Rollout(
-                completion=c,
-                trace=trace,
-                score=Score(total=0.0 if zero_variance else i, parts={"format": 1.0}),
-            )
-            for i, c in enumerate(completions)
+            Score(total=0.0 if zero_variance else i, parts={"format": 1.0})
+            for i in range(len(sampled.completions))
         )
 
 
@@ -928,3 +912,24 @@ def test_another_config_or_never_resume_is_refused(tabletop: Path, tmp_path: Pat
     stage.config.run.resume = "never"
     with pytest.raises(RunFolderError, match=r"run.resume = never"):
         RunFolder(stage.config)
+
+
+def test_a_group_that_is_lost_before_it_is_scored_is_sampled_again_as_it_was(
+    tabletop: Path, tmp_path: Path
+) -> None:
+    stage = Stage(tabletop, tmp_path, steps=1)
+    lost = stage.order(2)[1]
+    plain, asked = stage.ports.rewards.score, []
+
+    async def score(record: Record, sampled: SampledGroup) -> tuple[Score, ...] | Failure:
+        asked.append(record.id)
+        if asked.count(lost) == 1 and record.id == lost:
+            raise SampleLost("with its machine")
+        return await plain(record, sampled)
+
+    stage.ports.rewards.score = score  # type: ignore[method-assign]
+    state = stage.train()
+    assert stage.learned() == [stage.order(4)]
+    assert state.ledger.failed == 0
+    first, second = (request for request in stage.rollouts.asked if request.prompt.record_id == lost)
+    assert first == second

@@ -14,8 +14,9 @@ import pytest
 
 from videostr.config.schema import Config
 from videostr.config.sections import RolloutConfig
+from videostr.groups import Sampled
 from videostr.pool import AHEAD, EnginePool
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.types import Clip, ClipSpec, Prompt
 
 SEATS = 16

@@ -16,10 +16,11 @@ from videostr.config.load import load_sft
 from videostr.config.schema import References
 from videostr.config.supervised import as_training
 from videostr.data.prompts import PromptItem
+from videostr.groups import Sampled
 from videostr.grpo.advantage import advantages
 from videostr.grpo.losses import LOSSES, LossInputs
 from videostr.models.processor import load_processor
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.prompt import reference_trace
 from videostr.sft import ReferenceSource, main
 from videostr.trace import parse

@@ -36,11 +36,12 @@ from videostr.command import command
 from videostr.console import log_to_console, log_to_file
 from videostr.errors import StorageError
 from videostr.files import append_line, make_folder, replacing, storage, storage_error, write_json
+from videostr.groups import LearnerBatch
 from videostr.lock import FolderLock
 from videostr.run import cancel_when_lost, resume, train_with_restarts
 from videostr.tasks import FileThread
 from videostr.traces import read_traces
-from videostr.types import LearnerBatch, Update
+from videostr.types import Update
 
 Write = Callable[[Path], object]
 

@@ -23,8 +23,9 @@ from videostr.errors import PromptError, VideoError
 from videostr.evaluate.answers import Answer, Answers, key_of
 from videostr.evaluate.benchmark import CONTROLS, Benchmark, Mode, Question, QuestionSet
 from videostr.evaluate.records import Records
+from videostr.groups import SampledGroup
 from videostr.models.base import family_of
-from videostr.ports import RolloutPool, Sampled, SampleRequest
+from videostr.ports import RolloutPool, SampleRequest
 from videostr.prompt import format_question, graph_contract, reasoning_prompt
 from videostr.types import ClipSpec, Failure, GraphFrame, Node, Prompt, SceneGraph
 from videostr.video import METADATA, VideoShape, name_clip, probe, reordered, target_times
@@ -232,15 +233,15 @@ async def ask_new(
     new = {item.key: item.request for item in ordered if answers.get(item.key) is None}
     log.info("%d answers are there, %d to ask", len({item.key for item in asked}) - len(new), len(new))
 
-    async def keep(key: str, sampled: Sampled) -> None:
-        (completion,) = sampled.completions
+    async def keep(key: str, sampled: SampledGroup) -> None:
+        (completion,) = (await sampled.whole()).completions
         answers.put(
             key,
             Answer(
                 text=completion.text,
                 finish_reason=completion.finish_reason.name,
-                prompt_tokens=len(sampled.prompt_token_ids),
-                completion_tokens=len(completion.token_ids),
+                prompt_tokens=sampled.num_prompt_tokens,
+                completion_tokens=completion.num_tokens,
             ),
         )
 

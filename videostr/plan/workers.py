@@ -24,29 +24,18 @@ import numpy as np
 
 from videostr.config.schema import Config
 from videostr.errors import RolloutError, TransferError
+from videostr.groups import CompletionFacts, LearnerBatch, SampledGroup, SampledRef
 from videostr.grpo.batch import assign_rows, plan_rows
 from videostr.grpo.schedule import mini_batches
 from videostr.plan.clock import Work
 from videostr.plan.costs import Costs
 from videostr.plan.workload import Workload
 from videostr.pool import EnginePool
-from videostr.ports import Sampled, SampleRequest
+from videostr.ports import SampleRequest
 from videostr.supervisor import WorkerDied
 from videostr.sync import EngineSync
 from videostr.timeline import Timeline
-from videostr.types import (
-    Completion,
-    Failure,
-    FinishReason,
-    GraphAbsence,
-    LearnerBatch,
-    Record,
-    Rollout,
-    Score,
-    Trace,
-    Update,
-    VersionSpan,
-)
+from videostr.types import Failure, FinishReason, Record, Score, Update, VersionSpan
 
 EPSILON_TOKENS = 1e-6
 """A sequence so near its end has ended."""
@@ -55,8 +44,6 @@ THREAD_SHARE = 0.4
 of the first's processor time (tabletop_cpu.yaml, OMP_WAIT_POLICY=passive, 2026-11-30), and the first waits at times."""
 SAME = (Score(total=0.0, parts={}),) * 2
 DIFFERENT = (SAME[0], Score(total=1.0, parts={}))
-NO_TRACE = Trace(think="", graph=GraphAbsence.ABSENT, answer="", well_formed=False)
-TOKENS, LOGPROBS = np.zeros(1 << 20, np.int32), np.zeros(1 << 20, np.float32)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -125,7 +112,7 @@ class Engine:
         self._work = Work(math.inf)
         self._task = asyncio.create_task(self._run())
 
-    async def sample(self, request: SampleRequest) -> Sampled:
+    async def sample(self, request: SampleRequest) -> SampledRef:
         """Sample a group from its first token on."""
         lengths = self._world.work.draw(self._world.rng, request.n)
         group = _Group(ended=asyncio.get_running_loop().create_future(), unfinished=request.n)
@@ -134,16 +121,15 @@ class Engine:
         await group.ended
         assert group.version is not None
         completions = tuple(
-            Completion(
-                text="",
-                token_ids=TOKENS[:n],
-                logprobs=LOGPROBS[:n],
+            CompletionFacts(
+                num_tokens=n,
                 finish_reason=FinishReason.STOP if n < request.max_tokens else FinishReason.LENGTH,
                 weight_versions=(VersionSpan(version=group.version, start=0, end=n),),
             )
             for n in lengths
         )
-        return Sampled(prompt_token_ids=TOKENS[: self._world.work.prompt_tokens], completions=completions)
+        prompt = self._world.work.prompt_tokens
+        return SampledRef(num_prompt_tokens=prompt, completions=completions, content=None)
 
     def wake(self) -> None:
         """Interrupt what it does: there is something else to do."""
@@ -200,7 +186,7 @@ class SimulatedPool(EnginePool):
         self._processes: dict[int, Engine] = {}
         """The newest of each index."""
 
-    async def sample(self, request: SampleRequest) -> Sampled | Failure:
+    async def sample(self, request: SampleRequest) -> SampledGroup | Failure:
         """Sample one group; raises `EnginesLost` when no engine is left."""
         try:
             return await super().sample(request)
@@ -276,17 +262,14 @@ class SimulatedRewards:
         self._world = world
         self._workers = asyncio.Semaphore(world.config.reward.num_workers)
 
-    async def score(self, record: Record, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+    async def score(self, record: Record, sampled: SampledGroup) -> tuple[Score, ...]:
         """Score a group: all the same, or all different."""
         del record
         world = self._world
         async with self._workers:
             await Work(world.costs.reward_s).done()
         scores = SAME if world.rng.random() < world.work.zero_variance else DIFFERENT
-        return tuple(
-            Rollout(completion=completion, trace=NO_TRACE, score=scores[i % 2])
-            for i, completion in enumerate(completions)
-        )
+        return tuple(scores[i % 2] for i in range(len(sampled.completions)))
 
 
 class SimulatedLearner:
@@ -300,7 +283,7 @@ class SimulatedLearner:
     async def update(self, batch: LearnerBatch) -> Update:
         """Take the time of an update."""
         world, learner = self._world, self._world.config.learner
-        lengths = tuple([len(r.completion.token_ids) for r in group.rollouts] for group in batch.groups)
+        lengths = tuple([each.num_tokens for each in group.sampled.completions] for group in batch.groups)
         parts = mini_batches(lengths, world.config.train.updates_per_batch)
         seconds = sum(learn_seconds(world.config, world.costs, world.work.prompt_tokens, p) for p in parts)
         async with self.updating:

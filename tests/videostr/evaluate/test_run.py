@@ -43,7 +43,8 @@ from videostr.evaluate.run import (
     limited,
     log_skipped,
 )
-from videostr.ports import Sampled, SampleRequest
+from videostr.groups import Sampled
+from videostr.ports import SampleRequest
 from videostr.prompt import instruction, reference_trace
 from videostr.tabletop.build import Split, build
 from videostr.tabletop.world import Difficulty

@@ -27,26 +27,13 @@ from videostr.draw import (
 )
 from videostr.errors import DataError, RunFolderError
 from videostr.graph import frame_at, half_spacing
+from videostr.groups import RolloutGroup, Sampled
 from videostr.metrics import duration
 from videostr.report.__main__ import main
 from videostr.report.page import render, write_report
 from videostr.run_data import read_run
 from videostr.traces import SCHEMA, TraceRow, read_traces, trace_rows, write_traces
-from videostr.types import (
-    Answer,
-    AnswerKind,
-    Clip,
-    ClipSpec,
-    Completion,
-    FinishReason,
-    GraphAbsence,
-    Prompt,
-    Record,
-    Rollout,
-    RolloutGroup,
-    Score,
-    Trace,
-)
+from videostr.types import Answer, AnswerKind, Clip, ClipSpec, Completion, FinishReason, Prompt, Record, Score
 
 TRUE_GRAPH = (
     '{"unit":"grid","frames":[{"t":0.0,"nodes":[{"id":"red_ball.1","pos":[0,0]},{"id":"blue_ball.1","pos":[9,9]}]},'
@@ -360,31 +347,25 @@ def test_rows_of_a_step_come_from_its_groups(tmp_path: Path) -> None:
         labels=("red_ball",),
         graph=true_graph,
     )
+    text = f"<think><graph>{PREDICTED_GRAPH}</graph></think><answer>4</answer>"
     completions = [
         Completion(
-            text=f"text {index}",
+            text=text,
             token_ids=np.arange(length, dtype=np.int32),
             logprobs=np.zeros(length, np.float32),
             finish_reason=reason,
             weight_versions=(),
         )
-        for index, (length, reason) in enumerate([(5, FinishReason.STOP), (9, FinishReason.LENGTH)])
+        for text, length, reason in ((text, 5, FinishReason.STOP), ("no graph", 9, FinishReason.LENGTH))
     ]
-    graphs = [predicted_graph, GraphAbsence.ABSENT]
-    rollouts = tuple(
-        Rollout(
-            completion=completion,
-            trace=Trace(think="", graph=graph, answer="4", well_formed=True),
-            score=Score(total=1.5 - index, parts={"format": 1.0}, notes=("near",)),
-        )
-        for index, (completion, graph) in enumerate(zip(completions, graphs, strict=True))
-    )
+    scores = tuple(Score(total=1.5 - index, parts={"format": 1.0}, notes=("near",)) for index in range(2))
+    sampled = Sampled(prompt_token_ids=np.arange(3, dtype=np.int32), completions=tuple(completions))
     group = RolloutGroup(
         prompt=Prompt(record_id="r1", text="prompt", clip=Clip(digest="d1", spec=record.clip)),
-        prompt_token_ids=np.arange(3, dtype=np.int32),
-        rollouts=rollouts,
+        sampled=sampled,
+        scores=scores,
     )
-    rows = trace_rows(7, [group], [np.array([1.0, -1.0], np.float32)], {"r1": record})
+    rows = trace_rows(7, group, sampled, np.array([1.0, -1.0], np.float32), record)
     assert [row["rollout"] for row in rows] == [0, 1]
     assert rows[0] == TraceRow(
         step=7,
@@ -393,7 +374,7 @@ def test_rows_of_a_step_come_from_its_groups(tmp_path: Path) -> None:
         family="displacement",
         prompt="prompt",
         rollout=0,
-        text="text 0",
+        text=text,
         total=1.5,
         parts='{"format": 1.0}',
         notes='["near"]',
