@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from videostr.checkpoint import RESUMED, Ledger, RunState
+from videostr.checkpoint import RESUMED, STATE, Ledger, RunState
 from videostr.config.schema import Config
 from videostr.data.prompts import PromptItem, RecordSource
 from videostr.errors import ConfigError, LearnerError, RunFolderError
@@ -193,12 +193,14 @@ async def train_with_restarts(
         Stopped: `stop` was set while ranks were lost; the last checkpoint stands.
         LearnerError: they were lost more than `learner.max_restarts` times.
     """
-    losses = 0
+    losses, began = 0, time.time()
     folder.timeline.drain(state.step)  # the start belongs to no step
     while True:
         try:
             if losses:
                 state = await until_stopped(stop, _begin_again(config, source, ports, folder))
+                lost_s = time.time() - await folder.checkpoints.thread(_checkpoint_time, folder, began)
+                folder.quarantine.counts["learner_lost_seconds"] += round(lost_s)
             return await train(config, source, ports, folder, state, stop, evaluator)
         except LearnerError as error:
             losses += 1
@@ -214,6 +216,12 @@ async def train_with_restarts(
             )
             folder.quarantine.counts["learner_lost"] += 1
         await until_stopped(stop, asyncio.sleep(pause_s))
+
+
+def _checkpoint_time(folder: RunFolder, began: float) -> float:
+    """Return when the newest checkpoint was complete, seconds since 1970; `began` where there is none."""
+    newest = folder.checkpoints.latest()
+    return began if newest is None else (newest / STATE).stat().st_mtime
 
 
 async def _begin_again(config: Config, source: RecordSource, ports: Ports, folder: RunFolder) -> RunState:

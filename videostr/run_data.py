@@ -20,6 +20,8 @@ from videostr.traces import TraceRow, read_traces, trace_count
 
 MAX_TRACES = 20_000
 """Dumped rollouts that are read; of longer runs whole dumps are left out, evenly over the run."""
+COSTS = ("tokens_sampled_again", "learner_lost_seconds")
+"""Counters of `failures/` that are no failures, but what they cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,13 +46,20 @@ def load_parts(
     kept = set(whole(policy).parameters()) if whole is not None else set()
     places = _places(policy)
     cutter = Cutter(deepspeed_config, dtype)
+    cut = {name: parameter for name, parameter in policy.named_parameters() if parameter not in kept}
+    # One place for all that are cut up: if each had its own, the heap would keep holes as large as all between the parts
+    room = torch.empty(max(parameter.nbytes for parameter in cut.values()), dtype=torch.uint8)
     for name, parameter in policy.named_parameters():
-        reads = parameter in kept or dist.get_rank() == 0
-        value = streamed.read(name) if reads else torch.empty(parameter.shape, dtype=parameter.dtype)
+        if name not in cut:
+            value = streamed.read(name)
+        elif dist.get_rank() == 0:
+            value = streamed.read(name, room)
+        else:
+            value = room[: parameter.nbytes].view(parameter.dtype).view(parameter.shape)
         filled = nn.Parameter(value, requires_grad=parameter.requires_grad)
         for module, leaf in places[parameter]:  # several where it is tied
             module.register_parameter(leaf, filled)
-        if parameter not in kept:
+        if name in cut:
             cutter.cut(filled)
     for module in policy.modules():
         for leaf, buffer in module.named_buffers(recurse=False):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
@@ -686,6 +688,8 @@ class Mortal(Learner):
 
     async def load(self, folder: Path) -> int:
         self.rollouts.version = int((folder / "policy" / "weights").read_text().split()[1])
+        long_ago = time.time() - 100
+        os.utime(folder / "state.json", (long_ago, long_ago))
         return self.rollouts.version
 
 
@@ -707,6 +711,7 @@ def test_a_start_that_fails_counts_like_a_loss(
     state = asyncio.run(run)
     assert (state.step, state.ledger.next_position, learner.starts) == (6, 24, 2)
     assert stage.folder.quarantine.counts["learner_lost"] == 2
+    assert 100 <= stage.folder.quarantine.counts["learner_lost_seconds"] < 200  # since the checkpoint
     # Three steps, and all after the checkpoint of step 2 again.
     order, seen = stage.order(24), [[g.prompt.record_id for g in b.groups] for b in learner.batches]
     assert seen == [order[4 * i : 4 * i + 4] for i in (0, 1, 2, 2, 3, 4, 5)]

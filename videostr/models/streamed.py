@@ -51,11 +51,16 @@ class StreamedPolicy:
         files = [TensorFile(Path(path) / name) for name in check_weights(Path(path)).files]
         self._places = self._find({key: file for file in files for key in file.names})
 
-    def read(self, name: str) -> Tensor:
-        """Return the value of a parameter, whole, on CPU, in the policy's dtype; `name` is that of the parameter."""
+    def read(self, name: str, room: Tensor | None = None) -> Tensor:
+        """Return the value of a parameter, whole, on CPU, in the policy's dtype.
+
+        Args:
+            name: of the parameter.
+            room: [bytes] uint8, where the value may lie; None for memory of its own.
+        """
         file, key = self._places[name]
         parameter = self.policy.get_parameter(name)
-        value = file.read(key)
+        value = file.read(key, room)
         if value.shape != parameter.shape:
             raise ModelError(
                 f"model.path = {self._path}: {key} is {list(value.shape)}, config.json describes {list(parameter.shape)}",

@@ -106,11 +106,13 @@ class TensorFile:
         self._entries = {name: entry for name, entry in entries.items() if name != "__metadata__"}
         self.names = tuple(self._entries)
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor, on CPU."""
+    def read(self, name: str, room: Tensor | None = None) -> Tensor:
+        """Return a tensor, on CPU; it lies in `room`, [bytes] uint8, where that is given and large enough."""
         entry = self._entries[name]
         start, end = entry["data_offsets"]
-        content = torch.empty(end - start, dtype=torch.uint8)
+        if room is None or len(room) < end - start:
+            room = torch.empty(end - start, dtype=torch.uint8)
+        content = room[: end - start]
         with self._path.open("rb") as file:
             file.seek(self._begin + start)
             if file.readinto(content.numpy().data) != end - start:

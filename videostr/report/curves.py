@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from videostr.charts import Chart, Series, line_chart, share_chart
 from videostr.report.stats import DumpStats
-from videostr.run_data import RunData
+from videostr.run_data import COSTS, RunData
 
 MAX_LINES = 8
 """Colour classes of the style sheet."""
@@ -118,7 +118,8 @@ def _lengths(run: RunData, steps: Sequence[int]) -> Chart | None:
 def _failures(run: RunData, steps: Sequence[int]) -> Chart | None:
     """Return the most frequent kinds, and all others together."""
     by_step = run.failures_by_step()
-    by_step.pop("tokens_sampled_again", None)
+    for cost in COSTS:
+        by_step.pop(cost, None)
     ranked = sorted(by_step, key=lambda kind: -sum(by_step[kind]))
     series = [
         Series(name=kind, values=by_step[kind]) for kind in ranked[: MAX_LINES - 1] if any(by_step[kind])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from videostr.report.stats import DumpStats
+from videostr.run_data import COSTS
 
 MIN_STEPS = 8
 """Fewer steps show no trend."""
@@ -111,8 +112,8 @@ def diagnose(figures: Figures) -> list[Diagnostic]:
 
 
 def failure_total(failures: Mapping[str, int]) -> int:
-    """Return failures of all kinds; tokens that were sampled again are not failures of their own."""
-    return sum(count for kind, count in failures.items() if kind != "tokens_sampled_again")
+    """Return failures of all kinds, without what they cost."""
+    return sum(count for kind, count in failures.items() if kind not in COSTS)
 
 
 def _not_a_number(figures: Figures) -> Iterator[Diagnostic]:

@@ -40,6 +40,7 @@ PROCESS_FAILURES = {
     "reward_service_unavailable": "the reward service could not be reached; asked again",
     "transfer": "weights did not reach the engines; tried again",
     "learner_lost": "a learner rank was lost; all ranks started again from the last checkpoint",
+    "learner_lost_seconds": "seconds from the checkpoint that the run went back to until ranks were up again: done once more",
     "checkpoint": "a checkpoint could not be written; the one before was kept",
 }
 """What the counters of `failures/` mean that are no `FailureKind`; docs/failures.md has more."""
