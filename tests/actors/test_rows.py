@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from actors.learner.rows import RankRows
+from videostr.groups import LearnerBatch
 from videostr.grpo.batch import Group, PromptInputs, RowPlan, plan_rows
-from videostr.types import LearnerBatch
 
 WAIT_S = 60.0
 
