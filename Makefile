@@ -21,7 +21,7 @@ demo: | setup
 evaluate: | setup
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=before
 	$(PYTHON) -m videostr.evaluate --config configs/eval_tabletop.yaml run.name=after model.path=$$(ls -d runs/$(RUN)/checkpoints/*/policy | tail -1)
-	for mode in graph think direct; do $(PYTHON) -m videostr.evaluate --out evaluations/tabletop-$$mode --compare evaluations/before/$$mode evaluations/after/$$mode || exit; done
+	for mode in graph think direct blind single_frame shuffled; do $(PYTHON) -m videostr.evaluate --out evaluations/tabletop-$$mode --compare evaluations/before/$$mode evaluations/after/$$mode || exit; done
 
 check: | setup
 	$(PYTHON) -m ruff check

@@ -47,6 +47,9 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
             return end.code if isinstance(end.code, int) else 1
         except VideoStrError as error:
             return _end(error)
+        except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            return 1
         except OSError as error:
             if (problem := storage_error(error, error.filename or Path.cwd())) is None:
                 raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -31,6 +33,22 @@ def test_an_error_is_a_line_on_standard_error_and_a_status(
 
     assert main([]) == status
     assert capsys.readouterr().err == said
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word() -> None:
+    says_much = (
+        "from videostr.command import command, run_main\n"
+        "run_main(command(lambda _: print(*range(100_000), sep='\\n') or 0))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", says_much], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_a_mistake_of_the_program_is_not_hidden() -> None:

@@ -265,6 +265,20 @@ def test_in_an_evaluation(overrides: list[str], word: str, tmp_path: Path) -> No
     assert line.startswith(word)
 
 
+def test_a_model_s_length_bounds_no_limit_that_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "eval.yaml"
+    path.write_text("benchmark: {name: vsi_bench, root: r}\nmodel: {path: m}\n")
+    load_evaluation(path, ["rollout.max_model_len=512"])  # mode direct
+    load_evaluation(path, ["rollout.max_model_len=512", "benchmark.modes=[think]", "sampling.max_tokens=9"])
+    for modes in ("[think]", "[direct,graph]"):
+        with pytest.raises(
+            ConfigError, match=r"sampling.max_tokens = 1024: must be below rollout.max_model_len"
+        ):
+            load_evaluation(path, ["rollout.max_model_len=512", f"benchmark.modes={modes}"])
+    with pytest.raises(ConfigError, match=r"sampling.max_tokens_direct = 64: must be below"):
+        load_evaluation(path, ["rollout.max_model_len=64"])
+
+
 def test_in_supervised_fine_tuning(tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text("data: {train: d}\nmodel: {tiny: qwen2_5_vl}\n")

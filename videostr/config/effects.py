@@ -23,6 +23,7 @@ from videostr.config.schema import (
     PlanConfig,
     RunConfig,
     SftConfig,
+    prompts_of,
 )
 from videostr.config.sections import RewardConfig, RolloutConfig
 from videostr.config.values import Problem
@@ -357,11 +358,10 @@ def _of_evaluation(c: EvaluationConfig) -> Iterator[Inert]:
 
 
 def _of_modes(c: BenchmarkConfig, *, scores_whole_texts: bool) -> Iterator[Inert]:
-    prompts = {mode for mode in c.modes if mode in get_args(AskingMode)}
+    prompts = prompts_of(c)
     why = f"benchmark.modes = [{', '.join(c.modes)}]"
     switch: tuple[str, ...] = ("benchmark.modes",)
-    if len(prompts) < len(c.modes):
-        prompts.add(c.control_prompt)
+    if not set(c.modes) <= set(get_args(AskingMode)):
         why += f", benchmark.control_prompt = {c.control_prompt}"
         switch += ("benchmark.control_prompt",)
     else:

@@ -18,6 +18,7 @@ from videostr.config.schema import (
     Mode,
     RunConfig,
     SftConfig,
+    prompts_of,
 )
 from videostr.config.sections import RolloutConfig
 from videostr.config.values import Problem
@@ -101,7 +102,11 @@ def _rollout(c: Config | EvaluationConfig) -> Iterator[Problem]:
     yield from _engine_args(r)
     tokens = {"sampling.max_tokens": c.sampling.max_tokens}
     if isinstance(c, EvaluationConfig):
-        tokens["sampling.max_tokens_direct"] = c.sampling.max_tokens_direct
+        prompts = prompts_of(c.benchmark)
+        if prompts == {"direct"}:
+            del tokens["sampling.max_tokens"]
+        if "direct" in prompts:
+            tokens["sampling.max_tokens_direct"] = c.sampling.max_tokens_direct
     for key, most in tokens.items():
         if most >= r.max_model_len:
             yield _problem(

@@ -6,7 +6,7 @@ What means the same has the same key in all of them; a command's section lacks t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
@@ -263,6 +263,12 @@ class BenchmarkConfig:
     """Frames per second, up to max_frames; 0 shows max_frames of every clip."""
     max_pixels: Count = 200704
     """Most pixels of a frame; larger ones are scaled down, their sides to multiples of what the model takes. 256 tokens here."""
+
+
+def prompts_of(benchmark: BenchmarkConfig) -> set[str]:
+    """Return the modes whose prompts are asked with, those of controls included."""
+    asking: set[str] = {mode for mode in benchmark.modes if mode in get_args(AskingMode)}
+    return asking if len(asking) == len(benchmark.modes) else asking | {benchmark.control_prompt}
 
 
 @dataclass

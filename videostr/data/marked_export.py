@@ -6,22 +6,26 @@ times: such a file begins at 0 s, the question counts from the beginning of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from PIL import Image
 
 from videostr.files import make_folder, replacing, storage
 from videostr.types import Clip
-from videostr.video import ClipFrames, decode
+from videostr.video import decode
 
 Form = Literal["videos", "frames"]
-CRF = "12"
-"""Of H.264: a digit of 9 px stays legible."""
+LEGIBLE = ("libx264", "yuv420p", {"crf": "12", "preset": "veryfast"})
+"""Encoder, its pixels and options; a digit of 9 px stays legible."""
+LOSSLESS = ("libx264rgb", "rgb24", {"qp": "0", "preset": "veryfast"})
+"""The same; decoders that give RGB give the very pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,10 @@ def write_marked(marked: Marked) -> Written:
     if marked.form == "videos":
         path = marked.folder / f"{digest}.mp4"
         if not path.exists():
-            _write_video(frames, path)
+            steps = max(1, len(frames.times) - 1)
+            spacing = (frames.times[-1] - frames.times[0]) / steps or 1.0
+            rate = Fraction(1 / spacing).limit_denominator(1000)
+            write_video(frames.pixels, range(len(frames.times)), rate, path, LEGIBLE)
         return Written(path=path, images=(), line=line)
     folder = marked.folder / digest
     images = tuple(folder / f"{number:02d}.png" for number in range(len(frames.times)))
@@ -72,16 +79,24 @@ def write_marked(marked: Marked) -> Written:
     return Written(path=folder, images=images, line=line)
 
 
-def _write_video(frames: ClipFrames, path: Path) -> None:
-    """Write an H.264 file, a frame at each time; sides that are odd, which its colours do not allow, get a line more."""
-    height, width = frames.pixels.shape[1:3]
-    pixels = np.pad(frames.pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    steps = max(1, len(frames.times) - 1)
-    spacing = (frames.times[-1] - frames.times[0]) / steps or 1.0
+def write_video(
+    pixels: np.ndarray,
+    order: Iterable[int],
+    rate: Fraction,
+    path: Path,
+    encoding: tuple[str, str, dict[str, str]],
+) -> None:
+    """Write an H.264 file of frames [F, H, W, 3], in the order of their places in it.
+
+    Odd sides, which colours at half the size do not allow, get a line more.
+    """
+    encoder, colours, options = encoding
+    if colours == "yuv420p":
+        odd = [(0, side % 2) for side in pixels.shape[1:3]]
+        pixels = np.pad(pixels, ((0, 0), *odd, (0, 0)), mode="edge")
     with replacing(path) as scratch, av.open(str(scratch), "w", format="mp4") as container:
-        rate = Fraction(1 / spacing).limit_denominator(1000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": "veryfast"})
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
-        for image in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        stream = cast("VideoStream", container.add_stream(encoder, rate=rate, options=options))
+        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], colours
+        for place in order:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels[place], format="rgb24")))
         container.mux(stream.encode())

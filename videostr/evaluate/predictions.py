@@ -1,4 +1,4 @@
-"""Texts that exist already: `{"id", "prediction"}` a line, from any model and program.
+"""Texts that exist already: `{"id", "prediction"}` a line, from any model and program, or the samples that lmms-eval logs.
 
 In: a file of JSON lines, or of one JSON array, and the questions of a benchmark. Out: the text of each question that has
 one, and what does not fit, counted and named; nothing that is missing is passed over in silence.
@@ -20,6 +20,8 @@ from videostr.json_files import json_rows
 from videostr.schema_rules import field_problem
 
 Side = Annotated[int, msgspec.Meta(ge=1)]
+NO_TEXT = "[LMMS_EVAL_"
+"""As in "[LMMS_EVAL_REQUEST_FAILED after 5 retries] ..."."""
 NAMED = 5
 """Ids named in a message."""
 
@@ -62,6 +64,16 @@ class _Line(msgspec.Struct):
     height: Side | None = None
 
 
+class _Sample(msgspec.Struct):
+    """A line of lmms-eval's `--log_samples`; a text that begins with `NO_TEXT` says why the model wrote none."""
+
+    doc_id: Annotated[int, msgspec.Meta(ge=0)]
+    """Place of the question in its file, from 0."""
+    filtered_resps: str
+    resps: str | None = None
+    """The whole text, where something was taken off."""
+
+
 def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     """Read a file of predictions.
 
@@ -73,7 +85,9 @@ def read_predictions(path: Path, questions: Sequence[Question]) -> Predictions:
     places: dict[str, str] = {}
     repeated: dict[str, None] = {}
     for place, row in json_rows(path, "a prediction"):
-        name, prediction = _row(place, row)
+        name, prediction = _row(place, row, questions)
+        if prediction.text.startswith(NO_TEXT):
+            continue
         if name in found and found[name] != prediction:
             raise DataError(
                 f"{place}: id {name!r} is there twice, in {_short(places[name], path)} with another text",
@@ -101,17 +115,25 @@ def _short(place: str, path: Path) -> str:
     return f"line {rest[1:]}" if rest.startswith(":") else f"item {rest}"
 
 
-def _row(where: str, row: bytes) -> tuple[str, Prediction]:
+def _row(where: str, row: bytes, questions: Sequence[Question]) -> tuple[str, Prediction]:
+    form: type[_Line | _Sample] = _Line
     try:
         # msgspec's own decoder refuses the lone surrogates that may be in texts.
-        line = msgspec.convert(json.loads(row), _Line)
+        found = json.loads(row)
+        if isinstance(found, dict) and "doc_id" in found:
+            form = _Sample
+        line = msgspec.convert(found, form)
     except msgspec.ValidationError as error:
-        problem = field_problem(error, _Line)
+        problem = field_problem(error, form)
         raise DataError(f"{where}: {problem}", remedy='write {"id": ..., "prediction": "..."}') from None
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where}: is not JSON ({error})", remedy='write {"id": ..., "prediction": "..."}'
         ) from None
+    if isinstance(line, _Sample):
+        place = line.doc_id
+        name = questions[place].id if place < len(questions) else f"doc_id {place}"
+        return name, Prediction(text=line.filtered_resps if line.resps is None else line.resps)
     size = None if line.width is None or line.height is None else (line.width, line.height)
     if size is None and line.width != line.height:
         raise DataError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,10 @@ TIMEOUT_S = 3600.0
 
 class BadRequest(Exception):
     """The program asked for what the proxy does not do; its text says what and why."""
+
+
+class BadAnswer(Exception):
+    """The server's answer is none to a chat request; its text says why."""
 
 
 @command
@@ -103,9 +109,10 @@ class Proxy(ThreadingHTTPServer):
             )
         try:
             super().__init__(address, _Handler)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter for a port above 65535
+            why = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"--port {address[1]}: cannot be listened on at {address[0]} ({error.strerror})",
+                f"--port {address[1]}: cannot be listened on at {address[0]} ({why})",
                 remedy="name another one",
             ) from None
 
@@ -113,7 +120,7 @@ class Proxy(ThreadingHTTPServer):
         """Return status and body of the server's answer.
 
         Raises:
-            OSError: it does not answer.
+            OSError, HTTPException: it does not answer, or not as a server does.
         """
         headers = {"Content-Type": "application/json"} | ({"Authorization": key} if key else {})
         request = urllib.request.Request(self.base + path, data=body, headers=headers)  # checked
@@ -131,7 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("/v1/models", None)
 
     def do_POST(self) -> None:
-        self._answer("/v1/chat/completions", self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        length = self.headers.get("Content-Length", "0")
+        self._answer("/v1/chat/completions", self.rfile.read(int(length) if length.isdecimal() else 0))
 
     def _answer(self, served: str, body: bytes | None) -> None:
         proxy = self.server
@@ -145,8 +153,15 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = answering(answer)
         except BadRequest as error:
             status, answer = HTTPStatus.BAD_REQUEST, _error(str(error))
-        except OSError as error:
-            status, answer = HTTPStatus.BAD_GATEWAY, _error(f"{proxy.base}: {error}")
+        except (OSError, HTTPException, BadAnswer) as error:
+            status, answer = (
+                HTTPStatus.BAD_GATEWAY,
+                _error(f"{proxy.base}: {str(error) or type(error).__name__}"),
+            )
+        with contextlib.suppress(ConnectionError):  # the program has gone
+            self._send(status, answer)
+
+    def _send(self, status: int, answer: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
@@ -187,12 +202,19 @@ def asking(body: bytes, mode: Mode, max_tokens: int) -> bytes:
 
 
 def answering(body: bytes) -> bytes:
-    """Return a chat response whose contents are those of the answer blocks; "" where a text has none."""
-    response = json.loads(body)
-    for choice in response["choices"]:
-        message = choice["message"]
-        whole = message.get("content") or ""
-        message["content"], message["reasoning_content"] = parse(whole).answer, whole
+    """Return a chat response whose contents are those of the answer blocks; "" where a text has none.
+
+    Raises:
+        BadAnswer: it is no chat response.
+    """
+    try:
+        response = json.loads(body)
+        for choice in response["choices"]:
+            message = choice["message"]
+            whole = message.get("content") or ""
+            message["content"], message["reasoning_content"] = parse(whole).answer, whole
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadAnswer(f"the answer is no chat response ({error!r})") from None
     return json.dumps(response).encode()
 
 

@@ -50,6 +50,21 @@ def test_a_text_may_hold_other_line_ends(tmp_path: Path) -> None:
     assert found.by_id == {"q0": Prediction(text="A\u2028or\x85B"), "q1": Prediction(text="B")}
 
 
+def test_samples_that_lmms_eval_logs_are_read_by_the_place_of_the_question(tmp_path: Path) -> None:
+    """`resps` has the whole text, and is left out where nothing was taken off; a request that failed left no text."""
+    path = write(
+        tmp_path / "p.jsonl",
+        {"doc_id": 1, "resps": "<think>x</think>A", "filtered_resps": "A", "target": "A", "input": "?"},
+        {"doc_id": 0, "filtered_resps": "B"},
+        {"doc_id": 8, "filtered_resps": "B"},
+        {"doc_id": 2, "filtered_resps": "[LMMS_EVAL_REQUEST_FAILED after 5 retries] Error code: 400"},
+    )
+    found = read_predictions(path, QUESTIONS)
+    assert found.by_id == {"q1": Prediction(text="<think>x</think>A"), "q0": Prediction(text="B")}
+    assert found.unknown == ("doc_id 8",)
+    assert "q2" in found.missing
+
+
 def test_a_number_may_be_an_id(tmp_path: Path) -> None:
     questions = [Question(id="17", video="v.mp4", task="t", text="?", truth="A")]
     assert (
@@ -71,6 +86,8 @@ def test_a_number_may_be_an_id(tmp_path: Path) -> None:
         ([{"id": None, "prediction": "A"}], r":1: id: must be a whole number, or text"),
         ([{"id": True, "prediction": "A"}], r":1: id: must be a whole number, or text"),
         ([{"id": "q0", "prediction": 3}], r":1: prediction: must be text"),
+        ([{"doc_id": -1, "filtered_resps": ""}], r":1: doc_id: must be a whole number, at least 0"),
+        ([{"doc_id": 0}], r":1: filtered_resps: is missing"),
         (
             [{"id": "q0", "prediction": "A", "width": 3}],
             r":1: width and height: must both be there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,8 @@ class Server(BaseHTTPRequestHandler):
 
     asked: list[dict[str, Any]]
     says: list[str]
+    choices: Any = None
+    """In place of those of `says`."""
 
     def do_GET(self) -> None:
         self._send(
@@ -42,7 +45,14 @@ class Server(BaseHTTPRequestHandler):
             for i, text in enumerate(self.says)
         ]
         self._send(
-            200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+            200,
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": self.choices or choices,
+            },
         )
 
     def _send(self, status: int, answer: dict[str, Any]) -> None:
@@ -145,14 +155,39 @@ def test_errors_of_the_server_are_passed_on(client: openai.OpenAI, server: Any) 
         say(client, OFFICIAL)
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+@pytest.mark.parametrize("says", [[None], "x", [{"message": "x"}]])
+def test_an_answer_of_another_form_is_named(client: openai.OpenAI, server: Any, says: Any) -> None:
+    server.choices = says
+    with pytest.raises(openai.InternalServerError, match=r"/v1: the answer is no chat response \("):
+        say(client, OFFICIAL)
+
+
+def test_a_server_that_speaks_no_http_is_named() -> None:
+    def hello() -> None:
+        connection, _ = other.accept()
+        with connection:
+            connection.sendall(b"hello\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        threading.Thread(target=hello, daemon=True).start()
+        base = f"http://127.0.0.1:{other.getsockname()[1]}/v1"
+        with Proxy(base, ("127.0.0.1", 0), Mode.GRAPH, 300) as http:
+            threading.Thread(target=http.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+            with pytest.raises(openai.InternalServerError, match=f"{base}: "):
+                say(openai.OpenAI(base_url=url, api_key="k", max_retries=0), OFFICIAL)
+            http.shutdown()
+
+
+def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with Proxy("http://127.0.0.1:9/v1", ("127.0.0.1", 0), Mode.GRAPH, 300) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{http.server_address[1]}/v1"
         with pytest.raises(openai.InternalServerError, match=r"http://127\.0\.0\.1:9/v1: .*refused"):
             say(openai.OpenAI(base_url=url, api_key="k", max_retries=0), OFFICIAL)
-        taken = str(http.server_address[1])
-        assert proxy.main(["--endpoint", "http://127.0.0.1:9/v1", "--port", taken]) == 2
+        for port in (str(http.server_address[1]), "99999"):
+            assert proxy.main(["--endpoint", "http://127.0.0.1:9/v1", "--port", port]) == 2
+            assert f"--port {port}: cannot be listened on at 127.0.0.1" in capsys.readouterr().err
         http.shutdown()
 
 
