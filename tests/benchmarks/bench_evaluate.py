@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
-import ray
 from transformers import AutoProcessor
 
 from rewards import Rubric
-from tests.benchmarks.bench_engine import PRETRAINED, Engine, engine_of
-from tests.benchmarks.measure import ratio, report, spread
+from tests.benchmarks.bench_engine import PRETRAINED, Engine, against_bare, engine_of
+from tests.benchmarks.measure import report
 from videostr.config.schema import BenchmarkConfig, EvaluationConfig, EvaluationModel, EvaluationSampling
 from videostr.evaluate.__main__ import IN_FLIGHT
 from videostr.evaluate.answers import Answers
@@ -62,26 +61,20 @@ def evaluate(engine: Engine, items: Sequence[PreparedQuestion], folder: Path) ->
 
 def test_evaluate(engine: Engine, tabletop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items, milliseconds = prepared(tabletop / "train")
-    ours, bare = [], []
-    for turn in range(REPEATS + 1):
-        ray.get(engine.handle.forget.remote())
-        mine = evaluate(engine, items, tmp_path / str(turn))
-        ray.get(engine.handle.forget.remote())
-        plain = ray.get(engine.handle.bare.remote([item.request for item in items]))
-        assert abs(mine[1] / plain[1] - 1) < 0.1
-        if turn > 0:
-            ours.append(mine[1] / mine[0])
-            bare.append(plain[1] / plain[0])
+    folders = (tmp_path / str(turn) for turn in count())
+    sides = against_bare(
+        engine,
+        lambda: evaluate(engine, items, next(folders)),
+        [item.request for item in items],
+        REPEATS,
+    )
     report(
         capsys,
         name="evaluate/efficiency",
-        value=round(statistics.median(ours)),
-        unit="tokens/s",
-        ratio=ratio(ours, bare),
+        **sides.figures(),
         against="bare AsyncLLM.generate in the same engine over all questions at once, frames in memory, nothing kept",
-        shape=f"{len(items)} questions of {mine[1] / len(items):.0f} tokens on average, 3 about each record",
+        shape=f"{len(items)} questions of {sides.tokens / len(items):.0f} tokens on average, 3 about each record",
         prepare_ms=round(milliseconds, 2),
         cores=2,
         repeats=REPEATS,
-        spread=spread(ours),
     )

@@ -59,6 +59,10 @@ class EngineWorker(RolloutWorker):
         await self._engine.reset_prefix_cache()
         await self._engine.reset_encoder_cache()
 
+    def processor_seconds(self) -> float:
+        """Of this process, in which a CPU engine computes."""
+        return time.process_time()
+
     def _bare_inputs(self, requests: Sequence[SampleRequest]) -> list[tuple[Any, Any]]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
