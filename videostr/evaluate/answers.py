@@ -1,12 +1,13 @@
 """Every answer that a model ever gave here, by what determines it: nothing is asked twice, whatever was killed in between.
 
-In: a key (digest of model, prompt, frames and sampling) and an answer. Out: the answer of a key. One SQLite file; each answer is
-on disk when `put` returns.
+In: a key (digest of model, prompt, frames and sampling) and an answer. Out: the answer of a key. One SQLite file; answers are on
+disk when `put` returns, which another thread may call.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,7 @@ class Answers:
         self.path = path
         make_folder(path.parent)
         try:
-            self._db = sqlite3.connect(path, timeout=BUSY_S)
+            self._db = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
             self._db.execute(
                 "create table if not exists answers (key text primary key, text text, finish_reason text, "
                 "prompt_tokens integer, completion_tokens integer)"
@@ -89,18 +90,18 @@ class Answers:
             return None
         return Answer(text=row[0], finish_reason=row[1], prompt_tokens=row[2], completion_tokens=row[3])
 
-    def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer, its text as `writable` gives it; the first one of a key stays.
+    def put(self, answers: Mapping[str, Answer]) -> None:
+        """Keep answers by key, their texts as `writable` gives them, with one wait for the disk; the first one of a key stays.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: they cannot be written; then none is.
         """
-        kept = replace(answer, text=writable(answer.text))
+        rows = [
+            (key, *astuple(replace(answer, text=writable(answer.text)))) for key, answer in answers.items()
+        ]
         try:
             with self._db:
-                self._db.execute(
-                    "insert or ignore into answers values (?, ?, ?, ?, ?)", (key, *astuple(kept))
-                )
+                self._db.executemany("insert or ignore into answers values (?, ?, ?, ?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise self._problem(error) from error
 

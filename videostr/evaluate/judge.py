@@ -64,7 +64,7 @@ class EndpointJudge:
         kept = self.ratings.get(key)
         if kept is None:
             kept = self._ask(prompt)
-            self.ratings.put(key, kept)
+            self.ratings.put({key: kept})
         text = kept.text.strip()
         if text in {"0", "1", "2", "3"}:
             return int(text)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -233,17 +234,23 @@ async def ask_new(
     new = {item.key: item.request for item in ordered if answers.get(item.key) is None}
     log.info("%d answers are there, %d to ask", len({item.key for item in asked}) - len(new), len(new))
 
+    waiting: dict[str, Answer] = {}
+    writing = asyncio.Lock()
+
     async def keep(key: str, sampled: SampledGroup) -> None:
+        """Write an answer, together with those that come while others are written: a wait for the disk takes milliseconds."""
         (completion,) = (await sampled.whole()).completions
-        answers.put(
-            key,
-            Answer(
-                text=completion.text,
-                finish_reason=completion.finish_reason.name,
-                prompt_tokens=sampled.num_prompt_tokens,
-                completion_tokens=completion.num_tokens,
-            ),
+        waiting[key] = Answer(
+            text=completion.text,
+            finish_reason=completion.finish_reason.name,
+            prompt_tokens=sampled.num_prompt_tokens,
+            completion_tokens=completion.num_tokens,
         )
+        async with writing:
+            batch = waiting.copy()
+            waiting.clear()
+            if batch:  # else the task before wrote this one, too
+                await asyncio.to_thread(answers.put, batch)
 
     return await ask(new, pool, keep, at_once)
 

@@ -20,8 +20,8 @@ def answer(text: str) -> Answer:
 def test_an_answer_is_found_by_its_key_and_the_first_one_stays(tmp_path: Path) -> None:
     with Answers(tmp_path / "a" / "answers.sqlite") as answers:
         assert answers.get("k") is None
-        answers.put("k", answer("B"))
-        answers.put("k", answer("C"))
+        answers.put({"k": answer("B")})
+        answers.put({"k": answer("C")})
     with Answers(tmp_path / "a" / "answers.sqlite") as answers:
         assert answers.get("k") == answer("B")
         assert len(answers) == 1
@@ -29,7 +29,7 @@ def test_an_answer_is_found_by_its_key_and_the_first_one_stays(tmp_path: Path) -
 
 def test_what_utf_8_cannot_hold_is_replaced(tmp_path: Path) -> None:
     with Answers(tmp_path / "answers.sqlite") as answers:
-        answers.put("k", answer("B \ud800 \ud83d\ude00"))
+        answers.put({"k": answer("B \ud800 \ud83d\ude00")})
         assert answers.get("k") == Answer(
             text="B \ufffd \U0001f600", finish_reason="STOP", prompt_tokens=7, completion_tokens=6
         )
@@ -45,7 +45,7 @@ def test_a_key_depends_on_every_part_and_on_nothing_else() -> None:
 def fill_until_killed(path: Path) -> None:
     answers = Answers(path)
     for i in range(1_000_000):
-        answers.put(f"{i}", answer(f"text {i}"))
+        answers.put({f"{i}": answer(f"text {i}")})
         if i == 20:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -234,7 +234,7 @@ def test_each_mode_tells_its_own_ratings_without_a_number(
         asked: Sequence[PreparedQuestion], answers: Answers, config: EvaluationConfig
     ) -> dict[str, Any]:
         for item in asked:
-            answers.put(item.key, SAID)
+            answers.put({item.key: SAID})
         return {}
 
     monkeypatch.chdir(ROOT)
@@ -260,7 +260,7 @@ def test_the_table_of_all_modes_ends_with_what_the_video_adds(
     ) -> dict[str, Any]:
         for item in asked:
             said = "" if item.request.prompt.is_blind else item.question.truth
-            answers.put(item.key, replace(SAID, text=f"<think></think><answer>{said}</answer>"))
+            answers.put({item.key: replace(SAID, text=f"<think></think><answer>{said}</answer>")})
         return {}
 
     monkeypatch.chdir(ROOT)

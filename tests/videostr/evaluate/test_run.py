@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +30,8 @@ from videostr.config.schema import (
 )
 from videostr.data.records import write_records
 from videostr.digests import folder_digest
-from videostr.errors import DataError, PromptError
-from videostr.evaluate.answers import Answers
+from videostr.errors import DataError, PromptError, StorageError
+from videostr.evaluate.answers import Answer, Answers
 from videostr.evaluate.benchmark import Mode, Question
 from videostr.evaluate.records import Records
 from videostr.evaluate.rows import baselines, counts, scores_of, tally, write_rows
@@ -155,6 +156,33 @@ def test_true_traces_earn_all_and_rows_say_what_determined_them(world: World, tm
     assert first["frames"] == len(first["times"]) == record.clip.num_frames
     assert first["width"] > 0
     assert first["key"] == items[0].key  # type: ignore[union-attr]  # every one could be asked
+
+
+def test_answers_that_come_together_are_written_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they would wait for the disk as often as there are answers; none is lost if it is full."""
+    batches: list[int] = []
+    put = world.answers.put
+
+    def slow(answers: Mapping[str, Answer]) -> None:
+        batches.append(len(answers))
+        time.sleep(0.05)  # the disk
+        put(answers)
+
+    monkeypatch.setattr(world.answers, "put", slow)
+    items = prepare(world, Mode.GRAPH)
+    answered(world, items, at_once=SCENES)
+    assert sum(batches) == len(world.answers) == SCENES
+    assert len(batches) < SCENES / 2
+
+    def full(answers: Mapping[str, Answer]) -> None:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(world.answers, "put", full)
+    with pytest.raises(StorageError, match="disk full"):
+        answered(world, prepare(world, Mode.THINK))
+    assert len(world.answers) == SCENES
 
 
 def test_modes_ask_differently_and_score_what_they_asked_for(world: World) -> None:
