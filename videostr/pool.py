@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,7 @@ class EnginePool(EngineSupervisor):
 
         def order(engine: Engine) -> tuple[bool, bool, int]:
             """Return what makes an engine the first choice, if it is least."""
-            gathers = self.gathers_clips
-            return (
-                gathers and engine.sequences >= seats,
-                gathers and engine.clips[clip] == 0,
-                engine.sequences,
-            )
+            return engine.sequences >= seats, engine.clips[clip] == 0, engine.sequences
 
         async with self._turn, self._changed:
             while True:
@@ -169,10 +165,13 @@ class EnginePool(EngineSupervisor):
                     raise self._learner_error
                 if self._none_is_left():
                     raise self._no_engine_error()
-                healthy = [e for e in self._engines if e.state.health is Health.HEALTHY]
-                with_room = [e for e in healthy if e.sequences < AHEAD * seats]
+                with_room = [
+                    e
+                    for e in self._engines
+                    if e.sequences < AHEAD * seats and e.state.health is Health.HEALTHY
+                ]
                 if with_room:
-                    engine = min(with_room, key=order)
+                    engine = min(with_room, key=order if self.gathers_clips else attrgetter("sequences"))
                     engine.sequences += request.n
                     engine.clips[clip] += request.n
                     self._note(engine)
@@ -180,7 +179,7 @@ class EnginePool(EngineSupervisor):
                 await self._changed.wait()
 
     def _none_is_left(self) -> bool:
-        return all(health in {Health.FAILED, Health.DRAINING} for health in self.health())
+        return all(engine.state.health in {Health.FAILED, Health.DRAINING} for engine in self._engines)
 
     def _no_engine_error(self) -> RolloutError:
         return RolloutError(
