@@ -12,6 +12,7 @@
      +- RunFolderError       the run folder belongs to another config or another process, or its state cannot be read
      +- StorageError         a file cannot be written or read: disk full or read-only, quota, no permission, device error
      +- RolloutError         a rollout engine is dead or refused a request
+     +- SampleLost           a sampled group was lost with the machine that held it
      +- RewardError          a reward worker failed or ran past its deadline
      +- TransferError        weights did not reach the engines
      +- LearnerError         a learner rank failed
