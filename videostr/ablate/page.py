@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from videostr.ablate.results import PARTS, START, ArmResult
-from videostr.ablate.scores import CURVES
+from videostr.ablate.results import START, ArmResult
+from videostr.ablate.scores import CURVES, PARTS
 from videostr.bootstrap import Interval
 from videostr.charts import Band, Chart, band_chart, interval, short
 from videostr.config.schema import AblationConfig

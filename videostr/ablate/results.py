@@ -14,14 +14,13 @@ from statistics import fmean
 import numpy as np
 
 from videostr.ablate.runs import ArmRun
-from videostr.ablate.scores import Parts, RunScores, scores_of
+from videostr.ablate.scores import PARTS, Columns, RunScores, scores_of
 from videostr.bootstrap import Interval, bootstrap_weights
 from videostr.heldout import GREEDY, SAMPLED
 
-PARTS = ("answer", "graph", "entailed", "consistency")
 START = "before training"
-Scores = Mapping[int, Mapping[str, Parts]]
-"""Seed -> "sampled" or "greedy" -> scores of the prompts."""
+Scores = Mapping[int, tuple[Sequence[str], Columns]]
+"""Seed -> prompts and their scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +54,15 @@ def results(runs: Sequence[ArmRun], reference: str, resamples: int) -> list[ArmR
     done = [run for run in runs if run.done]
     arms = list(dict.fromkeys(run.arm for run in done))
     scores = {arm: {run.seed: scores_of(run) for run in done if run.arm == arm} for arm in arms}
-    after = {arm: {seed: each.after for seed, each in of.items()} for arm, of in scores.items()}
-    before = {seed: each.before for of in scores.values() for seed, each in of.items() if each.before}
+    after = {
+        arm: {seed: (each.prompts, each.after) for seed, each in of.items()} for arm, of in scores.items()
+    }
+    before = {
+        seed: (each.prompts, each.before)
+        for of in scores.values()
+        for seed, each in of.items()
+        if each.before
+    }
     found = [_result(START, before, None, [], resamples)] if before else []
     for arm in arms:
         against = after.get(reference) if arm != reference else None
@@ -97,9 +103,13 @@ def _figure(scores: Scores, against: Scores | None, way: str, part: str, resampl
 
 def _values(scores: Scores, seeds: Sequence[int], way: str, part: str) -> dict[str, np.ndarray] | None:
     """Return [S] values by prompt; prompts that lack the part for some seed are left out, None where all do."""
-    rows = [scores[seed][way] for seed in seeds]
-    prompts = set.intersection(*({p for p, parts in row.items() if part in parts} for row in rows))
-    return {p: np.array([row[p][part] for row in rows]) for p in sorted(prompts)} or None
+    rows: list[dict[str, float]] = []
+    for seed in seeds:
+        prompts, columns = scores[seed]
+        scored = zip(prompts, columns[way][part], strict=True)
+        rows.append({prompt: score for prompt, score in scored if score is not None})
+    common = set.intersection(*map(set, rows))
+    return {p: np.array([row[p] for row in rows]) for p in sorted(common)} or None
 
 
 def _interval(values: Mapping[str, np.ndarray], resamples: int) -> Interval:

@@ -11,20 +11,23 @@ import msgspec
 
 from videostr.ablate.runs import ArmRun
 from videostr.files import write_text
-from videostr.heldout import Evaluation
+from videostr.heldout import GREEDY, SAMPLED, Evaluation
 
+PARTS = ("answer", "graph", "entailed", "consistency")
 CURVES = ("answer", "graph", "consistency")
 DECIMALS = 4
-Parts = dict[str, dict[str, float]]
-"""Record id -> part of the reward -> score."""
+Columns = dict[str, dict[str, list[float | None]]]
+"""Sampled or greedy -> part of the reward -> score of each prompt, None where it has none."""
 
 
 class RunScores(msgspec.Struct, frozen=True, kw_only=True):
     """Scores on held-out prompts, curves and costs of a run."""
 
-    before: dict[str, Parts]
-    """"sampled" and "greedy", before training; {} of supervised fine-tuning."""
-    after: dict[str, Parts]
+    prompts: list[str]
+    """Record ids."""
+    before: Columns
+    """Before training; {} of supervised fine-tuning."""
+    after: Columns
     tokens: float
     """That the run learned from, prompts counted once a group."""
     seconds: float
@@ -37,11 +40,13 @@ def scores_of(run: ArmRun) -> RunScores:
     """Return the scores of a run that is done; they are kept when they are first asked for."""
     if run.scores.exists():
         return msgspec.json.decode(run.scores.read_bytes(), type=RunScores)
-    evaluations = sorted((run.folder / "eval").glob("step_*.json"))
+    evaluations = [Evaluation.read(path) for path in sorted((run.folder / "eval").glob("step_*.json"))]
+    prompts = sorted({*evaluations[-1].sampled, *evaluations[-1].greedy})
     rows = _metrics(run.sft_folder if run.sft else run.folder)
     found = RunScores(
-        before={} if run.sft else _parts(evaluations[0]),
-        after=_parts(evaluations[-1]),
+        prompts=prompts,
+        before={} if run.sft else _columns(evaluations[0], prompts),
+        after=_columns(evaluations[-1], prompts),
         tokens=_sum(rows, "tokens/prompt", "tokens/completion"),
         seconds=_sum(rows, "time/step"),
         curves={part: list(_curve(rows, f"reward/{part}")) for part in CURVES},
@@ -50,9 +55,11 @@ def scores_of(run: ArmRun) -> RunScores:
     return scores_of(run)
 
 
-def _parts(path: Path) -> dict[str, Parts]:
-    found = Evaluation.read(path)
-    return {"sampled": found.sampled, "greedy": found.greedy}
+def _columns(found: Evaluation, prompts: Sequence[str]) -> Columns:
+    return {
+        way: {part: [rows.get(prompt, {}).get(part) for prompt in prompts] for part in PARTS}
+        for way, rows in ((SAMPLED, found.sampled), (GREEDY, found.greedy))
+    }
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
