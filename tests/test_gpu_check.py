@@ -25,6 +25,7 @@ def test_all_checks_pass_on_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "two ranks of ZeRO-3",
         "two ranks that share rows",
         "speed",
+        "compiled layers",
         "engine, float32",
         "tensor parallel, 2 ranks",
         "run",

@@ -238,7 +238,6 @@ def test_gradient_checkpointing_changes_nothing(
     assert_same(learn(family, saving, groups, 1000, "group"), learn(family, policy, groups, 1000, "group"))
 
 
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute")  # torch looks at it while it compiles
 @pytest.mark.parametrize(
     ("family", "checkpointing"), [(FIRST, True), ("qwen3_vl", False)], indirect=["family"]
 )
