@@ -6,6 +6,7 @@ worker and to the learner's ranks. The driver owns the object, so that it outliv
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,12 +19,12 @@ from videostr.ports import SampleRequest
 from videostr.types import Failure
 
 
-class SamplingWorker(Named):
+class SamplingWorker(Named, ABC):
     """The process of an engine, or of what samples in its place."""
 
+    @abstractmethod
     async def sample(self, request: SampleRequest) -> Sampled | Failure:
         """Sample one group."""
-        raise NotImplementedError
 
     async def sample_apart(self, request: SampleRequest) -> tuple[SampledRef | Failure, Sampled | None]:
         """Sample one group; return what the driver sees of it and the group, for a call with two results."""

@@ -36,7 +36,7 @@ from videostr.config.schema import Config
 from videostr.config.sections import Lora, LossConfig, TrainConfig
 from videostr.digests import file_digest
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
-from videostr.groups import RolloutGroup
+from videostr.groups import LearnerBatch, RolloutGroup
 from videostr.grpo.attention import Kernel
 from videostr.grpo.losses import LossInputs
 from videostr.models.base import FAMILIES
@@ -71,6 +71,23 @@ def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dic
         learner.close()
 
 
+def assert_gradients(
+    learner: RayLearner,
+    run: Callable[[Awaitable[Any]], Any],
+    config: Config,
+    batch: LearnerBatch,
+    expected_loss: float,
+    expected: Mapping[str, Any],
+) -> None:
+    """Ranks that are built anew have this loss, and gradients of these parameters and no others."""
+    run(learner.call("rebuild", config))
+    for loss, gradients in run(learner.call("gradients", batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            assert_close(gradient, expected[name], name)
+
+
 @pytest.mark.parametrize(
     ("ranks", "zero_stage", "max_row_tokens", "checkpointing"),
     [
@@ -96,12 +113,7 @@ def test_loss_and_gradients_do_not_depend_on_ranks_stage_and_cut(
     expected_loss, expected, _ = plain_gradients(stage)
     config = stage.config(num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
     config.model.gradient_checkpointing = checkpointing
-    run(learners[ranks].call("rebuild", config))
-    for loss, gradients in run(learners[ranks].call("gradients", stage.batch)):
-        assert loss == pytest.approx(expected_loss, abs=1e-5)
-        assert gradients.keys() == expected.keys()
-        for name, gradient in gradients.items():
-            assert_close(gradient, expected[name], name)
+    assert_gradients(learners[ranks], run, config, stage.batch, expected_loss, expected)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +142,8 @@ def test_loss_and_gradients_of_every_family(
     expected_loss, expected, _ = others.plain
     config = others.config(num_ranks=2, zero_stage=zero_stage, max_row_tokens=max_row_tokens)
     config.model.gradient_checkpointing, config.model.freeze_vision = checkpointing, freeze_vision
-    run(learners[2].call("rebuild", config))
-    for loss, gradients in run(learners[2].call("gradients", others.batch)):
-        assert loss == pytest.approx(expected_loss, abs=1e-5)
-        assert gradients.keys() == {name for name in expected if not (freeze_vision and "visual" in name)}
-        for name, gradient in gradients.items():
-            assert_close(gradient, expected[name], name)
+    trained = {name: g for name, g in expected.items() if not (freeze_vision and "visual" in name)}
+    assert_gradients(learners[2], run, config, others.batch, expected_loss, trained)
 
 
 @pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])
@@ -151,12 +159,7 @@ def test_compiled_layers_and_kept_activations_change_no_gradient(
         num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=90, kernels="compiled", activation_gib=3e-3
     )
     config.model.gradient_checkpointing = True
-    run(learners[ranks].call("rebuild", config))
-    for loss, gradients in run(learners[ranks].call("gradients", stage.batch)):
-        assert loss == pytest.approx(expected_loss, abs=1e-5)
-        assert gradients.keys() == expected.keys()
-        for name, gradient in gradients.items():
-            assert_close(gradient, expected[name], name)
+    assert_gradients(learners[ranks], run, config, stage.batch, expected_loss, expected)
     checkpointed = run(learners[ranks].call("checkpointed"))
     assert all(0 < here < total for here, total in checkpointed), checkpointed
 

@@ -104,7 +104,7 @@ class Sides:
     ours_cpu: list[float]
     bare_cpu: list[float]
     tokens: int
-    """Of a turn of ours."""
+    """Of one repeat of ours."""
 
     def figures(self) -> dict[str, object]:
         """What is reported of them."""

@@ -44,22 +44,20 @@ class Recomputation:
             tower: None where it is frozen.
             max_elements: as of `kept_layers`.
         """
-        of_tower = [] if tower is None else checkpointing_layers(tower)
-        others = set(of_tower)
-        self._stacks = [
-            (shapes.text, [each for each in checkpointing_layers(language) if each not in others])
-        ]
-        self._stacks += [(shapes.vision, of_tower)] * bool(of_tower)
-        self._max_elements = max_elements
+        self._shapes, self._max_elements = shapes, max_elements
+        self._tower = [] if tower is None else checkpointing_layers(tower)
+        others = set(self._tower)
+        self._language = [each for each in checkpointing_layers(language) if each not in others]
 
     def choose(self, tokens: int, patches: int) -> list[int]:
         """Let layers keep what fits of a row of so many tokens and patches; return how many do, stack by stack.
 
         Those are the last ones: their activations are gone by the time that an earlier layer is computed again.
         """
-        sizes = zip((tokens, patches), self._stacks, strict=False)
-        kept = kept_layers([(stack, size) for size, (stack, _) in sizes], self._max_elements)
-        for (_, layers), count in zip(self._stacks, kept, strict=True):
+        patches = patches if self._tower else 0
+        stacks = [(self._shapes.text, tokens), (self._shapes.vision, patches)]
+        kept = kept_layers(stacks, self._max_elements)
+        for layers, count in zip((self._language, self._tower), kept, strict=True):
             for number, layer in enumerate(layers):
                 layer.gradient_checkpointing = number < len(layers) - count
         return kept
