@@ -146,22 +146,30 @@ def test_loss_and_gradients_of_every_family(
     assert_gradients(learners[2], run, config, others.batch, expected_loss, trained)
 
 
-@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "activation_gib", "all_recompute"), [(1, 0, 3e-3, False), (2, 3, 0.0, True)]
+)
 def test_compiled_layers_and_kept_activations_change_no_gradient(
     ranks: int,
     zero_stage: int,
+    activation_gib: float,
+    all_recompute: bool,
     stage: Stage,
     run: Callable[[Awaitable[Any]], Any],
     learners: dict[int, RayLearner],
 ) -> None:
     expected_loss, expected, _ = plain_gradients(stage)
     config = stage.config(
-        num_ranks=ranks, zero_stage=zero_stage, max_row_tokens=90, kernels="compiled", activation_gib=3e-3
+        num_ranks=ranks,
+        zero_stage=zero_stage,
+        max_row_tokens=90,
+        kernels="compiled",
+        activation_gib=activation_gib,
     )
     config.model.gradient_checkpointing = True
     assert_gradients(learners[ranks], run, config, stage.batch, expected_loss, expected)
     checkpointed = run(learners[ranks].call("checkpointed"))
-    assert all(0 < here < total for here, total in checkpointed), checkpointed
+    assert all((here == total) is all_recompute and here > 0 for here, total in checkpointed), checkpointed
 
 
 def test_under_zero_3_a_rank_holds_half_of_policy_and_reference(
