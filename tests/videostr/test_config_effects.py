@@ -101,6 +101,7 @@ NO_EFFECT: list[tuple[list[str], dict[str, str]]] = [
         {"train.checkpoint_every = 9": "a checkpoint is written at the last step anyway"},
     ),
     (["data.tabletop.difficulty=full"], {"data.tabletop.difficulty = full": "nothing is built"}),
+    (["data.tabletop.train_questions=2"], {"data.tabletop.train_questions = 2": "nothing is built"}),
     (["data.tabletop.heldout_scenes=9"], {"data.tabletop.heldout_scenes = 9": 'data.heldout = ""'}),
     (["logging.wandb.project=p"], {"logging.wandb.project = p": "logging.wandb.enabled = false"}),
     (["logging.mlflow.experiment=p"], {"logging.mlflow.experiment = p": "logging.mlflow.enabled = false"}),

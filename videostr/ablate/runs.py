@@ -21,10 +21,12 @@ from pathlib import Path
 
 from videostr.checkpoint import Checkpoints
 from videostr.config.load import load, load_sft
-from videostr.config.schema import AblationConfig
-from videostr.errors import ConfigError
+from videostr.config.schema import AblationConfig, Config, RunConfig
+from videostr.data.records import read_records
+from videostr.errors import ConfigError, VideoStrError
 from videostr.files import make_folder
 from videostr.metrics import duration
+from videostr.models.base import read_config
 from videostr.tasks import race
 
 log = logging.getLogger("videostr.ablate")
@@ -93,7 +95,7 @@ def runs_of(config: AblationConfig, path: str) -> list[ArmRun]:
         path: its file, for messages.
 
     Raises:
-        ConfigError: an arm's training would be refused; names the arm.
+        ConfigError: an arm's training would be refused, or its policy or records are not there; names the arm.
     """
     parent = Path(config.dir) / config.name
     found = []
@@ -121,11 +123,23 @@ def _check(where: str, run: ArmRun) -> None:
         if override.partition("=")[0] in OWN:
             raise ConfigError(f"{where}: {override}: the ablation sets it itself", remedy="leave it out")
     try:
-        load(run.base, [*run.overrides, *run.arguments(run.name)])
+        _check_inputs(load(run.base, [*run.overrides, *run.arguments(run.name)]))
         if run.sft:
-            load_sft(run.sft, [*run.sft_overrides, *run.arguments(run.name)])
-    except ConfigError as error:
+            _check_inputs(load_sft(run.sft, [*run.sft_overrides, *run.arguments(run.name)]))
+    except VideoStrError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_inputs(config: RunConfig) -> None:
+    if isinstance(config, Config) or not config.model.tiny:
+        read_config(config.model.path)
+    data = config.data
+    for folder, scenes in (
+        (data.train, data.tabletop.train_scenes),
+        (data.heldout, data.tabletop.heldout_scenes),
+    ):
+        if folder and not scenes:
+            next(read_records(folder))
 
 
 async def run_all(

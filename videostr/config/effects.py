@@ -258,6 +258,13 @@ def _of_tabletop(c: RunConfig) -> Iterator[Inert]:
             remedy="set data.tabletop.train_scenes",
             switch=_keys("data.tabletop", "train_scenes", "heldout_scenes"),
         )
+    if not tabletop.train_scenes:
+        yield Inert(
+            keys=("data.tabletop.train_questions",),
+            why="data.tabletop.train_scenes = 0, where nothing is built",
+            remedy="set data.tabletop.train_scenes",
+            switch=("data.tabletop.train_scenes",),
+        )
 
 
 def _of_data(c: Config) -> Iterator[Inert]:

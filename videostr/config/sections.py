@@ -73,9 +73,11 @@ class Tabletop:
     """The embedded world: builds the datasets that `data.train` and `data.heldout` name, where they do not exist yet."""
 
     train_scenes: NonNegativeInt = 0
-    """One record each; 0 builds nothing."""
+    """Scenes of the training records; 0 builds nothing."""
+    train_questions: Count = 1
+    """Records of each of them at most, each of another family."""
     heldout_scenes: NonNegativeInt = 0
-    """The same for held-out records."""
+    """Scenes of the held-out records, one record each; 0 builds nothing."""
     difficulty: Literal["easy", "full"] = "easy"
     """easy: the world of the shipped policy; full: metres, occlusion, a panning camera, for real models."""
     seed: Seed = 0

@@ -64,9 +64,9 @@ def build_missing(config: RunConfig) -> None:
     """Build the datasets that the config asks for and that do not exist yet."""
     tabletop = config.data.tabletop
     train = Split.SFT if isinstance(config, SftConfig) else Split.TRAIN
-    for folder, scenes, split in (
-        (config.data.train, tabletop.train_scenes, train),
-        (config.data.heldout, tabletop.heldout_scenes, Split.HELDOUT),
+    for folder, scenes, questions, split in (
+        (config.data.train, tabletop.train_scenes, tabletop.train_questions, train),
+        (config.data.heldout, tabletop.heldout_scenes, 1, Split.HELDOUT),
     ):
         if not folder or scenes == 0 or _is_dataset(folder):
             continue
@@ -80,7 +80,7 @@ def build_missing(config: RunConfig) -> None:
                 seed=tabletop.seed,
                 split=split,
                 difficulty=Difficulty(tabletop.difficulty),
-                questions=1,
+                questions=questions,
                 workers=os.cpu_count() or 1,
             )
 

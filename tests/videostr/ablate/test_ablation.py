@@ -105,6 +105,12 @@ def test_an_arm_of_supervised_fine_tuning_is_trained_and_then_evaluated(tmp_path
         ("seeds: [0, 5]", "sedes: [0, 5]", ["arms.sharp.sedes", "did you mean arms.sharp.seeds?"]),
         ("  plain:\n", "  plain: 3\n", ["arms.plain = 3: must be a section with keys"]),
         ("name: a", "name: ..", ["name = ..: must not begin with . or -"]),
+        (
+            "overrides: [train.steps=9]",
+            "overrides: [data.train=no/set, data.tabletop.train_scenes=0]",
+            ["arms.more: no/set: no records-*.parquet in this folder"],
+        ),
+        ("learner.lr=1e-3", "model.path=no/policy", ["arms.sharp: ", "model.path = no/policy"]),
         ("overrides: [train.steps=9]", "overrides: [loss.kl=1]", ["arms.more: ", "loss = {kl: 1}: is not a key"]),
     ],
 )  # fmt: skip
