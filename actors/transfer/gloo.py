@@ -25,7 +25,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from actors.transfer.source import BUFFER_BYTES
 from videostr.errors import TransferError
 
 T = TypeVar("T")
@@ -49,6 +48,8 @@ class GlooInitInfo(WeightTransferInitInfo):
     rank_offset: int
     world_size: int
     timeout_s: float
+    piece_bytes: int
+    """Size of the buffers, about; both ends cut alike."""
 
 
 @dataclass
@@ -61,6 +62,8 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     master_port: int
     world_size: int
     timeout_s: float
+    piece_bytes: int
+    """Size of the buffers, about; both ends cut alike."""
 
 
 @dataclass
@@ -79,17 +82,19 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Receiving end: loads every buffer as it comes."""
+    """Receiving end: loads a buffer while the next one comes."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     group: Any = None
+    piece_bytes: int
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join, leaving a group joined before."""
         self.shutdown()
         rank = init_info.rank_offset + self.parallel_config.rank
         self.group = _gloo_group(init_info, rank)
+        self.piece_bytes = init_info.piece_bytes
 
     def start_weight_update(self) -> None:
         """Make the layers ready to load in checkpoint format."""
@@ -102,12 +107,19 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         if self.group is None:
             raise TransferError("`update` came before `init`: the engine is in no transfer group")
         model: Any = self.model
-        for metas in _chunks(update_info.metadata):
-            # A new buffer each time: vLLM keeps views of it until a layer is complete.
-            buffer = torch.empty(sum(_numel(meta) for meta in metas), dtype=metas[0].dtype)
-            self.group.broadcast(buffer, 0).wait()
+        coming = map(self._receive, pieces(update_info.metadata, self.piece_bytes))
+        following = next(coming, None)
+        while following is not None:
+            metas, buffer, work = following
+            work.wait()
+            following = next(coming, None)
             tensors = buffer.split([_numel(meta) for meta in metas])
             model.load_weights((m.name, t.view(m.shape)) for m, t in zip(metas, tensors, strict=True))
+
+    def _receive(self, metas: list[ParamMeta]) -> tuple[list[ParamMeta], torch.Tensor, Any]:
+        # A new buffer each time: vLLM keeps views of it until a layer is complete.
+        buffer = torch.empty(sum(_numel(meta) for meta in metas), dtype=metas[0].dtype)
+        return metas, buffer, self.group.broadcast(buffer, 0)
 
     def finish_weight_update(self) -> None:
         """Process the layers and put them in place."""
@@ -121,10 +133,11 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
 
 class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Sending end."""
+    """Sending end: gathers a buffer while the one before is on its way."""
 
     init_info_cls = GlooTrainerInitInfo
     group: Any = None
+    piece_bytes: int
 
     @classmethod
     def trainer_init(
@@ -132,6 +145,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     ) -> GlooTrainer:
         """Form the group together with all engines."""
         trainer = cls(client=client, source=source, is_sender=init_info.is_sender)
+        trainer.piece_bytes = init_info.piece_bytes
         payload = asdict(
             GlooInitInfo(
                 master_address=init_info.master_address,
@@ -139,6 +153,7 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
                 rank_offset=1,
                 world_size=init_info.world_size,
                 timeout_s=init_info.timeout_s,
+                piece_bytes=init_info.piece_bytes,
             )
         )
         trainer.group = _meet(
@@ -164,10 +179,14 @@ class GlooTrainer(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         self.client.finish_weight_update()
 
     def _broadcast(self, source: WeightSource, metadata: Sequence[ParamMeta]) -> None:
-        stream = iter(source)
-        for metas in _chunks(metadata):
-            tensors = [next(stream)[1].reshape(-1) for _ in metas]
-            self.group.broadcast(torch.cat(tensors).cpu(), 0).wait()
+        stream, sending = iter(source), None
+        for metas in pieces(metadata, self.piece_bytes):
+            buffer = torch.cat([next(stream)[1].reshape(-1) for _ in metas]).cpu()
+            if sending is not None:
+                sending.wait()
+            sending = self.group.broadcast(buffer, 0)
+        if sending is not None:
+            sending.wait()
         for _ in stream:
             pass
 
@@ -185,12 +204,12 @@ def _gloo_group(info: GlooInitInfo | GlooTrainerInitInfo, rank: int) -> Any:
     return dist.ProcessGroupGloo(store, rank, info.world_size, timeout)
 
 
-def _chunks(metadata: Sequence[ParamMeta]) -> Iterator[list[ParamMeta]]:
-    """Yield the buffers of a pass, each of one dtype and about `BUFFER_BYTES`; both ends cut alike."""
+def pieces(metadata: Sequence[ParamMeta], nbytes: int) -> Iterator[list[ParamMeta]]:
+    """Yield the buffers of a pass, each of one dtype and about `nbytes`."""
     chunk: list[ParamMeta] = []
     size = 0
     for meta in metadata:
-        if chunk and (size >= BUFFER_BYTES or meta.dtype != chunk[0].dtype):
+        if chunk and (size >= nbytes or meta.dtype != chunk[0].dtype):
             yield chunk
             chunk, size = [], 0
         chunk.append(meta)

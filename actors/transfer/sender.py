@@ -14,10 +14,14 @@ from torch import nn
 from vllm.distributed.weight_transfer import TrainerWeightTransferEngine, WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.base import TrainerInitInfo, WeightTransferUpdatePayload
 
+from actors.transfer import source
 from actors.transfer.gloo import GlooTrainerInitInfo, register_gloo
 from actors.transfer.request import TransferRequest
-from actors.transfer.source import BUFFER_BYTES, LearnerWeights, Stacked
+from actors.transfer.source import LearnerWeights, Stacked
 from videostr.errors import TransferError
+
+NCCL_BUFFER_BYTES = 256 * 2**20
+"""vLLM packs into two such buffers on a GPU: one is filled while the other is sent."""
 
 
 class WeightSender:
@@ -104,10 +108,15 @@ def _trainer_init_info(request: TransferRequest) -> TrainerInitInfo:
     address = {"master_address": ray.util.get_node_ip_address(), "master_port": _free_port(), "rank": 0}
     world_size = 1 + len(request.engines) * request.ranks_per_engine
     if request.backend == "gloo":
-        return GlooTrainerInitInfo(**address, world_size=world_size, timeout_s=request.timeout_s)
+        return GlooTrainerInitInfo(
+            **address,
+            world_size=world_size,
+            timeout_s=request.timeout_s,
+            piece_bytes=source.GATHER_BYTES,
+        )
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo  # needs CUDA libraries
 
-    return NCCLTrainerInitInfo(**address, world_size=world_size, packed_buffer_size_bytes=BUFFER_BYTES)
+    return NCCLTrainerInitInfo(**address, world_size=world_size, packed_buffer_size_bytes=NCCL_BUFFER_BYTES)
 
 
 def _free_port() -> int:

@@ -9,8 +9,8 @@ from vllm.distributed.weight_transfer import ParamMeta, WeightSource
 
 from actors.parameters import Published, gathered, published, tensor_digest
 
-BUFFER_BYTES = 256 * 2**20
-"""Parameters are gathered, packed and broadcast in pieces of about this size."""
+GATHER_BYTES = 32 * 2**20
+"""Parameters are gathered in pieces of about this size, so that one is gathered while others are sent and loaded."""
 Stacked = Mapping[str, tuple[str, tuple[int, ...]]]
 """`ModelFamily.stacked_parameters`."""
 
@@ -66,7 +66,7 @@ class LearnerWeights(WeightSource):
         for each in self.parameters:
             group.append(each)
             size += each.nbytes
-            if size >= BUFFER_BYTES:
+            if size >= GATHER_BYTES:
                 yield group
                 group, size = [], 0
         if group:

@@ -39,6 +39,14 @@ class Sender:
     def freeze_vision(self, frozen: bool) -> None:
         family_of(self.policy.config).tower(self.policy).requires_grad_(not frozen)
 
+    def gather_pieces(self, nbytes: int) -> None:
+        """Gather and send the weights in pieces of this size, in a new group."""
+        from actors.transfer import source
+
+        source.GATHER_BYTES = nbytes
+        if self.sender is not None:
+            self.sender.close()
+
     def save(self, folder: str) -> None:
         self.policy.save_pretrained(folder)
 

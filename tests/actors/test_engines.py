@@ -28,6 +28,7 @@ from actors.learner.ray_learner import RayLearner
 from actors.pools import RayRolloutPool
 from actors.rollout import BAN, RolloutWorker, engine_seed
 from actors.sync import SupervisedSync, transfer_weights
+from actors.transfer.source import GATHER_BYTES
 from tests.actors import agreement
 from tests.actors.agreement import difference, prompts_of, row_policy, sharpen, write_videos
 from tests.actors.sender import Learner, Sender
@@ -387,6 +388,20 @@ def test_weights_reach_two_engines(
         after = _direct(run, pool, engine, _request(prompt))
         assert {span.version for c in after.completions for span in c.weight_versions} == {version}
         assert _difference(world, tmp_path, prompt, after) <= AGREEMENT
+
+
+def test_weights_reach_engines_in_many_pieces(
+    world: World, run: Run[Any], pool: RayRolloutPool, sender: Any, tmp_path: Path
+) -> None:
+    """Each is received while the one before is loaded; a layer that vLLM stacks comes in several."""
+    ray.get(sender.gather_pieces.remote(4096))
+    ray.get(sender.perturb.remote(11))
+    ray.get(sender.save.remote(str(tmp_path)))
+    _transfer(world, run, pool.handles(), Learner(world.config, sender), 11)
+    for engine in (0, 1):
+        found = _direct(run, pool, engine, _request(world.prompts[0]))
+        assert _difference(world, tmp_path, world.prompts[0], found) <= AGREEMENT
+    ray.get(sender.gather_pieces.remote(GATHER_BYTES))
 
 
 def test_frozen_vision_tower_is_not_sent(

@@ -235,7 +235,7 @@ def deep_policy(folder: Path) -> Path:
 def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Weight syncs, per-tensor sends and raw broadcasts in turn."""
     peer = ray.remote(Peer).options(num_cpus=0.5).remote()
-    ours, per_tensor, raw, broadcast = [], [], [], []
+    ours, per_tensor, raw, broadcast, parts = [], [], [], [], []
 
     def transfer(version: int) -> Coroutine[Any, Any, dict[str, float]]:
         return transfer_weights(engine.config, OneRank(engine.sender), engine.pool.handles(), version)
@@ -243,8 +243,11 @@ def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) ->
     engine.run(transfer(1))
     ray.get(engine.sender.meet.remote("engine", engine.handle))
     ray.get(engine.sender.meet.remote("peer", peer))
+    ray.get(engine.handle.count_loading.remote())
     for turn in range(repeats + 1):
+        ray.get(engine.handle.loading_seconds.remote())
         found = engine.run(transfer(turn + 2))
+        loading = ray.get(engine.handle.loading_seconds.remote())
         started = time.perf_counter()
         ray.get(engine.sender.send_per_tensor.remote(engine.handle, str(turn + 2)))
         seconds = time.perf_counter() - started
@@ -254,6 +257,7 @@ def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) ->
             broadcast.append(found["sync/broadcast_seconds"])
             per_tensor.append(seconds)
             raw.append(flat)
+            parts.append([ray.get(engine.sender.gather.remote()), flat, loading])
     tensors, size = ray.get(engine.sender.size.remote())
     shared = {
         "shape": f"{tensors} parameters, {size / 2**20:.1f} MiB, 1 engine",
@@ -272,6 +276,17 @@ def compare(engine: Engine, repeats: int, capsys: pytest.CaptureFixture[str]) ->
                  "raw": round(statistics.median(raw), 4)},
         **shared,
     )  # fmt: skip
+    medians = [round(statistics.median(each), 4) for each in zip(*parts, strict=True)]
+    report(
+        capsys,
+        name="sync/overlap",
+        value=round(statistics.median(broadcast), 4),
+        unit="s",
+        ratio=ratio([sum(each) for each in parts], broadcast),
+        against="gathering, sending and loading one after the other",
+        seconds=dict(zip(("gather", "send", "load"), medians, strict=True)),
+        **shared,
+    )
     report(
         capsys,
         name="sync/vs_per_tensor",

@@ -37,6 +37,26 @@ class PerTensorExtension(EngineExtension):
     """In the engine's process: receives one parameter a call."""
 
     pair: Any = None
+    loading: float = 0.0
+
+    def count_loading(self) -> None:
+        """Count the seconds of every `load_weights` from now on."""
+        model = self.model_runner.get_model()
+        load = model.load_weights
+
+        def counted(weights: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return load(weights)
+            finally:
+                self.loading += time.perf_counter() - started
+
+        model.load_weights = counted
+
+    def loading_seconds(self) -> float:
+        """Return what was counted since the last call."""
+        seconds, self.loading = self.loading, 0.0
+        return seconds
 
     def join_pair(self, address: str, port: int) -> None:
         self.pair = gloo_pair(address, port, 1)
@@ -102,6 +122,13 @@ class EngineWorker(RolloutWorker):
     async def join_pair(self, address: str, port: int) -> None:
         await self._engine.collective_rpc("join_pair", args=(address, port))
 
+    async def count_loading(self) -> None:
+        await self._engine.collective_rpc("count_loading")
+
+    async def loading_seconds(self) -> float:
+        (seconds,) = await self._engine.collective_rpc("loading_seconds")
+        return seconds
+
     async def receive_one(self, name: str, dtype: str, shape: Sequence[int]) -> None:
         await self._engine.collective_rpc("receive_one", args=(name, dtype, list(shape)))
 
@@ -149,6 +176,19 @@ class Sender:
         started = time.perf_counter()
         self.pairs["peer"].broadcast(flat, 0).wait()
         ray.get(received)
+        return time.perf_counter() - started
+
+    def gather(self) -> float:
+        """Seconds of one pass over the weights, put into buffers as they are sent."""
+        from actors.transfer.gloo import pieces
+        from actors.transfer.source import GATHER_BYTES, LearnerWeights
+
+        started = time.perf_counter()
+        weights = LearnerWeights(self.policy, with_digests=False)
+        stream = iter(weights)
+        for metas in pieces(weights.metadata(), GATHER_BYTES):
+            torch.cat([next(stream)[1].reshape(-1) for _ in metas])
+        weights.finish_pass()
         return time.perf_counter() - started
 
     def size(self) -> tuple[int, int]:
