@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from actors.learner.loading import import_deepspeed, load_parts
@@ -150,12 +151,22 @@ class TrainedPolicy:
         return features
 
     def keep_activations(self, row: Row) -> None:
-        """Choose which layers keep their activations of a row until its backward pass; to be called before its forward pass."""
-        if self._recomputation is not None:
-            # The largest of a video's tensors has a row a patch; each rank has its part of it.
-            patches = max((len(tensor) for tensor in row.vision.values()), default=0)
-            shared = self._config.learner.sequence_parallel
-            self._recomputation.choose(len(row.input_ids), patches * shared)
+        """Choose which layers keep their activations of a row until its backward pass; to be called before its forward pass.
+
+        Under ZeRO-3 a collective: a layer's weights are gathered by all ranks, once more where it is computed again, so all
+        ranks must compute the same layers again.
+        """
+        if self._recomputation is None:
+            return
+        # The largest of a video's tensors has a row a patch; each rank has its part of it.
+        patches = max((len(tensor) for tensor in row.vision.values()), default=0)
+        shared = self._config.learner.sequence_parallel
+        kept = torch.tensor(
+            self._recomputation.fitting(len(row.input_ids), patches * shared), device=self._device
+        )
+        if self._config.learner.zero_stage == 3:
+            dist.all_reduce(kept, op=dist.ReduceOp.MIN)
+        self._recomputation.keep(kept.tolist())
 
     def reference_logprobs(self, row: Row, temperature: float) -> Tensor | None:
         """Return the initial policy's log-probabilities [N] of a row, without gradient; None without a KL term.

@@ -147,7 +147,8 @@ def test_loss_and_gradients_of_every_family(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "zero_stage", "activation_gib", "all_recompute"), [(1, 0, 3e-3, False), (2, 3, 0.0, True)]
+    ("ranks", "zero_stage", "activation_gib", "all_recompute"),
+    [(1, 0, 3e-3, False), (2, 3, 0.0, True), (2, 3, 3e-3, False)],
 )
 def test_compiled_layers_and_kept_activations_change_no_gradient(
     ranks: int,

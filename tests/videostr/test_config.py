@@ -173,10 +173,6 @@ RULES: list[tuple[dict[str, object], list[str]]] = [
         ["learner.vision_cache_gib = 2", "model.freeze_vision=true", "set learner.vision_cache_gib=0"],
     ),
     (
-        {"learner.activation_gib": 2.0, "model.gradient_checkpointing": True, "learner.zero_stage": 3},
-        ["learner.activation_gib = 2", "needs learner.zero_stage below 3", "or learner.zero_stage=2"],
-    ),
-    (
         {"learner.activation_gib": 2.0},
         [
             "learner.activation_gib = 2",

@@ -207,11 +207,6 @@ def _learner(c: RunConfig) -> Iterator[Problem]:
             c, "learner.activation_gib", "needs model.gradient_checkpointing=true: without it all activations are kept",
             "set that, or learner.activation_gib=0",
         )  # fmt: skip
-    if c.learner.activation_gib and c.learner.zero_stage == 3:
-        yield _problem(
-            c, "learner.activation_gib", "needs learner.zero_stage below 3, whose ranks die where only some layers recompute",
-            "set learner.activation_gib=0, or learner.zero_stage=2",
-        )  # fmt: skip
     needed = {"none": 0, "optimizer": 2, "all": 3}[c.learner.offload]
     if c.learner.zero_stage < needed:
         yield _problem(

@@ -245,7 +245,7 @@ class LearnerConfig:
     attention: Literal["auto", "sdpa", "flex"] = "auto"
     """Of the language model over packed rows. auto: flex (FlexAttention, compiled) on GPUs, sdpa on CPU."""
     activation_gib: NonNegative = 0.0
-    """With model.gradient_checkpointing, ZeRO 0 to 2: layers whose activations of a row fit into so much memory keep them."""
+    """With model.gradient_checkpointing: layers whose activations of a row fit into so much memory keep them."""
     kernels: Literal["plain", "compiled"] = "plain"
     """compiled: torch.compile fuses what lies between products of matrices in a layer, which takes a minute at the start."""
     vision_cache_gib: NonNegative = 0.0

@@ -49,15 +49,17 @@ class Recomputation:
         others = set(self._tower)
         self._language = [each for each in checkpointing_layers(language) if each not in others]
 
-    def choose(self, tokens: int, patches: int) -> list[int]:
-        """Let layers keep what fits of a row of so many tokens and patches; return how many do, stack by stack.
+    def fitting(self, tokens: int, patches: int) -> list[int]:
+        """Return how many layers of language model and tower can keep the activations of a row of so many tokens and patches."""
+        patches = patches if self._tower else 0
+        stacks = [(self._shapes.text, tokens), (self._shapes.vision, patches)]
+        return kept_layers(stacks, self._max_elements)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Let so many layers of each keep their activations.
 
         Those are the last ones: their activations are gone by the time that an earlier layer is computed again.
         """
-        patches = patches if self._tower else 0
-        stacks = [(self._shapes.text, tokens), (self._shapes.vision, patches)]
-        kept = kept_layers(stacks, self._max_elements)
         for layers, count in zip((self._language, self._tower), kept, strict=True):
             for number, layer in enumerate(layers):
                 layer.gradient_checkpointing = number < len(layers) - count
-        return kept

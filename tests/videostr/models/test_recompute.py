@@ -64,7 +64,8 @@ def test_rows_hold_what_the_budget_says(family: ModelFamily, policy: Any, make_g
     found = {}
     for share in (0.0, 0.5, 2.0):
         chosen = Recomputation(shapes, trained, family.tower(trained), least + share * (most - least))
-        kept = chosen.choose(len(row.input_ids), patches)
+        kept = chosen.fitting(len(row.input_ids), patches)
+        chosen.keep(kept)
         assert kept == [0, 0] if share == 0 else sum(kept) > 0
         found[share] = held(model, row)
     assert found[0.0][0] < found[0.5][0] < found[2.0][0]
@@ -73,5 +74,5 @@ def test_rows_hold_what_the_budget_says(family: ModelFamily, policy: Any, make_g
     for name, gradient in found[2.0][1].items():
         torch.testing.assert_close(found[0.0][1][name], gradient, rtol=0, atol=0)
         torch.testing.assert_close(found[0.5][1][name], gradient, rtol=0, atol=0)
-    chosen.choose(10**6, patches)
+    chosen.keep(chosen.fitting(10**6, patches))
     assert held(model, row)[0] == found[0.0][0]
