@@ -130,9 +130,12 @@ def test_without_arms_there_is_nothing_to_run(write: Callable[[str], Path]) -> N
         load_ablation(write("base: x"))
 
 
-def test_the_shipped_ablation_can_run() -> None:
-    path = ROOT / "configs/ablation_tabletop.yaml"
-    runs = runs_of(load_ablation(path, [f"base={ROOT}/configs/tabletop_cpu.yaml"]), str(path))
+@pytest.mark.parametrize("name", ["tabletop", "full"])
+def test_the_shipped_ablations_can_run(name: str) -> None:
+    path = ROOT / f"configs/ablation_{name}.yaml"
+    # The full one starts from a policy of the hub
+    there = [f"overrides=[model.path={ROOT}/videostr/tabletop/pretrained]"] if name == "full" else []
+    runs = runs_of(load_ablation(path, there), str(path))
     assert sum(run.arm == "default" for run in runs) == sum(run.arm == "answer_only" for run in runs) == 5
 
 
