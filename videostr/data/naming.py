@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.data.clips import RANGE_M, ClipView
+from videostr.data.clip_view import RANGE_M, ClipView
 from videostr.data.questions.question import Rng
 from videostr.types import Query
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.videostr.data.hand import scene, track
-from videostr.data.clips import MAX_NODES, ClipView, clips
+from videostr.data.clip_view import MAX_NODES, ClipView
+from videostr.data.clips import clips
 
 
 def test_ego_motion_is_taken_out_of_positions() -> None:

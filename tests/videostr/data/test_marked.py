@@ -17,7 +17,7 @@ from videostr.data.balance import Balancer
 from videostr.data.baseline import choices, complete_sets
 from videostr.data.build import Settings, build
 from videostr.data.build.worker import scene_records
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.places import balance_of, option_role, traits
 from videostr.data.questions import FAMILIES, ask
 from videostr.data.questions.marked import INTRODUCTIONS, LATE, MARKED, MOST_MARKED, ask_marked, mark_objects

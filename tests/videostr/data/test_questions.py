@@ -13,7 +13,7 @@ import pytest
 
 from tests.videostr.data.hand import scene, track
 from videostr.data.balance import Balancer
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.questions import FAMILIES, ask
 from videostr.data.questions.question import STEP, PreparedQuestion
 from videostr.data.scene import Scene

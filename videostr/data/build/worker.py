@@ -18,7 +18,8 @@ import numpy as np
 
 from videostr.data.balance import Balancer
 from videostr.data.build.settings import HELDOUT, Settings
-from videostr.data.clips import ClipView, clips
+from videostr.data.clip_view import ClipView
+from videostr.data.clips import clips
 from videostr.data.leakage import excluded
 from videostr.data.questions import ask
 from videostr.data.questions.marked import ask_marked

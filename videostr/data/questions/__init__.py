@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.questions import counting, direction, distance, motion, order, place, size
 from videostr.data.questions.question import PreparedQuestion, Rng
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import AMBIGUITY_MARGIN, is_countable, plain
 from videostr.data.questions.question import Balance, PreparedQuestion, Rng, number
 from videostr.types import Query

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, Name, pick_named, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.data.scene import Array

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import Name
 from videostr.data.places import balance_of
 from videostr.data.questions import direction, distance, moving, order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import Name, is_nameable, name_of, name_without_box, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number, numeric_choice
 from videostr.query import DECIMALS, path

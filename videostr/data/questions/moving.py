@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import AMBIGUITY_MARGIN, AMBIGUITY_MARGIN_M, Name, query_about
 from videostr.data.questions.direction import AMBIGUITY_MARGIN_PX, AMBIGUITY_MARGIN_SLOPE
 from videostr.data.questions.motion import LEAST_SPEED, MOVES_M, MOVES_SHARE

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import Name, is_unique, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, choice, worded
 from videostr.types import Answer, AnswerKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import Name, is_nameable, is_unique_at, name_of, pick, plain, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, worded
 from videostr.types import Answer, AnswerKind

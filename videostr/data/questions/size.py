@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from videostr.data.clips import ClipView
+from videostr.data.clip_view import ClipView
 from videostr.data.naming import name_of, pick, query_about
 from videostr.data.questions.question import PreparedQuestion, Rng, number
 from videostr.types import Query
