@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor
 
@@ -224,3 +226,20 @@ def assert_close(gradient: np.ndarray, expected: np.ndarray, name: str) -> None:
     error = np.linalg.norm(gradient - expected)
     share = 1e-3 if name.endswith(("A_log", "dt_bias")) else 1e-4
     assert error <= max(share * np.linalg.norm(expected), 1e-6), f"{name}: {error}"
+
+
+def assert_gradients(
+    learner: RayLearner,
+    run: Callable[[Awaitable[Any]], Any],
+    config: Config,
+    batch: LearnerBatch,
+    expected_loss: float,
+    expected: Mapping[str, Any],
+) -> None:
+    """Ranks that are built anew have this loss, and gradients of these parameters and no others."""
+    run(learner.call("rebuild", config))
+    for loss, gradients in run(learner.call("gradients", batch)):
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            assert_close(gradient, expected[name], name)

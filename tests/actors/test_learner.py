@@ -27,6 +27,7 @@ from tests.actors.learner_stage import (
     Bench,
     Stage,
     assert_close,
+    assert_gradients,
     plain_gradients,
     save,
     started,
@@ -36,7 +37,7 @@ from videostr.config.schema import Config
 from videostr.config.sections import Lora, LossConfig, TrainConfig
 from videostr.digests import file_digest
 from videostr.errors import CheckpointError, ConfigError, GradientError, LearnerError
-from videostr.groups import LearnerBatch, RolloutGroup
+from videostr.groups import RolloutGroup
 from videostr.grpo.attention import Kernel
 from videostr.grpo.losses import LossInputs
 from videostr.models.base import FAMILIES
@@ -69,23 +70,6 @@ def learners(stage: Stage, run: Callable[[Awaitable[Any]], Any]) -> Iterator[dic
     yield learners
     for learner in learners.values():
         learner.close()
-
-
-def assert_gradients(
-    learner: RayLearner,
-    run: Callable[[Awaitable[Any]], Any],
-    config: Config,
-    batch: LearnerBatch,
-    expected_loss: float,
-    expected: Mapping[str, Any],
-) -> None:
-    """Ranks that are built anew have this loss, and gradients of these parameters and no others."""
-    run(learner.call("rebuild", config))
-    for loss, gradients in run(learner.call("gradients", batch)):
-        assert loss == pytest.approx(expected_loss, abs=1e-5)
-        assert gradients.keys() == expected.keys()
-        for name, gradient in gradients.items():
-            assert_close(gradient, expected[name], name)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.learner.ray_learner import RayLearner
-from tests.actors.learner_stage import LOSS, Bench, Stage, assert_close, started
+from tests.actors.learner_stage import LOSS, Bench, Stage, assert_gradients, started
 from videostr.errors import ModelError
 from videostr.models.base import family_of
 from videostr.models.checkpoint import check_model
@@ -77,12 +77,8 @@ def test_loss_and_gradients_are_those_of_one_rank(
         num_ranks=4, sequence_parallel=shared, zero_stage=zero_stage, max_row_tokens=max_row_tokens
     )
     config.model.gradient_checkpointing, config.model.freeze_vision = checkpointing, freeze_vision
-    run(learner.call("rebuild", config))
-    for loss, gradients in run(learner.call("gradients", these.batch)):
-        assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-5)
-        assert gradients.keys() == {name for name in expected if not (freeze_vision and "visual" in name)}
-        for name, gradient in gradients.items():
-            assert_close(gradient, expected[name], name)
+    trained = {name: g for name, g in expected.items() if not (freeze_vision and "visual" in name)}
+    assert_gradients(learner, run, config, these.batch, expected_loss, trained)
     run(learner.call("rebuild", config))
     for group, found in enumerate(run(learner.logprobs(these.batch))):
         for completion, values in enumerate(found):
