@@ -152,5 +152,6 @@ def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     given = ["--config", "configs/tabletop_sft.yaml", f"run.dir={tmp_path}"]
     assert main([*given, "model.tiny=gpt2"]) == 2
     assert "model.tiny = gpt2: must be one of qwen2_5_vl" in capsys.readouterr().err
-    assert main([*given, f"data.train={tmp_path}"]) == 2
+    nothing_built = ["data.tabletop.train_scenes=0", "data.tabletop.heldout_scenes=0"]
+    assert main([*given, f"data.train={tmp_path}", *nothing_built]) == 2
     assert "no records-*.parquet in this folder" in capsys.readouterr().err
