@@ -63,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     def start(lock: FolderLock) -> Coroutine[Any, Any, int]:
-        build_missing(config)
+        if config.model.tiny:  # its tokenizer is made of the records
+            build_missing(config)
         training = as_training(config, _initial_policy(config) if config.model.tiny else "")
         processor = open_checkpoint(training.model.path, cpu=False)
+        build_missing(config)
         return launch(config, training, lock, processor)
 
     return hold(config, start)
