@@ -161,12 +161,12 @@ class TrainedPolicy:
         # The largest of a video's tensors has a row a patch; each rank has its part of it.
         patches = max((len(tensor) for tensor in row.vision.values()), default=0)
         shared = self._config.learner.sequence_parallel
-        kept = torch.tensor(
-            self._recomputation.fitting(len(row.input_ids), patches * shared), device=self._device
-        )
+        kept = self._recomputation.fitting(len(row.input_ids), patches * shared)
         if self._config.learner.zero_stage == 3:
-            dist.all_reduce(kept, op=dist.ReduceOp.MIN)
-        self._recomputation.keep(kept.tolist())
+            least = torch.tensor(kept, device=self._device)
+            dist.all_reduce(least, op=dist.ReduceOp.MIN)
+            kept = least.tolist()
+        self._recomputation.keep(kept)
 
     def reference_logprobs(self, row: Row, temperature: float) -> Tensor | None:
         """Return the initial policy's log-probabilities [N] of a row, without gradient; None without a KL term.

@@ -206,16 +206,16 @@ def _gloo_group(info: GlooInitInfo | GlooTrainerInitInfo, rank: int) -> Any:
 
 def pieces(metadata: Sequence[ParamMeta], nbytes: int) -> Iterator[list[ParamMeta]]:
     """Yield the buffers of a pass, each of one dtype and about `nbytes`."""
-    chunk: list[ParamMeta] = []
+    piece: list[ParamMeta] = []
     size = 0
     for meta in metadata:
-        if chunk and (size >= nbytes or meta.dtype != chunk[0].dtype):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(meta)
+        if piece and (size >= nbytes or meta.dtype != piece[0].dtype):
+            yield piece
+            piece, size = [], 0
+        piece.append(meta)
         size += _numel(meta) * meta.dtype.itemsize
-    if chunk:
-        yield chunk
+    if piece:
+        yield piece
 
 
 def _numel(meta: ParamMeta) -> int:

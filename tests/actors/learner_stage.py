@@ -236,7 +236,7 @@ def assert_gradients(
     expected_loss: float,
     expected: Mapping[str, Any],
 ) -> None:
-    """Ranks that are built anew have this loss, and gradients of these parameters and no others."""
+    """Ranks that are rebuilt have this loss, and gradients of these parameters and no others."""
     run(learner.call("rebuild", config))
     for loss, gradients in run(learner.call("gradients", batch)):
         assert loss == pytest.approx(expected_loss, abs=1e-5)
