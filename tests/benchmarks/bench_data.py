@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -153,12 +154,16 @@ class Watched:
         for who in ("parent", "workers"):
             found[who] = {
                 "quarters": [round(float(np.median([getattr(s, who) for s in part]))) for part in quarters],
-                "slope": round(
-                    float(np.polyfit([s.records for s in half], [getattr(s, who) for s in half], 1)[0]) * 1e5,
-                    1,
-                ),
+                "slope": _slope([s.records for s in half], [getattr(s, who) for s in half]),
             }
         return found
+
+
+def _slope(records: Sequence[int], mib: Sequence[float]) -> float | None:
+    """MiB per 100,000 records; None of a build that is over before it has told two numbers of records."""
+    if len(set(records)) < 2:
+        return None
+    return round(float(np.polyfit(records, mib, 1)[0]) * 1e5, 1)
 
 
 def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
